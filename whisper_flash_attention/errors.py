@@ -1,0 +1,51 @@
+"""The exceptions that this package raises for users.
+
+    WhisperFlashError
+    ├── UnsupportedAttention     no back-end, or not the one asked for, can run this attention
+    ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
+    ├── AudioError               a recording is missing, not audio, or empty
+    ├── OptionError              an option has a value that makes no sense here
+    ├── DeviceError              the device asked for is not there
+    ├── MissingPackage           an optional package is needed; the message names the extra
+    ├── IncompatibleTransformers a Transformers internal that we lean on has changed
+    └── BenchmarkError           the benchmark cannot do what was asked
+
+Every message says what was asked, what was found and what to do. The command line prints
+the message as one line and exits with code 2.
+"""
+
+
+class WhisperFlashError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnsupportedAttention(WhisperFlashError, ValueError):
+    """No attention back-end (or not the one asked for by name) can run these inputs."""
+
+
+class WeightsError(WhisperFlashError, ValueError):
+    """A checkpoint cannot be read. The message names the file and what was wrong with it."""
+
+
+class AudioError(WhisperFlashError, ValueError):
+    """A recording cannot be read. The message names the file and what was wrong with it."""
+
+
+class OptionError(WhisperFlashError, ValueError):
+    """An option has a value that is unknown or impossible. The message lists what is possible."""
+
+
+class DeviceError(WhisperFlashError, RuntimeError):
+    """The device asked for does not exist on this machine."""
+
+
+class MissingPackage(WhisperFlashError, ImportError):
+    """An optional package is needed for what was asked. The message names the extra to install."""
+
+
+class IncompatibleTransformers(WhisperFlashError, ImportError):
+    """The installed Transformers does not keep a promise that this package leans on."""
+
+
+class BenchmarkError(WhisperFlashError, RuntimeError):
+    """The benchmark cannot run what was asked, or cannot use the results it found."""
