@@ -1,0 +1,155 @@
+"""Which back-end runs which call: the registry, the order of preference, and `attend` itself."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from torch import Tensor
+
+from whisper_flash_attention.errors import OptionError, UnsupportedAttention
+from whisper_flash_attention.flash_attention.base import (
+    AttentionInputs,
+    AttentionProblem,
+    Backend,
+    MaskKind,
+)
+from whisper_flash_attention.flash_attention.flash_attn import FlashAttn
+from whisper_flash_attention.flash_attention.reference import Reference
+from whisper_flash_attention.flash_attention.sdpa import SdpaCudnn, SdpaEfficient, SdpaFlash
+from whisper_flash_attention.flash_attention.xformers import Xformers
+
+AUTO = "auto"
+
+BACKENDS: tuple[Backend, ...] = (
+    Reference(),
+    SdpaFlash(),
+    SdpaCudnn(),
+    SdpaEfficient(),
+    Xformers(),
+    FlashAttn(),
+)
+
+# Below this many keys, a key length is likely that of a growing cache.
+FEW_KEYS = 512
+
+
+def backend_names() -> tuple[str, ...]:
+    """The names that `attend` takes: "auto" and every back-end."""
+    return (AUTO, *(backend.name for backend in BACKENDS))
+
+
+def preference(problem: AttentionProblem) -> tuple[str, ...]:
+    """The order in which "auto" asks the back-ends. The one place to change it.
+
+    - Masks: PyTorch's memory-efficient kernel takes them all; xFormers runs the same kernel with
+      more Python around it.
+    - Many keys: cuDNN is the fastest on Hopper, for a whole encoder as for one query.
+    - Few keys: cuDNN plans anew for each length, so a growing cache goes to the flash kernels.
+    """
+    if problem.mask is not MaskKind.NONE:
+        gpu = ("sdpa_efficient", "xformers", "sdpa_cudnn", "flash_attn", "sdpa_flash")
+    elif problem.kv_len >= FEW_KEYS:
+        gpu = ("sdpa_cudnn", "flash_attn", "sdpa_flash", "sdpa_efficient", "xformers")
+    else:
+        gpu = ("flash_attn", "sdpa_flash", "sdpa_efficient", "xformers", "sdpa_cudnn")
+    return (*gpu, "reference")
+
+
+def choose(problem: AttentionProblem, name: str, backends: Sequence[Backend]) -> Backend:
+    """The back-end of `backends` called `name`, or the preferred one that can if it is "auto".
+
+    Raises:
+        OptionError: no back-end is called `name`.
+        UnsupportedAttention: the back-end cannot run `problem`; nothing else is tried.
+    """
+    by_name = {backend.name: backend for backend in backends}
+    if name == AUTO:
+        candidates = [by_name[preferred] for preferred in preference(problem)]
+    elif name in by_name:
+        candidates = [by_name[name]]
+    else:
+        raise OptionError(_unknown(name, (AUTO, *by_name)))
+    for backend in candidates:
+        if not backend.why_not(problem):
+            return backend
+    raise UnsupportedAttention(_refusal(problem, name, reasons_of(problem, backends)))
+
+
+def reasons_of(problem: AttentionProblem, backends: Sequence[Backend]) -> dict[str, list[str]]:
+    """For each of `backends` by name, its reasons against `problem`; empty where it can."""
+    return {backend.name: backend.why_not(problem) for backend in backends}
+
+
+@lru_cache(maxsize=8192)
+def pick(problem: AttentionProblem, backend: str = AUTO) -> Backend:
+    """The back-end that will run `problem`; cached, for it is asked at every attention call.
+
+    PyTorch's settings count as they are when a problem is first met: call `pick.cache_clear()`
+    after switching deterministic algorithms or one of PyTorch's kernels on or off.
+
+    Raises:
+        OptionError: `backend` is not one of `backend_names()`.
+        UnsupportedAttention: the back-end asked for by name cannot run `problem`. The message
+            has shape, dtype, device and the reasons of every back-end.
+    """
+    return choose(problem, backend, BACKENDS)
+
+
+def explain(problem: AttentionProblem) -> dict[str, list[str]]:
+    """For every back-end by name, why it cannot run `problem`; empty where it can."""
+    return reasons_of(problem, BACKENDS)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = AUTO,
+) -> Tensor:
+    """softmax(scale · q kᵀ + mask) v, differentiable in q, k and v.
+
+    Args:
+        q: queries [B, Lq, H, D].
+        k, v: keys and values [B, Lk, H, D].
+        causal: query i sees the keys j <= i + Lk - Lq (aligned bottom-right).
+        mask: broadcastable to [B, H, Lq, Lk]; bool (True = may attend) or added to the scores.
+            It applies together with `causal`. A query that may attend to nothing gets zeros.
+        scale: factor of the scores; 1 / sqrt(D) if None.
+        dropout: share of the attention weights dropped, in [0, 1).
+        backend: one of `backend_names()`. A back-end asked for by name never falls back.
+
+    Returns:
+        [B, Lq, H, D] in the dtype of q.
+
+    Raises:
+        ValueError: the inputs do not fit together.
+        OptionError: `backend` is unknown.
+        UnsupportedAttention: the back-end asked for cannot run these inputs.
+    """
+    inputs = AttentionInputs(q, k, v, causal, mask, scale, dropout)
+    return pick(inputs.problem, backend).run(inputs)
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"there is no attention back-end {name!r}; there are {', '.join(names)}.{hint}"
+
+
+def _refusal(problem: AttentionProblem, name: str, reasons: dict[str, list[str]]) -> str:
+    others = [
+        f"{other} {'can' if not against else 'cannot: ' + '; '.join(against)}"
+        for other, against in reasons.items()
+        if other != name
+    ]
+    return (
+        f"attention back-end {name} cannot run {problem}: {'; '.join(reasons[name])}. "
+        f"The others: {' | '.join(others)}."
+    )
