@@ -1,0 +1,13 @@
+"""From a recording to text with times, and to the files that people read.
+
+This folder owns `Transcriber` (a model and its processor, put to work), the results it returns and
+the formats they are written in. It stands on `audio/`, `weights/` and the modeling file; it must
+not know attention kernels or the benchmark. Terminals are known to `command.py` (the command's
+options), `progress.py` and `quiet.py` alone.
+"""
+
+from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.transcriber import Transcriber
+from whisper_flash_attention.transcribe.writers import FORMATS, render, write
+
+__all__ = ["FORMATS", "Segment", "Transcriber", "Transcription", "render", "write"]

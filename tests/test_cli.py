@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.audio.encoding import encode, read_wave, write_wave
+from whisper_flash_attention import __version__
+from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.cli import app
+from whisper_flash_attention.transcribe import Transcription
+
+COMMAND = [sys.executable, "-m", "whisper_flash_attention"]
+
+
+class Outcome(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str | Path) -> Outcome:
+    """Run the command in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def assert_one_line_error(outcome: Outcome, *expected: str) -> None:
+    assert outcome.code == 2
+    assert outcome.stdout == ""
+    [line] = outcome.stderr.splitlines()
+    assert line.startswith("error: ")
+    for part in expected:
+        assert part in line
+
+
+@pytest.fixture(scope="module")
+def clip(bundled_recordings: tuple[Recording, ...]) -> Recording:
+    return bundled_recordings[4]  # 3.3 s that tiny.en hears without a mistake
+
+
+def test_version_and_help_are_quick_because_they_import_no_pytorch() -> None:
+    script = (
+        "import sys, whisper_flash_attention.cli as cli\n"
+        "try: cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'av', 'rich.progress'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['rich.progress']"
+    assert call("--version") == Outcome(0, f"whisper-flash {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["transcribe", "doctor"])
+def test_help_teaches_by_examples(command: str) -> None:
+    outcome = call(command, "--help")
+    assert outcome.code == 0
+    assert "Examples" in outcome.stdout
+    assert f"whisper-flash {command}" in outcome.stdout
+
+
+def test_the_benchmark_brings_its_own_options() -> None:
+    outcome = call("benchmark", "--help")
+    assert outcome.code == 0
+    assert "whisper-flash benchmark" in outcome.stdout
+    assert "--setting" in outcome.stdout
+
+
+def test_a_misused_benchmark_is_exit_code_2() -> None:
+    assert call("benchmark", "--no-such-option").code == 2
+
+
+def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
+    tiny_en: str, clip: Recording
+) -> None:
+    arguments = ["transcribe", str(clip.path), "--model", tiny_en, "--device", "cpu"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{clip.transcript}\n"
+    what_ran, speed = done.stderr.splitlines()
+    assert what_ran == (
+        "package:tiny.en: Transformers generate; attention: encoder sdpa_flash, "
+        "decoder sdpa_flash; cpu, float32"
+    )
+    assert re.fullmatch(r"3\.3 s of audio in \d+\.\d s: \d+\.\d x real time", speed)
+
+
+def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
+    tmp_path: Path, tiny_en: str, clip: Recording
+) -> None:
+    mp3 = tmp_path / "copy.mp3"
+    encode(mp3, read_wave(clip.path), codec="mp3", rate=44_100, layout="stereo")
+    bad = tmp_path / "bad.wav"
+    bad.write_text("This is not a recording.\n" * 20)
+    cut = tmp_path / "cut.wav"
+    write_wave(cut, read_wave(clip.path)[None], 16_000)
+    cut.write_bytes(cut.read_bytes()[:-1001])
+
+    outcome = call("transcribe", mp3, bad, cut, "--model", tiny_en, "--device", "cpu")
+    assert outcome.code == 2
+    assert outcome.stdout == (
+        f"==> {mp3} <==\n{clip.transcript}\n==> {cut} <==\n{clip.transcript}\n"
+    )
+    lines = outcome.stderr.splitlines()
+    assert lines[:2] == [f"[1/3] {mp3}", f"[2/3] {bad}"]
+    assert lines[2].startswith(f"error: {bad}: is not a recording")
+    assert lines[3] == f"[3/3] {cut}"
+    assert lines[4].startswith(f"warning: {cut}: is damaged or cut off")
+    assert "Transformers generate" in lines[5]
+    assert "s of audio in" in lines[6]
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize("output_format", ["json", "srt"])
+def test_results_go_into_files_of_the_output_folder(
+    tmp_path: Path, tiny_en: str, clip: Recording, output_format: str
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    outcome = call(
+        *("transcribe", clip.path, "--model", tiny_en, "--device", "cpu"),
+        *("--output-format", output_format, "--output-dir", folder, "--language", "english"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout == ""
+    [file] = folder.iterdir()
+    assert file.name == f"{clip.path.stem}.{output_format}"
+    text = file.read_text(encoding="utf-8")
+    assert clip.transcript in text
+    if output_format == "srt":
+        assert re.search(r"00:00:00,000 --> 00:00:03,\d{3}\n", text)
+    else:
+        transcription = Transcription.from_dict(json.loads(text))
+        assert transcription.seconds == clip.seconds
+        assert transcription.segments[0].start == 0
+
+
+def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: Recording) -> None:
+    model = ("--model", tiny_en, "--device", "cpu")
+    outcome = call("transcribe", clip.path, *model, "--attention", "reference")
+    assert outcome.stdout == f"{clip.transcript}\n"
+    assert "attention: reference; cpu, float32" in outcome.stderr
+    refused = call("transcribe", clip.path, *model, "--attention", "sdpa_cudnn")
+    assert_one_line_error(refused, "sdpa_cudnn cannot run", "needs a CUDA GPU")
+
+
+def test_a_missing_file_is_told_at_once() -> None:
+    assert_one_line_error(call("transcribe", "nowhere.wav"), "nowhere.wav: there is no such file")
+
+
+def test_a_folder_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
+    text, empty = tmp_path / "notes.txt", tmp_path / "empty.wav"
+    text.write_text("Not a sound.\n" * 50)
+    write_wave(empty, np.zeros((1, 0), np.int16), 16_000)
+    assert_one_line_error(call("transcribe", tmp_path), f"{tmp_path}: is a folder")
+    assert_one_line_error(call("transcribe", text), "notes.txt: there is no audio stream")
+    assert_one_line_error(call("transcribe", empty), f"{empty}: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "expected"),
+    [
+        ("--language", "germn", "unknown language 'germn'; did you mean german"),
+        ("--task", "summarise", "unknown task 'summarise'; possible: transcribe, translate"),
+        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt"),
+        ("--device", "gpu", "unknown device 'gpu'; possible: auto, cpu"),
+        ("--dtype", "fp16", "unknown dtype 'fp16'; possible: auto, float32"),
+        ("--attention", "sdpa_flsh", "unknown attention back-end 'sdpa_flsh'; did you mean sdpa_f"),
+        ("--model", "./no/such/folder", "no/such/folder: does not exist"),
+    ],
+)
+def test_an_unknown_value_is_one_line_that_says_what_is_possible(
+    clip: Recording, option: str, wrong: str, expected: str
+) -> None:
+    assert_one_line_error(call("transcribe", clip.path, option, wrong), expected)
+
+
+def test_an_unknown_model_says_where_else_models_are(clip: Recording) -> None:
+    outcome = call("transcribe", clip.path, "--model", "nobody/nothing")
+    assert_one_line_error(outcome, "cannot load model 'nobody/nothing'", "package:tiny.en")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
+def test_a_missing_gpu_is_told(clip: Recording) -> None:
+    outcome = call("transcribe", clip.path, "--device", "cuda")
+    assert_one_line_error(outcome, "device 'cuda' was asked for", "use 'cpu'")
+
+
+def test_an_english_only_model_refuses_german(tiny_en: str, clip: Recording) -> None:
+    arguments = ("--model", tiny_en, "--device", "cpu", "--language", "de")
+    outcome = call("transcribe", clip.path, *arguments)
+    assert_one_line_error(outcome, "'de' needs a multilingual model")
+
+
+def test_files_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
+    outcome = call("transcribe", "a/talk.mp3", "b/talk.wav", "--output-dir", tmp_path)
+    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.wav would both be written to")
+
+
+def test_subtitles_of_several_files_need_a_folder() -> None:
+    outcome = call("transcribe", "a.mp3", "b.mp3", "--output-format", "srt")
+    assert_one_line_error(outcome, "srt of several files needs --output-dir")
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = call("transcribe", "a.mp3", "--output-dir", tmp_path / "file")
+    assert_one_line_error(outcome, f"{tmp_path / 'file'}: cannot be made")
+
+
+def test_no_file_is_a_usage_error() -> None:
+    outcome = call("transcribe")
+    assert outcome.code == 2
+    assert "Missing argument" in outcome.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+def test_ctrl_c_ends_it_with_130_and_no_traceback(
+    tmp_path: Path, tiny_en: str, clip: Recording
+) -> None:
+    long = tmp_path / "long.wav"
+    write_wave(long, np.tile(read_wave(clip.path), 200)[None], 16_000)
+    arguments = ["transcribe", str(clip.path), str(long), "--model", tiny_en, "--device", "cpu"]
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # from here on the long file is being read
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    language_code,
+    resolve_device,
+    resolve_dtype,
+)
+from whisper_flash_attention.errors import DeviceError, OptionError
+
+
+@pytest.mark.parametrize(
+    ("given_as", "code"),
+    [("de", "de"), ("German", "de"), (" GERMAN ", "de"), ("castilian", "es"), ("Haitian", "ht")],
+)
+def test_a_language_is_known_by_name_code_and_other_names(given_as: str, code: str) -> None:
+    assert language_code(given_as) == code
+    assert TranscribeOptions(language=given_as).language == code
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"), [("germn", "german"), ("Englsh", "english"), ("spanisch", "spanish")]
+)
+def test_an_unknown_language_gets_the_nearest_names(misspelt: str, nearest: str) -> None:
+    with pytest.raises(
+        OptionError, match=f"unknown language '{misspelt}'.*did you mean.*{nearest}"
+    ):
+        TranscribeOptions(language=misspelt)
+
+
+@settings(deadline=None)  # the first call imports Transformers
+@given(st.text())
+def test_every_other_language_is_an_option_error_or_a_code(language: str) -> None:
+    try:
+        code = language_code(language)
+    except OptionError:
+        return
+    assert language_code(code) == code
+
+
+def test_an_unknown_task_lists_the_known_ones() -> None:
+    with pytest.raises(OptionError, match="unknown task 'summarise'; possible: transcribe, trans"):
+        TranscribeOptions(task="summarise")
+
+
+def test_options_cannot_be_changed_after_they_were_checked() -> None:
+    options = TranscribeOptions()
+    for field in fields(options):
+        with pytest.raises(AttributeError):
+            setattr(options, field.name, "de")
+
+
+def test_a_model_does_only_the_languages_and_tasks_it_knows() -> None:
+    TranscribeOptions().check_model(("en",))
+    TranscribeOptions(language="english").check_model(("en",))
+    TranscribeOptions(language="de", task="translate").check_model(("en", "de"))
+    with pytest.raises(OptionError, match="'de' needs a multilingual model"):
+        TranscribeOptions(language="de").check_model(("en",))
+    with pytest.raises(OptionError, match="'translate' needs a multilingual model"):
+        TranscribeOptions(task="translate").check_model(("en",))
+    with pytest.raises(OptionError, match="does not know language 'yue'; it knows de, en"):
+        TranscribeOptions(language="cantonese").check_model(("en", "de"))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu:0"])
+def test_an_unknown_device_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(OptionError, match="possible: auto, cpu, cuda, cuda:N, mps"):
+        resolve_device(name)
+
+
+def test_auto_is_the_gpu_where_there_is_one_and_the_cpu_elsewhere() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_without_a_gpu_cuda_is_an_error_that_says_what_to_do(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"device '{name}' was asked for, but .*use 'cpu'"):
+        resolve_device(name)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_chosen_by_its_number_and_a_missing_one_names_those_there() -> None:
+    assert resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(DeviceError, match=r"'cuda:99' was asked for; found: cuda:0 \("):
+        resolve_device("cuda:99")
+
+
+def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.float16
+    assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    with pytest.raises(OptionError, match="unknown dtype 'fp16'; possible: auto, float32"):
+        resolve_dtype("fp16", torch.device("cpu"))

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, render, write
+
+SPOKEN = Transcription(
+    "Good morning. 1 < 2 & true.",
+    "en",
+    (
+        Segment(0.0, 1.5, "Good morning.", (1, 2)),
+        Segment(3661.25, 3662.0, "1 < 2 & true.", (3,)),
+    ),
+    3700.0,
+)
+SILENT = Transcription("", "en", (), 5.0)
+TIME = r"(\d{2,}):(\d\d):(\d\d)[.,](\d{3})"
+
+
+def milliseconds(clock: str) -> int:
+    match = re.fullmatch(TIME, clock)
+    assert match is not None
+    hours, minutes, seconds, rest = map(int, match.groups())
+    return ((hours * 60 + minutes) * 60 + seconds) * 1000 + rest
+
+
+def cues(rendered: str) -> list[tuple[int, int, str]]:
+    """Read subtitles back: (start, end) in milliseconds and the text of each cue."""
+    found = []
+    for block in rendered.split("\n\n"):
+        lines = block.strip("\n").split("\n")
+        [place] = [i for i, line in enumerate(lines) if "-->" in line] or [None]
+        if place is not None:
+            start, end = lines[place].split(" --> ")
+            found.append((milliseconds(start), milliseconds(end), "\n".join(lines[place + 1 :])))
+    return found
+
+
+def test_txt_is_a_line_per_segment() -> None:
+    assert render(SPOKEN, "txt") == "Good morning.\n1 < 2 & true.\n"
+
+
+def test_srt_has_numbers_and_commas() -> None:
+    assert render(SPOKEN, "srt") == (
+        "1\n00:00:00,000 --> 00:00:01,500\nGood morning.\n\n"
+        "2\n01:01:01,250 --> 01:01:02,000\n1 < 2 & true.\n"
+    )
+
+
+def test_vtt_has_its_header_points_and_escapes() -> None:
+    assert render(SPOKEN, "vtt") == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nGood morning.\n\n"
+        "01:01:01.250 --> 01:01:02.000\n1 &lt; 2 &amp; true.\n"
+    )
+
+
+def test_json_holds_everything() -> None:
+    assert Transcription.from_dict(json.loads(render(SPOKEN, "json"))) == SPOKEN
+
+
+def test_json_keeps_other_scripts_readable() -> None:
+    assert "おはよう" in render(Transcription("おはよう", "ja", (), 1.0), "json")
+
+
+def test_silence_is_an_empty_but_valid_file() -> None:
+    assert render(SILENT, "txt") == ""
+    assert render(SILENT, "srt") == ""
+    assert render(SILENT, "vtt") == "WEBVTT\n"
+    assert json.loads(render(SILENT, "json"))["segments"] == []
+
+
+@pytest.mark.parametrize("output_format", ["srt", "vtt"])
+def test_text_cannot_break_out_of_its_cue(output_format: str) -> None:
+    text = "first\n\n2\n00:00:09,000 --> 00:00:10,000\nsecond"
+    rendered = render(Transcription(text, "en", (Segment(0, 1, text),), 1.0), output_format)
+    [(start, end, _)] = cues(rendered)
+    assert (start, end) == (0, 1000)
+    assert rendered.count("-->") == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**6)), max_size=5))
+def test_times_in_milliseconds_come_back_exactly(times: list[tuple[int, int]]) -> None:
+    segments = tuple(Segment(a / 1000, (a + length) / 1000, "word") for a, length in times)
+    expected = [(a, a + max(length, 1), "word") for a, length in times]
+    for output_format in ("srt", "vtt"):
+        rendered = render(Transcription("", "en", segments, 0.0), output_format)
+        assert cues(rendered) == expected
+
+
+@given(st.text(min_size=1).filter(str.strip))
+def test_vtt_text_comes_back_but_for_white_space(text: str) -> None:
+    rendered = render(Transcription(text, "en", (Segment(0, 1, text),), 1.0), "vtt")
+    written = rendered.split("\n", 3)[3].removesuffix("\n")
+    assert "<" not in written
+    assert ">" not in written
+    unescaped = written.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    assert unescaped == " ".join(text.split())
+    if "&" not in text:
+        assert html.unescape(written) == unescaped
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_what_is_written_is_what_is_rendered(tmp_path: Path, output_format: str) -> None:
+    path = tmp_path / f"talk.{output_format}"
+    write(SPOKEN, path, output_format)
+    assert path.read_bytes().decode("utf-8") == render(SPOKEN, output_format)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.mkdir()  # a folder cannot be replaced by a file
+    with pytest.raises(OptionError, match=r"talk\.txt: cannot be written"):
+        write(SPOKEN, path, "txt")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot be written"):
+        write(SPOKEN, tmp_path / "missing" / "talk.txt", "txt")
+
+
+def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt"):
+        render(SPOKEN, "doc")

@@ -1,0 +1,108 @@
+"""The command `whisper-flash`: transcribe, doctor, benchmark.
+
+Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
+Exit codes: 0 done; 1 `doctor` found something broken; 2 an error, told in one line; 130
+interrupted. PyTorch and Transformers are imported by the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from whisper_flash_attention._version import __version__
+from whisper_flash_attention.errors import WhisperFlashError
+from whisper_flash_attention.transcribe.command import transcribe_command
+
+EXIT_BROKEN, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Group(TyperGroup):
+    """Commands whose errors are one line on standard error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WhisperFlashError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(EXIT_ERROR) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="whisper-flash",
+    help="Whisper with memory-efficient attention: transcribe recordings, and measure how fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("transcribe")(transcribe_command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app(prog_name="whisper-flash")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"whisper-flash {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Say what can run here, and what cannot and why.
+
+    Device, versions, optional packages with the command that installs them, the packaged weights,
+    and each attention back-end with its reasons. Exit code 1 if something needed is broken.
+
+    [b]Examples[/b]
+
+      whisper-flash doctor
+
+      whisper-flash doctor --json
+    """
+    from whisper_flash_attention.doctor import examine, print_report
+
+    report = examine()
+    print_report(report, as_json=as_json)
+    if not report.usable:
+        raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def benchmark(context: typer.Context) -> None:
+    """Measure this package against stock Whisper, row by row."""
+    # Its options are declared beside it, and imported only when it is asked for.
+    from whisper_flash_attention.benchmark.command import benchmark_command
+
+    command = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+    )
+    command.command()(benchmark_command)
+    command(args=context.args, prog_name="whisper-flash benchmark")

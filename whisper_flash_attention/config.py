@@ -1,0 +1,141 @@
+"""What a user may ask for, checked when it is asked: languages, tasks, devices and dtypes.
+
+The only module that may read environment variables; nothing here needs one so far. PyTorch and
+Transformers are imported inside the functions that need them, so that the command line starts fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from whisper_flash_attention.errors import DeviceError, OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+TASKS = ("transcribe", "translate")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeOptions:
+    """What to do with a recording.
+
+    Args:
+        language: the language spoken, by name ("German") or code ("de"), kept as its code; None
+            has the model detect it.
+        task: "transcribe", or "translate" (into English).
+
+    Raises:
+        OptionError: a language or task that Whisper does not know.
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+
+    def __post_init__(self) -> None:
+        if self.language is not None:
+            object.__setattr__(self, "language", language_code(self.language))
+        if self.task not in TASKS:
+            raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+
+    def check_model(self, languages: Collection[str]) -> None:
+        """Raise `OptionError` if a model of these languages (codes) cannot do what is asked."""
+        if self.task == "translate" and set(languages) == {"en"}:
+            raise OptionError(
+                "task 'translate' needs a multilingual model, and this one is English-only; "
+                "take one without '.en' in its name"
+            )
+        if self.language is None or self.language in languages:
+            return
+        if set(languages) == {"en"}:
+            raise OptionError(
+                f"language {self.language!r} needs a multilingual model, and this one is "
+                "English-only; take one without '.en' in its name"
+            )
+        raise OptionError(
+            f"this model does not know language {self.language!r}; "
+            f"it knows {', '.join(sorted(languages))}"
+        )
+
+
+def language_code(language: str) -> str:
+    """Return Whisper's code of a language that is given by name or code, in any case.
+
+    Raises `OptionError`, with the nearest names, if Whisper does not know it.
+    """
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    wanted = language.strip().lower()
+    codes = set(TO_LANGUAGE_CODE.values())
+    if wanted in codes:
+        return wanted
+    if wanted in TO_LANGUAGE_CODE:
+        return str(TO_LANGUAGE_CODE[wanted])
+    near = difflib.get_close_matches(wanted, [*TO_LANGUAGE_CODE, *sorted(codes)], n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise OptionError(
+        f"unknown language {language!r}; {hint}"
+        f"Whisper knows {len(codes)}, by name ('german') or code ('de')"
+    )
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of this name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    "auto" is the first CUDA GPU where PyTorch sees one, else the CPU.
+
+    Raises:
+        OptionError: the name is none of these.
+        DeviceError: there is no such device here; says what there is.
+    """
+    import torch
+
+    match = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d+))?", name)
+    if match is None:
+        raise OptionError(f"unknown device {name!r}; possible: auto, cpu, cuda, cuda:N, mps")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' was asked for, but PyTorch finds no Apple GPU; use 'cpu'")
+    if name.startswith("cuda"):
+        _check_cuda(name, index=int(match[1] or 0))
+    return torch.device(name)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise DeviceError(
+            f"device {name!r} was asked for, but this PyTorch ({torch.__version__}) is built for "
+            "CPUs only; use 'cpu', or install a CUDA build (pytorch.org)"
+        )
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise DeviceError(
+            f"device {name!r} was asked for, but PyTorch finds no GPU; use 'cpu', or see "
+            "whether `nvidia-smi` runs"
+        )
+    if index >= count:
+        found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+        raise DeviceError(f"device {name!r} was asked for; found: {found}")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of this name: "auto" is float16 on a CUDA GPU and float32 elsewhere.
+
+    Raises `OptionError` if the name is not one of `DTYPES`.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise OptionError(f"unknown dtype {name!r}; possible: {', '.join(DTYPES)}")
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -1,0 +1,247 @@
+"""`whisper-flash doctor`: what can run on this machine, and what cannot and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisper_flash_attention._version import __version__
+from whisper_flash_attention.errors import MissingPackage, WeightsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIP = "pip install 'whisper-flash-attention[{}]'"
+REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "typer", "rich")
+# Distribution -> what it is for, and the extra that brings it.
+OPTIONAL = {
+    "xformers": ("an attention back-end", "xformers"),
+    "flash-attn": ("an attention back-end", "flash"),
+    "matplotlib": ("the benchmark's plots", "plots"),
+    "nvidia-ml-py": ("the benchmark's VRAM as the driver sees it", "bench"),
+    "datasets": ("the benchmark on LibriSpeech", "bench"),
+}
+DTYPES = ("float32", "float16", "bfloat16")
+HANDOVERS = ("generate runs in Transformers' own loop, with all of its options",)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fact; `broken` if nothing works without it. `advice` says what to do, or is empty."""
+
+    section: str
+    name: str
+    value: str
+    advice: str = ""
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFinding:
+    """What runs one kind of attention on a device in a dtype, and each other's reasons not to."""
+
+    device: str
+    dtype: str
+    case: str
+    picked: str
+    reasons: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that `examine` found. `handovers`: what runs in Transformers' own code."""
+
+    findings: tuple[Finding, ...]
+    attention: tuple[AttentionFinding, ...]
+    handovers: tuple[str, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether everything that is needed works."""
+        return not any(finding.broken for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `json.dumps` takes."""
+        return {"usable": self.usable, **asdict(self)}
+
+
+def examine() -> Report:
+    """Look at this machine: nothing is changed, downloaded or run on a GPU."""
+    required = tuple(_required())
+    if any(finding.broken for finding in required):  # the rest needs these
+        return Report((*_system(), *required), (), HANDOVERS)
+    findings = (
+        *_system(),
+        *required,
+        *_gpus(),
+        *_optional(),
+        *_weights(),
+    )
+    return Report(findings, tuple(_attention()), HANDOVERS)
+
+
+def _system() -> Iterator[Finding]:
+    yield Finding("system", "whisper-flash-attention", __version__)
+    yield Finding("system", "python", platform.python_version())
+    yield Finding("system", "platform", f"{platform.system()} {platform.release()}")
+    yield Finding("system", "processor", f"{_cpu_name()}, {os.cpu_count()} threads")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file() and (name := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        return name[1]
+    return platform.processor() or platform.machine()
+
+
+def _required() -> Iterator[Finding]:
+    for name in REQUIRED:
+        try:
+            import_module(name)
+        except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+            advice = "pip install --force-reinstall whisper-flash-attention"
+            yield Finding("packages", name, f"cannot be imported: {error}", advice, broken=True)
+        else:
+            yield Finding("packages", name, metadata.version(name))
+    yield _transformers_promises()
+
+
+def _transformers_promises() -> Finding:
+    name = "transformers' internals"
+    try:
+        import_module("whisper_flash_attention.compat").check()
+    except ImportError as error:
+        advice = "pip install 'transformers>=5.17,<5.24'"
+        return Finding("packages", name, str(error), advice, broken=True)
+    return Finding("packages", name, "as expected")
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    build = torch.version.cuda
+    yield Finding("gpu", "PyTorch is built for", f"CUDA {build}" if build else "CPUs only")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        facts = (
+            f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GiB"
+        )
+        yield Finding("gpu", f"cuda:{index}", facts)
+    if driver := _driver_version():
+        yield Finding("gpu", "driver", driver)
+    elif not torch.cuda.is_available():
+        yield Finding("gpu", "driver", "no NVIDIA driver found; the CPU is used")
+
+
+def _driver_version() -> str:
+    source = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\d+\.\d+(\.\d+)?", source.read_text()) if source.is_file() else None
+    return found[0] if found else ""
+
+
+def _optional() -> Iterator[Finding]:
+    for name, (purpose, extra) in OPTIONAL.items():
+        yield _installed(name, purpose, PIP.format(extra))
+    yield _installed("triton", "kernels; comes with PyTorch's CUDA builds", "")
+
+
+def _installed(name: str, purpose: str, advice: str) -> Finding:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding("optional", name, f"not installed ({purpose})", advice)
+    return Finding("optional", name, version)
+
+
+def _weights() -> Iterator[Finding]:
+    from whisper_flash_attention.weights import packaged_source
+
+    for name in ("tiny.en", "base"):
+        try:
+            packaged_source(name)
+        except MissingPackage as error:
+            yield Finding("weights", f"package:{name}", "not installed", str(error))
+        except WeightsError as error:
+            yield Finding("weights", f"package:{name}", "damaged", str(error))
+        else:
+            yield Finding("weights", f"package:{name}", "found, checksum right")
+
+
+def _attention() -> Iterator[AttentionFinding]:
+    import torch
+
+    from whisper_flash_attention.flash_attention import survey
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for device in devices:
+        for dtype in DTYPES:
+            for row in survey(device, getattr(torch, dtype)):
+                yield AttentionFinding(device, dtype, row.case, row.picked, row.reasons)
+
+
+def print_report(report: Report, *, as_json: bool = False) -> None:
+    """Print to standard output, as tables or as JSON."""
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    console = Console(highlight=False)
+    _print_findings(report, console)
+    for device in dict.fromkeys(row.device for row in report.attention):
+        rows = [row for row in report.attention if row.device == device]
+        _print_picks(device, rows, console)
+        _print_reasons(device, rows, console)
+    console.print("\nHanded over to Transformers:", style="bold")
+    for handover in report.handovers:
+        console.print(f"  {handover}")
+    verdict = "Ready to use." if report.usable else "Something that is needed is broken, see above."
+    console.print(f"\n{verdict}", style="bold")
+
+
+def _print_findings(report: Report, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    section = ""
+    for finding in report.findings:
+        if finding.section != section:
+            section = finding.section
+            table.add_row(f"[bold]{section}[/bold]")
+        style = "red" if finding.broken else None
+        table.add_row(f"  {escape(finding.name)}", escape(finding.value), style=style)
+        if finding.advice:
+            table.add_row("", f"[dim]{escape(finding.advice)}[/dim]")
+    console.print(table)
+
+
+def _print_picks(device: str, rows: list[AttentionFinding], console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "", *DTYPES, title=f"Attention on {device}: what auto picks", title_justify="left"
+    )
+    for case in dict.fromkeys(row.case for row in rows):
+        table.add_row(case, *(row.picked for row in rows if row.case == case))
+    console.print("", table)
+
+
+def _print_reasons(device: str, rows: list[AttentionFinding], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    title = f"Attention on {device}: who can, of {len(rows)} combinations above"
+    table = Table("back-end", "can", "why not", title=title, title_justify="left")
+    for name in rows[0].reasons:
+        refusals = [row.reasons[name] for row in rows if row.reasons[name]]
+        why = dict.fromkeys(reason for reasons in refusals for reason in reasons)
+        table.add_row(name, str(len(rows) - len(refusals)), escape("; ".join(why)))
+    console.print("", table)

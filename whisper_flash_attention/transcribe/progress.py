@@ -1,0 +1,78 @@
+"""How far the work on several files has come: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class FileProgress:
+    """Progress over files, as a context; one bar for all of them, which moves within a file, too.
+
+    Args:
+        console: where it is shown. If that is not a terminal, several files give a line each and
+            one file gives none.
+        files: the files to come, in order.
+    """
+
+    def __init__(self, console: Console, files: Sequence[str]) -> None:
+        self._console = console
+        self._files = files
+        self._begun = 0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            # Text for standard output must not end up on the console of this bar.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=len(files))
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, file: str) -> None:
+        """The next file's turn."""
+        self._begun += 1
+        place = f"[{self._begun}/{len(self._files)}] {file}"
+        self._bar.update(self._task, description=place, completed=self._begun - 1)
+        if len(self._files) > 1 and not self._console.is_terminal:
+            self._console.print(place, markup=False)
+
+    def advance(self, share: float) -> None:
+        """`share` (0 to 1) of the present file is done."""
+        self._bar.update(self._task, completed=self._begun - 1 + share)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while something else is printed."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
+    def tell(self, line: str) -> None:
+        """Print a line where the progress is shown."""
+        with self.aside():
+            self._console.print(line, markup=False)

@@ -1,0 +1,204 @@
+"""`Transcriber`: a Whisper model and its processor, put to work on recordings of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
+from whisper_flash_attention.config import TranscribeOptions
+from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.transcribe.segments import Segment, Transcription
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+# What the encoder sees at once; longer recordings are read window by window.
+WINDOW_SECONDS = 30
+
+
+class Transcriber:
+    """Transcribes recordings, greedily and with timestamps, through the model's own `generate`.
+
+    Args:
+        model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`.
+        processor: the processor of the same checkpoint.
+
+    Raises:
+        WeightsError: the model's generation config is too old to know timestamps or languages.
+    """
+
+    engine = "Transformers generate"
+    """What runs the decode loop."""
+
+    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self._language_ids = _language_ids(model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str = "small",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+    ) -> Self:
+        """Load a checkpoint to transcribe with.
+
+        Args:
+            source: a short name ("tiny.en", "small", "turbo", ...), a Hub id, a Transformers or
+                faster-whisper folder, an OpenAI `.pt` file, or `package:tiny.en`.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+            dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
+            attention: a back-end's name, or "auto".
+
+        Raises:
+            WeightsError: the checkpoint cannot be found, reached or read.
+            DeviceError: there is no such device.
+            OptionError: an unknown device, dtype or attention back-end.
+        """
+        from whisper_flash_attention.transcribe.loading import load
+
+        return cls(*load(source, device=device, dtype=dtype, attention=attention))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model knows; `("en",)` if it is English-only."""
+        return tuple(self._language_ids) or ("en",)
+
+    def transcribe(
+        self,
+        audio: str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor,
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Transcription:
+        """Transcribe one recording.
+
+        Args:
+            audio: a file, or mono samples `[T]` in floating point at 16 kHz.
+            language: name or code of the language spoken; None detects it in the first 30 s.
+            task: "transcribe", or "translate" into English.
+            on_progress: called with the share that is done, from 0.0, before each window.
+
+        Raises:
+            AudioError: the file cannot be read, or the samples are not such.
+            OptionError: the language or task is unknown, or this model cannot do it.
+            UnsupportedAttention: the back-end asked for by name cannot run this model here.
+        """
+        options = TranscribeOptions(language=language, task=task)
+        options.check_model(self.languages)
+        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
+        features, mask = self._features(samples)
+        spoken = options.language or self._detect_language(features)
+        # An English-only model has no tokens for language and task, and `generate` refuses them.
+        multilingual = bool(self._language_ids)
+        generated = self.model.generate(
+            features,
+            attention_mask=mask,
+            language=spoken if multilingual else None,
+            task=task if multilingual else None,
+            return_timestamps=True,
+            return_segments=True,
+            monitor_progress=_monitor(on_progress),
+        )
+        return self._transcription(generated["segments"][0], spoken, samples.size / SAMPLING_RATE)
+
+    def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device."""
+        is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
+        whole = {"truncation": False, "padding": "longest"} if is_long else {}
+        batch = self.processor.feature_extractor(
+            samples,
+            sampling_rate=SAMPLING_RATE,
+            return_attention_mask=True,
+            return_tensors="pt",
+            **whole,
+        )
+        features = batch["input_features"].to(self.model.device, self.model.dtype)
+        return features, batch["attention_mask"].to(self.model.device)
+
+    def _detect_language(self, features: torch.Tensor) -> str:
+        """The code of the language of the first window; generate's own detection is the same."""
+        if not self._language_ids:
+            return "en"
+        detected = int(self.model.detect_language(features)[0])
+        return next(code for code, token in self._language_ids.items() if token == detected)
+
+    def _transcription(
+        self, rows: list[dict[str, Any]], language: str, seconds: float
+    ) -> Transcription:
+        """Make segments of what `generate` returned, none reaching beyond the recording.
+
+        A window is padded with silence, in which Whisper may hear things: those are left out.
+        """
+        segments, texts = [], []
+        for row in rows:
+            # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
+            start, end = round(float(row["start"]), 2), round(float(row["end"]), 2)
+            tokens = row["tokens"].tolist()
+            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+            if start >= seconds or not text.strip():
+                continue
+            end = max(start, min(end, seconds))
+            segments.append(Segment(start, end, text.strip(), tuple(tokens)))
+            texts.append(text)
+        return Transcription("".join(texts).strip(), language, tuple(segments), seconds)
+
+
+def _language_ids(model: WhisperForConditionalGeneration) -> dict[str, int]:
+    """Token ids by language code, empty for an English-only model."""
+    config = model.generation_config
+    multilingual = getattr(config, "is_multilingual", None)
+    known = getattr(config, "lang_to_id", None)
+    if multilingual is None or not hasattr(config, "no_timestamps_token_id"):
+        raise WeightsError(
+            "the model's generation_config.json is too old: it lacks is_multilingual or "
+            "no_timestamps_token_id; take it from the openai/whisper-* model that it came from"
+        )
+    if not multilingual:
+        return {}
+    if not known:
+        raise WeightsError(
+            "the model's generation_config.json lacks lang_to_id; take it from the "
+            "openai/whisper-* model that it came from"
+        )
+    return {token.strip("<|>"): number for token, number in known.items()}
+
+
+def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
+    """Check samples that a caller brings, and return them as float32 `[T]`."""
+    if not isinstance(audio, np.ndarray):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()  # bfloat16, too
+    array = audio
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+        raise AudioError(
+            f"samples must be mono [T] in floating point at 16 kHz; got {array.dtype} of shape "
+            f"{list(array.shape)}"
+        )
+    if array.size == 0:
+        raise AudioError("there is no sound in 0 samples")
+    if not np.isfinite(array).all():
+        raise AudioError("the samples hold numbers that are not finite")
+    return array.astype(np.float32, copy=False)
+
+
+def _monitor(on_progress: Callable[[float], None] | None) -> Callable[[torch.Tensor], None] | None:
+    """Adapt `on_progress` to `generate`, which reports frames: rows of (reached, all)."""
+    if on_progress is None:
+        return None
+
+    def report(frames: torch.Tensor) -> None:
+        reached, total = frames[0].tolist()
+        on_progress(reached / total)
+
+    return report
