@@ -11,13 +11,14 @@ import inspect
 from collections.abc import Callable
 
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.masking_utils import sdpa_mask
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from whisper_flash_attention.errors import IncompatibleTransformers
 
-__all__ = ["PROMISES", "DynamicLayer", "check", "sdpa_mask"]
+__all__ = ["PROMISES", "Cache", "DynamicLayer", "GenerationMode", "check", "sdpa_mask"]
 
 # What we call or override -> the parameters that must be there, by name.
 PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
@@ -35,12 +36,13 @@ PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
     ),
     "GenerationMixin._prepare_cache_for_generation": (
         GenerationMixin._prepare_cache_for_generation,
-        ("self", "generation_config", "model_kwargs"),
+        ("generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"),
     ),
     "WhisperGenerationMixin.generate": (
         WhisperGenerationMixin.generate,
         ("self", "input_features", "return_token_timestamps"),
     ),
+    "cache_utils.Cache.__init__": (Cache.__init__, ("self", "layer_class_to_replicate")),
     "cache_utils.DynamicLayer.update": (
         DynamicLayer.update,
         ("self", "key_states", "value_states"),

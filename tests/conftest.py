@@ -1,0 +1,75 @@
+"""What all tests share: real weights, real recordings, one thread count, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
+
+# Read when huggingface_hub is first imported, which must therefore not happen above.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # One thread per process: the suite runs a process per core, and threads that wait for each
+    # other on a crowded machine are many times slower.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def tiny_en() -> str:
+    """Source of the real tiny.en weights; `make test` installs the package that carries them."""
+    from whisper_flash_attention.weights import packaged_source
+
+    packaged_source("tiny.en")
+    return "package:tiny.en"
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """Source of the real multilingual base weights; `make test` installs them."""
+    from whisper_flash_attention.weights import packaged_source
+
+    packaged_source("base")
+    return "package:base"
+
+
+@pytest.fixture(scope="session")
+def shared_audio() -> Path:
+    """More recordings, with the ids that stock Whisper gives; only on machines that have them."""
+    folder = REPOSITORY.parent / "shared" / "audio"
+    if not (folder / "index.json").is_file():
+        pytest.skip("the recordings beside the repository are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundled_recordings() -> tuple[object, ...]:
+    """The recordings that the package carries, as `audio.recordings.Recording`."""
+    from whisper_flash_attention.audio.recordings import bundled_recordings
+
+    return bundled_recordings()
+
+
+@pytest.fixture
+def small_config() -> WhisperConfig:
+    """A Whisper of a few thousand parameters, with the special ids of the multilingual models."""
+    from tests.random_whisper import small_whisper_config
+
+    return small_whisper_config()

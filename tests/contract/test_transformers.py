@@ -1,0 +1,67 @@
+"""What Transformers must keep promising: names, signatures and the behaviour behind them."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from transformers import AttentionInterface, GenerationMixin, WhisperConfig
+from transformers import WhisperForConditionalGeneration as Stock
+
+from tests.random_whisper import perturbed
+from whisper_flash_attention import compat
+from whisper_flash_attention.errors import IncompatibleTransformers
+
+
+def test_every_private_name_has_the_parameters_we_use() -> None:
+    compat.check()
+
+
+def test_a_lost_parameter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(self: object) -> None: ...
+
+    monkeypatch.setitem(compat.PROMISES, "somewhere.changed", (changed, ("self", "gone")))
+    with pytest.raises(IncompatibleTransformers, match=r"somewhere\.changed has no parameter gone"):
+        compat.check()
+
+
+def test_the_decode_seam_has_the_signature_we_read() -> None:
+    parameters = inspect.signature(GenerationMixin._sample).parameters
+    assert list(parameters)[:5] == [
+        "self",
+        "input_ids",
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+    ]
+
+
+def test_whisper_calls_attention_as_the_contract_says(small_config: WhisperConfig) -> None:
+    """q, k, v come as [B, H, L, D], q already scaled; `output_attentions` reaches the function."""
+    calls = []
+
+    def note(module, query, key, value, attention_mask, **options):
+        calls.append((module.is_causal, query.shape, key.shape, options))
+        weights = torch.softmax(query @ key.transpose(2, 3), dim=-1)
+        return (weights @ value).transpose(1, 2), weights
+
+    AttentionInterface.register("contract_probe", note)
+    model = perturbed(Stock._from_config(small_config, attn_implementation="contract_probe"))
+    with torch.no_grad():
+        output = model(
+            torch.randn(1, 80, 200),
+            decoder_input_ids=torch.tensor([[1, 2, 3]]),
+            output_attentions=True,
+        )
+    assert {causal for causal, *_ in calls} == {True, False}
+    assert all(options["scaling"] == 1.0 for *_, options in calls)
+    assert all(options["output_attentions"] for *_, options in calls)
+    assert calls[0][1] == (1, 2, 100, 64)
+    assert len(output.cross_attentions) == small_config.decoder_layers
+
+
+def test_word_timestamps_still_leave_stock_on_eager_attention(small_config: WhisperConfig) -> None:
+    """Why `generate` restores the back-end: should this fail, our restoring can go."""
+    source = inspect.getsource(compat.WhisperGenerationMixin.generate)
+    assert 'config._attn_implementation = "eager"' in source

@@ -1,0 +1,71 @@
+"""The public surface: what is exported, what an import costs, who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import whisper_flash_attention
+
+PACKAGE = Path(whisper_flash_attention.__file__).parent
+
+# Folder -> what it must not import. Imports go one way.
+FORBIDDEN = {
+    "flash_attention": ("weights", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling"),
+    "weights": ("flash_attention", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling"),
+    "audio": ("flash_attention", "weights", "transcribe", "benchmark", "cli", "doctor", "modeling"),
+    "transcribe": ("benchmark", "cli", "doctor"),
+    "benchmark": ("transcribe", "cli", "doctor"),
+}
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in whisper_flash_attention.__all__:
+        assert getattr(whisper_flash_attention, name) is not None
+    assert sorted(whisper_flash_attention.__all__) == dir(whisper_flash_attention)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = whisper_flash_attention.nothing
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    program = "import sys, whisper_flash_attention; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("whisper_flash_attention.") for name in names if "whisper_" in name}
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_go_one_way(folder: str) -> None:
+    files = list((PACKAGE / folder).glob("**/*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in files
+        for name in imported_modules(path)
+        if name.split(".")[0].startswith(FORBIDDEN[folder])
+    ]
+    assert not wrong
+
+
+def test_environment_variables_are_read_in_one_place() -> None:
+    readers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.glob("**/*.py")
+        if "os.environ" in path.read_text() or "getenv" in path.read_text()
+    }
+    assert readers <= {"config.py"}
