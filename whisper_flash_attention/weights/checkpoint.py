@@ -1,0 +1,157 @@
+"""A checkpoint in Transformers' terms, and the checks that every converted one must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, WhisperConfig
+
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.weights.tokens import BEGIN_OF_SEQUENCE, SpecialTokens
+
+Shape = tuple[int, ...]
+
+FLOATING = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights with everything that `WhisperForConditionalGeneration` needs to run them.
+
+    Attributes:
+        source: where it came from, as it was asked for.
+        format: "openai" or "ctranslate2".
+        config: the model's dimensions and special ids.
+        generation_config: suppress lists, languages, tasks and alignment heads.
+        state_dict: parameters by their names in `WhisperForConditionalGeneration.state_dict()`,
+            all of one floating dtype (that of the file; float32 for quantised files), each with
+            memory of its own; `proj_out.weight` is the tensor of the token embeddings.
+    """
+
+    source: str
+    format: str
+    config: WhisperConfig
+    generation_config: GenerationConfig
+    state_dict: dict[str, torch.Tensor]
+
+
+def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialTokens]:
+    """Build the configuration from dimensions by the names that `WhisperConfig` gives them.
+
+    Raises:
+        WeightsError: a dimension is not positive, the width is odd or not a multiple of the heads,
+            or the vocabulary is not one of Whisper's.
+    """
+    for name, value in dimensions.items():
+        if value < 1:
+            raise WeightsError(f"{source}: {name} is {value}, expected a positive number")
+    width = dimensions["d_model"]
+    if width % 2 or width < 4:  # The encoder's positions are sines and cosines, half and half.
+        raise WeightsError(f"{source}: d_model is {width}, expected an even number from 4 on")
+    for name in ("encoder_attention_heads", "decoder_attention_heads"):
+        if width % dimensions[name]:
+            raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
+    tokens = SpecialTokens.of_vocabulary(dimensions["vocab_size"])
+    if tokens is None:
+        raise WeightsError(
+            f"{source}: a vocabulary of {dimensions['vocab_size']} tokens, expected 51864 "
+            "(English-only), 51865 (multilingual) or 51866 (large-v3): the special tokens of "
+            "others are unknown"
+        )
+    options: dict[str, Any] = {
+        **dimensions,
+        "bos_token_id": BEGIN_OF_SEQUENCE,
+        "eos_token_id": tokens.end_of_text,
+        "pad_token_id": tokens.end_of_text,
+        "decoder_start_token_id": tokens.start_of_transcript,
+        "begin_suppress_tokens": list(tokens.suppressed_at_begin),
+    }
+    return WhisperConfig(**options), tokens
+
+
+def parameter_shapes(config: WhisperConfig) -> dict[str, Shape]:
+    """Shapes by name of all parameters of `WhisperForConditionalGeneration`, tied ones once."""
+    width = config.d_model
+    shapes: dict[str, Shape] = {
+        "model.encoder.conv1.weight": (width, config.num_mel_bins, 3),
+        "model.encoder.conv1.bias": (width,),
+        "model.encoder.conv2.weight": (width, width, 3),
+        "model.encoder.conv2.bias": (width,),
+        "model.encoder.embed_positions.weight": (config.max_source_positions, width),
+        "model.decoder.embed_tokens.weight": (config.vocab_size, width),
+        "model.decoder.embed_positions.weight": (config.max_target_positions, width),
+    }
+    sides = (
+        ("encoder", config.encoder_layers, config.encoder_ffn_dim, ("self_attn",)),
+        ("decoder", config.decoder_layers, config.decoder_ffn_dim, ("self_attn", "encoder_attn")),
+    )
+    for side, layers, ffn, attentions in sides:
+        shapes |= _norm(f"model.{side}.layer_norm", width)
+        for layer in range(layers):
+            prefix = f"model.{side}.layers.{layer}"
+            for attention in attentions:
+                shapes |= _norm(f"{prefix}.{attention}_layer_norm", width)
+                for part in ("q", "k", "v", "out"):
+                    shapes |= _linear(f"{prefix}.{attention}.{part}_proj", width, width)
+                del shapes[f"{prefix}.{attention}.k_proj.bias"]  # Whisper's keys have no bias.
+            shapes |= _norm(f"{prefix}.final_layer_norm", width)
+            shapes |= _linear(f"{prefix}.fc1", width, ffn)
+            shapes |= _linear(f"{prefix}.fc2", ffn, width)
+    return shapes
+
+
+def _norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def check_shapes(source: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Require exactly the expected tensors; the error lists the first that are wrong.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected or have the wrong shape.
+    """
+    wrong = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems = (
+        ("missing", [name for name in expected if name not in found]),
+        ("unexpected", [shorten(name) for name in found if name not in expected]),
+        ("of the wrong shape", wrong),
+    )
+    report = "; ".join(f"{len(names)} {what}: {_first(names)}" for what, names in problems if names)
+    if report:
+        raise WeightsError(f"{source}: not the tensors of a Whisper of this size ({report})")
+
+
+def _first(names: list[str], limit: int = 3) -> str:
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def shorten(text: object, limit: int = 80) -> str:
+    """Text from a file, safe to print: escaped, and cut to a line."""
+    escaped = str(text)[: 2 * limit].encode("unicode_escape").decode("ascii")
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
+def assemble(
+    source: str,
+    layout: str,
+    config: WhisperConfig,
+    generation_config: GenerationConfig,
+    tensors: dict[str, torch.Tensor],
+) -> Checkpoint:
+    """Unify the dtypes, tie the output projection and wrap everything up."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    state = tensors | {"proj_out.weight": tensors["model.decoder.embed_tokens.weight"]}
+    return Checkpoint(source, layout, config, generation_config, state)

@@ -1,0 +1,317 @@
+"""CTranslate2's (faster-whisper's) Whisper folders, converted to Transformers' terms.
+
+CTranslate2 stacks projections along axis 0 (query, key and value; key and value), names layers
+otherwise, and may quantise matrices to int8 (a scale per row) or int16 (one scale):
+`weight = stored / scale`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, WhisperConfig
+
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.weights.checkpoint import (
+    FLOATING,
+    Checkpoint,
+    assemble,
+    check_shapes,
+    make_config,
+    parameter_shapes,
+)
+from whisper_flash_attention.weights.files import JoinedFiles, read_json
+from whisper_flash_attention.weights.generation import known_alignment_heads, make_generation_config
+from whisper_flash_attention.weights.tokens import SpecialTokens
+from whisper_flash_attention.weights.variables import VariableReader
+
+# Module in a layer -> the modules of Transformers that are stacked in it.
+_SELF_ATTENTION = {
+    "self_attention/layer_norm": ("self_attn_layer_norm",),
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention/linear_1": ("self_attn.out_proj",),
+}
+_CROSS_ATTENTION = {
+    "attention/layer_norm": ("encoder_attn_layer_norm",),
+    "attention/linear_0": ("encoder_attn.q_proj",),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "attention/linear_2": ("encoder_attn.out_proj",),
+}
+_FEED_FORWARD = {
+    "ffn/layer_norm": ("final_layer_norm",),
+    "ffn/linear_0": ("fc1",),
+    "ffn/linear_1": ("fc2",),
+}
+_CONVOLUTIONS = ("encoder/conv1", "encoder/conv2")
+_PROJECTION = "decoder/projection/weight"
+_EMBEDDINGS = "decoder/embeddings/weight"
+_SCALE = "_scale"
+
+# Options of the format that change what the weights mean, and the values that Whisper has.
+_EXPECTED_OPTIONS = {
+    "decoder/activation": 3,  # GELU, not its approximations
+    "encoder/activation": 3,
+    "decoder/pre_norm": 1,
+    "decoder/alibi": 0,
+    "decoder/scale_embeddings": 0,
+    "decoder/start_from_zero_embedding": 0,
+}
+_OLD_INT16_SCALE = 1000.0  # CTranslate2's `Quantize::global_int16_scale`, where none is stored
+
+
+def read_ctranslate2(
+    folder: Path, model: Sequence[Path] | None = None, source: str | None = None
+) -> Checkpoint:
+    """Read a folder with `model.bin` and, where it is there, `config.json`.
+
+    Args:
+        folder: the folder.
+        model: the parts of `model.bin`, where it lies elsewhere or in parts.
+        source: how the checkpoint was asked for; the folder unless given.
+
+    Raises:
+        WeightsError: a file is missing, truncated, wrong or hostile.
+    """
+    with JoinedFiles(model or (folder / "model.bin",)) as file:
+        reader = VariableReader(file)
+        config, tokens = _read_config(reader)
+        generation_config = _read_generation_config(folder / "config.json", config, tokens)
+        tensors = _convert(reader, config)
+    return assemble(source or str(folder), "ctranslate2", config, generation_config, tensors)
+
+
+def read_dimensions(model: Sequence[Path]) -> tuple[int, SpecialTokens]:
+    """Mel bins and special tokens of a model, from the header of its `model.bin` alone."""
+    with JoinedFiles(model) as file:
+        config, tokens = _read_config(VariableReader(file))
+    return config.num_mel_bins, tokens
+
+
+def _read_config(reader: VariableReader) -> tuple[WhisperConfig, SpecialTokens]:
+    for name, expected in _EXPECTED_OPTIONS.items():
+        found = _scalar(reader, name)
+        if found is not None and found != expected:
+            raise WeightsError(f"{reader.name}: {name} is {found}; Whisper's is {expected}")
+    vocabulary, width = _shape(reader, _EMBEDDINGS, 2)
+    return make_config(
+        reader.name,
+        vocab_size=vocabulary,
+        d_model=width,
+        num_mel_bins=_shape(reader, "encoder/conv1/weight", 3)[1],
+        max_source_positions=_shape(reader, "encoder/position_encodings/encodings", 2)[0],
+        max_target_positions=_shape(reader, "decoder/position_encodings/encodings", 2)[0],
+        encoder_layers=_count_layers(reader, "encoder"),
+        decoder_layers=_count_layers(reader, "decoder"),
+        encoder_attention_heads=_required_scalar(reader, "encoder/num_heads"),
+        decoder_attention_heads=_required_scalar(reader, "decoder/num_heads"),
+        encoder_ffn_dim=_shape(reader, "encoder/layer_0/ffn/linear_0/weight", 2)[0],
+        decoder_ffn_dim=_shape(reader, "decoder/layer_0/ffn/linear_0/weight", 2)[0],
+    )
+
+
+def _shape(reader: VariableReader, name: str, rank: int) -> tuple[int, ...]:
+    variable = reader.variables.get(name)
+    if variable is None:
+        raise WeightsError(f"{reader.name}: variable {name} is missing")
+    if len(variable.shape) != rank:
+        raise WeightsError(
+            f"{reader.name}: variable {name} is {list(variable.shape)}, expected rank {rank} "
+            f"(at byte {variable.position})"
+        )
+    return variable.shape
+
+
+def _scalar(reader: VariableReader, name: str) -> int | None:
+    variable = reader.variables.get(name)
+    if variable is None:
+        return None
+    if variable.shape or variable.dtype.is_floating_point:
+        raise WeightsError(
+            f"{reader.name}: variable {name} is no whole number (at byte {variable.position})"
+        )
+    return int(reader.tensor(name).item())
+
+
+def _required_scalar(reader: VariableReader, name: str) -> int:
+    value = _scalar(reader, name)
+    if value is None:
+        raise WeightsError(f"{reader.name}: variable {name} is missing")
+    return value
+
+
+def _count_layers(reader: VariableReader, side: str) -> int:
+    """Count the layers that are named; the numbers of a true file run from 0 without gaps."""
+    pattern = re.compile(rf"{side}/layer_([0-9]{{1,4}})/")
+    matches = (pattern.match(name) for name in reader.variables)
+    return len({match[1] for match in matches if match})
+
+
+def _plan(config: WhisperConfig) -> dict[str, tuple[str, ...]]:
+    """Map each variable to the parameters that are stacked in it, by Transformers' names."""
+    plan: dict[str, tuple[str, ...]] = {
+        _EMBEDDINGS: ("model.decoder.embed_tokens.weight",),
+        "encoder/position_encodings/encodings": ("model.encoder.embed_positions.weight",),
+        "decoder/position_encodings/encodings": ("model.decoder.embed_positions.weight",),
+    }
+    modules: dict[str, tuple[str, ...]] = {
+        name: (f"model.{name.replace('/', '.')}",) for name in _CONVOLUTIONS
+    }
+    sides = (
+        ("encoder", config.encoder_layers, _SELF_ATTENTION | _FEED_FORWARD),
+        ("decoder", config.decoder_layers, _SELF_ATTENTION | _CROSS_ATTENTION | _FEED_FORWARD),
+    )
+    for side, layers, parts in sides:
+        modules[f"{side}/layer_norm"] = (f"model.{side}.layer_norm",)
+        for layer in range(layers):
+            for part, names in parts.items():
+                target = f"model.{side}.layers.{layer}"
+                modules[f"{side}/layer_{layer}/{part}"] = tuple(f"{target}.{n}" for n in names)
+    for module, targets in modules.items():
+        kinds = ("gamma", "beta") if module.endswith("layer_norm") else ("weight", "bias")
+        for kind, parameter in zip(kinds, ("weight", "bias"), strict=True):
+            plan[f"{module}/{kind}"] = tuple(f"{target}.{parameter}" for target in targets)
+    return plan
+
+
+def _convert(reader: VariableReader, config: WhisperConfig) -> dict[str, torch.Tensor]:
+    plan, shapes = _plan(config), parameter_shapes(config)
+    expected = {name: _stacked_shape(names, shapes) for name, names in plan.items()}
+    found = {
+        name: variable.shape
+        for name, variable in reader.variables.items()
+        if variable.shape and not name.endswith(_SCALE)
+    }
+    _check_projection(reader, found)
+    check_shapes(reader.name, expected, found)
+    _check_sharing(reader, expected)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, names in plan.items():
+        dense = _read_dense(reader, name)
+        rows = [_rows(parameter, shapes, config) for parameter in names]
+        for parameter, part in zip(names, torch.split(dense, rows), strict=True):
+            # The keys' part of a bias is dropped: it adds the same to all scores of a query, so
+            # softmax does not see it (and converted models hold zeros there).
+            if parameter in shapes:
+                tensors[parameter] = part.clone() if len(names) > 1 else part
+    return tensors
+
+
+def _rows(parameter: str, shapes: dict[str, tuple[int, ...]], config: WhisperConfig) -> int:
+    return shapes[parameter][0] if parameter in shapes else config.d_model
+
+
+def _stacked_shape(names: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    # All that is stacked in a variable has the same shape, keys' bias (no parameter) included.
+    known = next(shapes[name] for name in names if name in shapes)
+    return (known[0] * len(names), *known[1:])
+
+
+def _check_projection(reader: VariableReader, found: dict[str, tuple[int, ...]]) -> None:
+    """Drop the output projection from what was found, if it is the embeddings by another name."""
+    if _PROJECTION not in found:
+        return
+    if reader.variables[_PROJECTION] is not reader.variables[_EMBEDDINGS]:
+        raise WeightsError(
+            f"{reader.name}: {_PROJECTION} is not tied to {_EMBEDDINGS}, as in Whisper it must be"
+        )
+    del found[_PROJECTION]
+
+
+def _check_sharing(reader: VariableReader, expected: dict[str, tuple[int, ...]]) -> None:
+    """Refuse layers that share a matrix: a small file could claim to be a huge model."""
+    seen: dict[int, str] = {}
+    for name, shape in expected.items():
+        other = seen.setdefault(reader.variables[name].position, name)
+        if other != name and len(shape) > 1:
+            raise WeightsError(f"{reader.name}: {name} is the same matrix as {other}")
+
+
+def _read_dense(reader: VariableReader, name: str) -> torch.Tensor:
+    """Read a variable as a floating tensor, dequantised to float32 where it is int8 or int16."""
+    stored = reader.tensor(name)
+    if stored.dtype in FLOATING:
+        return stored
+    if stored.dtype not in (torch.int8, torch.int16) or stored.dim() < 2:
+        raise WeightsError(f"{reader.name}: variable {name} is of type {stored.dtype}")
+    scale = _read_scale(reader, name, stored)
+    return stored.float() / scale.reshape(-1, *[1] * (stored.dim() - 1))
+
+
+def _read_scale(reader: VariableReader, name: str, stored: torch.Tensor) -> torch.Tensor:
+    # An alias shares the scale of what it stands for.
+    scale_name = reader.variables[name].name + _SCALE
+    if scale_name not in reader.variables:
+        if stored.dtype == torch.int16:
+            return torch.tensor([_OLD_INT16_SCALE])
+        raise WeightsError(f"{reader.name}: variable {scale_name} is missing")
+    variable = reader.variables[scale_name]
+    where = f"{reader.name}: variable {scale_name} (at byte {variable.position})"
+    if math.prod(variable.shape) not in (1, len(stored)) or variable.dtype not in FLOATING:
+        raise WeightsError(
+            f"{where} is {list(variable.shape)} of {variable.dtype}, expected one floating scale "
+            f"or {len(stored)}"
+        )
+    scale = reader.tensor(scale_name).float()
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise WeightsError(f"{where} holds a scale that is zero, negative or not a number")
+    return scale
+
+
+def _read_generation_config(
+    path: Path, config: WhisperConfig, tokens: SpecialTokens
+) -> GenerationConfig:
+    # Converters of early 2023 wrote no config.json; `lang_ids` follow from the vocabulary, and
+    # some converted English-only models list wrong ones.
+    content = read_json(path) if path.is_file() else {}
+    heads = _pairs(path, content, config)
+    if heads is None:
+        heads = known_alignment_heads(
+            config.encoder_layers,
+            config.decoder_layers,
+            config.decoder_attention_heads,
+            config.vocab_size,
+        )
+    return make_generation_config(
+        tokens,
+        max_length=config.max_target_positions,
+        suppress=_ids(path, content, "suppress_ids", config.vocab_size),
+        suppress_at_begin=_ids(path, content, "suppress_ids_begin", config.vocab_size),
+        alignment_heads=heads,
+    )
+
+
+def _ids(path: Path, content: dict[str, Any], key: str, vocab_size: int) -> list[int] | None:
+    ids = content.get(key)
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(_is_below(token, vocab_size) for token in ids):
+        raise WeightsError(f"{path}: {key} is not a list of token ids below {vocab_size}")
+    return ids
+
+
+def _pairs(
+    path: Path, content: dict[str, Any], config: WhisperConfig
+) -> tuple[tuple[int, int], ...] | None:
+    pairs = content.get("alignment_heads")
+    if pairs is None:
+        return None
+    limits = (config.decoder_layers, config.decoder_attention_heads)
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(_is_below(value, limit) for value, limit in zip(pair, limits, strict=True))
+        for pair in pairs
+    ):
+        raise WeightsError(
+            f"{path}: alignment_heads is not a list of [layer, head] below {list(limits)}"
+        )
+    return tuple((layer, head) for layer, head in pairs)
+
+
+def _is_below(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit

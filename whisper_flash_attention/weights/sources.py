@@ -1,0 +1,124 @@
+"""What a source names, from the outside: a Hub id, a folder, a file or an installed package."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.weights.checkpoint import Checkpoint, shorten
+from whisper_flash_attention.weights.ctranslate2 import read_ctranslate2
+from whisper_flash_attention.weights.openai import read_openai
+from whisper_flash_attention.weights.packaged import PREFIX, packaged_source
+
+Source = str | os.PathLike[str]
+
+_EXPECTED = (
+    "expected a Transformers folder (config.json with *.safetensors or *.bin), a CTranslate2 "
+    "folder (model.bin), an OpenAI checkpoint (*.pt), a Hub id, or package:NAME"
+)
+TOKENIZER_FILES = frozenset(("tokenizer.json", "tokenizer_config.json"))
+_OPENAI_SUFFIXES = (".pt", ".pth")
+
+# OpenAI's names of its checkpoints -> repositories on the Hub.
+_HUB_IDS = {
+    name: f"openai/whisper-{name}"
+    for name in (
+        *("tiny.en", "tiny", "base.en", "base", "small.en", "small", "medium.en", "medium"),
+        *("large-v2", "large-v3", "large-v3-turbo"),
+    )
+} | {
+    "large-v1": "openai/whisper-large",
+    "large": "openai/whisper-large-v3",
+    "turbo": "openai/whisper-large-v3-turbo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What a source turned out to be.
+
+    Attributes:
+        kind: who reads it.
+        folder: the local folder, None for a Hub id or an OpenAI checkpoint.
+        model: the file or files with the weights, where this package reads them.
+    """
+
+    kind: Literal["transformers", "openai", "ctranslate2"]
+    folder: Path | None = None
+    model: tuple[Path, ...] = ()
+
+
+def hub_id(name: str) -> str:
+    """The Hub id for one of OpenAI's short names ("tiny.en", "turbo"); others stay as they are."""
+    return _HUB_IDS.get(name, name)
+
+
+def read_checkpoint(source: Source) -> Checkpoint | None:
+    """Read a checkpoint that Transformers cannot read; None for what it should load itself.
+
+    Args:
+        source: an OpenAI `.pt` file, a CTranslate2 folder, or `package:tiny.en` or `package:base`
+            for what an installed package carries. A Hub id or a Transformers folder gives None.
+
+    Raises:
+        WeightsError: the path is missing or of no known layout, or the checkpoint is truncated,
+            wrong or hostile. The message names the file and what is wrong with it.
+        MissingPackage: the package is not installed.
+    """
+    located = locate(source)
+    name = os.fspath(source)
+    if located.kind == "openai":
+        return read_openai(located.model[0], name)
+    if located.kind == "ctranslate2" and located.folder is not None:
+        return read_ctranslate2(located.folder, located.model, name)
+    return None
+
+
+def locate(source: Source, *, weights: bool = True) -> Located:
+    """Find out what a source is, by looking at names of files only.
+
+    Args:
+        source: as `read_checkpoint` takes it.
+        weights: whether a folder must hold weights; a tokenizer can come without.
+
+    Raises:
+        WeightsError, MissingPackage: as `read_checkpoint`.
+    """
+    name = os.fspath(source)
+    if name.startswith(PREFIX):
+        package = packaged_source(name)
+        return Located("ctranslate2", package.folder, package.model)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _locate_folder(path, weights)
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of nobody
+        raise WeightsError(f"{shorten(name)}: cannot be looked at ({shorten(error)})") from error
+    if is_file and path.suffix in _OPENAI_SUFFIXES:
+        return Located("openai", None, (path,))
+    if is_file:
+        raise WeightsError(f"{path}: a file of unknown kind; {_EXPECTED}")
+    if exists:
+        raise WeightsError(f"{path}: neither a file nor a folder; {_EXPECTED}")
+    looks_local = name.startswith((".", os.sep, "~")) or path.suffix in _OPENAI_SUFFIXES
+    if looks_local or not isinstance(source, str):
+        raise WeightsError(f"{path}: does not exist; {_EXPECTED}")
+    return Located("transformers")
+
+
+def _locate_folder(folder: Path, weights: bool) -> Located:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if "model.bin" in names:
+        return Located("ctranslate2", folder, (folder / "model.bin",))
+    has_weights = "config.json" in names and any(
+        name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"))
+        for name in names
+    )
+    if has_weights or (not weights and TOKENIZER_FILES.intersection(names)):
+        return Located("transformers", folder)
+    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+    raise WeightsError(f"{folder}: a folder with {found}; {_EXPECTED}")
