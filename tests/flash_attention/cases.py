@@ -135,11 +135,11 @@ class Call:
 
 def make_call(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Call:
     """Random tensors; a padded case hides the first keys of some rows, as left padding does."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def random(length: int) -> Tensor:
         shape = (case.batch, length, case.heads, HEAD_DIM)
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     q, k, v, upstream = (random(n) for n in (case.q_len, case.kv_len, case.kv_len, case.q_len))
     mask = None

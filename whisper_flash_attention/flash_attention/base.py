@@ -7,8 +7,10 @@ explained and tested without a GPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -96,21 +98,31 @@ class AttentionInputs:
     mask: Tensor | None = None
     scale: float | None = None
     dropout: float = 0.0
+    problem: AttentionProblem = field(init=False)
+    """This call without its tensors."""
 
     def __post_init__(self) -> None:
-        _check_tensors(self.q, self.k, self.v)
-        # While a compiler traces, sizes are symbols; the choice of a kernel fixes them.
-        q_len, kv_len = int(self.q.shape[1]), int(self.k.shape[1])
-        if self.causal and kv_len < q_len:
-            raise ValueError(
-                f"causal attention needs at least as many keys as queries, "
-                f"but k has {kv_len} and q has {q_len}"
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), but is {self.dropout}")
-        self.causal = self.causal and q_len > 1
-        if self.mask is not None:
-            self.mask = _checked_mask(self.mask, self.q, kv_len)
+        q, k, v, mask = self.q, self.k, self.v, self.mask
+        shapes = (q.shape, k.shape, v.shape)
+        masked = None if mask is None else (mask.shape, mask.dtype, mask.device, mask.requires_grad)
+        others = (
+            (q.dtype, k.dtype, v.dtype),
+            (q.device, k.device, v.device),
+            self.causal,
+            self.dropout,
+            (q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled(),
+        )
+        try:
+            self.problem = _checked_problem(shapes, masked, *others)
+        except TypeError:
+            # While a compiler traces, sizes are symbols, which have no hash; the choice of a
+            # kernel fixes them.
+            if masked is not None:
+                masked = (_numbers(masked[0]), *masked[1:])
+            self.problem = _checked_problem(tuple(map(_numbers, shapes)), masked, *others)
+        self.causal = self.problem.causal
+        if mask is not None and mask.ndim < 4:
+            self.mask = mask.reshape(self.problem.mask_shape)
 
     @property
     def factor(self) -> float:
@@ -120,37 +132,12 @@ class AttentionInputs:
     @property
     def needs_grad(self) -> bool:
         """Whether a backward pass may follow."""
-        wanted = self.q.requires_grad or self.k.requires_grad or self.v.requires_grad
-        return wanted and torch.is_grad_enabled()
+        return self.problem.needs_grad
 
     @property
     def is_square(self) -> bool:
         """As many queries as keys: aligning causality top-left and bottom-right is the same."""
-        return self.q.shape[1] == self.k.shape[1]
-
-    @property
-    def problem(self) -> AttentionProblem:
-        """This call without its tensors."""
-        q, mask = self.q, self.mask
-        batch, q_len, heads, head_dim = map(int, q.shape)
-        kind = MaskKind.NONE
-        if mask is not None:
-            kind = MaskKind.BOOL if mask.dtype is torch.bool else MaskKind.ADDITIVE
-        return AttentionProblem(
-            device_type=q.device.type,
-            device_index=q.device.index or 0,
-            dtype=q.dtype,
-            batch=batch,
-            heads=heads,
-            q_len=q_len,
-            kv_len=int(self.k.shape[1]),
-            head_dim=head_dim,
-            causal=self.causal,
-            mask=kind,
-            mask_shape=() if mask is None else tuple(map(int, mask.shape)),
-            dropout=self.dropout,
-            needs_grad=self.needs_grad,
-        )
+        return self.problem.q_len == self.problem.kv_len
 
 
 class Backend(Protocol):
@@ -176,47 +163,106 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.ndim != 4:
-            raise ValueError(f"{name} must be [B, L, H, D], but has shape {list(tensor.shape)}")
-        if tensor.device != q.device or tensor.dtype != q.dtype:
+_MaskSignature = tuple[torch.Size, torch.dtype, torch.device, bool]
+
+
+def _numbers(shape: torch.Size) -> torch.Size:
+    return torch.Size(map(int, shape))
+
+
+@lru_cache(maxsize=8192)
+def _checked_problem(
+    shapes: tuple[torch.Size, ...],
+    mask: _MaskSignature | None,
+    dtypes: tuple[torch.dtype, ...],
+    devices: tuple[torch.device, ...],
+    causal: bool,
+    dropout: float,
+    needs_grad: bool,
+) -> AttentionProblem:
+    """The problem of a call with such q, k, v and mask, if they fit together.
+
+    A decode loop makes the same calls over and over: checking them once keeps attention cheap.
+    """
+    _check_kinds(shapes, dtypes, devices)
+    _check_shapes(*shapes)
+    batch, q_len, heads, head_dim = shapes[0]
+    kv_len = shapes[1][1]
+    if causal and kv_len < q_len:
+        raise ValueError(
+            f"causal attention needs at least as many keys as queries, "
+            f"but k has {kv_len} and q has {q_len}"
+        )
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be in [0, 1), but is {dropout}")
+    kind = MaskKind.NONE
+    mask_shape: tuple[int, ...] = ()
+    if mask is not None:
+        kind = MaskKind.BOOL if mask[1] is torch.bool else MaskKind.ADDITIVE
+        mask_shape = _checked_mask_shape(mask, (batch, heads, q_len, kv_len), devices[0])
+    return AttentionProblem(
+        device_type=devices[0].type,
+        device_index=devices[0].index or 0,
+        dtype=dtypes[0],
+        batch=batch,
+        heads=heads,
+        q_len=q_len,
+        kv_len=kv_len,
+        head_dim=head_dim,
+        causal=causal and q_len > 1,
+        mask=kind,
+        mask_shape=mask_shape,
+        dropout=dropout,
+        needs_grad=needs_grad,
+    )
+
+
+def _check_kinds(
+    shapes: Sequence[torch.Size],
+    dtypes: Sequence[torch.dtype],
+    devices: Sequence[torch.device],
+) -> None:
+    for name, shape, dtype, device in zip("qkv", shapes, dtypes, devices, strict=True):
+        if len(shape) != 4:
+            raise ValueError(f"{name} must be [B, L, H, D], but has shape {list(shape)}")
+        if device != devices[0] or dtype != dtypes[0]:
             raise ValueError(
-                f"q, k and v must share one dtype and device, but q is {dtype_name(q.dtype)} on "
-                f"{q.device} and {name} is {dtype_name(tensor.dtype)} on {tensor.device}"
+                f"q, k and v must share one dtype and device, but q is {dtype_name(dtypes[0])} on "
+                f"{devices[0]} and {name} is {dtype_name(dtype)} on {device}"
             )
-    if not q.dtype.is_floating_point:
-        raise ValueError(f"q, k and v must be floating point, but are {dtype_name(q.dtype)}")
-    batch, q_len, heads, head_dim = q.shape
-    kv_len = k.shape[1]
-    if k.shape != v.shape or k.shape != (batch, kv_len, heads, head_dim):
+    if not dtypes[0].is_floating_point:
+        raise ValueError(f"q, k and v must be floating point, but are {dtype_name(dtypes[0])}")
+
+
+def _check_shapes(q: torch.Size, k: torch.Size, v: torch.Size) -> None:
+    if k != v or k != (q[0], k[1], *q[2:]):
         raise ValueError(
             f"q [B, Lq, H, D], k and v [B, Lk, H, D] must agree on B, H and D, but q is "
-            f"{list(q.shape)}, k is {list(k.shape)} and v is {list(v.shape)}"
+            f"{list(q)}, k is {list(k)} and v is {list(v)}"
         )
-    if 0 in (batch, q_len, heads, head_dim, kv_len):
-        raise ValueError(f"q {list(q.shape)} and k {list(k.shape)} must not have an empty axis")
+    if 0 in (*q, k[1]):
+        raise ValueError(f"q {list(q)} and k {list(k)} must not have an empty axis")
 
 
-def _checked_mask(mask: Tensor, q: Tensor, kv_len: int) -> Tensor:
-    batch, q_len, heads, _ = q.shape
-    full = (batch, heads, q_len, kv_len)
-    shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
-    fits = len(shape) == 4 and all(
-        have in (1, want) for have, want in zip(shape, full, strict=True)
-    )
-    if not fits:
+def _checked_mask_shape(
+    mask: _MaskSignature, full: tuple[int, int, int, int], device: torch.device
+) -> tuple[int, ...]:
+    shape = (1,) * (4 - len(mask[0])) + tuple(mask[0])
+    _, dtype, mask_device, requires_grad = mask
+    if len(shape) != 4 or any(
+        have not in (1, want) for have, want in zip(shape, full, strict=True)
+    ):
         raise ValueError(
             f"the mask must broadcast to [B, H, Lq, Lk] = {list(full)}, "
-            f"but has shape {list(mask.shape)}"
+            f"but has shape {list(mask[0])}"
         )
-    if mask.device != q.device:
-        raise ValueError(f"the mask is on {mask.device}, but q is on {q.device}")
-    if mask.dtype is not torch.bool and not mask.dtype.is_floating_point:
+    if mask_device != device:
+        raise ValueError(f"the mask is on {mask_device}, but q is on {device}")
+    if dtype is not torch.bool and not dtype.is_floating_point:
         raise ValueError(
             f"the mask must be bool (True = may attend) or floating point (added to the scores), "
-            f"but is {dtype_name(mask.dtype)}"
+            f"but is {dtype_name(dtype)}"
         )
-    if mask.requires_grad:
+    if requires_grad:
         raise ValueError("gradients of the mask are not computed: pass mask.detach()")
-    return mask.reshape(shape)
+    return shape

@@ -33,6 +33,8 @@ BACKENDS: tuple[Backend, ...] = (
 
 # Below this many keys, a key length is likely that of a growing cache.
 FEW_KEYS = 512
+# One-token queries, counted over batch and heads, from which a GPU has work for all its cores.
+MANY_QUERIES = 128
 
 
 def backend_names() -> tuple[str, ...]:
@@ -43,17 +45,19 @@ def backend_names() -> tuple[str, ...]:
 def preference(problem: AttentionProblem) -> tuple[str, ...]:
     """The order in which "auto" asks the back-ends. The one place to change it.
 
-    - Masks: PyTorch's memory-efficient kernel takes them all; xFormers runs the same kernel with
-      more Python around it.
-    - Many keys: cuDNN is the fastest on Hopper, for a whole encoder as for one query.
-    - Few keys: cuDNN plans anew for each length, so a growing cache goes to the flash kernels.
+    - Many keys with work for the whole GPU: cuDNN is the fastest on Hopper.
+    - Else the call costs more than the arithmetic, and PyTorch's memory-efficient kernel has the
+      cheapest call. It takes every mask, and unlike cuDNN it does not plan anew for each length of
+      a growing cache. xFormers runs the same kernel with more Python around it.
+
+    `docs/decisions/0002-automatic-attention.md` has the measurements.
     """
-    if problem.mask is not MaskKind.NONE:
-        gpu = ("sdpa_efficient", "xformers", "sdpa_cudnn", "flash_attn", "sdpa_flash")
-    elif problem.kv_len >= FEW_KEYS:
+    is_one_token = problem.q_len == 1
+    is_large = not is_one_token or problem.batch * problem.heads >= MANY_QUERIES
+    if problem.kv_len >= FEW_KEYS and is_large and problem.mask is MaskKind.NONE:
         gpu = ("sdpa_cudnn", "flash_attn", "sdpa_flash", "sdpa_efficient", "xformers")
     else:
-        gpu = ("flash_attn", "sdpa_flash", "sdpa_efficient", "xformers", "sdpa_cudnn")
+        gpu = ("sdpa_efficient", "sdpa_flash", "flash_attn", "xformers", "sdpa_cudnn")
     return (*gpu, "reference")
 
 

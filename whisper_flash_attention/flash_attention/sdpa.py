@@ -63,14 +63,14 @@ class SdpaFlash:
         if inputs.q.device.type == "cpu":
             return self._run_on_cpu(inputs)
         # This operator's is_causal is aligned bottom-right, unlike that of the public function.
-        out = torch.ops.aten._scaled_dot_product_flash_attention(
+        out = torch._scaled_dot_product_flash_attention(
             *_heads_first(inputs), inputs.dropout, inputs.causal, False, scale=inputs.factor
         )
         return _tokens_first(out[0])
 
     def _run_on_cpu(self, inputs: AttentionInputs) -> Tensor:
         bias, dead = bias_and_dead_rows(inputs, inputs.q.dtype, causal_as_bias=not inputs.is_square)
-        out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out = torch._scaled_dot_product_flash_attention_for_cpu(
             *_heads_first(inputs),
             0.0,
             inputs.causal and bias is None,
@@ -104,7 +104,7 @@ class SdpaCudnn:
         if bias is not None:
             # Written out, since plans depend on strides: heads may share a bias, queries may not.
             bias = bias.expand(-1, -1, inputs.q.shape[1], inputs.k.shape[1]).contiguous()
-        out = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        out = torch._scaled_dot_product_cudnn_attention(
             *_heads_first(inputs),
             bias,
             inputs.needs_grad,
@@ -131,7 +131,7 @@ class SdpaEfficient:
 
     def run(self, inputs: AttentionInputs) -> Tensor:
         bias, dead = bias_and_dead_rows(inputs, inputs.q.dtype, causal_as_bias=not inputs.is_square)
-        out = torch.ops.aten._scaled_dot_product_efficient_attention(
+        out = torch._scaled_dot_product_efficient_attention(
             *_heads_first(inputs),
             None if bias is None else padded_bias(bias, inputs),
             inputs.needs_grad,

@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up all they need in a local virtual environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# A release with a CPU build, so that a machine without a GPU does not fetch gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.9.0
+DEMO_RESULTS := demo-results
+RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
+
+.PHONY: demo test lint types check gpu clean
+
+demo: $(VENV)/.demo
+	$(BIN)/whisper-flash transcribe $(RECORDING) --model package:tiny.en
+	$(BIN)/whisper-flash benchmark --setting small --checkpoint tiny --system orig --system flash \
+	  --device cpu --output $(DEMO_RESULTS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+# On a machine with a CUDA GPU; needs the packages named in CONTRIBUTING.md.
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) $(DEMO_RESULTS) build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo,plots]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo,dev]' $(TRITON)
+	touch $@

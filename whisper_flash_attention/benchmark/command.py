@@ -1,0 +1,209 @@
+"""The command `whisper-flash benchmark`: what to measure, from options; then run and show it.
+
+Exit codes: 0 every row that was asked for is ok; 1 some are not; 2 the options make no sense or
+nothing could be measured; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from whisper_flash_attention.benchmark import settings as plan
+from whisper_flash_attention.errors import OptionError
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.benchmark.runner import Options, Outcome
+
+EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def benchmark_command(
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="default (batch 1, 25 tokens, 100 batches), large (32, 256, 10) or small "
+            "(1, 8, 5). Repeatable. Left out: default and large; on a CPU, small.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="tiny, base, small, medium, large-v3 or large-v3-turbo. Repeatable. Left out: "
+            "the first four.",
+        ),
+    ] = None,
+    decoder_layers: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Rows with so many decoder layers only. Repeatable. Left out: all."
+        ),
+    ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="orig, sdpa, static, flash, or flash:<back-end>. Repeatable. Left out: orig, "
+            "sdpa and flash.",
+        ),
+    ] = None,
+    batches: Annotated[
+        int | None, typer.Option(metavar="N", help="Timed calls, instead of the setting's.")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens per clip, instead of the setting's.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Clips per call, instead of the setting's.")
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="auto (float16 on a GPU, float32 on a CPU), float32, float16 or bfloat16.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Speech: bundled (with this package) or librispeech (from the Hub).",
+        ),
+    ] = "bundled",
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Folder for results; made if missing."
+        ),
+    ] = Path("benchmark-results"),
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep rows that an earlier run finished in this folder."
+        ),
+    ] = True,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="Seconds after which a row is given up as failed."),
+    ] = 1800.0,
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Commit to record where there is no git checkout to ask."),
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Show systems and rows, and what can run here; stop.")
+    ] = False,
+) -> None:
+    """Measure this package against stock Whisper, row by row.
+
+    A row is one system on one model at one setting, in a process of its own.
+    Weights are random, the speech is real, and every system decodes the same
+    number of tokens from the same features. A row that fails says why, and the
+    rest goes on. Interrupted, the same command goes on where it stopped.
+
+    Written to the output folder: results.jsonl (as it goes), results.json,
+    results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
+
+    [b]Examples[/b]
+
+      whisper-flash benchmark   [dim]# both tables of a GPU, or the small one of a CPU[/dim]
+
+      whisper-flash benchmark --setting default --checkpoint tiny --checkpoint base
+
+      whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
+
+      whisper-flash benchmark --list
+    """
+    systems = system or plan.DEFAULT_SYSTEMS
+    rows = plan.select_rows(checkpoint or (), decoder_layers or ())
+    sizes = {"batch_size": batch_size, "new_tokens": new_tokens, "batches": batches}
+    plan.select_settings(setting or (), **sizes)  # mistakes come out before heavy imports
+    if timeout <= 0:
+        raise OptionError(f"timeout {timeout:g}: give a number of seconds above 0")
+
+    from whisper_flash_attention.benchmark.processes import start_server
+    from whisper_flash_attention.config import resolve_device, resolve_dtype
+
+    if list_only:
+        show_list(device, dtype)
+        return
+    start_server()  # imports there while we import here
+    place = resolve_device(device)
+    number = str(resolve_dtype(dtype, place)).removeprefix("torch.")
+    chosen = plan.select_settings(setting or plan.default_settings(place.type), **sizes)
+
+    from whisper_flash_attention.benchmark.runner import Options
+    from whisper_flash_attention.benchmark.systems import named
+
+    for name in systems:
+        named(name)
+    jobs = plan.plan_jobs(chosen, rows, systems, device=str(place), dtype=number)
+    console = Console(stderr=True)
+    if not setting and place.type == "cpu":
+        console.print("no GPU: the small setting; --setting default --setting large for the rest")
+    outcome = run_or_say_how_to_resume(
+        jobs, Options(output, features, timeout, resume, commit), console
+    )
+    show_outcome(outcome, console)
+    if any(row.status != "ok" for row in outcome.asked):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def run_or_say_how_to_resume(
+    jobs: Sequence[plan.Job], options: Options, console: Console
+) -> Outcome:
+    """The run's outcome; on Ctrl-C, a hint and exit code 130."""
+    from whisper_flash_attention.benchmark.runner import run
+
+    try:
+        return run(jobs, options, console)
+    except KeyboardInterrupt as error:
+        console.print("interrupted; the same command goes on where this one stopped")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def show_outcome(outcome: Outcome, console: Console) -> None:
+    """The tables on standard output; where the files are on standard error."""
+    from whisper_flash_attention.benchmark.report import as_renderable
+
+    terminal = Console()
+    # A file or a pipe has no width of its own: give the tables the room they need.
+    out = terminal if terminal.is_terminal else Console(width=220)
+    out.print(as_renderable(outcome.asked))
+    for path in outcome.files:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def show_list(device: str, dtype: str) -> None:
+    """Systems and whether they can run here, settings, and rows, on standard output."""
+    from whisper_flash_attention.benchmark.systems import SYSTEMS, backend_systems
+    from whisper_flash_attention.config import resolve_device, resolve_dtype
+
+    place = resolve_device(device)
+    number = resolve_dtype(dtype, place)
+    systems = Table("System", "What it is", f"On {place}, {str(number).removeprefix('torch.')}")
+    for system in (*SYSTEMS.values(), *backend_systems().values()):
+        reason = system.why_not(place, number) or "can run"
+        # As text: in markup, the brackets of a package's extra would vanish.
+        systems.add_row(system.name, system.summary, Text(reason))
+    settings = Table("Setting", "Batch size", "New tokens", "Batches")
+    for item in plan.SETTINGS.values():
+        settings.add_row(item.name, str(item.batch_size), str(item.new_tokens), str(item.batches))
+    rows = Table("Checkpoint", "Decoder layers", "Left out unless named")
+    for name, layers in plan.DECODER_LAYERS.items():
+        named_only = "" if name in plan.DEFAULT_CHECKPOINTS else "yes"
+        rows.add_row(name, ", ".join(map(str, layers)), named_only)
+    out = Console()
+    for table in (systems, settings, rows):
+        out.print(table)

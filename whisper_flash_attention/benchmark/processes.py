@@ -1,0 +1,207 @@
+"""Functions run in fresh processes that cannot take this one down.
+
+A server imports the heavy packages once and forks a process for every call, so that a call starts
+in milliseconds, without a CUDA context and with no memory of the call before it. What the process
+prints goes to a log; if it fails, the reason is read from there.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+PRELOAD = "whisper_flash_attention.benchmark.preload"
+START_TIMEOUT = 600.0  # seconds; the first process waits for the server's imports
+PATIENCE = 10.0  # seconds that a process gets to leave when told to
+LAST_WORDS = 200  # characters of a reason that go into a table
+
+# The last line of a traceback: "torch.OutOfMemoryError: CUDA out of memory. Tried ..."
+EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: .*)?$")
+
+
+class ProcessFailed(Exception):
+    """The process raised, died or took too long. `reason` is one line, `log` all it printed."""
+
+    def __init__(self, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where `call` gets its processes from."""
+
+    context: ForkServerContext | SpawnContext
+
+    def call(
+        self,
+        function: Callable[..., Result],
+        *arguments: object,
+        timeout: float,
+        on_progress: Callable[[Any], None] | None = None,
+    ) -> Result:
+        """`function(*arguments)` in a process of its own.
+
+        Args:
+            function: a function of a module that can be imported.
+            arguments: what it takes; pickled, as its result is.
+            timeout: seconds after which the process is ended.
+            on_progress: if given, the function gets one argument more, last: a callable whose
+                argument arrives here.
+
+        Raises:
+            ProcessFailed: the function raised, the process died, or the time was up.
+        """
+        receiver, sender = self.context.Pipe(duplex=False)
+        with tempfile.TemporaryDirectory(prefix="whisper-flash-") as folder:
+            log = Path(folder) / "log"
+            log.touch()
+            process = self.context.Process(
+                target=_serve,
+                args=(sender, str(log), function, arguments, on_progress is not None),
+            )
+            try:
+                process.start()
+                sender.close()
+                result: Result = _await_result(process, receiver, log, timeout, on_progress)
+                process.join(PATIENCE)
+            finally:
+                receiver.close()
+                _stop(process)
+        return result
+
+
+def start_server() -> ForkServerContext | SpawnContext:
+    """Have the server start its imports; this process can do something else meanwhile."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOAD])
+    forkserver.ensure_running()
+    return context
+
+
+def start_workers(device: str) -> Workers:
+    """Processes that can use this device.
+
+    Forked processes need a server that never touched CUDA. Should importing a package have done
+    so, every process starts from nothing instead, some seconds slower.
+    """
+    workers = Workers(start_server())
+    if device.startswith("cuda") and workers.call(cuda_is_spent, timeout=START_TIMEOUT):
+        return Workers(multiprocessing.get_context("spawn"))
+    return workers
+
+
+def cuda_is_spent() -> bool:
+    """Whether this process was forked from one that had used CUDA, and so cannot use it."""
+    import torch
+
+    return torch.cuda._is_in_bad_fork()
+
+
+def reason_of(log: str, exit_code: int | None) -> str:
+    """One line that says why a process ended: the exception, or how it died and its last words."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    traceback = max((i for i, s in enumerate(lines) if s.startswith("Traceback")), default=None)
+    if traceback is not None:
+        for line in lines[traceback + 1 :]:
+            if EXCEPTION.match(line):
+                return _shortened(line)
+    died = f"died with exit code {exit_code}"
+    if exit_code is not None and exit_code < 0:
+        died = f"was killed by {signal.Signals(-exit_code).name}"
+        if -exit_code == signal.SIGKILL:
+            died += " (perhaps for want of memory)"
+    # What the program said last; behind "Fatal Python error" follow stacks of all threads.
+    fatal = next((i for i, s in enumerate(lines) if s.startswith("Fatal Python error")), None)
+    words = lines if fatal is None else lines[:fatal] or lines[fatal : fatal + 1]
+    return _shortened(f"the process {died}" + (f": {words[-1]}" if words else ""))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LAST_WORDS else f"{line[: LAST_WORDS - 1]}…"
+
+
+def _serve(
+    sender: Connection,
+    log: str,
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    reports: bool,
+) -> None:
+    """In the process: output to the log, then the call. An exception ends it with a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable()
+    if reports:
+        arguments = (*arguments, lambda value: sender.send((False, value)))
+    sender.send((True, function(*arguments)))
+    sender.close()
+
+
+def _await_result(
+    process: BaseProcess,
+    receiver: Connection,
+    log: Path,
+    timeout: float,
+    on_progress: Callable[[Any], None] | None,
+) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        ready = wait([receiver, process.sentinel], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise ProcessFailed(f"took longer than {timeout:g} s", _read(log))
+        message = _receive(receiver)
+        if message is None:
+            process.join(PATIENCE)
+            text = _read(log)
+            raise ProcessFailed(reason_of(text, process.exitcode), text)
+        is_result, value = message
+        if is_result:
+            return value
+        if on_progress is not None:
+            on_progress(value)
+
+
+def _receive(receiver: Connection) -> tuple[bool, Any] | None:
+    """The next message, also of a process that has ended since; None if there is none."""
+    try:
+        message: tuple[bool, Any] | None = receiver.recv() if receiver.poll() else None
+    except EOFError:
+        return None
+    return message
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
+
+
+def _stop(process: BaseProcess) -> None:
+    """End the process if it has not ended by itself, first politely."""
+    for stop in (process.terminate, process.kill):
+        if process.is_alive():
+            stop()
+            process.join(PATIENCE)
+    process.close()

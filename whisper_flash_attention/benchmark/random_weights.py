@@ -1,0 +1,152 @@
+"""Random weights on which every part of Whisper matters.
+
+Default initialisation hides mistakes: its attention is almost uniform, its biases are zero, and
+the tied embedding makes a model repeat its last token whatever it hears. Here attention picks a
+few keys, biases and norms are not trivial, and what the layers add outweighs the embedding, so
+that the tokens change with the audio, the position and the cache.
+
+Every tensor is drawn from a seed made of its own name, so that two classes with the same state
+get the same weights, in whatever order they keep it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+from zlib import crc32
+
+import torch
+from transformers import GenerationConfig, WhisperConfig
+from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
+
+from whisper_flash_attention.benchmark.settings import ModelSize
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
+    Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
+
+# Standard deviations, in units of 1 / sqrt(inputs) for matrices. 1.5 for queries and keys makes
+# attention scores spread by 2.25, so that of 1,500 keys about ten share the weight.
+QUERY_KEY_GAIN = 1.5
+VALUE_GAIN = 2.0
+CONVOLUTION_GAIN = 2.0
+BIAS = 0.1
+NORM = 0.2
+TOKEN_EMBEDDING = 0.05
+POSITION_EMBEDDING = 1.5
+
+END = 50257
+
+
+def whisper_config(size: ModelSize, decoder_layers: int) -> WhisperConfig:
+    """Configuration of a multilingual checkpoint of this size, its decoder cut to this depth."""
+    return WhisperConfig(
+        vocab_size=size.vocabulary,
+        num_mel_bins=size.mel_bins,
+        d_model=size.d_model,
+        encoder_layers=size.encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=size.heads,
+        decoder_attention_heads=size.heads,
+        encoder_ffn_dim=size.ffn,
+        decoder_ffn_dim=size.ffn,
+        pad_token_id=END,
+        bos_token_id=END,
+        eos_token_id=END,
+        decoder_start_token_id=END + 1,
+        begin_suppress_tokens=(220, END),
+    )
+
+
+def generation_config(vocabulary: int) -> GenerationConfig:
+    """English transcription without timestamps, as the multilingual checkpoints define it.
+
+    Special and timestamp tokens are suppressed as well: random weights would say them, and
+    `generate` cuts its output at timestamps.
+    """
+    extra = vocabulary - 51865  # large-v3 has one more language, which moves what follows
+    special = range(END + 1, vocabulary)
+    return GenerationConfig.from_dict(
+        {
+            "decoder_start_token_id": END + 1,
+            "pad_token_id": END,
+            "bos_token_id": END,
+            "eos_token_id": END,
+            "is_multilingual": True,
+            "language": "en",
+            "task": "transcribe",
+            "lang_to_id": {"<|en|>": 50259},
+            "task_to_id": {"translate": 50358 + extra, "transcribe": 50359 + extra},
+            "no_timestamps_token_id": 50363 + extra,
+            "return_timestamps": False,
+            "suppress_tokens": sorted({*NON_SPEECH_TOKENS_MULTI, *special}),
+            "begin_suppress_tokens": [220, END],
+        }
+    )
+
+
+def perturb_(model: torch.nn.Module, seed: int = 0) -> None:
+    """Redraw every weight of a Whisper model in place; see the module's text for the purpose.
+
+    The encoder's sinusoidal positions stay. Values depend on the parameter's name, shape, device
+    and `seed` alone; they are drawn in float32 and rounded to the parameter's dtype.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("encoder.embed_positions.weight"):
+                continue
+            generator = torch.Generator(parameter.device)
+            generator.manual_seed(crc32(name.encode()) ^ seed)
+            noise = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+            mean, deviation = _distribution(name, parameter)
+            parameter.copy_(noise.normal_(mean, deviation, generator=generator))
+
+
+def _distribution(name: str, parameter: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the parameter of this name."""
+    *_, module, kind = name.split(".")
+    if kind == "bias":
+        return 0.0, BIAS
+    if module.endswith("layer_norm"):
+        return 1.0, NORM
+    if module == "embed_positions":
+        return 0.0, POSITION_EMBEDDING
+    if module in ("embed_tokens", "proj_out"):
+        return 0.0, TOKEN_EMBEDDING
+    inputs = parameter[0].numel()
+    gain = 1.0
+    if module in ("q_proj", "k_proj"):
+        gain = QUERY_KEY_GAIN
+    elif module == "v_proj":
+        gain = VALUE_GAIN
+    elif module.startswith("conv"):
+        gain = CONVOLUTION_GAIN
+    return 0.0, gain / inputs**0.5
+
+
+def build_model(
+    model_class: type[Model],
+    size: ModelSize,
+    decoder_layers: int,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Model:
+    """A model in evaluation mode with `perturb_`-ed weights, made on the device.
+
+    Args:
+        model_class: `WhisperForConditionalGeneration` or a class with the same parameters.
+        size: dimensions; the encoder has its full depth.
+        decoder_layers: depth of the decoder.
+        device: where the weights are made; nothing of them passes through the host.
+        dtype: what the weights, drawn in float32, are rounded to.
+        seed: another seed gives other weights.
+    """
+    with torch.device(device):
+        model: Model = model_class(whisper_config(size, decoder_layers))
+    model.generation_config = generation_config(size.vocabulary)
+    perturb_(model, seed)
+    torch.nn.Module.to(model, dtype)  # as `model.to`, whose wrapper has lost its types
+    model.train(False)
+    return model

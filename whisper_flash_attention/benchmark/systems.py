@@ -1,0 +1,199 @@
+"""The systems that are compared: how to build each, how to run it, and why it can't run here.
+
+To add one, write a `System` and name it in `named` or in `SYSTEMS`. All do the same work: greedy
+decoding of exactly `new_tokens` tokens for every clip, from log-mel features on the host to token
+ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from whisper_flash_attention.benchmark.settings import ModelSize
+from whisper_flash_attention.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+FLASH = "flash"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A system that is ready to be timed.
+
+    `generate(features, new_tokens)` takes float features [B, mel bins, 3000] on the host, in the
+    model's dtype, and returns ids [B, new_tokens] without the prompt, on any device.
+    `attention` names the attention in use for every kind of attention call.
+    """
+
+    generate: Callable[[torch.Tensor, int], torch.Tensor]
+    attention: dict[str, str]
+
+
+class System(Protocol):
+    """One way to run Whisper."""
+
+    @property
+    def name(self) -> str:
+        """The name on the command line and in the results."""
+
+    @property
+    def summary(self) -> str:
+        """What it is, in half a line."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the code of this package decides its speed."""
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """The reason why it cannot run in this place; None if it can."""
+
+    def load(
+        self,
+        size: ModelSize,
+        decoder_layers: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Loaded:
+        """Build the model with the benchmark's random weights on the device."""
+
+
+@dataclass(frozen=True)
+class StockSystem:
+    """Transformers' own `WhisperForConditionalGeneration`."""
+
+    name: str
+    summary: str
+    attention: str
+    generate_options: dict[str, Any] = field(default_factory=dict)
+    is_ours: bool = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
+
+    def load(
+        self,
+        size: ModelSize,
+        decoder_layers: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Loaded:
+        from transformers import WhisperForConditionalGeneration
+
+        from whisper_flash_attention.benchmark.random_weights import build_model
+
+        model = build_model(
+            WhisperForConditionalGeneration, size, decoder_layers, device=device, dtype=dtype
+        )
+        model.set_attn_implementation(self.attention)
+        return Loaded(greedy(model, self.generate_options), {"all": self.attention})
+
+
+@dataclass(frozen=True)
+class FlashSystem:
+    """This package's model with one of its attention back-ends."""
+
+    name: str
+    summary: str
+    backend: str
+    is_ours: bool = True
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        from whisper_flash_attention.flash_attention import survey
+
+        for row in survey(device, dtype):
+            if reasons := row.reasons.get(self.backend):
+                return f"{self.backend} cannot run {row.case}: {'; '.join(reasons)}"
+        return None
+
+    def load(
+        self,
+        size: ModelSize,
+        decoder_layers: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Loaded:
+        from whisper_flash_attention.benchmark.random_weights import build_model
+        from whisper_flash_attention.flash_attention import survey
+        from whisper_flash_attention.modeling_whisper_flash_attention import (
+            WhisperFlashAttentionForConditionalGeneration,
+        )
+
+        model = build_model(
+            WhisperFlashAttentionForConditionalGeneration,
+            size,
+            decoder_layers,
+            device=device,
+            dtype=dtype,
+        )
+        model.set_attn_implementation(self.backend)
+        attention = {"all": model.attention_backend}
+        if self.backend == "auto":
+            head_dim = size.d_model // size.heads
+            rows = survey(device, dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
+            attention = {row.case: row.picked for row in rows}
+        return Loaded(greedy(model, {}), attention)
+
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        StockSystem("orig", "stock Transformers, eager attention", "eager"),
+        StockSystem("sdpa", "stock Transformers as it comes: PyTorch's SDPA", "sdpa"),
+        StockSystem(
+            "static",
+            "stock Transformers, SDPA, static cache (compiled on a GPU: a long first call)",
+            "sdpa",
+            {"cache_implementation": "static"},
+        ),
+        FlashSystem(FLASH, "this package, best attention back-end for every call", "auto"),
+    )
+}
+
+
+def named(name: str) -> System:
+    """The system of this name; `flash:<back-end>` is this package with that back-end.
+
+    Raises:
+        OptionError: there is no such system.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    family, _, backend = name.partition(":")
+    if family == FLASH and backend in backend_systems():
+        return backend_systems()[backend]
+    known = [*SYSTEMS, *(system.name for system in backend_systems().values())]
+    raise OptionError(f"system {name!r} is unknown; systems: {', '.join(known)}")
+
+
+def backend_systems() -> dict[str, System]:
+    """`flash:<back-end>` for every attention back-end, by the back-end's name."""
+    from whisper_flash_attention.flash_attention import backend_names
+
+    return {
+        name: FlashSystem(f"{FLASH}:{name}", f"this package, attention by {name} alone", name)
+        for name in backend_names()
+        if name != "auto"
+    }
+
+
+def greedy(model: Any, options: dict[str, Any]) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """`Loaded.generate` for a model with Transformers' `generate`."""
+
+    def generate(features: torch.Tensor, new_tokens: int) -> torch.Tensor:
+        ids: torch.Tensor = model.generate(
+            features.to(model.device, non_blocking=True),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            **options,
+        )
+        return ids
+
+    return generate
