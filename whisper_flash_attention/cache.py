@@ -73,8 +73,9 @@ class BucketedLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything, buffers included."""
-        self._buffers = None
-        super().reset()
+        # Transformers before 5.23 only zeroes them, and the past would seem as long as before.
+        self._buffers = self.keys = self.values = None
+        self.is_initialized = False
 
     def _buffers_hold(self, total: int) -> bool:
         """Whether the valid keys are still a view of our buffers and `total` positions fit.
