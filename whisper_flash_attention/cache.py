@@ -16,16 +16,13 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from whisper_flash_attention.compat import Cache, DynamicLayer
 
-# Whisper decodes 448 positions at most. The last bucket is exact, the first holds a short answer.
-BUCKETS = (64, 128, 256, 448)
+# Positions by which buffers grow. Whisper's longest answer, 448 positions, is seven of them.
+BUCKET = 64
 
 
 def bucket_of(length: int) -> int:
     """The capacity, in positions, that a cache of `length` positions gets."""
-    for bucket in BUCKETS:
-        if length <= bucket:
-            return bucket
-    return -(-length // BUCKETS[-1]) * BUCKETS[-1]
+    return -(-length // BUCKET) * BUCKET
 
 
 class BucketedLayer(DynamicLayer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_misuse_is_one_line_and_exit_code_2(arguments: list[str], message: str) 
     assert code == 2
     assert text.startswith("error: ")
     assert message in text
+
+
+def test_a_report_needs_rows(tmp_path: Path) -> None:
+    code, text = invoke("--report", "--output", str(tmp_path / "nothing"))
+    assert code == 2
+    assert "holds no rows (results.jsonl): measure some first" in text
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_the_committed_results_make_their_report_again(tmp_path: Path) -> None:
+    committed = ROOT / "benchmarks" / "results" / "h100"
+    shutil.copytree(committed, tmp_path / "h100")
+    code, text = invoke("--report", "--output", str(tmp_path / "h100"))
+    assert code == 0
+    assert "large: batch 32, 256 new tokens" in text
+    report = "results.md"
+    assert (tmp_path / "h100" / report).read_text() == (committed / report).read_text()
 
 
 def test_an_unknown_option_is_exit_code_2() -> None:

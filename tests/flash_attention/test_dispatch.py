@@ -107,7 +107,7 @@ def test_with_everything_installed_a_hopper_gpu_runs_all(name: str) -> None:
     [
         (ENCODER, "sdpa_cudnn", "sdpa_cudnn"),
         (CROSS, "sdpa_efficient", "sdpa_efficient"),
-        (replace(CROSS, batch=32), "sdpa_cudnn", "sdpa_cudnn"),
+        (replace(CROSS, batch=256), "sdpa_cudnn", "sdpa_cudnn"),
         (STEP, "sdpa_efficient", "sdpa_efficient"),
         (replace(STEP, batch=32), "sdpa_efficient", "sdpa_efficient"),
         (MASKED, "sdpa_efficient", "sdpa_efficient"),

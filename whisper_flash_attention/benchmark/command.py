@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whisper_flash_attention.benchmark import settings as plan
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError
 
 if TYPE_CHECKING:
     from whisper_flash_attention.benchmark.runner import Options, Outcome
@@ -101,6 +101,12 @@ def benchmark_command(
         str | None,
         typer.Option(metavar="ID", help="Commit to record where there is no git checkout to ask."),
     ] = None,
+    report_only: Annotated[
+        bool,
+        typer.Option(
+            "--report", help="Measure nothing: tables and plots from the output folder's rows."
+        ),
+    ] = False,
     list_only: Annotated[
         bool, typer.Option("--list", help="Show systems and rows, and what can run here; stop.")
     ] = False,
@@ -123,8 +129,13 @@ def benchmark_command(
 
       whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
 
+      whisper-flash benchmark --report --output benchmarks/results/h100
+
       whisper-flash benchmark --list
     """
+    if report_only:
+        show_outcome(report_again(output), Console(stderr=True))
+        return
     systems = system or plan.DEFAULT_SYSTEMS
     rows = plan.select_rows(checkpoint or (), decoder_layers or ())
     sizes = {"batch_size": batch_size, "new_tokens": new_tokens, "batches": batches}
@@ -158,6 +169,22 @@ def benchmark_command(
     show_outcome(outcome, console)
     if any(row.status != "ok" for row in outcome.asked):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def report_again(folder: Path) -> Outcome:
+    """The outcome of the rows that `folder` holds, its derived files written anew.
+
+    Raises:
+        BenchmarkError: there are no rows.
+    """
+    from whisper_flash_attention.benchmark.output import write_outputs
+    from whisper_flash_attention.benchmark.results import Store
+    from whisper_flash_attention.benchmark.runner import Outcome
+
+    rows = Store(folder).rows() if (folder / "results.jsonl").is_file() else []
+    if not rows:
+        raise BenchmarkError(f"{folder} holds no rows (results.jsonl): measure some first")
+    return Outcome(rows, rows, write_outputs(rows, folder, Console(stderr=True)))
 
 
 def run_or_say_how_to_resume(

@@ -149,6 +149,8 @@ def _serve(
 ) -> None:
     """In the process: output to the log, then the call. An exception ends it with a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    if not Path(log).exists():
+        return  # interrupted while it started us, the parent has given up and tidied away
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

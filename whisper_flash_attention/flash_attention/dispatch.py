@@ -33,8 +33,8 @@ BACKENDS: tuple[Backend, ...] = (
 
 # Below this many keys, a key length is likely that of a growing cache.
 FEW_KEYS = 512
-# One-token queries, counted over batch and heads, from which a GPU has work for all its cores.
-MANY_QUERIES = 128
+# One-token queries, over batch and heads, from which a GPU takes longer than the host to call it.
+MANY_QUERIES = 1024
 
 
 def backend_names() -> tuple[str, ...]:
