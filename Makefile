@@ -29,7 +29,7 @@ types: $(VENV)/.dev
 
 check: lint types test
 
-# On a machine with a CUDA GPU; needs the packages named in CONTRIBUTING.md.
+# On a machine with a CUDA GPU; CONTRIBUTING.md says what xFormers needs there.
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
