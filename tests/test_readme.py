@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import shlex
 from pathlib import Path
@@ -31,8 +32,6 @@ def test_every_command_shown_has_the_options_shown() -> None:
 
 
 def test_links_to_files_of_the_repository_lead_somewhere() -> None:
-    import re
-
     for target in re.findall(r"\]\(([^)#]+)", README):
         if "://" not in target:
             assert (REPOSITORY / Path(target)).exists(), target

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSpeechSeq2Seq, WhisperConfig, pipeline
 from transformers import WhisperForConditionalGeneration as Stock
 
+from tests.modeling.conftest import read_wave
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.errors import UnsupportedAttention, WeightsError
@@ -228,8 +229,6 @@ def test_the_pipeline_takes_our_model(tiny_en: str, bundled_recordings) -> None:
         feature_extractor=processor.feature_extractor,
     )
     recording = bundled_recordings[0]
-    from tests.modeling.conftest import read_wave
-
     result = recognize(read_wave(str(recording.path)), return_timestamps="word")
     assert len(result["chunks"]) > 3
-    assert "wood" in result["text"] or result["text"]
+    assert "Dashwood" in result["text"]

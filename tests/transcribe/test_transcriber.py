@@ -59,7 +59,7 @@ def test_a_short_recording_becomes_its_transcript(
     transcriber: Transcriber, speech: npt.NDArray[np.float32], transcript: str
 ) -> None:
     transcription = transcriber.transcribe(speech)
-    assert word_error_rate(transcript, transcription.text) < 0.08  # measured: 0.04
+    assert word_error_rate(transcript, transcription.text) < 0.08
     assert transcription.language == "en"
     assert transcription.seconds == speech.size / 16_000
     assert_in_order(transcription)

@@ -1,9 +1,9 @@
 """PyTorch's fused attention kernels, each by name.
 
-They are called as the `torch.ops.aten` operators that `scaled_dot_product_attention` itself ends
-in, not through `sdpa_kernel(...)`: that context manager sets flags of the whole process (two
-threads that use it can leave PyTorch without its other kernels), adds about 8 µs to every call,
-and cannot ask the flash kernel for causality aligned bottom-right, which is what it has.
+They are called as the operators that `scaled_dot_product_attention` itself ends in, by PyTorch's
+own bindings, not through `sdpa_kernel(...)`: that context manager sets flags of the whole process
+(two threads that use it can leave PyTorch without its other kernels), costs time at every call, and
+cannot ask the flash kernel for causality aligned bottom-right, which is what it has.
 `tests/flash_attention/test_promises.py` guards their signatures.
 """
 
