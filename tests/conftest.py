@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 # Read when huggingface_hub is first imported, which must therefore not happen above.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Read when Triton is first imported, which Transformers may do: without a GPU, kernels run in its
+# interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

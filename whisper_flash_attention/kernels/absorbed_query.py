@@ -1,0 +1,222 @@
+"""Layer norm, query projection and absorption of the key projection, in one kernel.
+
+    out[r, h] = W_k[h]^T . (scale * (W_q[h] . LN(x_r) + b_q[h]))
+
+where W_q[h] and W_k[h] are the 64 rows of head h. A program makes the 64 query values of a few rows
+and one head, and multiplies them with a block of W_k[h]'s columns; the programs of the other
+blocks make the same queries again, which costs a read of W_q[h] from the L2 cache and saves a
+dependent kernel. Why absorbing is possible: `absorbed_attention`.
+"""
+
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+
+HEAD = 64
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """Tile of one program: rows of x, columns of the output, D columns per step."""
+
+    rows: int = 16
+    columns: int = 128
+    chunk: int = 128
+    warps: int = 4
+    stages: int = 4
+
+
+def choose_query_config(rows: int, d: int, dtype: torch.dtype) -> QueryConfig:
+    """A configuration for `rows` rows of width `d`: 64 programs or more where the work allows."""
+    if dtype == torch.float32:
+        return QueryConfig(columns=64, chunk=32, warps=8, stages=2)
+    columns = 64 if d <= 512 else 128 if d <= 1024 else 256
+    columns = columns if d % columns == 0 else 64
+    chunk = 128 if d % 128 == 0 else 64
+    if rows <= 16:
+        return QueryConfig(columns=columns, chunk=chunk)
+    return QueryConfig(rows=32, columns=columns, chunk=chunk, warps=8)
+
+
+def absorb_query(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    q_weight: torch.Tensor,
+    q_bias: torch.Tensor | None,
+    k_weight: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    eps: float = 1e-5,
+    config: QueryConfig | None = None,
+) -> None:
+    """Write the absorbed queries of all heads.
+
+    Args:
+        x: [R, D] rows of the residual stream.
+        norm_weight, norm_bias: [D] of the layer norm, which is computed in float32.
+        q_weight: [D, D] in nn.Linear's layout; q_bias: [D] or None.
+        k_weight: [D, D] in nn.Linear's layout; the key projection must have no bias.
+        out: [R, H, D], H = D / 64, written; all tensors have the same dtype.
+        scale: what the projected query is multiplied with (for Whisper 64 ** -0.5).
+        eps: of the layer norm.
+        config: overrides `choose_query_config`.
+
+    Raises:
+        UnsupportedAttention: shapes that do not fit each other.
+    """
+    rows, d = x.shape
+    heads = d // HEAD
+    square = q_weight.shape == k_weight.shape == (d, d)
+    if d % HEAD or out.shape != (rows, heads, d) or not square:
+        raise UnsupportedAttention(
+            f"absorbed queries of x {tuple(x.shape)} need out {(rows, heads, d)} and square"
+            f" weights; found {tuple(out.shape)}, {tuple(q_weight.shape)}, {tuple(k_weight.shape)}"
+        )
+    config = config or choose_query_config(rows, d, x.dtype)
+    high = 1 << (d.bit_length() - 1)
+    launch(_absorb_query_kernel, (d // config.columns, heads, triton.cdiv(rows, config.rows)))(
+        x, norm_weight, norm_bias, q_weight, q_weight if q_bias is None else q_bias, k_weight, out,
+        rows, scale, eps,
+        BIAS=q_bias is not None, D=d, HIGH=high,
+        LOW=0 if high == d else 1 << (d - high - 1).bit_length(),
+        ROWS=config.rows, COLUMNS=config.columns, CHUNK=config.chunk, STAGES=config.stages,
+        num_warps=config.warps, **pdl(x.device),
+    )  # fmt: skip
+
+
+def fold_queries(
+    queries: torch.Tensor, k_weight: torch.Tensor, out: torch.Tensor, *, scale: float
+) -> None:
+    """The second half of `absorb_query` alone, for projected queries.
+
+    With many rows or a large D, projecting the queries once (`linear`) and folding them here is
+    faster than projecting them again for every block of columns.
+
+    Args:
+        queries: [R, D], of the linear layer, before the scale.
+        k_weight: [D, D] in nn.Linear's layout; the key projection must have no bias.
+        out: [R, H, D], written; all tensors have the same dtype.
+        scale: what the queries are multiplied with.
+
+    Raises:
+        UnsupportedAttention: shapes that do not fit each other.
+    """
+    rows, d = queries.shape
+    heads = d // HEAD
+    if d % HEAD or out.shape != (rows, heads, d) or k_weight.shape != (d, d):
+        raise UnsupportedAttention(
+            f"folded queries of {tuple(queries.shape)} need out {(rows, heads, d)} and a square"
+            f" weight; found {tuple(out.shape)}, {tuple(k_weight.shape)}"
+        )
+    columns = 128 if d % 128 == 0 else 64
+    block = 16 if rows <= 16 else 32
+    launch(_fold_queries_kernel, (d // columns, heads, triton.cdiv(rows, block)))(
+        queries, k_weight, out, rows, scale,
+        D=d, ROWS=block, COLUMNS=columns, num_warps=4, **pdl(queries.device),
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _fold_queries_kernel(
+    queries,
+    k_weight,
+    out,
+    n_rows,
+    scale,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    head = tl.program_id(1)
+    value = head * 64 + tl.arange(0, 64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    keys = tl.load(k_weight + value[:, None] * D + column[None, :])
+    release(PDL)
+    wait(PDL)
+    row = (tl.program_id(2) * ROWS + tl.arange(0, ROWS))[:, None]
+    inside = row < n_rows
+    query = tl.load(queries + row * D + value[None, :], mask=inside, other=0.0)
+    query = (query.to(tl.float32) * scale).to(keys.dtype)
+    folded = tl.dot(query, keys, input_precision="ieee")
+    at = out + (row.to(tl.int64) * (D // 64) + head) * D + column[None, :]
+    tl.store(at, folded.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _moments(x, row, inside, D: tl.constexpr, HIGH: tl.constexpr, LOW: tl.constexpr):
+    """Mean and variance of rows of D = HIGH + (at most) LOW columns, in float32; two passes."""
+    high = tl.arange(0, HIGH)[None, :]
+    x0 = tl.load(x + row * D + high, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(x0, 1)
+    if LOW > 0:
+        low = HIGH + tl.arange(0, LOW)[None, :]
+        x1 = tl.load(x + row * D + low, mask=inside & (low < D), other=0.0).to(tl.float32)
+        total += tl.sum(x1, 1)
+    mean = (total / D)[:, None]
+    variance = tl.sum((x0 - mean) * (x0 - mean), 1)
+    if LOW > 0:
+        variance += tl.sum(tl.where(low < D, (x1 - mean) * (x1 - mean), 0.0), 1)
+    return mean, (variance / D)[:, None]
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _absorb_query_kernel(
+    x,
+    norm_weight,
+    norm_bias,
+    q_weight,
+    q_bias,
+    k_weight,
+    out,
+    n_rows,
+    scale,
+    eps,
+    BIAS: tl.constexpr,
+    D: tl.constexpr,
+    HIGH: tl.constexpr,
+    LOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    head = tl.program_id(1)
+    value = head * 64 + tl.arange(0, 64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    keys = tl.load(k_weight + value[:, None] * D + column[None, :])
+    release(PDL)
+    wait(PDL)
+    row = (tl.program_id(2) * ROWS + tl.arange(0, ROWS))[:, None]
+    inside = row < n_rows
+    mean, variance = _moments(x, row, inside, D, HIGH, LOW)
+    inverse = tl.rsqrt(variance + eps)
+    query = tl.zeros((ROWS, 64), tl.float32)
+    step = tl.arange(0, CHUNK)
+    for k in tl.range(0, D, CHUNK, num_stages=STAGES):
+        weight = tl.load(q_weight + value[:, None] * D + (k + step)[None, :])
+        part = tl.load(x + row * D + (k + step)[None, :], mask=inside, other=0.0).to(tl.float32)
+        gain = tl.load(norm_weight + k + step).to(tl.float32)[None, :]
+        shift = tl.load(norm_bias + k + step).to(tl.float32)[None, :]
+        normed = ((part - mean) * inverse * gain + shift).to(weight.dtype)
+        query = tl.dot(normed, tl.trans(weight), query, input_precision="ieee")
+    if BIAS:
+        query += tl.load(q_bias + value).to(tl.float32)[None, :]
+    # Rounded as a linear layer's output, then as its product with the scale.
+    query = (query.to(keys.dtype).to(tl.float32) * scale).to(keys.dtype)
+    absorbed = tl.dot(query, keys, input_precision="ieee")
+    at = out + (row.to(tl.int64) * (D // 64) + head) * D + column[None, :]
+    tl.store(at, absorbed.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,121 @@
+"""How the kernels of this folder are launched: the interpreter, and overlap of dependent kernels.
+
+Programmatic dependent launch (CUDA capability 9.0 and above) lets a kernel start while the one
+before it on the stream still runs. Such a kernel may load what nobody writes (weights), must call
+`wait` before it touches anything else, and calls `release` as soon as its successor may start:
+
+    @triton.jit
+    def kernel(..., PDL: tl.constexpr):
+        weights = tl.load(...)
+        release(PDL)
+        wait(PDL)
+        ...                                   # reads activations, writes the result
+
+    launch(kernel, grid)(..., **pdl(device))
+
+`wait` returns when the kernel before has ended and its writes are visible. Since every kernel
+waits, everything before that one has ended too. Reference: CUDA C++ Programming Guide,
+"Programmatic Dependent Launch and Synchronization".
+
+Launchers run kernels on the current CUDA device and stream: the caller selects them.
+"""
+
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypedDict
+
+import torch
+import triton
+import triton.language as tl
+
+# Threads that compile: most of a compilation runs outside Python's lock.
+COMPILERS = 16
+
+
+class PdlArguments(TypedDict, total=False):
+    """Keyword arguments of a kernel launch."""
+
+    PDL: bool
+    launch_pdl: bool
+
+
+class _Switches(threading.local):
+    overlap = False
+    compile_only = False
+
+
+_switches = _Switches()
+
+
+def set_pdl(enabled: bool) -> None:
+    """Turn programmatic dependent launch on or off for this thread's launches and captures."""
+    _switches.overlap = enabled
+
+
+def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
+    """What `kernel[grid]` is; within `compiling()` it only compiles the kernel."""
+    return partial(kernel.warmup, grid=grid) if _switches.compile_only else kernel[grid]
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile the kernels that are launched in here, all at the same time, instead of running them.
+
+    Kernels in Triton's cache on disk are only loaded.
+    """
+    if interpreted():
+        yield
+        return
+    with ThreadPoolExecutor(COMPILERS) as pool, triton.AsyncCompileMode(pool):
+        _switches.compile_only = True
+        try:
+            yield
+        finally:
+            _switches.compile_only = False
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU, instead of being compiled."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def pdl(device: torch.device) -> PdlArguments:
+    """What a launch on `device` passes besides its own arguments.
+
+    `PDL` is the kernel's argument of that name; `launch_pdl` is Triton's, given only where it is
+    true: on devices of capability 9.0 and above, when turned on, and not in the interpreter.
+    """
+    if _switches.overlap and not interpreted() and _can_overlap(device):
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+@cache
+def _can_overlap(device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Wait until the kernels before this one have ended and their writes can be read."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def release(PDL: tl.constexpr):
+    """Let the next kernel start once every program of this one has come here or ended."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
