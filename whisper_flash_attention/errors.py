@@ -8,6 +8,7 @@
     ├── DeviceError              the device asked for is not there
     ├── MissingPackage           an optional package is needed; the message names the extra
     ├── IncompatibleTransformers a Transformers internal that we lean on has changed
+    ├── NotFinite                the model computed NaN or infinity
     └── BenchmarkError           the benchmark cannot do what was asked
 
 Every message says what was asked, what was found and what to do. The command line prints
@@ -45,6 +46,10 @@ class MissingPackage(WhisperFlashError, ImportError):
 
 class IncompatibleTransformers(WhisperFlashError, ImportError):
     """The installed Transformers does not keep a promise that this package leans on."""
+
+
+class NotFinite(WhisperFlashError, ArithmeticError):
+    """The model computed NaN or infinity, so that its tokens would mean nothing."""
 
 
 class BenchmarkError(WhisperFlashError, RuntimeError):

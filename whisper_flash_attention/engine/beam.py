@@ -1,0 +1,256 @@
+"""Beam search: the likeliest sequences of several that are extended side by side.
+
+The arithmetic is that of Transformers' `_beam_search` (transformers/generation/utils.py, 5.17 to
+5.23), operation by operation, so that ties break alike: per clip the best `candidates` of all
+continuations, of which the `num_beams` best without an end run on and those that ended compete,
+by length-normalised score, for `num_beams` places among the finished.
+
+A beam that descends from another slot copies nothing: `state.ancestors[b, t]` says in which slot
+position t of slot b lies, and only those numbers are re-ordered.
+
+On a GPU the host does not wait: it looks every few steps whether the search is over, and steps
+beyond the end change nothing. Beam sampling is looked at in every step, because each step draws
+random numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.engine.cache import DecodeState
+from whisper_flash_attention.engine.choose import Decoder, check_finite
+from whisper_flash_attention.engine.look import LOOK_EVERY, Look
+from whisper_flash_attention.engine.request import Beams, Decoded, Request
+from whisper_flash_attention.engine.rules import History
+from whisper_flash_attention.errors import OptionError
+
+# What is taken off a score that must not win, as in Transformers.
+OUT = -1.0e9
+
+
+class BranchingDecoder(Decoder, Protocol):
+    """A decoder whose rows may share their past through `state.ancestors`."""
+
+    @property
+    def state(self) -> DecodeState:
+        """The buffers that the decoder works on."""
+
+
+def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: Request) -> Decoded:
+    """Decode by beams.
+
+    Args:
+        states: the encoder's output [clips, S, D].
+        prompt: [searches * num_beams, P] int64, the rows of a search alike and side by side; a
+            clip has one search or more.
+        request: with `beams`.
+
+    Returns:
+        Sequences [searches * num_return_sequences, L], best first, with `beam_indices`,
+        `sequences_scores` and `running`.
+
+    Raises:
+        NotFinite: the logits held NaN or infinity.
+        OptionError: the prompt's rows are not those of whole searches.
+    """
+    assert request.beams is not None
+    _check_rows(len(prompt), len(states), request.beams)
+    beams = _Search(prompt, request, request.beams)
+    logits = decoder.start(states, prompt)
+    state = decoder.state
+    own = torch.arange(len(state.ancestors), dtype=torch.int32, device=prompt.device)
+    # The slot itself, until beams move: what is not cached yet will be written there.
+    state.ancestors.copy_(own[:, None])
+    state.branching = True
+    try:
+        _extend(decoder, beams, logits, request)
+    finally:
+        state.branching = False
+    return beams.answer()
+
+
+def steps_between_looks(prompt: Tensor) -> int:
+    """How many steps may run before the host looks whether the search is over."""
+    return LOOK_EVERY if prompt.is_cuda else 1
+
+
+def _extend(decoder: BranchingDecoder, beams: _Search, logits: Tensor, request: Request) -> None:
+    """Take steps until the search is over, or a few more."""
+    first, rows = beams.prompt.shape[1], len(beams.prompt)
+    look, every = Look(beams.over), steps_between_looks(beams.prompt)
+    for length in range(first, request.max_length):
+        tokens, sources = beams.step(logits, length)
+        if length + 1 == request.max_length:
+            break
+        if request.sample:
+            if bool(beams.over):
+                break
+        elif (length - first) % every == 0 and look.all_hold():
+            break
+        past = decoder.state.ancestors[:rows, :length]
+        past.copy_(past[sources])
+        logits = decoder.advance(tokens)
+
+
+class _Search:
+    """The beams of all searches: those that run and the best that are finished.
+
+    B searches of K beams, C candidates each. Paths are [2, rows, T] int64 with the capacity T in
+    tokens: the tokens, and for every token chosen the row that it extended (-1: none).
+    """
+
+    def __init__(self, prompt: Tensor, request: Request, beams: Beams) -> None:
+        rows, length = prompt.shape
+        device = prompt.device
+        self.prompt = prompt
+        self.over = torch.zeros((), dtype=torch.bool, device=device)
+        self._request = request
+        self._beams = beams
+        self._count = rows // beams.num_beams
+        # Transformers fills its sequences with the padding and its indices with -1.
+        self._paths = prompt.new_full((2, rows, request.max_length), request.pad)
+        self._paths[1] = -1
+        self._paths[0, :, :length] = prompt
+        self._finished_paths = self._paths.clone()
+        shape = (self._count, beams.num_beams)
+        # All beams are alike at first: only one of them may be extended.
+        self._scores = torch.zeros(shape, device=device)
+        self._scores[:, 1:] = OUT
+        self._finished_scores = torch.full(shape, OUT, device=device)
+        self._finished = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._improvable = torch.ones((self._count, 1), dtype=torch.bool, device=device)
+        self._bad = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._ends = torch.tensor(request.eos, dtype=prompt.dtype, device=device)
+        searches = torch.arange(self._count, device=device)[:, None]
+        places = torch.arange(beams.num_beams, device=device)
+        self._first_beam = searches * beams.num_beams
+        self._first_candidate = searches * beams.candidates
+        self._first_contender = searches * (beams.num_beams + beams.candidates)
+        self._stay = places.expand(shape)
+        # Only the best `num_beams` candidates may finish; the others are there to run on.
+        self._may_finish = torch.arange(beams.candidates, device=device) < beams.num_beams
+        self._all_scores: list[Tensor] = []
+        self._all_logits: list[Tensor] = []
+
+    def step(self, logits: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Choose from logits [rows, V], where every beam has `length` tokens.
+
+        Returns:
+            The next token of every beam [rows], and the row that it extends [rows], int64.
+        """
+        paths, scores, ended = self._candidates(self._log_probabilities(logits, length), length)
+        self._steps += ~self.over
+        self._finish(paths, scores, ended, length)
+        tokens, sources = self._run_on(paths, scores, ended, length)
+        self._stop(ended, length + 1)
+        return tokens, sources
+
+    def answer(self) -> Decoded:
+        """What was found, as soon as the search is over."""
+        check_finite(self._bad)
+        beams, request, begin = self._beams, self._request, self.prompt.shape[1]
+        grouped = self._by_search(self._finished_paths)
+        tokens, origins = grouped[:, :, : beams.num_return_sequences].flatten(1, 2)
+        indices = origins[:, begin:].int()
+        longest, steps = torch.stack([(indices >= 0).sum(dim=1).max(), self._steps]).tolist()
+        return Decoded(
+            tokens[:, : begin + longest],
+            tuple(self._all_scores[:steps]) if request.want_scores else None,
+            tuple(self._all_logits[:steps]) if request.want_logits else None,
+            beam_indices=indices[:, :longest],
+            sequences_scores=self._finished_scores[:, : beams.num_return_sequences].flatten(),
+            running=self._paths[0, :, : begin + steps],
+        )
+
+    def _log_probabilities(self, logits: Tensor, length: int) -> Tensor:
+        request = self._request
+        self._bad |= ~torch.isfinite(logits.sum(dim=-1)) & ~self.over
+        if request.want_logits:
+            self._all_logits.append(logits.clone(memory_format=torch.contiguous_format))
+        logprobs = torch.log_softmax(logits, dim=-1)
+        logprobs = request.rules.apply(logprobs, History(self._paths[0], length))
+        if request.want_scores:
+            self._all_scores.append(logprobs.contiguous())
+        return logprobs
+
+    def _candidates(self, logprobs: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Paths [2, B * C, T], scores [B, C] and whether they end [B, C], best first."""
+        vocabulary, beams = logprobs.shape[-1], self._beams
+        totals = logprobs.view(self._count, beams.num_beams, -1) + self._scores[:, :, None]
+        totals = totals.view(self._count, -1)
+        if self._request.sample:
+            chosen = torch.multinomial(torch.softmax(totals, dim=-1), beams.candidates)
+            scores = totals.gather(1, chosen)
+        else:
+            scores, chosen = torch.topk(totals, beams.candidates)
+        sources = (chosen // vocabulary + self._first_beam).flatten()
+        tokens = chosen % vocabulary
+        paths = self._paths.index_select(1, sources)
+        paths[0, :, length] = tokens.flatten()
+        paths[1, :, length] = sources
+        if length + 1 >= self._request.max_length:
+            return paths, scores, torch.ones_like(tokens, dtype=torch.bool)
+        return paths, scores, torch.isin(tokens, self._ends)
+
+    def _run_on(
+        self, paths: Tensor, scores: Tensor, ended: Tensor, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Make the best candidates that did not end the new beams; as `step`."""
+        scores = scores + ended.float() * OUT
+        best = torch.topk(scores, self._beams.num_beams)[1]
+        self._scores = scores.gather(1, best)
+        new = paths.index_select(1, (best + self._first_candidate).flatten())
+        self._paths = torch.where(self.over, self._paths, new)
+        return new[0, :, length], new[1, :, length]
+
+    def _finish(self, paths: Tensor, scores: Tensor, ended: Tensor, length: int) -> None:
+        """Keep the best of the finished paths and of the candidates that end now."""
+        beams = self._beams
+        ended = ended & self._may_finish
+        scores = scores / (length + 1 - self.prompt.shape[1]) ** beams.length_penalty
+        if beams.early_stopping is True:
+            scores = scores + self._finished.all(dim=-1, keepdim=True).float() * OUT
+        scores = scores + (~self._improvable).float() * OUT
+        scores = scores + (~ended).float() * OUT
+        contenders = torch.cat((self._finished_scores, scores), dim=1)
+        best = torch.topk(contenders, beams.num_beams)[1]
+        best = torch.where(self.over, self._stay, best)
+        self._finished_scores = contenders.gather(1, best)
+        self._finished = torch.cat((self._finished, ended), dim=1).gather(1, best)
+        groups = (self._by_search(self._finished_paths), self._by_search(paths))
+        merged = torch.cat(groups, dim=2).flatten(1, 2)
+        self._finished_paths = merged.index_select(1, (best + self._first_contender).flatten())
+
+    def _by_search(self, paths: Tensor) -> Tensor:
+        """Paths [2, B * N, T] as [2, B, N, T]."""
+        return paths.view(2, self._count, -1, paths.shape[-1])
+
+    def _stop(self, ended: Tensor, length: int) -> None:
+        """Note whether the search is over, now that the beams have `length` tokens.
+
+        It is where no running beam can get better than the finished ones (an estimate for
+        `length_penalty` above 0, unless `early_stopping` is "never"), where all places are taken
+        and `early_stopping` is True, or where nothing can run on.
+        """
+        beams, begin = self._beams, self.prompt.shape[1]
+        longest = beams.early_stopping == "never" and beams.length_penalty > 0.0
+        answer = (self._request.max_length if longest else length) - begin
+        possible = self._scores[:, :1] / answer**beams.length_penalty
+        worst = self._finished_scores.min(dim=1, keepdim=True)[0]
+        worst = torch.where(self._finished, worst, OUT)
+        self._improvable &= (possible > worst).any(dim=-1, keepdim=True)
+        self.over |= ~self._improvable.any() | ended.all()
+        if beams.early_stopping is True:
+            self.over |= self._finished.all()
+
+
+def _check_rows(rows: int, clips: int, beams: Beams) -> None:
+    if rows % clips or rows // clips % beams.num_beams:
+        raise OptionError(
+            f"a prompt of {rows} rows for {clips} clips: give {beams.num_beams} rows, one for each "
+            "beam, or a multiple of that, for each clip"
+        )

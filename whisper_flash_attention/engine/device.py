@@ -1,0 +1,257 @@
+"""The decoder on an NVIDIA GPU: kernels in CUDA graphs, tokens chosen without the host.
+
+Greedy decoding with plain rules never leaves the device: a recorded step ends with the choice of
+the next token and the next input row, and the host only replays it, looking every few steps at
+whether all rows have ended. With other rules, sampling, scores or beams a step ends with the
+logits, and the choice is made by PyTorch's operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+from whisper_flash_attention.engine import step
+from whisper_flash_attention.engine.cache import DecodeState
+from whisper_flash_attention.engine.choose import check_finite
+from whisper_flash_attention.engine.fused import FusedStep
+from whisper_flash_attention.engine.fused_rules import FusedRules
+from whisper_flash_attention.engine.graphs import Graphs
+from whisper_flash_attention.engine.look import LOOK_EVERY, Look
+from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.rules import History
+from whisper_flash_attention.engine.weights import DecoderWeights
+from whisper_flash_attention.engine.workspace import Workspace
+from whisper_flash_attention.kernels.launch import compiling, interpreted, set_pdl
+from whisper_flash_attention.kernels.logits import logits
+from whisper_flash_attention.kernels.pick import pick
+
+# Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
+# time is latency. With more slots the early programs get in the way of those that still run.
+OVERLAPPED_SLOTS = 4
+
+
+class DeviceDecoder:
+    """Turns tokens into logits, or a prompt into an answer, on one state's buffers.
+
+    Rows of the batch take the first slots of the state; the others count as ended and cost next to
+    nothing.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, state: DecodeState, work: Workspace, graphs: Graphs
+    ) -> None:
+        self._weights = weights
+        self._state = state
+        self._work = work
+        self._graphs = graphs
+        self._step = FusedStep(weights, state, work)
+        self._rules: tuple[object, ...] | None = None
+        self._rows = 0
+        self._compiled = False
+
+    @property
+    def state(self) -> DecodeState:
+        """The buffers that the decoder works on."""
+        return self._state
+
+    def prepare(self) -> None:
+        """Make ready on memory that others may have used meanwhile."""
+        self._rules = None
+        self._rows = 0
+        self._state.tokens.zero_()
+        self._work.prepare()
+
+    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
+        self._run_prompt(states, prompt, "logits", self._store_logits)
+        # `advance` moves on by one before its pass.
+        self._state.positions.fill_(prompt.shape[1] - 1)
+        return self._raw(len(prompt))
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append one token per row [B] and give the next logits [B, V] in float32."""
+        self._state.tokens[: len(tokens)] = tokens
+        self._run(("step", "logits", self._state.branching), self._advance)
+        return self._raw(len(tokens))
+
+    def greedy(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+        """The whole answer by the best token of every step, under rules that kernels know.
+
+        Raises:
+            NotFinite: a logit was NaN or infinite.
+        """
+        rules, pad = request.rules.fused, request.pad
+        assert rules is not None
+        self._set_rules(rules, prompt, request)
+        self._run_prompt(states, prompt, f"pick {pad}", lambda count: self._pick(count, pad))
+        steps = request.max_length - prompt.shape[1] - 1
+        may_end = bool(request.eos) and rules.min_length < request.max_length
+        look = Look(self._state.finished) if may_end else None
+        for done in range(steps):
+            if look is not None and done % LOOK_EVERY == 0 and look.all_hold():
+                break
+            self._run(("step", pad), lambda: self._one_step(pad))
+        return self._answer(prompt, request, may_end)
+
+    def _set_rules(self, rules: FusedRules, prompt: torch.Tensor, request: Request) -> None:
+        """Fill the tables that the kernels read; those of the last call often still hold."""
+        batch, length = prompt.shape
+        key = (rules, request.eos, request.max_length, length)
+        vocabulary = self._state.layout.vocabulary
+        if key != self._rules:
+            self._rules = key
+            self._work.flags.copy_(rules.flags(vocabulary, request.eos, prompt.device))
+            settings = torch.tensor(rules.settings(vocabulary, request.max_length))
+            self._work.settings.copy_(settings.expand(self._state.layout.slots, -1))
+        elif rules.timestamps is None:
+            return
+        limits = rules.limits(History(prompt, length), vocabulary)
+        self._work.limits[:batch] = limits
+        if rules.timestamps is None:
+            self._work.limits[batch:] = limits[:1]
+
+    def _run_prompt(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        purpose: str,
+        finish: Callable[[int], None],
+    ) -> None:
+        """Run the prompt through all layers, from a fresh state, and `finish` the pass."""
+        batch, count = prompt.shape
+        state, work = self._state, self._work
+        if not self._compiled:
+            self._compile(min(count, state.layout.prompt), finish)
+        if batch != self._rows:
+            self._rows = batch
+            work.absent.fill_(True)
+            work.absent[:batch] = False
+        work.prompt[:batch, :count] = prompt
+        if count > state.layout.prompt:
+            self._run_long_prompt(states, _padded(prompt, state.layout.slots))
+            self._run(("long prompt", purpose), lambda: finish(1))
+            return
+        if work.states is not None:
+            work.states[: len(states)].copy_(states)
+        else:
+            step.fill_cross(self._weights, states, state)
+
+        def launch() -> None:
+            self._reset()
+            if work.states is not None:
+                step.fill_cross(self._weights, work.states, state)
+            state.output[:, :count].copy_(work.prompt[:, :count])
+            self._step.embed(work.prompt[:, :count])
+            self._step.layers(count)
+            finish(count)
+
+        self._run(("prompt", purpose, count), launch)
+
+    def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
+        set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
+        self._graphs.run(key, launch)
+
+    def _compile(self, count: int, finish: Callable[[int], None]) -> None:
+        """Have all kernels of a decode compiled at once, before the first pass needs one."""
+        self._compiled = True
+        if interpreted():
+            return
+        set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
+        with compiling():
+            for tokens in {count, 1}:
+                self._step.layers(tokens)
+                finish(tokens)
+
+    def _run_long_prompt(self, states: torch.Tensor, prompt: torch.Tensor) -> None:
+        """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
+        state, count = self._state, prompt.shape[1]
+        self._reset()
+        step.fill_cross(self._weights, states, state)
+        state.output[:, :count].copy_(prompt)
+        self._work.x[: state.layout.slots].copy_(step.forward(self._weights, state, prompt, 0))
+        state.positions.fill_(count - 1)
+
+    def _reset(self) -> None:
+        state = self._state
+        state.positions.zero_()
+        state.failed.zero_()
+        state.sum_logprobs.zero_()
+        state.finished.copy_(self._work.absent)
+        state.limits.copy_(self._work.limits)
+
+    def _advance(self) -> None:
+        self._state.positions.add_(1)
+        self._step.embed(self._state.tokens[:, None])
+        self._step.layers(1)
+        self._store_logits(1)
+
+    def _one_step(self, pad: int) -> None:
+        self._step.layers(1)
+        self._pick(1, pad)
+
+    def _logits(self, count: int, raw: torch.Tensor | None) -> None:
+        state, work, norm = self._state, self._work, self._weights.final_norm
+        logits(
+            self._step.residual(count),
+            norm.weight,
+            norm.bias,
+            self._weights.projection,
+            work.flags,
+            state.limits,
+            work.settings,
+            work.best,
+            raw=raw,
+            tokens_per_slot=count,
+            eps=norm.eps,
+        )
+
+    def _store_logits(self, count: int) -> None:
+        assert self._work.logits is not None
+        self._logits(count, self._work.logits)
+
+    def _pick(self, count: int, pad: int) -> None:
+        state, work = self._state, self._work
+        self._logits(count, None)
+        pick(
+            work.best,
+            work.flags,
+            state.limits,
+            work.settings,
+            tokens=state.tokens,
+            output=state.output,
+            positions=state.positions,
+            finished=state.finished,
+            failed=state.failed,
+            sum_logprobs=state.sum_logprobs,
+            embedding=self._weights.embedding,
+            position_embedding=self._weights.positions,
+            x=self._step.residual(1),
+            pad=pad,
+            tokens_per_slot=count,
+        )
+
+    def _raw(self, batch: int) -> torch.Tensor:
+        assert self._work.logits is not None
+        return self._work.logits[:batch]
+
+    def _answer(self, prompt: torch.Tensor, request: Request, may_end: bool) -> Decoded:
+        batch, begin = prompt.shape
+        output = self._state.output[:batch, : request.max_length].clone()
+        longest = output.new_full((), request.max_length - begin - 1)
+        if may_end:
+            ends = torch.tensor(request.eos, device=output.device)
+            over = torch.isin(output[:, begin:], ends).int().cumsum(1) > 0
+            longest = (~over).sum(1).max()
+        failed, length = torch.stack([self._state.failed[:batch].any(), longest]).tolist()
+        if failed:
+            check_finite(self._state.failed[:batch])
+        return Decoded(output[:, : min(begin + 1 + length, request.max_length)])
+
+
+def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:
+    """The prompt with rows of zeros up to the number of slots."""
+    padded = prompt.new_zeros((slots, prompt.shape[1]))
+    padded[: len(prompt)] = prompt
+    return padded

@@ -1,0 +1,189 @@
+"""The decoder on Triton kernels: one pass over the layers, launched kernel by kernel.
+
+Everything lies in the state's buffers and nothing is allocated, so that a CUDA graph can record it.
+A pass works on rows: row r is token r % P of slot r // P, where P is 1 in decoding and the
+prompt's length at the start. A layer is eight dependent kernels with projected cross-attention and
+nine with absorbed; at batch 1 their number is the time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from whisper_flash_attention.engine.cache import DecodeState
+from whisper_flash_attention.engine.step import SCALE
+from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
+from whisper_flash_attention.engine.workspace import Workspace, splits
+from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
+from whisper_flash_attention.kernels.absorbed_query import absorb_query, fold_queries
+from whisper_flash_attention.kernels.absorbed_values import project_values
+from whisper_flash_attention.kernels.cross_attention import cross_attention
+from whisper_flash_attention.kernels.linear import linear, qkv
+from whisper_flash_attention.kernels.self_attention import self_attention
+
+# Up to this width and so many rows one kernel projects and absorbs queries; beyond, two are faster.
+ONE_KERNEL_WIDTH = 512
+ONE_KERNEL_ROWS = 64
+
+
+class FusedStep:
+    """Launches the kernels of one pass on a state's buffers; the state has workspaces."""
+
+    def __init__(self, weights: DecoderWeights, state: DecodeState, work: Workspace) -> None:
+        self._weights = weights
+        self._state = state
+        self._work = work
+
+    def embed(self, tokens: torch.Tensor) -> None:
+        """Write the residual rows of tokens [slots, P], each slot from its own position."""
+        count = tokens.shape[1]
+        places = self._state.positions[:, None] + torch.arange(count, device=tokens.device)
+        x = F.embedding(tokens, self._weights.embedding)
+        x += F.embedding(places, self._weights.positions)
+        self.residual(count).copy_(x.view(-1, x.shape[-1]))
+
+    def residual(self, count: int) -> torch.Tensor:
+        """The residual stream [slots * P, D] of a pass with P = `count` tokens a slot."""
+        return self._work.x[: self._state.layout.slots * count]
+
+    def layers(self, count: int) -> None:
+        """Run the residual rows of `count` tokens a slot through all layers, in place."""
+        for index, layer in enumerate(self._weights.layers):
+            self._self_attention(layer, index, count)
+            self._cross_attention(layer, index, count)
+            self._feed_forward(layer, count)
+
+    def _self_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
+        state, part, norm = self._state, layer.self_attention, layer.self_norm
+        x = self.residual(count)
+        query, mixed = self._work.query[: len(x)], self._work.mixed[: len(x)]
+        keys, values = state.keys[index], state.values[index]
+        qkv(
+            x,
+            norm.weight,
+            norm.bias,
+            part.q.weight,
+            part.q.bias,
+            part.k.weight,
+            part.k.bias,
+            part.v.weight,
+            part.v.bias,
+            query,
+            keys,
+            values,
+            state.positions,
+            tokens_per_slot=count,
+            scale=SCALE,
+            eps=norm.eps,
+        )
+        self_attention(
+            query,
+            keys,
+            values,
+            state.positions,
+            mixed,
+            tokens_per_slot=count,
+            finished=state.finished,
+            ancestors=state.ancestors if state.branching else None,
+        )
+        linear(mixed, part.out.weight, part.out.bias, x, residual=x)
+
+    def _cross_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
+        x = self.residual(count)
+        mixed = self._work.mixed[: len(x)]
+        if self._state.states is not None:
+            self._absorbed(layer, x, mixed, count)
+        else:
+            self._projected(layer, index, x, mixed, count)
+        out = layer.cross_attention.out
+        linear(mixed, out.weight, out.bias, x, residual=x)
+
+    def _query(self, layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
+        part, norm = layer.cross_attention.q, layer.cross_norm
+        query = self._work.query[: len(x)]
+        linear(
+            x,
+            part.weight,
+            part.bias,
+            query,
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+        )
+        return query
+
+    def _projected(
+        self, layer: DecoderLayer, index: int, x: torch.Tensor, mixed: torch.Tensor, count: int
+    ) -> None:
+        state, work = self._state, self._work
+        assert state.cross_keys is not None and state.cross_values is not None
+        cross_attention(
+            self._query(layer, x),
+            state.cross_keys[index],
+            state.cross_values[index],
+            mixed,
+            scale=SCALE,
+            partials=work.partials,
+            counters=work.counters,
+            splits=splits(state.layout, count),
+            rows_per_clip=count * state.layout.slots_per_clip,
+            tokens_per_slot=count,
+            finished=state.finished,
+        )
+
+    def _absorbed(
+        self, layer: DecoderLayer, x: torch.Tensor, mixed: torch.Tensor, count: int
+    ) -> None:
+        state, work, part, norm = self._state, self._work, layer.cross_attention, layer.cross_norm
+        assert state.states is not None
+        folded, context, stats = work.absorbed(count)
+        if x.shape[1] <= ONE_KERNEL_WIDTH and len(x) <= ONE_KERNEL_ROWS:
+            absorb_query(
+                x,
+                norm.weight,
+                norm.bias,
+                part.q.weight,
+                part.q.bias,
+                part.k.weight,
+                folded,
+                scale=SCALE,
+                eps=norm.eps,
+            )
+        else:
+            query = self._query(layer, x)
+            fold_queries(query, part.k.weight, folded, scale=SCALE)
+        absorbed_attention(
+            folded,
+            state.states,
+            context,
+            stats,
+            rows_per_clip=count * state.layout.slots_per_clip,
+            tokens_per_slot=count,
+            finished=state.finished,
+            splits=splits(state.layout, count),
+        )
+        project_values(
+            context,
+            stats,
+            part.v.weight,
+            part.v.bias,
+            mixed,
+            finished=state.finished,
+            tokens_per_slot=count,
+        )
+
+    def _feed_forward(self, layer: DecoderLayer, count: int) -> None:
+        x, norm = self.residual(count), layer.ffn_norm
+        hidden = self._work.hidden[: len(x)]
+        linear(
+            x,
+            layer.fc1.weight,
+            layer.fc1.bias,
+            hidden,
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+            gelu=True,
+        )
+        linear(hidden, layer.fc2.weight, layer.fc2.bias, x, residual=x)

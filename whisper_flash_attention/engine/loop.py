@@ -1,0 +1,100 @@
+"""The story: features become encoder states, states and a prompt become tokens.
+
+    engine = Engine.of(model)                 # reads the weights in place, watches them
+    states = engine.encode(features)          # [clips, 1500, D]
+    decoded = engine.decode(states, prompt, request)
+
+A decode takes buffers (`cache`) cut from one arena, a decoder that turns tokens into logits
+(`plain` in PyTorch everywhere, `device` with Triton kernels and CUDA graphs on NVIDIA's GPUs), and
+chooses tokens: on the device without the host (`device`), with any rules (`choose`), or by beams
+(`beam`). `plan` says what a decode takes, before it is run.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from whisper_flash_attention.engine import beam, encoder, plan
+from whisper_flash_attention.engine.buffers import Buffers
+from whisper_flash_attention.engine.choose import choose_tokens
+from whisper_flash_attention.engine.encoding import EncoderGraphs
+from whisper_flash_attention.engine.plain import PlainDecoder
+from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.weights import Watch, Weights, collect
+
+
+class Engine:
+    """Runs one model's weights. Calls from several threads wait for one another.
+
+    Nothing of the model is copied. The buffers of the largest decode so far, and the CUDA graphs on
+    them, are kept for the next one; `release` gives them back.
+    """
+
+    _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
+    _making = threading.Lock()
+
+    def __init__(self, model: Any) -> None:
+        self.weights: Weights = collect(model)
+        self._watch = Watch(model)
+        self._lock = threading.RLock()
+        self._buffers = Buffers(self.weights)
+        self._encoder = EncoderGraphs(self.weights.encoder)
+
+    @classmethod
+    def of(cls, model: Any) -> Engine:
+        """The model's engine; a new one if its parameters moved or modules were replaced."""
+        with cls._making:
+            engine = cls._engines.get(model)
+            if engine is None or not engine._watch.unchanged():
+                cls._engines.pop(model, None)
+                engine = cls._engines[model] = cls(model)
+            return engine
+
+    @classmethod
+    def forget(cls, model: Any) -> None:
+        """Drop the model's engine, its buffers and graphs."""
+        with cls._making:
+            cls._engines.pop(model, None)
+
+    @torch.no_grad()
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Encoder states [B, 1500, D] of log-mel features [B, mel bins, 3000]."""
+        features = features.to(self.weights.dtype)
+        with self._lock:
+            if self._encoder.takes(features):
+                return self._encoder.run(features)
+            return encoder.encode(self.weights.encoder, features)
+
+    @torch.no_grad()
+    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+        """Tokens for every row of `prompt` [B, P], given encoder states [clips, S, D].
+
+        Row r belongs to clip r // (B // clips). In a search by beams the rows of one search stand
+        side by side.
+
+        Raises:
+            NotFinite: NaN or infinity in the logits.
+            OptionError: the rows are not those of whole searches by beams.
+        """
+        with self._lock:
+            layout = plan.layout_for(self.weights.decoder, states, prompt, request)
+            decoder: beam.BranchingDecoder
+            if not layout.kernels:
+                decoder = PlainDecoder(self.weights.decoder, self._buffers.state(layout))
+            else:
+                decoder = on_device = self._buffers.device_decoder(layout)
+                if not layout.raw:
+                    return on_device.greedy(states, prompt, request)
+            if request.beams is not None:
+                return beam.search(decoder, states, prompt, request)
+            return choose_tokens(decoder, states, prompt, request)
+
+    def release(self) -> None:
+        """Give back the buffers and graphs that are kept between calls."""
+        with self._lock:
+            self._buffers.release()
+            self._encoder.release()

@@ -1,0 +1,39 @@
+"""The decoder as plain PyTorch: what the CPU, and devices without Triton, run."""
+
+from __future__ import annotations
+
+import torch
+
+from whisper_flash_attention.engine import step
+from whisper_flash_attention.engine.cache import DecodeState
+from whisper_flash_attention.engine.weights import DecoderWeights
+
+
+class PlainDecoder:
+    """Turns tokens into logits, one pass at a time, on the state's buffers."""
+
+    def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
+        self._weights = weights
+        self._state = state
+        self._length = 0
+
+    @property
+    def state(self) -> DecodeState:
+        """The buffers that the decoder works on."""
+        return self._state
+
+    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
+        self._length = 0
+        step.fill_cross(self._weights, states, self._state)
+        return self.extend(prompt)
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append one token per row [B] and give the next logits [B, V] in float32."""
+        return self.extend(tokens[:, None])
+
+    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Append tokens [B, P] and give the logits [B, V] after the last."""
+        x = step.forward(self._weights, self._state, tokens, self._length)
+        self._length += tokens.shape[1]
+        return step.logits(self._weights, x)

@@ -1,0 +1,141 @@
+"""Which path a decode takes, which form of cross-attention, and the layout of its buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from whisper_flash_attention.engine.cache import Layout, Spec, batch_bucket, length_bucket
+from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.weights import DecoderWeights
+
+# A prompt of more rows than this goes through matrix products instead of the kernels.
+KERNEL_PROMPT_ROWS = 1024
+KERNEL_PROMPT_TOKENS = 8
+# From so many clips the encoder's states are read faster than projected keys and values.
+ABSORBED_FROM_CLIPS = 24
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether the Triton kernels and CUDA graphs run on this device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a decode's buffers follow from, besides the weights.
+
+    Args:
+        clips: recordings.
+        slots: rows of the prompt, beams included; a multiple of `clips`.
+        keys: S, the encoder's states per clip.
+        prompt: tokens per row before the answer.
+        max_length: tokens per row at most, the prompt included.
+        raw: logits are stored, and tokens chosen by PyTorch's operations.
+        kernels: the Triton kernels run it.
+    """
+
+    clips: int
+    slots: int
+    keys: int
+    prompt: int
+    max_length: int
+    raw: bool
+    kernels: bool
+
+    @classmethod
+    def of(
+        cls, device: torch.device, states: torch.Tensor, prompt: torch.Tensor, request: Request
+    ) -> Sizes:
+        """The sizes of a decode of `prompt` [B, P] given encoder states [clips, S, D]."""
+        (clips, keys), (slots, length) = states.shape[:2], prompt.shape
+        return cls(
+            clips=clips,
+            slots=slots,
+            keys=keys,
+            prompt=length,
+            max_length=request.max_length,
+            raw=not stays_on_device(request),
+            kernels=has_kernels(device),
+        )
+
+
+def is_absorbed_faster(sizes: Sizes) -> bool:
+    """Whether "auto" takes absorbed cross-attention."""
+    return sizes.kernels and sizes.clips >= ABSORBED_FROM_CLIPS
+
+
+def layout_for(
+    weights: DecoderWeights, states: torch.Tensor, prompt: torch.Tensor, request: Request
+) -> Layout:
+    """The layout of a decode of `prompt` [B, P] given encoder states [clips, S, D]."""
+    sizes = Sizes.of(weights.embedding.device, states, prompt, request)
+    form = request.cross_attention
+    absorbed = form == "absorbed" or (form == "auto" and is_absorbed_faster(sizes))
+    return make_layout(weights, sizes, absorbed=absorbed)
+
+
+def make_layout(weights: DecoderWeights, sizes: Sizes, *, absorbed: bool) -> Layout:
+    """The layout for these sizes; with kernels, sizes are rounded up to those of a few graphs."""
+    if not sizes.kernels:
+        return Layout.of(
+            weights,
+            slots=sizes.slots,
+            clips=sizes.clips,
+            positions=sizes.max_length,
+            keys=sizes.keys,
+            absorbed=absorbed,
+        )
+    room = batch_bucket(sizes.clips)
+    slots = room * (sizes.slots // sizes.clips)
+    short = sizes.prompt <= KERNEL_PROMPT_TOKENS and sizes.prompt * slots <= KERNEL_PROMPT_ROWS
+    return Layout.of(
+        weights,
+        slots=slots,
+        clips=room,
+        positions=length_bucket(sizes.max_length),
+        keys=sizes.keys,
+        absorbed=absorbed,
+        kernels=True,
+        prompt=sizes.prompt if short else 1,
+        raw=sizes.raw,
+    )
+
+
+def kernel_buffers(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of what the kernels need beside the state; nothing without kernels."""
+    if not layout.kernels:
+        return {}
+    from whisper_flash_attention.engine.workspace import workspace_buffers
+
+    return workspace_buffers(layout)
+
+
+def kernel_bytes(layout: Layout) -> int:
+    """Device memory that those take, in bytes."""
+    if not layout.kernels:
+        return 0
+    from whisper_flash_attention.engine.workspace import workspace_bytes
+
+    return workspace_bytes(layout)
+
+
+def stays_on_device(request: Request) -> bool:
+    """Whether the kernels can choose this request's tokens."""
+    return (
+        request.rules.fused is not None
+        and not request.sample
+        and request.beams is None
+        and not request.want_scores
+        and not request.want_logits
+        and request.on_token is None
+    )
