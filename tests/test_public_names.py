@@ -15,10 +15,14 @@ import whisper_flash_attention
 PACKAGE = Path(whisper_flash_attention.__file__).parent
 
 # Folder -> what it must not import. Imports go one way.
+ABOVE = ("weights", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling", "generation")
 FORBIDDEN = {
-    "flash_attention": ("weights", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling"),
-    "weights": ("flash_attention", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling"),
-    "audio": ("flash_attention", "weights", "transcribe", "benchmark", "cli", "doctor", "modeling"),
+    "kernels": (*ABOVE, "engine", "flash_attention", "cache", "compat"),
+    "flash_attention": (*ABOVE, "engine", "kernels"),
+    "engine": (*ABOVE, "cache", "compat"),
+    "generation": tuple(name for name in ABOVE if name != "generation"),
+    "weights": (*ABOVE[1:], "engine", "kernels", "flash_attention"),
+    "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
     "transcribe": ("benchmark", "cli", "doctor"),
     "benchmark": ("transcribe", "cli", "doctor"),
 }

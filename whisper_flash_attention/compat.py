@@ -11,14 +11,65 @@ import inspect
 from collections.abc import Callable
 
 from transformers import GenerationMixin, PreTrainedModel
+from transformers import WhisperForConditionalGeneration as StockWhisper
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.logits_process import (
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    WhisperNoSpeechDetection,
+    WhisperTimeStampLogitsProcessor,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.utils import (
+    GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
+)
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
 from whisper_flash_attention.errors import IncompatibleTransformers
 
-__all__ = ["PROMISES", "Cache", "DynamicLayer", "GenerationMode", "check", "sdpa_mask"]
+__all__ = [
+    "ENCODER_STEPS",
+    "PROMISES",
+    "BaseModelOutput",
+    "Cache",
+    "DynamicLayer",
+    "EosTokenCriteria",
+    "GenerateBeamEncoderDecoderOutput",
+    "GenerateEncoderDecoderOutput",
+    "GenerationMode",
+    "MaxLengthCriteria",
+    "MinLengthLogitsProcessor",
+    "MinNewTokensLengthLogitsProcessor",
+    "NoRepeatNGramLogitsProcessor",
+    "RepetitionPenaltyLogitsProcessor",
+    "StockWhisper",
+    "SuppressTokensAtBeginLogitsProcessor",
+    "SuppressTokensLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "WhisperNoSpeechDetection",
+    "WhisperTimeStampLogitsProcessor",
+    "check",
+    "sdpa_mask",
+]
+
+# The step of `generate` that runs the encoder, by its older and its newer name.
+ENCODER_STEPS = (
+    "_prepare_encoder_decoder_kwargs_for_generation",
+    "_prepare_text_encoder_decoder_kwargs_for_generation",
+)
 
 # What we call or override -> the parameters that must be there, by name.
 PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
@@ -38,10 +89,46 @@ PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         GenerationMixin._prepare_cache_for_generation,
         ("generation_config", "model_kwargs", "generation_mode", "batch_size", "max_cache_length"),
     ),
+    "GenerationMixin._sample": (
+        GenerationMixin._sample,
+        (
+            "input_ids",
+            "logits_processor",
+            "stopping_criteria",
+            "generation_config",
+            "synced_gpus",
+            "streamer",
+            "model_kwargs",
+        ),
+    ),
+    "GenerationMixin._beam_search": (
+        GenerationMixin._beam_search,
+        ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus"),
+    ),
     "WhisperGenerationMixin.generate": (
         WhisperGenerationMixin.generate,
-        ("self", "input_features", "return_token_timestamps"),
+        ("self", "input_features", "return_token_timestamps", "force_unique_generate_call"),
     ),
+    "WhisperGenerationMixin.detect_language": (
+        WhisperGenerationMixin.detect_language,
+        ("input_features", "encoder_outputs", "generation_config", "num_segment_frames"),
+    ),
+    "WhisperGenerationMixin._postprocess_outputs": (
+        WhisperGenerationMixin._postprocess_outputs,
+        ("seek_outputs", "decoder_input_ids", "is_shortform"),
+    ),
+    "WhisperNoSpeechDetection.__call__": (
+        WhisperNoSpeechDetection.__call__,
+        ("self", "input_ids", "scores"),
+    ),
+    **{
+        f"GenerationMixin.{name}": (
+            getattr(GenerationMixin, name),
+            ("inputs_tensor", "model_kwargs", "model_input_name", "generation_config"),
+        )
+        for name in ENCODER_STEPS
+        if hasattr(GenerationMixin, name)
+    },
     "cache_utils.Cache.__init__": (Cache.__init__, ("self", "layer_class_to_replicate")),
     "cache_utils.DynamicLayer.update": (
         DynamicLayer.update,

@@ -1,8 +1,9 @@
 """`WhisperFlashAttentionForConditionalGeneration`, the only Transformers model class here.
 
 It is stock Whisper, module by module and parameter by parameter, with three things changed: the
-attention function (a back-end of `flash_attention/`, by name), the caches that `generate` fills,
-and the files that `from_pretrained` reads.
+attention function (a back-end of `flash_attention/`, by name), the loop that `generate` runs (the
+decode engine; Transformers' own, with our caches, for what the engine does not do), and the files
+that `from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ from typing import Any, Self
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
-from transformers import WhisperForConditionalGeneration as StockWhisper
 
 from whisper_flash_attention import compat
 from whisper_flash_attention.cache import new_cache
-from whisper_flash_attention.compat import GenerationMode
+from whisper_flash_attention.compat import GenerationMode, StockWhisper
+from whisper_flash_attention.engine.memory import MemoryPlan, Wanted, make_plan
+from whisper_flash_attention.engine.request import CROSS_ATTENTION
+from whisper_flash_attention.engine.weights import collect
+from whisper_flash_attention.engine.weights import why_not as why_not_weights
+from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.flash_attention import (
     backend_names,
     from_transformers_name,
     register_backends,
     to_transformers_name,
 )
+from whisper_flash_attention.generation import loop, plain
+from whisper_flash_attention.generation.handover import Handover
 from whisper_flash_attention.weights import read_checkpoint
 
 STOCK_ARCHITECTURE = StockWhisper.__name__
@@ -34,12 +41,21 @@ STOCK_ARCHITECTURE = StockWhisper.__name__
 class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     """Whisper with memory-efficient attention; a drop-in for `WhisperForConditionalGeneration`.
 
-    Everything that the stock class does works here by the same names. Two things are new:
+    Everything that the stock class does works here by the same names; what `generate` is asked for
+    runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
+    own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
+    dictionary that `generate` returns, `past_key_values` is computed when it is looked at.
+
+    Four things are new:
 
     - `attn_implementation` also takes the back-ends of this package: "auto" (the default: the
       first that can run the call), "reference", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient",
       "xformers", "flash_attn". A back-end asked for by name never falls back to another.
     - `from_pretrained` also reads OpenAI's `.pt` files and faster-whisper (CTranslate2) folders.
+    - `cross_attention` says what the engine's cross-attention reads.
+    - `plan` tells the memory of a call before it is made, or the batch that fits a budget.
+
+    Calls from several threads are safe: they wait for one another.
 
     Args:
         config: a `WhisperConfig`; weights are random, as in the stock class.
@@ -48,6 +64,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         IncompatibleTransformers: the installed Transformers lacks something we lean on.
         ValueError: `config._attn_implementation` names no attention implementation.
     """
+
+    _cross_attention = "auto"
 
     def __init__(self, config: WhisperConfig) -> None:
         compat.check()
@@ -119,13 +137,174 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         name: str = self.config._attn_implementation
         return from_transformers_name(name) or name
 
+    @property
+    def cross_attention(self) -> str:
+        """What the engine's cross-attention reads: "auto", "projected" or "absorbed".
+
+        "projected": keys and values, projected once per clip and layer. "absorbed": the encoder's
+        output itself, with the projections moved to the queries; less memory and fewer bytes per
+        step. "auto" (the default) chooses by batch and model size.
+
+        Setting it to anything else raises `OptionError`.
+        """
+        return self._cross_attention
+
+    @cross_attention.setter
+    def cross_attention(self, value: str) -> None:
+        if value not in CROSS_ATTENTION:
+            raise OptionError(
+                f"unknown cross_attention {value!r}; possible: {', '.join(CROSS_ATTENTION)}"
+            )
+        self._cross_attention = value
+
+    def plan(
+        self,
+        *,
+        batch_size: int | None = None,
+        memory_gb: float | None = None,
+        max_new_tokens: int = 256,
+        prompt_tokens: int = 4,
+        num_beams: int = 1,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> MemoryPlan:
+        """What `generate` will take in memory, before anything runs.
+
+            print(model.plan(batch_size=32, max_new_tokens=256))      # how much is it?
+            model.plan(memory_gb=8, max_new_tokens=256).batch_size    # how many clips fit?
+
+        Args:
+            batch_size: clips per call; or else
+            memory_gb: a budget in units of 1e9 bytes, weights included: the plan is then that of
+                the most clips that stay within it.
+            max_new_tokens, prompt_tokens, num_beams: of every clip.
+            device, dtype: where it would run; None is where the model is. A GPU need not be here.
+
+        Returns:
+            A `MemoryPlan`; its `total` is the allocator's peak in bytes.
+
+        Raises:
+            OptionError: not exactly one of `batch_size` and `memory_gb`, a number that makes no
+                sense, a budget too small for one clip, or a model that the engine cannot run.
+        """
+        reason = why_not_weights(self)
+        if reason is not None:
+            raise OptionError(f"the engine cannot run this model: {reason}")
+        wanted = Wanted(
+            max_new_tokens=max_new_tokens,
+            prompt_tokens=prompt_tokens,
+            num_beams=num_beams,
+            cross_attention=self.cross_attention,
+            device=self.device if device is None else torch.device(device),
+            dtype=self.dtype if dtype is None else dtype,
+        )
+        return make_plan(collect(self), wanted, batch_size=batch_size, memory_gb=memory_gb)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Stock `generate`, with all its options; the attention back-end outlives the call.
 
         Stock Whisper switches to eager attention for word timestamps and never switches back.
+
+        Raises:
+            NotFinite: the model computed NaN or infinity.
         """
-        with self._attention_kept():
-            return super().generate(*args, **kwargs)
+
+        def stock() -> Any:
+            with self._attention_kept():
+                return super(WhisperFlashAttentionForConditionalGeneration, self).generate(
+                    *args, **kwargs
+                )
+
+        return plain.generate(self, stock, args, kwargs)
+
+    def detect_language(
+        self,
+        input_features: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        num_segment_frames: int = 3000,
+    ) -> torch.Tensor:
+        """The language's token of every clip, int64 `[B]`; arguments are the stock method's."""
+        if input_features is not None and encoder_outputs is None:
+            features = input_features[:, :, :num_segment_frames]
+            encoded = loop.encode(self, features, {}, generation_config or self.generation_config)
+            if encoded is not None:
+                input_features, encoder_outputs = None, encoded
+        detected = super().detect_language(
+            input_features=input_features,
+            encoder_outputs=encoder_outputs,
+            generation_config=generation_config,
+            num_segment_frames=num_segment_frames,
+        )
+        loop.note_languages(detected)
+        return detected
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decode loop of greedy decoding and sampling: the engine's where it can."""
+        arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
+        call = loop.Call(*arguments, synced_gpus, streamer, model_kwargs)
+        result = loop.decode(self, call)
+        if not isinstance(result, Handover):
+            return result
+        parent: Any = super()
+        return parent._sample(
+            *arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs
+        )
+
+    def _beam_search(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decode loop of beam search: the engine's where it can."""
+        arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
+        call = loop.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
+        result = loop.decode(self, call)
+        if not isinstance(result, Handover):
+            return result
+        parent: Any = super()
+        return parent._beam_search(*arguments, synced_gpus=synced_gpus, **model_kwargs)
+
+    def _prepare_text_encoder_decoder_kwargs_for_generation(
+        self,
+        inputs_tensor: torch.Tensor,
+        model_kwargs: dict[str, Any],
+        model_input_name: str | None,
+        generation_config: GenerationConfig,
+    ) -> dict[str, Any]:
+        """Run the encoder for `generate`: the engine's where it can."""
+        encoded = None
+        if model_input_name == self.main_input_name:
+            encoded = loop.encode(self, inputs_tensor, model_kwargs, generation_config)
+        if encoded is not None:
+            return model_kwargs | {"encoder_outputs": encoded}
+        parent: Any = super()
+        step = next(getattr(parent, name) for name in compat.ENCODER_STEPS if hasattr(parent, name))
+        prepared: dict[str, Any] = step(
+            inputs_tensor, model_kwargs, model_input_name, generation_config
+        )
+        return prepared
+
+    # Its name in Transformers before 5.23.
+    _prepare_encoder_decoder_kwargs_for_generation = (
+        _prepare_text_encoder_decoder_kwargs_for_generation
+    )
+
+    def _postprocess_outputs(self, *args: Any, **kwargs: Any) -> Any:
+        return loop.split_outputs(super()._postprocess_outputs, *args, **kwargs)
 
     @contextmanager
     def _attention_kept(self) -> Iterator[None]:

@@ -37,6 +37,48 @@ def test_the_decode_seam_has_the_signature_we_read() -> None:
     ]
 
 
+def test_the_encoder_step_of_generate_has_one_of_its_names() -> None:
+    assert any(hasattr(GenerationMixin, name) for name in compat.ENCODER_STEPS)
+
+
+def test_generate_hands_the_decode_loop_what_the_engine_translates(
+    small_config: WhisperConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact types of processors and criteria, the encoder's output, and a cache by name."""
+    calls = []
+
+    def note(self, input_ids, logits_processor, stopping_criteria, generation_config, **more):
+        calls.append((logits_processor, stopping_criteria, generation_config, more))
+        return torch.cat([input_ids, input_ids[:, -1:]], dim=-1)
+
+    monkeypatch.setattr(Stock, "_sample", note)
+    model = Stock(small_config).eval()
+    model.generation_config.update(suppress_tokens=[1], begin_suppress_tokens=[2])
+    model.generation_config.no_timestamps_token_id = 50363
+    model.generate(
+        torch.zeros(1, 80, 200),
+        return_timestamps=True,
+        force_unique_generate_call=True,
+        min_new_tokens=2,
+        max_new_tokens=4,
+    )
+    processors, criteria, config, more = calls[0]
+    assert [type(each) for each in processors] == [
+        compat.MinLengthLogitsProcessor,
+        compat.MinNewTokensLengthLogitsProcessor,
+        compat.SuppressTokensAtBeginLogitsProcessor,
+        compat.SuppressTokensLogitsProcessor,
+        compat.WhisperTimeStampLogitsProcessor,
+    ]
+    assert {type(each) for each in criteria} == {
+        compat.MaxLengthCriteria,
+        compat.EosTokenCriteria,
+    }
+    assert isinstance(more["encoder_outputs"], compat.BaseModelOutput)
+    assert more["use_cache"] is True
+    assert int(config._pad_token_tensor) == config.pad_token_id
+
+
 def test_whisper_calls_attention_as_the_contract_says(small_config: WhisperConfig) -> None:
     """q, k, v come as [B, H, L, D], q already scaled; `output_attentions` reaches the function."""
     calls = []
