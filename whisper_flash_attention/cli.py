@@ -1,8 +1,9 @@
-"""The command `whisper-flash`: transcribe, doctor, benchmark.
+"""The command `whisper-flash`: transcribe, parity, doctor, benchmark.
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
-Exit codes: 0 done; 1 `doctor` found something broken; 2 an error, told in one line; 130
-interrupted. PyTorch and Transformers are imported by the commands, so that `--help` is quick.
+Exit codes: 0 done; 1 `doctor` found something broken, or `parity` a difference; 2 an error, told in
+one line; 130 interrupted. PyTorch and Transformers are imported by the commands, so that `--help`
+is quick.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typer.core import TyperGroup
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import WhisperFlashError
+from whisper_flash_attention.parity.command import parity_command
 from whisper_flash_attention.transcribe.command import transcribe_command
 
 EXIT_BROKEN, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -44,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("transcribe")(transcribe_command)
+app.command("parity")(parity_command)
 
 
 def main() -> None:

@@ -1,0 +1,283 @@
+"""The comparison: every recording in every mode, by both models, and why they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from whisper_flash_attention.errors import DeviceError, UnsupportedAttention
+from whisper_flash_attention.parity.clips import Clip
+from whisper_flash_attention.parity.decode import Ids, Watch, decode, log_probabilities
+from whisper_flash_attention.parity.models import Models
+from whisper_flash_attention.parity.settings import Mode, ParityOptions
+from whisper_flash_attention.parity.ties import Judge, Tie
+from whisper_flash_attention.transcribe.progress import FileProgress
+
+IDENTICAL, EXPLAINED, UNEXPLAINED, FAILED = "identical", "explained", "unexplained", "failed"
+LANGUAGE = "language"
+
+
+@dataclass
+class Row:
+    """One recording in one mode.
+
+    Attributes:
+        mode: a name in `MODES`, or "language" for its detection.
+        recording: the clip's name.
+        status: "identical", "explained", "unexplained" or "failed".
+        reference, ours: ids after the prompt, without the end of text; of a language, its token.
+        position: index of the first id that differs, None if none does.
+        tokens: the two ids there, the reference's first; the end of text where a side stopped.
+        tie: how near the reference was to choosing ours.
+        smallest_gap: smallest distance between the reference's two best scores on the way, where
+            it chose by them.
+        float32: ids of stock in float32, where the dtype is another.
+        failure: what went wrong, for a status of "failed".
+    """
+
+    mode: str
+    recording: str
+    status: str
+    reference: Ids
+    ours: Ids
+    position: int | None = None
+    tokens: tuple[int, int] | None = None
+    tie: Tie | None = None
+    smallest_gap: float | None = None
+    float32: Ids | None = None
+    failure: str | None = None
+
+
+@dataclass
+class Outcome:
+    """What came out.
+
+    Attributes:
+        rows: by mode and recording, in the order in which they were asked for.
+        not_comparable: why a mode was not run, by name.
+        logit_errors: by recording, the largest difference between our log-probabilities and
+            stock's, over all tokens and all positions of stock's text.
+        languages: code by recording, as both models were given it.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    not_comparable: dict[str, str] = field(default_factory=dict)
+    logit_errors: dict[str, float] = field(default_factory=dict)
+    languages: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every difference is explained and nothing failed."""
+        return all(row.status in (IDENTICAL, EXPLAINED) for row in self.rows)
+
+
+def compare(
+    models: Models, clips: Sequence[Clip], options: ParityOptions, console: Console
+) -> Outcome:
+    """Run all modes on all clips; progress goes to `console`.
+
+    Float32 is float32: TensorFloat-32, which PyTorch allows in cuDNN's convolutions, is switched
+    off for all models meanwhile.
+
+    Raises:
+        DeviceError: the device's memory is too small.
+        UnsupportedAttention: the back-end asked for cannot run this model here.
+    """
+    cudnn = torch.backends.cudnn
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+            return _Comparison(models, options, console).run(clips)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory on {models.device} with {options.batch_size} recordings at once; "
+            "give a smaller --batch-size"
+        ) from error
+
+
+class _Comparison:
+    """One run; see `compare`."""
+
+    def __init__(self, models: Models, options: ParityOptions, console: Console) -> None:
+        self.models = models
+        self.options = options
+        self.console = console
+        bound = options.bound(models.dtype_name)
+        fixed = options.tolerance is not None
+        self.judge = Judge(models, bound, seed=options.seed, fixed=fixed)
+        self.outcome = Outcome()
+
+    def run(self, clips: Sequence[Clip]) -> Outcome:
+        self._find_languages(clips)
+        jobs: list[tuple[Mode, list[Clip]]] = []
+        for mode in self.options.chosen_modes():
+            reason = self._why_not(mode)
+            if reason:
+                self.outcome.not_comparable[mode.name] = reason
+            else:
+                jobs += [(mode, batch) for batch in self._batches(clips, mode)]
+        labels = [_label(mode.name, batch) for mode, batch in jobs]
+        with FileProgress(self.console, labels) as progress:
+            for label, (mode, batch) in zip(labels, jobs, strict=True):
+                progress.begin(label)
+                self._run_batch(batch, mode)
+        return self.outcome
+
+    def _why_not(self, mode: Mode) -> str | None:
+        """Why random draws of two models cannot be the same here; None if they can, or are none."""
+        on_cpu = self.models.device.type == "cpu" and self.models.dtype_name == "float32"
+        if "temperature" not in mode.options or on_cpu:
+            return None
+        return "draws are the same in float32 on a CPU only"
+
+    def _find_languages(self, clips: Sequence[Clip]) -> None:
+        """Settle each clip's language, and compare the two detections."""
+        wanted = self.options.language
+        known = self.models.language_ids
+        if not known or wanted != "auto":
+            self.outcome.languages = {clip.name: wanted if known else None for clip in clips}
+            return
+        codes = {number: code for code, number in known.items()}
+        batches = _chunks(clips, self.options.batch_size)
+        labels = [_label(LANGUAGE, batch) for batch in batches]
+        with FileProgress(self.console, labels) as progress:
+            for label, batch in zip(labels, batches, strict=True):
+                progress.begin(label)
+                self._detect(batch, codes)
+
+    def _detect(self, batch: Sequence[Clip], codes: dict[int, str]) -> None:
+        features = self._features(batch)
+        found = [
+            model.detect_language(features.to(model.dtype)).tolist()
+            for model in (self.models.stock, self.models.ours)
+        ]
+        for clip, reference, ours in zip(batch, *found, strict=True):
+            self.outcome.languages[clip.name] = codes.get(reference)
+            row = Row(LANGUAGE, clip.name, IDENTICAL, [reference], [ours])
+            if reference not in codes:
+                row.status, row.failure = FAILED, f"stock detects token {reference}: no language"
+            elif reference != ours:
+                row.position, row.tokens = 0, (reference, ours)
+                row.tie = self.judge.language(self._features([clip]), row.tokens)
+                row.status = EXPLAINED if row.tie.explained else UNEXPLAINED
+            self.outcome.rows.append(row)
+
+    def _batches(self, clips: Sequence[Clip], mode: Mode) -> list[list[Clip]]:
+        """Batches of one language each."""
+        size = 1 if "temperature" in mode.options else self.options.batch_size
+        by_language: dict[str | None, list[Clip]] = {}
+        for clip in clips:
+            by_language.setdefault(self.outcome.languages[clip.name], []).append(clip)
+        return [chunk for group in by_language.values() for chunk in _chunks(group, size)]
+
+    def _features(self, batch: Sequence[Clip]) -> torch.Tensor:
+        """`[len(batch), mel bins, frames]`, float32, on the device."""
+        stacked = torch.stack([torch.from_numpy(clip.features) for clip in batch])
+        return stacked.to(self.models.device)
+
+    def _run_batch(self, batch: Sequence[Clip], mode: Mode) -> None:
+        features = self._features(batch)
+        language = self.outcome.languages[batch[0].name]
+        options: dict[str, Any] = {"language": language, "seed": self.options.seed}
+        watch = Watch()
+        found: dict[str, list[Ids]] = {}
+        for name, model in self.models.by_name().items():
+            seen = watch if name == "stock" else None
+            try:
+                found[name] = decode(model, features, mode, processor=seen, **options)
+            except (UnsupportedAttention, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                failure = f"{name} raised {type(error).__name__}: {error}"
+                rows = [Row(mode.name, clip.name, FAILED, [], []) for clip in batch]
+                self.outcome.rows += [replace(row, failure=failure) for row in rows]
+                return
+        for index, clip in enumerate(batch):
+            ids = {name: rows[index] for name, rows in found.items()}
+            row = Row(mode.name, clip.name, IDENTICAL, ids["stock"], ids["ours"])
+            row.float32 = ids.get("float32")
+            self._judge(row, features[index : index + 1], mode, watch)
+            if mode.beams == 1 and "temperature" not in mode.options:
+                steps = watch.gaps[: len(row.reference) + 1]
+                row.smallest_gap = min(float(gap[index]) for gap in steps)
+            self.outcome.rows.append(row)
+
+    def _judge(self, row: Row, features: torch.Tensor, mode: Mode, watch: Watch) -> None:
+        """Take the prompt off, find the first difference, and say what it is."""
+        if not self._without_prompt(row, watch.prompt):
+            row.status, row.failure = (
+                FAILED,
+                "our ids do not begin with the prompt, as those of stock do",
+            )
+            return
+        row.failure = self._what_is_not_finite(row, features, watch)
+        if row.failure:
+            row.status = FAILED
+            return
+        position = first_difference(row.reference, row.ours)
+        if position is None:
+            return
+        end = self.judge.end_of_text
+        reference, ours = (
+            ids[position] if position < len(ids) else end for ids in (row.reference, row.ours)
+        )
+        row.position, row.tokens = position, (reference, ours)
+        language = self.outcome.languages[row.recording]
+        if mode.beams > 1:
+            both = (row.reference, row.ours)
+            row.tie = self.judge.beams(features, mode, language, watch.prompt, both)
+        else:
+            look = self.judge.draw if "temperature" in mode.options else self.judge.next_token
+            row.tie = look(features, mode, language, row.reference[:position], row.tokens)
+        row.status = EXPLAINED if row.tie.explained else UNEXPLAINED
+
+    def _without_prompt(self, row: Row, prompt: Ids) -> bool:
+        """Take the prompt off, which stock returns in some modes; False if ours lacks it then."""
+        count = len(prompt)
+        if row.reference[:count] != prompt:
+            return True
+        if row.ours[:count] != prompt:
+            return False
+        row.reference, row.ours = row.reference[count:], row.ours[count:]
+        row.float32 = None if row.float32 is None else row.float32[count:]
+        return True
+
+    def _what_is_not_finite(self, row: Row, features: torch.Tensor, watch: Watch) -> str | None:
+        """Feed stock's text to both models, once per recording: which one gives NaN or infinity?"""
+        if not watch.is_sound:
+            return "scores of the reference are NaN or infinite in this batch"
+        if row.recording in self.outcome.logit_errors:
+            return None
+        fed = [*row.reference, self.judge.end_of_text]
+        fed = fed[: self.models.longest - len(watch.prompt)]
+        tables = {
+            name: log_probabilities(model, features, watch.prompt, fed)
+            for name, model in (("stock", self.models.stock), ("ours", self.models.ours))
+        }
+        for name, table in tables.items():
+            if not bool(table.isfinite().all()):
+                return f"logits of {name} are NaN or infinite"
+        error = (tables["ours"] - tables["stock"]).abs().max()
+        self.outcome.logit_errors[row.recording] = float(error)
+        return None
+
+
+def first_difference(first: Ids, second: Ids) -> int | None:
+    """Index of the first id that differs, the shorter's length if one goes on; None if equal."""
+    if first == second:
+        return None
+    pairs = enumerate(zip(first, second, strict=False))
+    shorter = min(len(first), len(second))
+    return next((index for index, (one, other) in pairs if one != other), shorter)
+
+
+def _label(what: str, batch: Sequence[Clip]) -> str:
+    names = ", ".join(clip.name for clip in batch)
+    return f"{what}: {names if len(names) < 60 else names[:57] + '...'}"
+
+
+def _chunks(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
+    return [list(clips[start : start + size]) for start in range(0, len(clips), size)]
