@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
+from whisper_flash_attention.engine.graphs import Graphs, Pool
 from whisper_flash_attention.engine.weights import Weights
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ MOST_LAYOUTS = 8
 class Buffers:
     """Hands out states and decoders. What was handed out before is void: one decode at a time."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, pool: Pool) -> None:
         self._weights = weights
+        self._pool = pool
         self._arena: Arena | None = None
         self._decoders: OrderedDict[Layout, DeviceDecoder] = OrderedDict()
         self._last: Layout | None = None
@@ -31,7 +33,6 @@ class Buffers:
     def device_decoder(self, layout: Layout) -> DeviceDecoder:
         """A decoder of this layout on kernels, with the graphs that it recorded before."""
         from whisper_flash_attention.engine.device import DeviceDecoder
-        from whisper_flash_attention.engine.graphs import Graphs
         from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
 
         arena = self._room(layout, state_bytes(layout) + workspace_bytes(layout))
@@ -39,7 +40,7 @@ class Buffers:
         if decoder is None:
             state = DecodeState.cut(layout, arena)
             work = Workspace.cut(layout, arena)
-            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs())
+            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs(self._pool))
             self._decoders[layout] = decoder
             while len(self._decoders) > MOST_LAYOUTS:
                 self._decoders.popitem(last=False)

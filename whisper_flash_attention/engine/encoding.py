@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine.encoder import encode
+from whisper_flash_attention.engine.graphs import Pool, record
 from whisper_flash_attention.engine.weights import EncoderWeights
 
 # More clips keep the GPU busy while the host launches, and their temporaries are large.
@@ -23,8 +24,9 @@ class _Recorded:
 class EncoderGraphs:
     """One recorded pass per number of clips."""
 
-    def __init__(self, weights: EncoderWeights) -> None:
+    def __init__(self, weights: EncoderWeights, pool: Pool) -> None:
         self._weights = weights
+        self._pool = pool
         self._recorded: dict[torch.Size, _Recorded] = {}
 
     def takes(self, features: torch.Tensor) -> bool:
@@ -33,13 +35,11 @@ class EncoderGraphs:
 
     def run(self, features: torch.Tensor) -> torch.Tensor:
         """Encoder states [B, T, D] of features [B, mel bins, 2 T]; the first time it records."""
-        from whisper_flash_attention.engine.graphs import record
-
         recorded = self._recorded.get(features.shape)
         if recorded is None:
             static = features.clone()
             states = encode(self._weights, static)
-            graph = record(lambda: encode(self._weights, static, states))
+            graph = record(lambda: encode(self._weights, static, states), self._pool)
             self._recorded[features.shape] = _Recorded(static, states, graph)
             return states.clone()
         recorded.features.copy_(features)

@@ -22,6 +22,7 @@ from whisper_flash_attention.engine import beam, encoder, plan
 from whisper_flash_attention.engine.buffers import Buffers
 from whisper_flash_attention.engine.choose import choose_tokens
 from whisper_flash_attention.engine.encoding import EncoderGraphs
+from whisper_flash_attention.engine.graphs import Pool
 from whisper_flash_attention.engine.plain import PlainDecoder
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.weights import Watch, Weights, collect
@@ -41,8 +42,9 @@ class Engine:
         self.weights: Weights = collect(model)
         self._watch = Watch(model)
         self._lock = threading.RLock()
-        self._buffers = Buffers(self.weights)
-        self._encoder = EncoderGraphs(self.weights.encoder)
+        pool = Pool()
+        self._buffers = Buffers(self.weights, pool)
+        self._encoder = EncoderGraphs(self.weights.encoder, pool)
 
     @classmethod
     def of(cls, model: Any) -> Engine:
