@@ -27,6 +27,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.kernels.absorbed_attention import (
     MOST_SPLITS,
@@ -72,6 +73,9 @@ CONFIGS = {
         C("columns", 10, 16, 8, 4), C("columns", 10, 16, 8, 5), C("columns", 32, 16, 16, 3),
         C("swapped", 24, 16, 8, 3), C("swapped", 24, 16, 8, 4), C("swapped", 10, 16, 8, 4),
         C("swapped", 10, 32, 8, 3), C("swapped", 24, 16, 16, 4), C("wgmma", 10, 64, 8, 1),
+        C("swapped", 24, 32, 8, 2), C("swapped", 24, 32, 16, 2), C("rows", 10, 16, 4, 2),
+        C("rows", 10, 16, 4, 3), C("rows", 10, 16, 8, 2), C("rows", 10, 32, 4, 2),
+        C("rows", 32, 32, 8, 2), C("rows", 32, 16, 16, 4),
     ),
 }  # fmt: skip
 
@@ -163,13 +167,6 @@ def microseconds(launch: Callable[[int], object], sets: int, budget_ms: float = 
         if len(times) > 3 and sum(times) * count > 1e3 * 8 * budget_ms:
             break
     return float(median(times[1:]))
-
-
-def copy_bytes_per_microsecond() -> float:
-    """Bytes read plus bytes written of a large device-to-device copy."""
-    source = torch.ones(2**29, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / microseconds(lambda _: target.copy_(source), 1)
 
 
 class Case:
@@ -281,6 +278,9 @@ def main(
     batch: Annotated[list[int] | None, typer.Option(help="repeatable")] = None,
     dtype: Annotated[str, typer.Option(help="float16 or bfloat16")] = "float16",
     quick: Annotated[bool, typer.Option(help="two sizes, two batches, chosen splits")] = False,
+    chosen_only: Annotated[
+        bool, typer.Option("--chosen-only", help="only the configuration that decodes use")
+    ] = False,
     processes: Annotated[int, typer.Option(help="that compile and check")] = 14,
     output: Path | None = None,
 ) -> None:
@@ -293,11 +293,12 @@ def main(
     sizes = size or ([1024, 1280] if quick else list(SIZES))
     batches = batch or ([32, 128] if quick else [8, 32, 64, 128])
     chosen = {d: choose_config(SIZES[d], d, number, _capability()) for d in sizes}
-    configs = {d: tuple(dict.fromkeys((*CONFIGS[d], chosen[d]))) for d in sizes}
+    tried = {d: () if chosen_only else CONFIGS[d] for d in sizes}
+    configs = {d: tuple(dict.fromkeys((*tried[d], chosen[d]))) for d in sizes}
     jobs = [(d, c) for d in sizes for c in configs[d]]
     checks = check_all(jobs, batches, number, processes)
 
-    rate = copy_bytes_per_microsecond()
+    rate = measure_ceilings("cuda", dtype).bytes_per_second / 1e6
     console = Console(width=140)
     console.print(f"{torch.cuda.get_device_name()}: copy {rate / 1e6:.2f} TB/s")
     rows: list[Row] = []
@@ -308,7 +309,7 @@ def main(
             own = [
                 Row("attention", d, one_batch, splits, c, c == chosen[d], *checks[d, c])
                 for c in configs[d]
-                for splits in candidates(one_batch, quick)
+                for splits in candidates(one_batch, quick or chosen_only)
             ]
             for row in own:
                 if row.error is not None and not row.error < TOLERANCE[number]:

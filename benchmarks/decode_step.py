@@ -28,7 +28,7 @@ from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import device, fused
-from whisper_flash_attention.engine.graphs import record
+from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.rules import Rules
@@ -107,7 +107,7 @@ def replay_microseconds(launch: Callable[[], None], replays: int = 20) -> float:
     """Median time of a recording of `launch`."""
     launch()
     torch.cuda.synchronize()
-    graph = record(launch)
+    graph = Recorder().record(launch)
     graph.replay()
     times = []
     for _ in range(replays):

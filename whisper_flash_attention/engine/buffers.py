@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
-from whisper_flash_attention.engine.graphs import Graphs, Pool
+from whisper_flash_attention.engine.graphs import Graphs, Recorder
 from whisper_flash_attention.engine.weights import Weights
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ MOST_LAYOUTS = 8
 class Buffers:
     """Hands out states and decoders. What was handed out before is void: one decode at a time."""
 
-    def __init__(self, weights: Weights, pool: Pool) -> None:
+    def __init__(self, weights: Weights, recorder: Recorder) -> None:
         self._weights = weights
-        self._pool = pool
+        self._recorder = recorder
         self._arena: Arena | None = None
         self._decoders: OrderedDict[Layout, DeviceDecoder] = OrderedDict()
         self._last: Layout | None = None
@@ -40,7 +40,7 @@ class Buffers:
         if decoder is None:
             state = DecodeState.cut(layout, arena)
             work = Workspace.cut(layout, arena)
-            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs(self._pool))
+            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs(self._recorder))
             self._decoders[layout] = decoder
             while len(self._decoders) > MOST_LAYOUTS:
                 self._decoders.popitem(last=False)

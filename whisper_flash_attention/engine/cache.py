@@ -97,13 +97,19 @@ class Layout:
 class Arena:
     """One block of memory on a device, handed out in aligned pieces.
 
-    `fits` says whether a state of so many bytes can be cut from it without new memory.
+    On a GPU it is taken from the driver and goes back to it as a whole. PyTorch's allocator would
+    cut it out of what the encoder has just freed and soon needs again, and then reserve that twice.
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
         self.capacity = capacity
-        self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
         self._used = 0
+        if device.type == "cuda":
+            self._pool = torch.cuda.MemPool()
+            with torch.cuda.use_mem_pool(self._pool, device):
+                self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+        else:
+            self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
 
     def restart(self) -> None:
         """Hand out everything again from the beginning; earlier pieces are overwritten."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine.encoder import encode
-from whisper_flash_attention.engine.graphs import Pool, record
+from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.weights import EncoderWeights
 
 # More clips keep the GPU busy while the host launches, and their temporaries are large.
@@ -24,10 +24,10 @@ class _Recorded:
 class EncoderGraphs:
     """One recorded pass per number of clips."""
 
-    def __init__(self, weights: EncoderWeights, pool: Pool) -> None:
+    def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
         self._weights = weights
-        self._pool = pool
         self._recorded: dict[torch.Size, _Recorded] = {}
+        self._recorder = recorder
 
     def takes(self, features: torch.Tensor) -> bool:
         """Whether features [B, mel bins, frames] are on a GPU and few."""
@@ -38,8 +38,8 @@ class EncoderGraphs:
         recorded = self._recorded.get(features.shape)
         if recorded is None:
             static = features.clone()
-            states = encode(self._weights, static)
-            graph = record(lambda: encode(self._weights, static, states), self._pool)
+            states = static.new_empty(len(static), *self._weights.positions.shape)
+            graph = self._recorder.record(lambda: encode(self._weights, static, states))
             self._recorded[features.shape] = _Recorded(static, states, graph)
             return states.clone()
         recorded.features.copy_(features)

@@ -7,61 +7,88 @@ state's buffers and of the weights: they die with either.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Any
 
 import torch
 
+# The driver's flag for a stream that does not wait for the default one.
+NON_BLOCKING = 1
+DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
-class Pool:
-    """Memory for the temporaries of recordings that never run at the same time: they share it."""
+
+class Recorder:
+    """Records passes on one device. They never run at the same time, so that all share one memory.
+
+    One stream serves all, too: PyTorch gives cuBLAS 32 MiB for every stream that multiplies.
+    """
 
     def __init__(self) -> None:
-        self._handle: Any = None
+        # torch.cuda.MemPool; its `id` is what capture_begin takes, though the types say otherwise.
+        self._pool: Any = None
 
-    @property
-    def handle(self) -> Any:
-        """PyTorch's name for it; the first look needs a CUDA device."""
-        if self._handle is None:
-            self._handle = torch.cuda.graph_pool_handle()
-        return self._handle
+    def record(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Run what `launch` launches, and record it for the next time.
+
+        What `launch` allocates must not outlive it.
+        """
+        if self._pool is None:
+            self._pool = torch.cuda.MemPool()
+        current = torch.cuda.current_stream()
+        stream = recording_stream(current.device)
+        graph = torch.cuda.CUDAGraph()
+        stream.wait_stream(current)
+        # torch.cuda.graph would also collect garbage and empty the allocator's cache: too slow.
+        try:
+            with torch.cuda.stream(stream):
+                with torch.cuda.use_mem_pool(self._pool):
+                    launch()
+                graph.capture_begin(self._pool.id, capture_error_mode="thread_local")
+                try:
+                    launch()
+                finally:
+                    graph.capture_end()
+        finally:
+            current.wait_stream(stream)
+        return graph
+
+    def release(self) -> None:
+        """Let go of the memory, which stays for as long as recordings need it."""
+        self._pool = None
 
 
 class Graphs:
-    """Recorded passes by name. What they record must allocate nothing that outlives it."""
+    """Recorded passes by name."""
 
-    def __init__(self, pool: Pool | None = None) -> None:
-        self._pool = pool or Pool()
+    def __init__(self, recorder: Recorder) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._recorder = recorder
 
     def run(self, key: Hashable, launch: Callable[[], None]) -> None:
         """Do what `launch` does, on the current stream; `key` must name it completely."""
         graph = self._graphs.get(key)
-        if graph is not None:
+        if graph is None:
+            self._graphs[key] = self._recorder.record(launch)
+        else:
             graph.replay()
-            return
-        launch()
-        self._graphs[key] = record(launch, self._pool)
-
-    def clear(self) -> None:
-        """Forget all recordings and give back their memory."""
-        self._graphs.clear()
 
 
-def record(launch: Callable[[], object], pool: Pool | None = None) -> torch.cuda.CUDAGraph:
-    """Record the kernels that `launch` launches; none of them runs.
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which passes are recorded.
 
-    Without a pool the recording has memory of its own for its temporaries.
+    It comes from the driver where that can be asked: the first of PyTorch's own streams brings 127
+    others with it, which take 71 MB of an H100.
     """
-    graph = torch.cuda.CUDAGraph()
-    # torch.cuda.graph would also collect garbage and empty the allocator's cache: too slow here.
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin((pool or Pool()).handle, capture_error_mode="thread_local")
+    handle = ctypes.c_void_p()
+    for name in DRIVER_LIBRARIES:
         try:
-            launch()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        with torch.cuda.device(device):
+            if driver.cuStreamCreate(ctypes.byref(handle), NON_BLOCKING) == 0:
+                return torch.cuda.ExternalStream(handle.value, device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ chooses tokens: on the device without the host (`device`), with any rules (`choo
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -22,7 +23,7 @@ from whisper_flash_attention.engine import beam, encoder, plan
 from whisper_flash_attention.engine.buffers import Buffers
 from whisper_flash_attention.engine.choose import choose_tokens
 from whisper_flash_attention.engine.encoding import EncoderGraphs
-from whisper_flash_attention.engine.graphs import Pool
+from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.plain import PlainDecoder
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.weights import Watch, Weights, collect
@@ -42,9 +43,9 @@ class Engine:
         self.weights: Weights = collect(model)
         self._watch = Watch(model)
         self._lock = threading.RLock()
-        pool = Pool()
-        self._buffers = Buffers(self.weights, pool)
-        self._encoder = EncoderGraphs(self.weights.encoder, pool)
+        self._recorder = Recorder()
+        self._buffers = Buffers(self.weights, self._recorder)
+        self._encoder = EncoderGraphs(self.weights.encoder, self._recorder)
 
     @classmethod
     def of(cls, model: Any) -> Engine:
@@ -66,7 +67,7 @@ class Engine:
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Encoder states [B, 1500, D] of log-mel features [B, mel bins, 3000]."""
         features = features.to(self.weights.dtype)
-        with self._lock:
+        with self._lock, self._on_device():
             if self._encoder.takes(features):
                 return self._encoder.run(features)
             return encoder.encode(self.weights.encoder, features)
@@ -82,7 +83,7 @@ class Engine:
             NotFinite: NaN or infinity in the logits.
             OptionError: the rows are not those of whole searches by beams.
         """
-        with self._lock:
+        with self._lock, self._on_device():
             layout = plan.layout_for(self.weights.decoder, states, prompt, request)
             decoder: beam.BranchingDecoder
             if not layout.kernels:
@@ -95,8 +96,14 @@ class Engine:
                 return beam.search(decoder, states, prompt, request)
             return choose_tokens(decoder, states, prompt, request)
 
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Launches go to the current device: make it the weights'."""
+        device = self.weights.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
     def release(self) -> None:
         """Give back the buffers and graphs that are kept between calls."""
         with self._lock:
             self._buffers.release()
             self._encoder.release()
+            self._recorder.release()

@@ -20,7 +20,6 @@ from whisper_flash_attention.engine.plan import (
     Sizes,
     has_kernels,
     is_absorbed_faster,
-    kernel_buffers,
     kernel_bytes,
     make_layout,
 )
@@ -171,7 +170,8 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
     state = {name: aligned_bytes(*spec) for name, spec in buffers(layout).items()}
     cross = sum(size for name, size in state.items() if name in CROSS_BUFFERS)
     clips = _Clips(weights, wanted, batch_size)
-    projects = not absorbed and sizes.kernels and "states" in kernel_buffers(layout)
+    # Products are all recorded, on a stream of their own, or none is; but for long prompts.
+    is_long = sizes.kernels and sizes.prompt != layout.prompt
     return MemoryPlan(
         batch_size=batch_size,
         max_new_tokens=wanted.max_new_tokens,
@@ -183,7 +183,7 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
         self_attention_cache=sum(state.values()) - cross,
         cross_attention_state=cross,
         workspace=kernel_bytes(layout)
-        + _cublas_bytes(wanted.device, streams=1 + (clips.recorded or projects)),
+        + _cublas_bytes(wanted.device, streams=1 + (clips.recorded and is_long)),
         encoder=clips.kept_bytes + max(clips.temporary_bytes, _pass_bytes(layout, sizes)),
     )
 
