@@ -128,11 +128,11 @@ class DeviceDecoder:
             self._rows = batch
             work.absent.fill_(True)
             work.absent[:batch] = False
-        work.prompt[:batch, :count] = prompt
         if count > state.layout.prompt:
             self._run_long_prompt(states, _padded(prompt, state.layout.slots))
             self._run(("long prompt", purpose), lambda: finish(1))
             return
+        work.prompt[:batch, :count] = prompt
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:

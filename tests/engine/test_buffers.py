@@ -1,0 +1,144 @@
+"""Memory kept between calls: one arena that only grows, and decoders by layout on it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from whisper_flash_attention.engine.buffers import MOST_LAYOUTS, Buffers
+from whisper_flash_attention.engine.cache import Layout, state_bytes
+from whisper_flash_attention.engine.device import DeviceDecoder
+from whisper_flash_attention.engine.graphs import Pool
+from whisper_flash_attention.engine.weights import Weights, collect
+from whisper_flash_attention.engine.workspace import workspace_bytes
+
+
+@pytest.fixture
+def weights(small_model: WhisperForConditionalGeneration) -> Weights:
+    return collect(small_model)
+
+
+@pytest.fixture
+def kept(weights: Weights) -> Buffers:
+    return Buffers(weights, Pool())
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[DeviceDecoder]:
+    """The decoders that were prepared, in order."""
+    found: list[DeviceDecoder] = []
+    original = DeviceDecoder.prepare
+
+    def prepare(decoder: DeviceDecoder) -> None:
+        found.append(decoder)
+        original(decoder)
+
+    monkeypatch.setattr(DeviceDecoder, "prepare", prepare)
+    return found
+
+
+def layout(weights: Weights, slots: int = 1, positions: int = 8, **sizes: Any) -> Layout:
+    options = {"clips": slots, "keys": 10, "absorbed": False, "kernels": True} | sizes
+    return Layout.of(weights.decoder, slots=slots, positions=positions, **options)
+
+
+def block(kept: Buffers) -> torch.Tensor:
+    assert kept._arena is not None
+    return kept._arena._block
+
+
+def test_nothing_is_taken_before_it_is_needed(kept: Buffers) -> None:
+    assert kept._arena is None
+
+
+def test_the_arena_has_the_size_of_the_largest_call(kept: Buffers, weights: Weights) -> None:
+    small, large = layout(weights, 1), layout(weights, 3, 20)
+    kept.state(small)
+    assert len(block(kept)) == state_bytes(small)
+    kept.state(large)
+    assert len(block(kept)) == state_bytes(large)
+    held = block(kept)
+    assert kept.state(small).keys.data_ptr() == held.data_ptr()
+    assert kept.state(large).keys.data_ptr() == held.data_ptr()
+    assert block(kept) is held
+    kept.device_decoder(large)
+    assert len(block(kept)) == state_bytes(large) + workspace_bytes(large)
+
+
+def test_the_old_arena_is_given_back_when_a_larger_one_is_made(
+    kept: Buffers, weights: Weights
+) -> None:
+    decoder = kept.device_decoder(layout(weights))
+    old = weakref.ref(block(kept)), weakref.ref(decoder)
+    del decoder
+    kept.device_decoder(layout(weights, 4))
+    gc.collect()
+    assert [reference() for reference in old] == [None, None]
+    assert len(kept._decoders) == 1
+
+
+def test_a_layout_keeps_its_decoder(kept: Buffers, weights: Weights) -> None:
+    large, small = layout(weights, 3), layout(weights, 2)
+    first, second = kept.device_decoder(large), kept.device_decoder(small)
+    assert first is not second
+    assert kept.device_decoder(layout(weights, 3)) is first
+    assert kept.device_decoder(layout(weights, 2)) is second
+    assert kept.device_decoder(layout(weights, 2, raw=True)) is not second
+    assert first.state.layout == large
+    assert first.state.keys.data_ptr() == second.state.keys.data_ptr() == block(kept).data_ptr()
+
+
+def test_a_decoder_is_prepared_when_another_layout_was_used(
+    kept: Buffers, weights: Weights, prepared: list[DeviceDecoder]
+) -> None:
+    one, other = layout(weights, 3), layout(weights, 2)
+    first = kept.device_decoder(one)
+    kept.device_decoder(one)
+    assert prepared == [first]
+    second = kept.device_decoder(other)
+    kept.device_decoder(other)
+    assert prepared == [first, second]
+    kept.device_decoder(one)
+    assert prepared == [first, second, first]
+
+
+def test_a_prepared_decoder_finds_nothing_of_others(kept: Buffers, weights: Weights) -> None:
+    decoder = kept.device_decoder(layout(weights, 2))
+    kept.device_decoder(layout(weights, 1))
+    block(kept).fill_(255)
+    work = kept.device_decoder(layout(weights, 2))._work
+    for tensor in (work.counters, work.limits, work.settings, work.flags, decoder.state.tokens):
+        assert tensor is not None and not tensor.any()
+
+
+def test_the_layout_that_was_not_used_for_longest_is_dropped(
+    kept: Buffers, weights: Weights
+) -> None:
+    layouts = [layout(weights, 1, MOST_LAYOUTS + 1 - n) for n in range(MOST_LAYOUTS + 1)]
+    decoders = [weakref.ref(kept.device_decoder(each)) for each in layouts[:MOST_LAYOUTS]]
+    kept.device_decoder(layouts[0])
+    kept.device_decoder(layouts[-1])
+    gc.collect()
+    assert [each for each, found in enumerate(decoders) if found() is None] == [1]
+    assert len(kept._decoders) == MOST_LAYOUTS
+    assert kept.device_decoder(layouts[0]) is decoders[0]()
+    assert kept.device_decoder(layouts[1]).state.layout == layouts[1]
+
+
+def test_release_gives_everything_back(
+    kept: Buffers, weights: Weights, prepared: list[DeviceDecoder]
+) -> None:
+    wanted = layout(weights)
+    held = weakref.ref(kept.device_decoder(wanted)), weakref.ref(block(kept))
+    prepared.clear()
+    kept.release()
+    gc.collect()
+    assert [reference() for reference in held] == [None, None]
+    assert kept._arena is None and not kept._decoders
+    assert kept.device_decoder(wanted) is prepared[0]
+    assert len(block(kept)) == state_bytes(wanted) + workspace_bytes(wanted)
