@@ -235,6 +235,9 @@ def test_a_gpu_has_workspaces_and_recordings_of_small_batches(weights: Weights) 
     assert on_gpu.workspace > 32 * MIB
     few, more = (plan_memory(weights, wanted, batch) for batch in (4, 6))
     assert few.workspace > 2 * 32 * MIB > more.workspace
+    # A recording has features [80, 200] and states [100, 128] of its own.
+    three, four, seven, eight = (plan_memory(weights, wanted, n).encoder for n in (3, 4, 7, 8))
+    assert (four - three) - (eight - seven) == 4 * (80 * 200 + 100 * 128)
 
 
 @pytest.mark.parametrize(

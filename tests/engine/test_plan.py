@@ -134,6 +134,16 @@ def cut_all(layout: Layout, arena: Arena) -> list[torch.Tensor]:
     return tensors
 
 
+@pytest.mark.parametrize(
+    ("clips", "prompt", "expected"), [(128, 8, 8), (160, 8, 1), (1, 9, 1), (256, 4, 4)]
+)
+def test_the_kernels_take_prompts_of_few_rows(
+    weights: DecoderWeights, clips: int, prompt: int, expected: int
+) -> None:
+    sizes = sizes_of(clips=clips, slots=clips, prompt=prompt, kernels=True)
+    assert make_layout(weights, sizes, absorbed=True).prompt == expected
+
+
 def test_only_kernels_have_workspaces(weights: DecoderWeights) -> None:
     plain = make_layout(weights, sizes_of(), absorbed=False)
     assert kernel_buffers(plain) == {}
