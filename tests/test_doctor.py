@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from typer.testing import CliRunner
 from whisper_flash_attention import compat, doctor
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.doctor import Report, examine, print_report
+from whisper_flash_attention.engine import plan
 from whisper_flash_attention.flash_attention import backend_names
+from whisper_flash_attention.generation import HANDOVERS
 
 runner = CliRunner()
 
@@ -45,6 +49,63 @@ def test_every_back_end_can_run_or_says_why_not(report: Report) -> None:
         assert "needs a CUDA GPU" in " ".join(row.reasons["sdpa_cudnn"])
 
 
+def test_the_cpu_decodes_with_pytorch_and_says_why(report: Report) -> None:
+    assert value(report, "decode on cpu") == "PyTorch's operations: the kernels need a CUDA GPU"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "triton", "runs"),
+    [
+        ((8, 0), None, True, "Triton kernels in CUDA graphs"),
+        (
+            (7, 5),
+            None,
+            True,
+            "PyTorch's operations: the kernels need compute capability 8.0, and this GPU has 7.5",
+        ),
+        (
+            (9, 4),
+            "6.4",
+            True,
+            "PyTorch's operations: the kernels need CUDA, and PyTorch is built for ROCm",
+        ),
+        ((9, 0), None, False, "PyTorch's operations: Triton cannot be imported: "),
+    ],
+)
+def test_what_runs_the_decode_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    hip: str | None,
+    triton: bool,
+    runs: str,
+) -> None:
+    monkeypatch.setattr(doctor, "_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    if not triton:
+        monkeypatch.setitem(sys.modules, "triton", None)
+    found = {finding.name: finding.value for finding in doctor._engine()}
+    assert found["decode on cuda:0"].startswith(runs)
+    assert plan.has_kernels.__wrapped__(torch.device("cuda:0")) == runs.startswith("Triton")
+
+
+def test_triton_is_named_with_its_version(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+    assert value(report, "triton") == version("triton")
+
+    def without(name: str) -> str:
+        if name == "triton":
+            raise metadata.PackageNotFoundError
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    assert value(examine(), "triton").startswith("not installed (kernels")
+
+
+def test_every_reason_to_hand_over_is_listed(report: Report) -> None:
+    assert report.handovers == HANDOVERS
+
+
 def test_a_package_that_is_missing_comes_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,7 +129,14 @@ def test_the_tables_show_findings_reasons_and_the_verdict(
 ) -> None:
     print_report(report)
     shown = capsys.readouterr().out
-    for expected in ("encoder self-attention", "xformers", "generate runs in", "Ready to use."):
+    for expected in (
+        "encoder self-attention",
+        "xformers",
+        "decode on cpu",
+        "own decode loop where",
+        *HANDOVERS,
+        "Ready to use.",
+    ):
         assert expected in shown
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import MissingPackage, WeightsError
+from whisper_flash_attention.generation import HANDOVERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,6 @@ OPTIONAL = {
     "datasets": ("the benchmark on LibriSpeech", "bench"),
 }
 DTYPES = ("float32", "float16", "bfloat16")
-HANDOVERS = ("generate runs in Transformers' own loop, with all of its options",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class AttentionFinding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that `examine` found. `handovers`: what runs in Transformers' own code."""
+    """All that `examine` found. `handovers`: which calls run in Transformers' own decode loop."""
 
     findings: tuple[Finding, ...]
     attention: tuple[AttentionFinding, ...]
@@ -81,6 +81,7 @@ def examine() -> Report:
         *_system(),
         *required,
         *_gpus(),
+        *_engine(),
         *_optional(),
         *_weights(),
     )
@@ -146,18 +147,36 @@ def _driver_version() -> str:
     return found[0] if found else ""
 
 
+def _engine() -> Iterator[Finding]:
+    """What runs the decode of `generate` on each device."""
+    import torch
+
+    from whisper_flash_attention.engine.plan import why_no_kernels
+
+    for device in _devices():
+        reason = why_no_kernels(torch.device(device))
+        runs = f"PyTorch's operations: {reason}" if reason else "Triton kernels in CUDA graphs"
+        yield Finding("engine", f"decode on {device}", runs)
+    yield _installed("engine", "triton", "kernels; comes with PyTorch's CUDA builds", "")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
 def _optional() -> Iterator[Finding]:
     for name, (purpose, extra) in OPTIONAL.items():
-        yield _installed(name, purpose, PIP.format(extra))
-    yield _installed("triton", "kernels; comes with PyTorch's CUDA builds", "")
+        yield _installed("optional", name, purpose, PIP.format(extra))
 
 
-def _installed(name: str, purpose: str, advice: str) -> Finding:
+def _installed(section: str, name: str, purpose: str, advice: str) -> Finding:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding("optional", name, f"not installed ({purpose})", advice)
-    return Finding("optional", name, version)
+        return Finding(section, name, f"not installed ({purpose})", advice)
+    return Finding(section, name, version)
 
 
 def _weights() -> Iterator[Finding]:
@@ -179,8 +198,7 @@ def _attention() -> Iterator[AttentionFinding]:
 
     from whisper_flash_attention.flash_attention import survey
 
-    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    for device in devices:
+    for device in _devices():
         for dtype in DTYPES:
             for row in survey(device, getattr(torch, dtype)):
                 yield AttentionFinding(device, dtype, row.case, row.picked, row.reasons)
@@ -199,9 +217,9 @@ def print_report(report: Report, *, as_json: bool = False) -> None:
         rows = [row for row in report.attention if row.device == device]
         _print_picks(device, rows, console)
         _print_reasons(device, rows, console)
-    console.print("\nHanded over to Transformers:", style="bold")
+    console.print("\ngenerate is handed over to Transformers' own decode loop where", style="bold")
     for handover in report.handovers:
-        console.print(f"  {handover}")
+        console.print(f"  {handover}", soft_wrap=True)
     verdict = "Ready to use." if report.usable else "Something that is needed is broken, see above."
     console.print(f"\n{verdict}", style="bold")
 

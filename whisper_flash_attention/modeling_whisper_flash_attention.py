@@ -178,7 +178,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             memory_gb: a budget in units of 1e9 bytes, weights included: the plan is then that of
                 the most clips that stay within it.
             max_new_tokens, prompt_tokens, num_beams: of every clip.
-            device, dtype: where it would run; None is where the model is. A GPU need not be here.
+            device, dtype: where it would run; None is where the model is. A GPU need not be here,
+                and the model may be on the meta device, without weights.
 
         Returns:
             A `MemoryPlan`; its `total` is the allocator's peak in bytes.
@@ -187,7 +188,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             OptionError: not exactly one of `batch_size` and `memory_gb`, a number that makes no
                 sense, a budget too small for one clip, or a model that the engine cannot run.
         """
-        reason = why_not_weights(self)
+        reason = why_not_weights(self, without_data=True)
         if reason is not None:
             raise OptionError(f"the engine cannot run this model: {reason}")
         wanted = Wanted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from whisper_flash_attention.engine.plan import (
 )
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import Weights
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import MissingPackage, OptionError
 
 # PyTorch's allocator hands out multiples of this on CUDA devices.
 ALLOCATION = 512
@@ -35,6 +36,7 @@ CUBLAS_BYTES = 32 * 2**20
 SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
 # Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
 SCORE_COPIES = 3
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CROSS_BUFFERS = frozenset({"states", "cross_keys", "cross_values"})
 
 
@@ -50,7 +52,8 @@ class Wanted:
         dtype: of weights and features.
 
     Raises:
-        OptionError: a number is below 1, or the form of cross-attention is unknown.
+        OptionError: a number is below 1, or the device, the dtype or the form of cross-attention
+            is none.
     """
 
     max_new_tokens: int
@@ -63,6 +66,10 @@ class Wanted:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "prompt_tokens", "num_beams"):
             _check_count(name, getattr(self, name))
+        if self.device.type == "meta":
+            raise OptionError("the model is on the meta device: give the device it would run on")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype is {self.dtype!r}: give one of {', '.join(map(str, DTYPES))}")
         if self.cross_attention not in CROSS_ATTENTION:
             raise OptionError(
                 f"unknown cross_attention {self.cross_attention!r}; "
@@ -147,6 +154,8 @@ def make_plan(
     if batch_size is not None:
         return plan_memory(weights, wanted, batch_size)
     assert memory_gb is not None
+    if isinstance(memory_gb, bool) or not isinstance(memory_gb, int | float):
+        raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
     if not 0 < memory_gb < math.inf:
         raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
     return largest_plan(weights, wanted, int(memory_gb * 1e9))
@@ -157,6 +166,7 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
 
     Raises:
         OptionError: the batch size is below 1, or the tokens are more than the model has positions.
+        MissingPackage: the device is a GPU that is not here, and Triton is not installed.
     """
     _check_count("batch_size", batch_size)
     sizes = _planned_sizes(weights, wanted, batch_size)
@@ -215,7 +225,8 @@ def largest_plan(weights: Weights, wanted: Wanted, budget_bytes: int) -> MemoryP
             fitting, too_many = (middle, too_many) if best(middle) else (fitting, middle)
     found = best(fitting) if fitting else None
     if found is None:
-        least = plan_memory(weights, wanted, 1)
+        form = "absorbed" if wanted.cross_attention == "auto" else wanted.cross_attention
+        least = plan_memory(weights, replace(wanted, cross_attention=form), 1)
         raise OptionError(
             f"a budget of {budget_bytes / 1e9:.2f} GB is too small for one clip, which takes "
             f"{least.total / 1e9:.2f} GB; give more, or take fewer tokens, half precision or a "
@@ -233,7 +244,6 @@ def _planned_sizes(weights: Weights, wanted: Wanted, batch_size: int) -> Sizes:
             f"the model has {longest} positions"
         )
     device = wanted.device
-    is_here = device.type == "cuda" and torch.cuda.is_available()
     return Sizes(
         clips=batch_size,
         slots=batch_size * wanted.num_beams,
@@ -241,7 +251,7 @@ def _planned_sizes(weights: Weights, wanted: Wanted, batch_size: int) -> Sizes:
         prompt=wanted.prompt_tokens,
         max_length=length,
         raw=wanted.num_beams > 1,
-        kernels=has_kernels(device) if is_here else device.type == "cuda",
+        kernels=has_kernels(device) if _is_here(device) else _would_have_kernels(device),
     )
 
 
@@ -284,19 +294,39 @@ def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
 def _cublas_bytes(device: torch.device, streams: int) -> int:
     if device.type != "cuda":
         return 0
-    here = torch.cuda.is_available()
-    major = torch.cuda.get_device_capability(device)[0] if here else 9
+    major = torch.cuda.get_device_capability(device)[0] if _is_here(device) else 9
     return streams * (CUBLAS_BYTES if major in (9, 10) else SMALL_CUBLAS_BYTES)
+
+
+def _would_have_kernels(device: torch.device) -> bool:
+    """Whether a device that is not here counts as one with kernels; they say what they take."""
+    if device.type != "cuda":
+        return False
+    if find_spec("triton") is None:
+        raise MissingPackage(
+            f"a plan for {device}, which is not here, needs Triton: pip install triton"
+        )
+    return True
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether this machine has that CUDA device."""
+    return device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
 
 
 def _weight_bytes(weights: Weights, wanted: Wanted) -> int:
     sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
     decoder = weights.decoder
-    if decoder.projection.is_set_to(decoder.embedding):
+    if _is_shared(decoder.projection, decoder.embedding):
         sizes.remove(decoder.projection.numel() * wanted.dtype.itemsize)
     if wanted.device.type != "cuda":
         return sum(sizes)
     return sum(-(-size // ALLOCATION) * ALLOCATION for size in sizes)
+
+
+def _is_shared(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors lie in the same memory; also on the meta device, where none does."""
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 def _tensors(part: Any) -> Iterator[torch.Tensor]:

@@ -11,6 +11,8 @@ from whisper_flash_attention.engine.cache import Layout, Spec, batch_bucket, len
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.weights import DecoderWeights
 
+# Of NVIDIA's Ampere: bfloat16 and asynchronous copies.
+LEAST_CAPABILITY = (8, 0)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
@@ -21,13 +23,24 @@ ABSORBED_FROM_CLIPS = 24
 @cache
 def has_kernels(device: torch.device) -> bool:
     """Whether the Triton kernels and CUDA graphs run on this device."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
+    return why_no_kernels(device) is None
+
+
+def why_no_kernels(device: torch.device) -> str | None:
+    """Why the Triton kernels do not run on this device, in words; None if they do."""
+    if device.type != "cuda":
+        return "the kernels need a CUDA GPU"
+    if torch.version.hip is not None:
+        return "the kernels need CUDA, and PyTorch is built for ROCm"
     try:
         import triton  # noqa: F401
-    except ImportError:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        found, least = (".".join(map(str, each)) for each in (capability, LEAST_CAPABILITY))
+        return f"the kernels need compute capability {least}, and this GPU has {found}"
+    return None
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,10 @@ def _places(parameters: list[nn.Parameter | None]) -> list[int]:
     return [parameter.data_ptr() for parameter in parameters if parameter is not None]
 
 
-def why_not(model: Any) -> str | None:
+def why_not(model: Any, *, without_data: bool = False) -> str | None:
     """Why the engine cannot run this model's weights; None if it can.
+
+    `without_data` also allows weights on PyTorch's meta device, which have only shapes.
 
     The engine reads weights instead of calling modules, so that whatever someone put into or around
     a module (adapters, quantisation, hooks, off-loading) would be skipped.
@@ -180,7 +182,7 @@ def why_not(model: Any) -> str | None:
             return f"heads of {config.d_model / heads:g} values instead of {HEAD_WIDTH}"
     reason = _modules_reason(model)
     if reason is None:
-        reason = _tensors_reason(model)
+        reason = _tensors_reason(model, without_data)
     return reason
 
 
@@ -211,14 +213,14 @@ def _modules_reason(model: nn.Module) -> str | None:
     return None
 
 
-def _tensors_reason(model: nn.Module) -> str | None:
+def _tensors_reason(model: nn.Module, without_data: bool) -> str | None:
     first = next(model.parameters())
     if not first.dtype.is_floating_point:
         return f"weights of type {first.dtype}"
     for name, parameter in model.named_parameters():
         if parameter.device != first.device or parameter.dtype != first.dtype:
             return f"{name} is {parameter.dtype} on {parameter.device}, others are not"
-        if parameter.device.type == "meta":
+        if parameter.device.type == "meta" and not without_data:
             return f"{name} has no data"
         if not parameter.is_contiguous():
             return f"{name} is not contiguous"
