@@ -17,7 +17,7 @@ from transformers.generation import GenerationMode
 from whisper_flash_attention.engine import beam, encoder
 from whisper_flash_attention.engine.buffers import Buffers
 from whisper_flash_attention.engine.cache import Layout
-from whisper_flash_attention.engine.graphs import Pool
+from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.plain import PlainDecoder
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.engine.rules import (
@@ -176,7 +176,7 @@ def bench(small_model: WhisperForConditionalGeneration) -> Iterator[Bench]:
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(CLIPS, 80, 200, generator=generator).double()
     states = encoder.encode(weights.encoder, features)
-    bench = Bench(stock, rounded, weights, Buffers(weights, Pool()), features, states)
+    bench = Bench(stock, rounded, weights, Buffers(weights, Recorder()), features, states)
     found = bench.search(request_of(num_return_sequences=3, eos=(), rules=(NoRepeatNgram(1),)))
     bench.likely = list(dict.fromkeys(found.sequences[:, len(PROMPT) :].T.flatten().tolist()))
     assert len(bench.likely) > 8

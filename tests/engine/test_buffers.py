@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration
 from whisper_flash_attention.engine.buffers import MOST_LAYOUTS, Buffers
 from whisper_flash_attention.engine.cache import Layout, state_bytes
 from whisper_flash_attention.engine.device import DeviceDecoder
-from whisper_flash_attention.engine.graphs import Pool
+from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.weights import Weights, collect
 from whisper_flash_attention.engine.workspace import workspace_bytes
 
@@ -25,7 +25,7 @@ def weights(small_model: WhisperForConditionalGeneration) -> Weights:
 
 @pytest.fixture
 def kept(weights: Weights) -> Buffers:
-    return Buffers(weights, Pool())
+    return Buffers(weights, Recorder())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from whisper_flash_attention.engine import beam, buffers, plan
 from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
 from whisper_flash_attention.engine.choose import choose_tokens
 from whisper_flash_attention.engine.device import DeviceDecoder
-from whisper_flash_attention.engine.graphs import Graphs
+from whisper_flash_attention.engine.graphs import Graphs, Recorder
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.plain import PlainDecoder
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
@@ -46,8 +46,8 @@ FORMS = pytest.mark.parametrize("absorbed", [False, True], ids=["projected", "ab
 class Replayed(Graphs):
     """Launches a pass again as it was launched the first time, and keeps what was asked for."""
 
-    def __init__(self, pool: object = None) -> None:
-        super().__init__()
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        super().__init__(recorder or Recorder())
         self.launches: dict[Hashable, Callable[[], None]] = {}
         self.keys: list[Any] = []
 
