@@ -100,6 +100,7 @@ def test_a_row_says_which_attention_ran(features: FeatureFile) -> None:
     assert run("orig", features).attention == {"all": "eager"}
     assert run("flash:reference", features).attention == {"all": "reference"}
     auto = run("flash", features).attention
+    assert auto["cross-attention"] == "PyTorch, projected"
     assert len(auto) > 1
     assert "auto" not in auto.values()
 

@@ -120,7 +120,6 @@ class FlashSystem:
         dtype: torch.dtype,
     ) -> Loaded:
         from whisper_flash_attention.benchmark.random_weights import build_model
-        from whisper_flash_attention.flash_attention import survey
         from whisper_flash_attention.modeling_whisper_flash_attention import (
             WhisperFlashAttentionForConditionalGeneration,
         )
@@ -135,10 +134,25 @@ class FlashSystem:
         model.set_attn_implementation(self.backend)
         attention = {"all": model.attention_backend}
         if self.backend == "auto":
-            head_dim = size.d_model // size.heads
-            rows = survey(device, dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
-            attention = {row.case: row.picked for row in rows}
+            attention = engine_attention(model, size, batch_size)
         return Loaded(greedy(model, {}), attention)
+
+
+def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
+    """What attends in this package's engine, encoder and decoder, for batches of this size."""
+    from whisper_flash_attention.engine.plan import has_kernels
+    from whisper_flash_attention.flash_attention import survey
+
+    head_dim = size.d_model // size.heads
+    rows = survey(model.device, model.dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
+    encoder = next(row for row in rows if row.case.startswith("encoder"))
+    kernels = "Triton kernels" if has_kernels(model.device) else "PyTorch"
+    form = model.plan(batch_size=batch_size, max_new_tokens=1).cross_attention
+    return {
+        encoder.case: encoder.picked,
+        "decoder self-attention": kernels,
+        "cross-attention": f"{kernels}, {form}",
+    }
 
 
 SYSTEMS: dict[str, System] = {

@@ -78,7 +78,7 @@ def choose_config(
         return AttentionConfig("wgmma", queries=16, keys=64, warps=4, stages=2)
     if d <= 1024:
         return AttentionConfig("rows", queries=16, keys=16, warps=4, stages=3)
-    return AttentionConfig("swapped", queries=24, keys=16, warps=8, stages=3)
+    return AttentionConfig("rows", queries=32, keys=32, warps=8, stages=2)
 
 
 def choose_splits(rows: int, keys: int, multiprocessors: int = 132) -> int:
