@@ -47,35 +47,14 @@ TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
 COLD_BYTES = 200e6
 C = AttentionConfig
 CONFIGS = {
-    384: (
-        C("rows", 16, 32, 4, 3), C("columns", 16, 32, 4, 4), C("columns", 16, 64, 4, 3),
-        C("swapped", 8, 16, 4, 5), C("swapped", 8, 32, 4, 4), C("swapped", 8, 64, 4, 3),
-        C("swapped", 8, 32, 8, 4), C("swapped", 8, 64, 8, 4), C("wgmma", 16, 64, 4, 3),
-        C("wgmma", 16, 64, 4, 4),
-    ),
-    512: (
-        C("rows", 16, 32, 4, 3), C("columns", 16, 32, 4, 4), C("columns", 16, 32, 8, 4),
-        C("swapped", 8, 16, 4, 5), C("swapped", 8, 32, 4, 3), C("swapped", 8, 32, 4, 4),
-        C("swapped", 8, 32, 8, 5), C("swapped", 8, 64, 8, 3), C("wgmma", 16, 64, 4, 3),
-    ),
-    768: (
-        C("rows", 16, 16, 4, 3), C("columns", 16, 16, 8, 4), C("columns", 16, 32, 8, 4),
-        C("swapped", 16, 16, 4, 4), C("swapped", 16, 16, 8, 4), C("swapped", 16, 16, 8, 6),
-        C("swapped", 16, 32, 8, 3), C("swapped", 16, 32, 8, 4), C("wgmma", 16, 64, 4, 2),
-    ),
-    1024: (
-        C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3), C("columns", 16, 16, 8, 4),
-        C("columns", 16, 16, 8, 5), C("columns", 16, 32, 8, 3), C("swapped", 16, 16, 8, 3),
-        C("swapped", 16, 16, 8, 4), C("swapped", 16, 16, 8, 5), C("swapped", 16, 32, 8, 3),
-    ),
+    384: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3), C("wgmma", 16, 64, 4, 4)),
+    512: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3)),
+    768: (C("rows", 16, 16, 4, 3), C("wgmma", 16, 64, 4, 2)),
+    1024: (C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3)),
     1280: (
-        C("rows", 32, 16, 8, 3), C("columns", 32, 16, 8, 3), C("columns", 32, 16, 8, 4),
-        C("columns", 10, 16, 8, 4), C("columns", 10, 16, 8, 5), C("columns", 32, 16, 16, 3),
-        C("swapped", 24, 16, 8, 3), C("swapped", 24, 16, 8, 4), C("swapped", 10, 16, 8, 4),
-        C("swapped", 10, 32, 8, 3), C("swapped", 24, 16, 16, 4), C("wgmma", 10, 64, 8, 1),
-        C("swapped", 24, 32, 8, 2), C("swapped", 24, 32, 16, 2), C("rows", 10, 16, 4, 2),
-        C("rows", 10, 16, 4, 3), C("rows", 10, 16, 8, 2), C("rows", 10, 32, 4, 2),
-        C("rows", 32, 32, 8, 2), C("rows", 32, 16, 16, 4),
+        C("rows", 32, 16, 8, 3), C("rows", 32, 32, 8, 2), C("rows", 32, 16, 16, 4),
+        C("rows", 10, 16, 4, 2), C("rows", 10, 16, 4, 3), C("rows", 10, 16, 8, 2),
+        C("rows", 10, 32, 4, 2), C("wgmma", 10, 64, 8, 1),
     ),
 }  # fmt: skip
 

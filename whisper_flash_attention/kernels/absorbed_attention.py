@@ -23,18 +23,15 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.absorbed_swapped import swapped_kernel
 from whisper_flash_attention.kernels.absorbed_tiles import (
     blocks_kernel,
-    columns_kernel,
     rows_kernel,
     wgmma_kernel,
 )
 from whisper_flash_attention.kernels.launch import interpreted, launch, pdl
 
-Formulation = Literal["rows", "columns", "swapped", "wgmma", "blocks"]
+Formulation = Literal["rows", "wgmma", "blocks"]
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
-DESCRIPTORS = ("columns", "swapped", "wgmma")
 MOST_SPLITS = 8
 
 
@@ -180,28 +177,11 @@ def absorbed_attention(
         launch(rows_kernel, grid)(states=states, M=_padded(width, 16), **arguments)
         return
     arguments |= _descriptors(states, config.keys, d0, d1)
-    if config.formulation == "columns":
-        launch(columns_kernel, grid)(M=_padded(width, 16), WARPS=config.warps, **arguments)
-    elif config.formulation == "wgmma":
-        launch(wgmma_kernel, grid)(M=_padded(width, 8), **arguments)
-    else:
-        m0, m1 = _two_widths(width)
-        launch(swapped_kernel, grid)(
-            M0=m0, M1=m1, PADDED=_padded(width, 8), WARPS=config.warps, **arguments
-        )
+    launch(wgmma_kernel, grid)(M=_padded(width, 8), **arguments)
 
 
 def _padded(width: int, least: int) -> int:
     return max(least, 1 << (width - 1).bit_length())
-
-
-def _two_widths(width: int) -> tuple[int, int]:
-    """`width` queries as one or two powers of two of at least 8, the first the larger."""
-    padded = _padded(width, 8)
-    rest = width - padded // 2
-    if padded >= 32 and rest <= padded // 4:
-        return padded // 2, _padded(rest, 8)
-    return padded, 0
 
 
 def _descriptors(states: torch.Tensor, keys: int, d0: int, d1: int) -> dict[str, TensorDescriptor]:
@@ -248,11 +228,8 @@ def _misfits(states: torch.Tensor, d: int, config: AttentionConfig) -> list[str]
     reasons = []
     if states.dtype == torch.float32:
         reasons.append(f"{name} is for float16 and bfloat16, not float32: use blocks")
-    columns = split_columns(d)
-    if columns is None:
+    if split_columns(d) is None:
         reasons.append(f"{name} needs a width of one or two powers of two: use blocks")
-    elif name in ("columns", "swapped") and (columns[1] or d) < 16 * config.warps:
-        reasons.append(f"{name} needs 16 columns per warp; warps are {config.warps}")
-    if name in DESCRIPTORS and not interpreted() and not states.is_cuda:
+    if name == "wgmma" and not interpreted() and not states.is_cuda:
         reasons.append(f"{name} needs a CUDA device")
     return reasons

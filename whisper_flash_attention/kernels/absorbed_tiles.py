@@ -5,15 +5,11 @@ Every kernel here does the same work on a tile of `count` queries of one clip an
 They differ in which operand of the matrix product is what, hence in who holds it:
 
     rows      queries are the rows of plain 2-D products; every warp needs every query
-    columns   each warp owns a slice of the D columns, for scores (summed across warps) and for
-              the output alike, so that queries and keys are read from shared memory once
-    swapped   as `columns`, with keys and columns as the rows of the products and queries as their
-              columns: queries are padded to 8 or 24 instead of 16 or 32
     wgmma     keys and columns as rows of warp-group products, operands in shared memory, 64 keys
     blocks    any dtype and small tiles: one program makes one block of output columns and reads
               all columns for the scores
 
-`rows` and `blocks` load through pointers; the others through tensor descriptors (the tensor memory
+`rows` and `blocks` load through pointers; `wgmma` through tensor descriptors (the tensor memory
 accelerator of CUDA capability 9.0 and above).
 
 D is one or two powers of two, `D0 + D1` (D1 may be 0): Triton's tiles are powers of two.
@@ -169,74 +165,6 @@ def rows_kernel(
     store_mean(mean0 * inverse, partial_out, start, 0, count, 0, D)
     if D1 > 0:
         store_mean(mean1 * inverse, partial_out, start, 0, count, D0, D)
-    store_stats(highest, total, partial_stats, start, 0, count)
-
-
-@triton.jit(do_not_specialize=["n_keys", "n_queries"])
-def columns_kernel(
-    queries,
-    states0,
-    states1,
-    partial_out,
-    partial_stats,
-    finished,
-    n_keys,
-    n_queries,
-    CLIP_QUERIES: tl.constexpr,
-    HEADS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    M: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    WARPS: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
-    FINISHED: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Formulation `columns`: batches of products [WARPS, M, keys] and [WARPS, M, D / WARPS]."""
-    D: tl.constexpr = D0 + D1
-    C0: tl.constexpr = D0 // WARPS
-    C1: tl.constexpr = D1 // WARPS
-    release(PDL)
-    wait(PDL)
-    clip, start, count, first, last = tile_of(
-        tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
-        FINISHED,
-    )  # fmt: skip
-    q0 = load_queries(queries, start, 0, count, 0, D, D0, M)
-    q0 = tl.permute(tl.reshape(q0, (M, WARPS, C0)), (1, 0, 2))
-    mean0 = tl.zeros((WARPS, M, C0), tl.float32)
-    q1 = q0
-    mean1 = tl.zeros((1, 1, 1), tl.float32)
-    if D1 > 0:
-        q1 = load_queries(queries, start, 0, count, D0, D, D1, M)
-        q1 = tl.permute(tl.reshape(q1, (M, WARPS, C1)), (1, 0, 2))
-        mean1 = tl.zeros((WARPS, M, C1), tl.float32)
-    highest = tl.full((M,), -float("inf"), tl.float32)
-    total = tl.zeros((M,), tl.float32)
-    for k in tl.range(first, last, KEYS, num_stages=STAGES):
-        e0 = tl.reshape(states0.load([clip, k, 0]), (KEYS, WARPS, C0))
-        parts = tl.dot(q0, tl.permute(e0, (1, 2, 0)))
-        if D1 > 0:
-            e1 = tl.reshape(states1.load([clip, k, D0]), (KEYS, WARPS, C1))
-            parts = tl.dot(q1, tl.permute(e1, (1, 2, 0)), parts)
-        seen = k + tl.arange(0, KEYS) < last
-        weights, decay, highest, total = softmax_step(tl.sum(parts, 0), seen, highest, total, 0)
-        weights = tl.broadcast_to(weights[None, :, :], (WARPS, M, KEYS)).to(e0.dtype)
-        decay = decay[None, :, None]
-        mean0 = tl.dot(weights, tl.permute(e0, (1, 0, 2)), mean0 * decay)
-        if D1 > 0:
-            mean1 = tl.dot(weights, tl.permute(e1, (1, 0, 2)), mean1 * decay)
-    inverse = inverse_sum(total)[None, :, None]
-    start += tl.program_id(1) * n_queries
-    mean0 = tl.reshape(tl.permute(mean0 * inverse, (1, 0, 2)), (M, D0))
-    store_mean(mean0, partial_out, start, 0, count, 0, D)
-    if D1 > 0:
-        mean1 = tl.reshape(tl.permute(mean1 * inverse, (1, 0, 2)), (M, D1))
-        store_mean(mean1, partial_out, start, 0, count, D0, D)
     store_stats(highest, total, partial_stats, start, 0, count)
 
 
