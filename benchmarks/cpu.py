@@ -207,7 +207,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, max=30)] = 10.0,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     pairs: Annotated[int, typer.Option(min=1)] = 7,
-    commit: Annotated[str | None, typer.Option(help="Where there is no git checkout.")] = None,
+    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Compare this package with stock Transformers on a CPU."""

@@ -181,7 +181,7 @@ def main(
     cross_attention: list[str] = typer.Option(["projected", "absorbed"], help="Forms to time."),
     pdl: list[bool] = typer.Option([False, True], help="With and without overlapped launches."),
     output: Path | None = typer.Option(None, help="Write the results here, as JSON."),
-    commit: str | None = typer.Option(None, help="The commit, where there is no git checkout."),
+    commit: str | None = typer.Option(None, help="The commit, instead of what git says."),
 ) -> None:
     ceilings = measure_ceilings("cuda", "float16")
     console = Console(width=120)

@@ -99,7 +99,7 @@ def benchmark_command(
     ] = 1800.0,
     commit: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Commit to record where there is no git checkout to ask."),
+        typer.Option(metavar="ID", help="Commit to record instead of what git says."),
     ] = None,
     report_only: Annotated[
         bool,

@@ -49,7 +49,7 @@ class Environment:
 def describe_environment(device_name: str, commit_given: str | None = None) -> Environment:
     """Look at this process, for the device of that name ("cpu", "cuda:1").
 
-    `commit_given` is believed where there is no git checkout to ask.
+    `commit_given` is believed; the digest `source` tells whether it was right.
     """
     import torch
     import transformers
@@ -74,16 +74,18 @@ def describe_environment(device_name: str, commit_given: str | None = None) -> E
 
 
 def commit(given: str | None = None) -> str:
-    """`git describe` of the checkout this package lies in, else what is given, else its version.
+    """What is given, else `git describe` of the checkout this package lies in, else its version.
 
     "-dirty" says that files of the package differ from the commit.
     """
+    if given:
+        return given
     root = PACKAGE.parent
     described = None
     if (root / ".git").exists():
         described = _git(root, "describe", "--always", "--abbrev=12")
     if described is None:
-        return given or f"{__version__} (no git checkout)"
+        return f"{__version__} (no git checkout)"
     changed = _git(root, "status", "--porcelain", "--", PACKAGE.name)
     return f"{described}-dirty" if changed else described
 

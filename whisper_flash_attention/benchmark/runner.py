@@ -31,7 +31,7 @@ from whisper_flash_attention.errors import BenchmarkError
 class Options:
     """How to run: where to write, which speech, seconds per row, whether to keep old rows.
 
-    `commit` is recorded where there is no git checkout to ask.
+    `commit` is recorded instead of what git says of this checkout.
     """
 
     output: Path
