@@ -75,9 +75,9 @@ def _setting_table(measured: Measured, setting: str) -> str:
         lines.append(
             [
                 f"{checkpoint} {layers}",
-                *_compare(pair, "seconds_per_batch", 3),
-                _compare(pair, "vram_driver_gb", 2)[0],
-                f"{orig / BATCHES[setting]:.3f} → {flash / BATCHES[setting]:.3f}",
+                *_compare(pair, "seconds_per_batch", ".3g"),
+                _compare(pair, "vram_driver_gb", ".2f")[0],
+                f"{orig / BATCHES[setting]:.3g} → {flash / BATCHES[setting]:.3g}",
                 f"{orig / flash:.2f} x",
                 f"{orig_gb:.2f} → {flash_gb:.2f}",
             ]
@@ -85,11 +85,11 @@ def _setting_table(measured: Measured, setting: str) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _compare(pair: list[dict[str, Any] | None], field: str, digits: int) -> tuple[str, str]:
+def _compare(pair: list[dict[str, Any] | None], field: str, form: str) -> tuple[str, str]:
     """`Orig → Flash` of one field, and their ratio."""
-    texts = ["-" if row is None else f"{row[field]:.{digits}f}" for row in pair]
+    texts = ["-" if row is None else f"{row[field]:{form}}" for row in pair]
     orig, flash = pair
-    ratio = "-" if orig is None or flash is None else f"{orig[field] / flash[field]:.2f} x"
+    ratio = "-" if orig is None or flash is None else f"{orig[field] / flash[field]:.3g} x"
     return " → ".join(texts), ratio
 
 
