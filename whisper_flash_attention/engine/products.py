@@ -1,8 +1,8 @@
 """Linear layers in PyTorch, each by the routine that is fastest on its device.
 
-On a CPU in float32 PyTorch's `linear` goes to MKL, which on AMD's processors is slower than oneDNN,
-by a tenth for matrices and two or three times for a few rows; and for one row it reads the weight
-with one thread. `docs/decisions/0004-decoding-on-a-cpu.md` has the figures.
+On a CPU in float32 PyTorch's `linear` goes to MKL, which reads the weight of a lone row with one
+thread, and on AMD's processors is no faster than oneDNN for matrices.
+`docs/decisions/0004-decoding-on-a-cpu.md` has the figures.
 """
 
 from __future__ import annotations
