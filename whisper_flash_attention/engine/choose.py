@@ -12,7 +12,7 @@ from whisper_flash_attention.errors import NotFinite
 
 
 class Decoder(Protocol):
-    """Turns tokens into logits; `plain.PlainDecoder` and `graphs.GraphDecoder` do."""
+    """Turns tokens into logits; `plain.PlainDecoder` and `device.DeviceDecoder` do."""
 
     def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] in float32 after the prompt [B, P]."""

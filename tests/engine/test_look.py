@@ -1,0 +1,23 @@
+"""Looking at flags: never too early, and in the end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from whisper_flash_attention.engine.look import Look
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_flags_are_seen_when_all_hold_and_not_before(name: str) -> None:
+    flags = torch.zeros(3, dtype=torch.bool, device=name)
+    look = Look(flags)
+    for index in range(3):
+        assert not look.all_hold()
+        flags[index] = True
+    if name == "cuda":
+        look.all_hold()  # asks for a copy
+        torch.cuda.synchronize()
+        look.all_hold()  # may still have been an earlier one
+        torch.cuda.synchronize()
+    assert look.all_hold()
