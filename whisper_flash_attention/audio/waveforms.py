@@ -1,0 +1,85 @@
+"""Sound that a caller brings, of any kind, as mono float32 samples at one rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_flash_attention.errors import AudioError
+
+# An axis of a two-dimensional array with at most so many entries is that of channels.
+MOST_CHANNELS = 8
+
+
+def mono_samples(
+    clip: Any, sampling_rate: int, wanted_rate: int = 16_000
+) -> npt.NDArray[np.float32]:
+    """The samples of one clip, mono, `[T]` in float32 at `wanted_rate` Hz.
+
+    Args:
+        clip: NumPy array, torch tensor or list: mono `[T]`, or `[channels, T]` or `[T, channels]`
+            with at most 8 channels, which are averaged. Floating point, nominally within [-1, 1],
+            or whole numbers, which are scaled by the range of their type (int16: by 2^15).
+        sampling_rate: of `clip`, in Hz; resampled by FFmpeg where it differs from `wanted_rate`.
+
+    Raises:
+        AudioError: the clip is empty, not of numbers, not finite, or of another shape; or the rate
+            is not positive.
+    """
+    if sampling_rate <= 0:
+        raise AudioError(f"sampling rate {sampling_rate}: give the samples per second, above 0")
+    samples = _mono(_as_floats(_as_array(clip)))
+    if samples.size == 0:
+        raise AudioError("there is no sound in 0 samples")
+    if not np.isfinite(samples).all():
+        raise AudioError("the samples hold numbers that are not finite")
+    if sampling_rate != wanted_rate:
+        samples = _resampled(samples, sampling_rate, wanted_rate)
+    return samples
+
+
+def _as_array(clip: Any) -> npt.NDArray[Any]:
+    if hasattr(clip, "detach"):
+        tensor = clip.detach().cpu()
+        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    try:
+        return np.asarray(clip)
+    except ValueError as error:
+        raise AudioError(f"the samples of one clip are not of one length: {error}") from error
+
+
+def _as_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(np.float32, copy=False)
+    if np.issubdtype(array.dtype, np.signedinteger):
+        return array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
+    raise AudioError(
+        f"samples must be floating point or signed whole numbers, but are {array.dtype}"
+    )
+
+
+def _mono(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    if array.ndim == 1:
+        return array
+    few = [axis for axis, length in enumerate(array.shape) if 1 <= length <= MOST_CHANNELS]
+    if array.ndim != 2 or len(few) != 1:
+        raise AudioError(
+            f"a clip must be [T], [channels, T] or [T, channels] with at most {MOST_CHANNELS} "
+            f"channels, but has shape {list(array.shape)}; give several clips as a list"
+        )
+    mixed: npt.NDArray[np.float32] = array.mean(axis=few[0], dtype=np.float32)
+    return mixed
+
+
+def _resampled(
+    samples: npt.NDArray[np.float32], rate: int, wanted_rate: int
+) -> npt.NDArray[np.float32]:
+    import av
+
+    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted_rate)
+    frames = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([each.to_ndarray()[0] for each in frames])
