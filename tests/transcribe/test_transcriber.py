@@ -110,6 +110,18 @@ def test_segments_of_a_snippet_stay_within_it(transcriber: Transcriber, length: 
     assert_in_order(transcription)
 
 
+def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:
+    assert transcriber.engine == "decode engine (PyTorch)"
+    config = small_whisper_config()
+    ours = WhisperFlashAttentionForConditionalGeneration(config)
+    ours.generation_config = transcriber.model.generation_config
+    ours.set_attn_implementation("reference")
+    stock = WhisperForConditionalGeneration(config)
+    stock.generation_config = transcriber.model.generation_config
+    for model in (ours, stock):
+        assert Transcriber(model, transcriber.processor).engine == "Transformers generate"
+
+
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [

@@ -213,6 +213,8 @@ def describe(transcriber: Transcriber) -> str:
             head_dim=config.d_model // config.encoder_attention_heads,
         )
         encoder, *decoder = (row.picked for row in rows)
-        attention = f"encoder {encoder}, decoder {' and '.join(dict.fromkeys(decoder))}"
+        attention = f"encoder {encoder}"
+        if not transcriber.runs_on_engine:
+            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
     dtype = str(model.dtype).removeprefix("torch.")
     return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"

@@ -33,9 +33,6 @@ class Transcriber:
         WeightsError: the model's generation config is too old to know timestamps or languages.
     """
 
-    engine = "Transformers generate"
-    """What runs the decode loop."""
-
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
         self.model = model
         self.processor = processor
@@ -67,6 +64,25 @@ class Transcriber:
         from whisper_flash_attention.transcribe.loading import load
 
         return cls(*load(source, device=device, dtype=dtype, attention=attention))
+
+    @property
+    def runs_on_engine(self) -> bool:
+        """Whether this package's decode engine can run the model as it is now."""
+        from whisper_flash_attention.generation.fitness import engine_for
+        from whisper_flash_attention.generation.handover import Handover
+
+        ours = hasattr(self.model, "attention_backend")
+        return ours and not isinstance(engine_for(self.model), Handover)
+
+    @property
+    def engine(self) -> str:
+        """What runs the decode loop: this package's engine, and how, or Transformers."""
+        from whisper_flash_attention.engine.plan import has_kernels
+
+        if not self.runs_on_engine:
+            return "Transformers generate"
+        kernels = has_kernels(self.model.device)
+        return f"decode engine ({'Triton kernels' if kernels else 'PyTorch'})"
 
     @property
     def languages(self) -> tuple[str, ...]:
