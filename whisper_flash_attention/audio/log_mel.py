@@ -28,6 +28,7 @@ SAMPLES = FRAMES * HOP
 REACH = WINDOW // 2
 FREQUENCIES = WINDOW // 2 + 1
 LEAST_POWER = 1e-10
+SILENCE = -10.0  # its logarithm
 RANGE = 8.0
 # Clips whose frames and spectra are in memory at a time.
 PART = 8
@@ -66,15 +67,17 @@ def log_mel(
     device = torch.device(device)
     filters = _filters(mel_bins).to(device)
     window = torch.hann_window(WINDOW, device=device)
-    # -10 is the logarithm of LEAST_POWER: silence.
-    out = torch.full((len(samples), mel_bins, FRAMES), -10.0, device=device)
+    out = torch.empty((len(samples), mel_bins, FRAMES), device=device, dtype=dtype)
     for start in range(0, len(samples), PART):
         part = _padded(samples[start : start + PART], device)
         heard = torch.matmul(filters, _power(part, window).transpose(1, 2))
-        out[start : start + PART, :, : heard.shape[2]] = heard.clamp_(min=LEAST_POWER).log10_()
-    highest = out.amax(dim=(1, 2), keepdim=True)
-    torch.maximum(out, highest - RANGE, out=out)
-    return out.add_(4.0).div_(4.0).to(dtype)
+        heard, frames = heard.clamp_(min=LEAST_POWER).log10_(), heard.shape[2]
+        lowest = heard.amax(dim=(1, 2), keepdim=True) - RANGE
+        rows = out[start : start + PART]
+        rows[:, :, :frames] = torch.maximum(heard, lowest, out=heard).mul_(0.25).add_(1.0)
+        if frames < FRAMES:
+            rows[:, :, frames:] = lowest.clamp_(min=SILENCE).mul_(0.25).add_(1.0)
+    return out
 
 
 def _as_list(clips: Any) -> list[Any]:
@@ -103,7 +106,8 @@ def _padded(samples: list[npt.NDArray[np.float32]], device: torch.device) -> Ten
 def _power(samples: Tensor, window: Tensor) -> Tensor:
     """Power of every frame's frequencies, [B, frames, 201]."""
     spectrum = torch.fft.rfft(samples.unfold(1, WINDOW, HOP) * window)
-    power: Tensor = spectrum.real.square() + spectrum.imag.square()
+    real, imaginary = spectrum.real, spectrum.imag
+    power: Tensor = real.square().addcmul_(imaginary, imaginary)
     return power
 
 
