@@ -102,8 +102,11 @@ class Case:
             blocks = scores.split(self.partials.config.block_n, dim=1)
             assert len(blocks) == self.partials.values.shape[2]
             for block, part in enumerate(blocks):
-                top, at = part.max(dim=1)
+                top = part.amax(dim=1)
                 some = top > -math.inf
+                # Of equal ones the lowest id, which `max` does not promise on a GPU.
+                place = torch.arange(part.shape[1], device=part.device).expand_as(part)
+                at = place.masked_fill(part < top[:, None], part.shape[1]).amin(dim=1)
                 best = self.partials.values[2 * group, :, block]
                 total = self.partials.values[2 * group + 1, :, block]
                 assert torch.equal(best, top)
