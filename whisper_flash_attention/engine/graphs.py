@@ -79,8 +79,8 @@ class Graphs:
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device on which passes are recorded.
 
-    It comes from the driver where that can be asked: the first of PyTorch's own streams brings 127
-    others with it, which take 71 MB of an H100.
+    It comes from the driver where that can be asked: the first of PyTorch's own streams brings all
+    others with it, and each takes device memory.
     """
     handle = ctypes.c_void_p()
     for name in DRIVER_LIBRARIES:
