@@ -17,10 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.waveforms import mono_samples
 from whisper_flash_attention.errors import OptionError
 
-SAMPLING_RATE = 16_000
 WINDOW = 400
 HOP = 160
 FRAMES = 3000

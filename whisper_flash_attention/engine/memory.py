@@ -154,9 +154,8 @@ def make_plan(
     if batch_size is not None:
         return plan_memory(weights, wanted, batch_size)
     assert memory_gb is not None
-    if isinstance(memory_gb, bool) or not isinstance(memory_gb, int | float):
-        raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
-    if not 0 < memory_gb < math.inf:
+    is_number = isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool)
+    if not is_number or not 0 < memory_gb < math.inf:
         raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
     return largest_plan(weights, wanted, int(memory_gb * 1e9))
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
+from whisper_flash_attention.audio.waveforms import mono_samples
 from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
@@ -192,20 +193,17 @@ def _language_ids(model: WhisperForConditionalGeneration) -> dict[str, int]:
 
 def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
     """Check samples that a caller brings, and return them as float32 `[T]`."""
-    if not isinstance(audio, np.ndarray):
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()  # bfloat16, too
-    array = audio
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+    if isinstance(audio, np.ndarray):
+        is_floating = np.issubdtype(audio.dtype, np.floating)
+    else:
+        is_floating = audio.is_floating_point()
+    if audio.ndim != 1 or not is_floating:
+        kind = str(audio.dtype).removeprefix("torch.")
         raise AudioError(
-            f"samples must be mono [T] in floating point at 16 kHz; got {array.dtype} of shape "
-            f"{list(array.shape)}"
+            f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
+            f"{list(audio.shape)}"
         )
-    if array.size == 0:
-        raise AudioError("there is no sound in 0 samples")
-    if not np.isfinite(array).all():
-        raise AudioError("the samples hold numbers that are not finite")
-    return array.astype(np.float32, copy=False)
+    return mono_samples(audio, SAMPLING_RATE)
 
 
 def _monitor(on_progress: Callable[[float], None] | None) -> Callable[[torch.Tensor], None] | None:
