@@ -1,0 +1,192 @@
+"""Layer norm of many rows, with what an encoder does to its residual stream at the same place.
+
+Bound by the memory's bandwidth, hence one pass: a program holds whole rows in registers, and each
+value is read once. What stock layers do around the norm is done on the way: the clamp of float16
+after the layer before, and the addition of the bias of the linear layer whose product a matrix
+multiplication will later add to the stream.
+
+Numbers are as in `torch.nn.functional.layer_norm`: mean, then variance around it, in float32; one
+rounding at the end. Layer normalisation: Ba, Kiros and Hinton, 2016 (arXiv:1607.06450).
+"""
+
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# 16-byte loads that a thread has in flight: enough of them, and few enough registers.
+_LOADS = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """How rows are cut into programs.
+
+    Args:
+        rows: whole rows that a program takes, a power of two.
+        warps: Triton's num_warps. With one, no sum needs an exchange between warps.
+    """
+
+    rows: int
+    warps: int
+
+
+def choose(rows: int, d: int, dtype: torch.dtype) -> Config:
+    """How to cut [rows, d]: one warp where a row fits it, several short rows where there are many.
+
+    Meant for GPUs of about 132 processors; any other runs it too.
+    """
+    # Threads' worth of 16-byte loads in one row.
+    vectors = triton.next_power_of_2(d) * dtype.itemsize // 16
+    warps = min(8, max(1, vectors // (32 * _LOADS)))
+    several = 2 if vectors * 2 <= 32 * _LOADS and rows >= 8192 else 1
+    return Config(several, warps)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    *,
+    eps: float,
+    limit: float | None = None,
+    next_bias: Tensor | None = None,
+    config: Config | None = None,
+) -> None:
+    """out = norm(v) * weight + bias and, with `next_bias`, x = v + next_bias; v is x, clamped.
+
+    Args:
+        x: [R, D] with adjacent values within a row, rows at any distance; float16, bfloat16 or
+            float32. Overwritten only if `next_bias` is given.
+        weight, bias: [D] each, contiguous, like x in dtype and device.
+        out: [R, D] like x, with a distance of rows of its own; written. May be `x` itself unless
+            `next_bias` is given.
+        eps: added to the variance.
+        limit: clamp x to [-limit, limit] first, the limit rounded to x's dtype as by
+            `torch.clamp`. NaN stays NaN.
+        next_bias: [D], added to the clamped x, in float32 before the one rounding.
+        config: how to cut the work; `choose` decides if None.
+
+    Raises:
+        OptionError: shapes, strides, dtypes or devices do not fit together.
+    """
+    _check(x, weight, bias, out, limit, next_bias)
+    rows, d = x.shape
+    if rows == 0:
+        return
+    config = config or choose(rows, d, x.dtype)
+    launch(layer_norm_kernel, (triton.cdiv(rows, config.rows),))(
+        x,
+        weight,
+        bias,
+        next_bias,
+        out,
+        rows,
+        x.stride(0),
+        out.stride(0),
+        eps,
+        limit,
+        D=d,
+        ROWS=config.rows,
+        BLOCK=triton.next_power_of_2(d),
+        num_warps=config.warps,
+        **pdl(x.device),
+    )
+
+
+@triton.jit
+def layer_norm_kernel(
+    x,
+    weight,
+    bias,
+    next_bias,
+    out,
+    rows,
+    x_stride,
+    out_stride,
+    eps,
+    limit,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """ROWS rows of D values, padded to BLOCK in registers."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    column = tl.arange(0, BLOCK)
+    real = column < D
+    gain = tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
+    if next_bias is not None:
+        added = tl.load(next_bias + column, mask=real, other=0.0).to(tl.float32)
+    release(PDL)
+    wait(PDL)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < rows)[:, None] & real[None, :]
+    at = x + row.to(tl.int64)[:, None] * x_stride + column[None, :]
+    v = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if limit is not None:
+        bound = tl.cast(limit, dtype).to(tl.float32)
+        v = tl.clamp(v, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+    if next_bias is not None:
+        tl.store(at, (v + added[None, :]).to(dtype), mask=inside)
+    mean = tl.sum(v, 1) / D
+    centred = tl.where(real[None, :], v - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, 1) / D
+    scaled = centred * tl.rsqrt(variance + eps)[:, None]
+    normed = scaled * gain[None, :] + shift[None, :]
+    to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
+    tl.store(to, normed.to(dtype), mask=inside)
+
+
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    limit: float | None,
+    next_bias: Tensor | None,
+) -> None:
+    if x.ndim != 2 or x.dtype not in _DTYPES or x.shape[1] == 0:
+        raise OptionError(
+            f"x must be [R, D] in float16, bfloat16 or float32, but is {list(x.shape)} in {x.dtype}"
+        )
+    for name, rows in (("x", x), ("out", out)):
+        dense = rows.ndim == 2 and rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1]
+        if rows.shape != x.shape or not (dense or rows.numel() == 0):
+            raise OptionError(
+                f"{name} must be {list(x.shape)} with adjacent values and rows apart, but is "
+                f"{list(rows.shape)} with strides {rows.stride()}"
+            )
+    vectors = {"weight": weight, "bias": bias}
+    if next_bias is not None:
+        vectors["next_bias"] = next_bias
+    for name, vector in vectors.items():
+        if vector.shape != x.shape[1:] or not vector.is_contiguous():
+            raise OptionError(
+                f"{name} must be contiguous [{x.shape[1]}], but is {list(vector.shape)} with "
+                f"strides {vector.stride()}"
+            )
+    for name, tensor in (vectors | {"out": out}).items():
+        if (tensor.dtype, tensor.device) != (x.dtype, x.device):
+            raise OptionError(
+                f"{name} must be {x.dtype} on {x.device} like x, but is {tensor.dtype} on "
+                f"{tensor.device}"
+            )
+    if limit is not None and not limit > 0:
+        raise OptionError(f"limit must be positive, but is {limit}")
+    if next_bias is not None and out.data_ptr() == x.data_ptr() and x.numel():
+        raise OptionError("out must not be x where next_bias is given, for x is overwritten")
