@@ -1,0 +1,260 @@
+"""Self-attention of whole sequences: every query attends to every key, in one pass over the keys.
+
+A program owns `block_m` queries of one head and reads the keys and values in blocks of `block_n`.
+Two ways of loading share the same body:
+
+    "pointers"     asynchronous copies of what each thread addresses itself; any strides
+    "descriptors"  the tensor memory accelerator of CUDA capability 9.0 and above; strides and
+                   addresses that are multiples of 16 bytes
+
+Keys beyond the end are masked in the last block only, which therefore stands outside of the loop.
+
+Numbers: products accumulate in float32, softmax in float32 and in base 2 with the scale folded into
+the exponent; probabilities are rounded to the inputs' dtype before the product with the values.
+Sources: Milakov and Gimelshein, 2018 (arXiv:1805.02867), for the online softmax; Dao,
+"FlashAttention-2", 2023 (arXiv:2307.08691), for the order of the work.
+"""
+
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels.launch import interpreted, launch, pdl, release, wait
+
+HEAD_WIDTH = 64
+
+# Softmax runs in units of log 2, for the hardware's exponential is 2 to the x.
+LOG2_E = 1.4426950408889634
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_ALIGNMENT = 16
+# Tiles of 128 queries below which a GPU of about 132 processors is better off with more, smaller.
+_FEW_TILES = 4 * 132
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a program works.
+
+    Args:
+        block_m: queries of a program, a power of two of at least 16 (64 for warp-group products).
+        block_n: keys per step, likewise.
+        warps, stages: of a program, and of its pipeline of keys and values.
+        loads: "pointers" or "descriptors".
+        warp_specialize: let Triton give loads and products to warps of their own.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int = 4
+    stages: int = 2
+    loads: Literal["pointers", "descriptors"] = "descriptors"
+    warp_specialize: bool = False
+
+
+def choose(batch: int, heads: int, length: int) -> Config:
+    """The configuration for `batch` sequences of `length` with `heads` heads.
+
+    Meant for GPUs of about 132 processors and capability 9.0; others run it with
+    `loads="pointers"`.
+    """
+    if batch * heads * triton.cdiv(length, 128) < _FEW_TILES:
+        return Config(64, 64, warps=4, stages=3)
+    return Config(128, 64, warps=8, stages=3)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float, config: Config | None = None
+) -> None:
+    """out = softmax(scale * q k^T) v, per sequence and head.
+
+    Args:
+        q, k, v: [B, L, H, 64] in float16, bfloat16 or float32, adjacent values within a head;
+            otherwise any strides, so slices of one fused [B, L, 3 * H * 64] will do.
+        out: the same, written; none of the others.
+        scale: positive factor of the scores.
+        config: how to cut the work. If None, `choose` decides, and inputs that are not aligned to
+            16 bytes are loaded through pointers.
+
+    Raises:
+        UnsupportedAttention: shapes, strides, dtypes, devices or the configuration do not fit.
+    """
+    tensors = {"q": q, "k": k, "v": v, "out": out}
+    misaligned = [name for name, tensor in tensors.items() if not _is_aligned(tensor)]
+    _check(tensors, scale)
+    batch, length, heads, _ = q.shape
+    if config is None:
+        config = choose(batch, heads, length)
+        if misaligned:
+            config = replace(config, loads="pointers")
+    if config.loads == "descriptors" and misaligned:
+        raise UnsupportedAttention(
+            f"descriptors need addresses and strides in multiples of {_ALIGNMENT} bytes, but "
+            f'{", ".join(misaligned)} have others: use loads="pointers"'
+        )
+    if q.numel() == 0:
+        return
+    tiles = triton.cdiv(length, config.block_m)
+    launch(attention_kernel, (batch * heads * tiles,))(
+        *_operands(tensors, config),
+        *(stride for tensor in tensors.values() for stride in tensor.stride()[:3]),
+        length,
+        heads,
+        scale * LOG2_E,
+        TAIL=length % config.block_n != 0,
+        HEAD=HEAD_WIDTH,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        STAGES=config.stages,
+        DESCRIPTORS=config.loads == "descriptors",
+        SPECIALIZE=config.warp_specialize,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        **pdl(q.device),
+    )
+
+
+def _operands(tensors: dict[str, Tensor], config: Config) -> list[Any]:
+    """The tensors, or descriptors of boxes of one head's rows, zeros beyond the sequence."""
+    if config.loads == "pointers":
+        return list(tensors.values())
+    rows = {"q": config.block_m, "k": config.block_n, "v": config.block_n, "out": config.block_m}
+    return [
+        TensorDescriptor.from_tensor(tensor.transpose(1, 2), [1, 1, rows[name], HEAD_WIDTH])
+        for name, tensor in tensors.items()
+    ]
+
+
+@triton.jit
+def load_rows(
+    rows, batch, head, first, length, batch_stride, row_stride, head_stride,
+    BLOCK: tl.constexpr, HEAD: tl.constexpr, MASKED: tl.constexpr, DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK, HEAD] rows of one head from `first` on; zeros beyond `length` (if MASKED)."""
+    if DESCRIPTORS:
+        box = tl.reshape(rows.load([batch, head, first, 0]), (BLOCK, HEAD))
+    else:
+        row = first + tl.arange(0, BLOCK)
+        start = batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride
+        at = rows + start + row.to(tl.int64)[:, None] * row_stride + tl.arange(0, HEAD)[None, :]
+        box = tl.load(at, mask=(row < length)[:, None], other=0.0) if MASKED else tl.load(at)
+    return box
+
+
+@triton.jit
+def attend_block(
+    q, k, v, mean, highest, total, scale, first, length, MASKED: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """One step of the online softmax, over the keys from `first` on."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if MASKED:
+        seen = first + tl.arange(0, BLOCK_N) < length
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+    new = tl.maximum(highest, tl.max(scores, 1) * scale)
+    weights = tl.exp2(scores * scale - new[:, None])
+    decay = tl.exp2(highest - new)
+    total = total * decay + tl.sum(weights, 1)
+    mean = tl.dot(weights.to(v.dtype), v, mean * decay[:, None], input_precision="ieee")
+    return mean, new, total
+
+
+@triton.jit
+def attention_kernel(
+    q, k, v, out,
+    q_batch, q_row, q_head,
+    k_batch, k_row, k_head,
+    v_batch, v_row, v_head,
+    out_batch, out_row, out_head,
+    length,
+    heads,
+    scale,
+    TAIL: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M queries of one head; neighbouring programs share the head, hence its keys."""
+    tiles = tl.cdiv(length, BLOCK_M)
+    tile = tl.program_id(0) % tiles
+    batch = tl.program_id(0) // tiles // heads
+    head = tl.program_id(0) // tiles % heads
+    release(PDL)
+    wait(PDL)
+    query = tile * BLOCK_M
+    queries = load_rows(
+        q, batch, head, query, length, q_batch, q_row, q_head, BLOCK_M, HEAD, True, DESCRIPTORS
+    )
+    mean = tl.zeros((BLOCK_M, HEAD), tl.float32)
+    highest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    whole = length // BLOCK_N * BLOCK_N
+    for key in tl.range(0, whole, BLOCK_N, num_stages=STAGES, warp_specialize=SPECIALIZE):
+        keys = load_rows(
+            k, batch, head, key, length, k_batch, k_row, k_head, BLOCK_N, HEAD, False, DESCRIPTORS
+        )
+        values = load_rows(
+            v, batch, head, key, length, v_batch, v_row, v_head, BLOCK_N, HEAD, False, DESCRIPTORS
+        )
+        mean, highest, total = attend_block(
+            queries, keys, values, mean, highest, total, scale, key, length, False, BLOCK_N
+        )
+    if TAIL:
+        keys = load_rows(
+            k, batch, head, whole, length, k_batch, k_row, k_head, BLOCK_N, HEAD, True, DESCRIPTORS
+        )
+        values = load_rows(
+            v, batch, head, whole, length, v_batch, v_row, v_head, BLOCK_N, HEAD, True, DESCRIPTORS
+        )
+        mean, highest, total = attend_block(
+            queries, keys, values, mean, highest, total, scale, whole, length, True, BLOCK_N
+        )
+    mean = mean / total[:, None]
+    if DESCRIPTORS:
+        result = tl.reshape(mean.to(out.dtype), (1, 1, BLOCK_M, HEAD))
+        out.store([batch, head, query, 0], result)
+    else:
+        row = query + tl.arange(0, BLOCK_M)
+        start = batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head
+        at = out + start + row.to(tl.int64)[:, None] * out_row + tl.arange(0, HEAD)[None, :]
+        tl.store(at, mean.to(out.dtype.element_ty), mask=(row < length)[:, None])
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    strides = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
+    return not any(number % _ALIGNMENT for number in (tensor.data_ptr(), *strides))
+
+
+def _check(tensors: dict[str, Tensor], scale: float) -> None:
+    q = tensors["q"]
+    reasons = []
+    for name, tensor in tensors.items():
+        if tensor.ndim != 4 or tensor.shape != q.shape or tensor.shape[-1] != HEAD_WIDTH:
+            reasons.append(f"{name} is {list(tensor.shape)}, not [B, L, H, {HEAD_WIDTH}] like q")
+        elif tensor.stride(3) != 1:
+            reasons.append(f"{name} has strides {tensor.stride()}, but its last must be 1")
+        if tensor.dtype not in _DTYPES or (tensor.dtype, tensor.device) != (q.dtype, q.device):
+            reasons.append(
+                f"{name} is {tensor.dtype} on {tensor.device}, not float16, bfloat16 or float32 "
+                f"like q, which is {q.dtype} on {q.device}"
+            )
+    if not interpreted() and not q.is_cuda:
+        reasons.append(f"it runs on CUDA devices, but q is on {q.device}")
+    if not scale > 0:
+        reasons.append(f"scale must be positive, but is {scale}")
+    if reasons:
+        raise UnsupportedAttention(f"this attention cannot run: {'; '.join(reasons)}")
