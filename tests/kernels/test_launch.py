@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from whisper_flash_attention.kernels import launch
-from whisper_flash_attention.kernels.launch import pdl, release, set_pdl, wait
+from whisper_flash_attention.kernels.launch import compiling, pdl, release, set_pdl, wait
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,11 @@ def twice_kernel(x, out, SIZE: tl.constexpr, PDL: tl.constexpr):
     release(PDL)
     wait(PDL)
     tl.store(out + place, 2 * tl.load(x + place))
+
+
+@triton.jit
+def refused_kernel(x):
+    tl.static_assert(False)
 
 
 def test_it_is_off_until_turned_on() -> None:
@@ -72,3 +77,16 @@ def test_dependent_kernels_see_what_the_one_before_wrote(
     for source, target in pairwise(buffers):
         twice_kernel[(1,)](source, target, 1024, **pdl(device))
     assert torch.equal(buffers[-1], buffers[0] * 2**20)
+
+
+@pytest.mark.gpu
+def test_what_does_not_compile_can_be_left_out() -> None:
+    x = torch.linspace(-1, 1, 1024, device="cuda")
+    out = torch.empty_like(x)
+    with compiling(ignore_errors=True):
+        launch.launch(refused_kernel, (1,))(x)
+        launch.launch(twice_kernel, (1,))(x, out, 1024, PDL=False)
+    with pytest.raises(triton.CompilationError):
+        launch.launch(refused_kernel, (1,))(x)
+    launch.launch(twice_kernel, (1,))(x, out, 1024, PDL=False)
+    assert torch.equal(out, 2 * x)

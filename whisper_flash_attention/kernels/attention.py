@@ -169,7 +169,7 @@ def attend_block(
     return mean, new, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "heads"])
 def attention_kernel(
     q, k, v, out,
     q_batch, q_row, q_head,

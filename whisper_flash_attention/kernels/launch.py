@@ -66,15 +66,21 @@ def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
 
 
 @contextmanager
-def compiling() -> Iterator[None]:
+def compiling(*, ignore_errors: bool = False) -> Iterator[None]:
     """Compile the kernels that are launched in here, all at the same time, instead of running them.
 
     Kernels in Triton's cache on disk are only loaded.
+
+    Args:
+        ignore_errors: leave out what does not compile: its own launch will raise the error.
     """
     if interpreted():
         yield
         return
-    with ThreadPoolExecutor(COMPILERS) as pool, triton.AsyncCompileMode(pool):
+    with (
+        ThreadPoolExecutor(COMPILERS) as pool,
+        triton.AsyncCompileMode(pool, ignore_errors=ignore_errors),
+    ):
         _switches.compile_only = True
         try:
             yield
