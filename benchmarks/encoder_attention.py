@@ -71,20 +71,22 @@ def configs(batch: int, heads: int) -> list[Config]:
     chosen = choose(batch, heads, LENGTH)
     if chosen.block_m == 64:
         tiles = [(64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3)]
-        tiles += [(128, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 2)]
+        tiles += [(128, 64, 4, 3), (128, 64, 8, 3)]
+        alone = [Config(128, 128, 8, 2), Config(128, 128, 8, 2, registers=128)]
     else:
-        tiles = [(128, 64, 4, 2), (128, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3)]
-        tiles += [(128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3)]
-    tried = [Config(*tile, loads=loads) for tile in tiles for loads in ("descriptors", "pointers")]
-    return list(dict.fromkeys([chosen, *tried]))
+        tiles = [(64, 128, 4, 2), (128, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3)]
+        tiles += [(128, 128, 8, 2)]
+        alone = [Config(*tile) for tile in ((256, 64, 8, 3), (256, 64, 16, 3))]
+        alone += [Config(*tile) for tile in ((256, 128, 16, 2), (256, 128, 16, 3))]
+        alone += [Config(128, 128, 8, 2, registers=128)]
+    both = [Config(*tile, loads=loads) for tile in tiles for loads in ("descriptors", "pointers")]
+    return list(dict.fromkeys([chosen, *both, *alone]))
 
 
 def name_of(config: Config) -> str:
-    special = " specialized" if config.warp_specialize else ""
-    return (
-        f"{config.loads} m{config.block_m} n{config.block_n} w{config.warps} s{config.stages}"
-        f"{special}"
-    )
+    tile = f"m{config.block_m} n{config.block_n} w{config.warps} s{config.stages}"
+    registers = f" r{config.registers}" if config.registers else ""
+    return f"{config.loads} {tile}{registers}{' specialized' if config.warp_specialize else ''}"
 
 
 def call_of(config: Config) -> Call:

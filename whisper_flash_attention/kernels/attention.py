@@ -52,6 +52,8 @@ class Config:
         block_n: keys per step, likewise.
         warps, stages: of a program, and of its pipeline of keys and values.
         loads: "pointers" or "descriptors".
+        registers: at most so many for a thread, so that more programs fit a processor; None
+            leaves it to the compiler.
         warp_specialize: let Triton give loads and products to warps of their own.
     """
 
@@ -60,6 +62,7 @@ class Config:
     warps: int = 4
     stages: int = 2
     loads: Literal["pointers", "descriptors"] = "descriptors"
+    registers: int | None = None
     warp_specialize: bool = False
 
 
@@ -70,8 +73,9 @@ def choose(batch: int, heads: int, length: int) -> Config:
     `loads="pointers"`.
     """
     if batch * heads * triton.cdiv(length, 128) < _FEW_TILES:
-        return Config(64, 64, warps=4, stages=3)
-    return Config(128, 64, warps=8, stages=3)
+        return Config(64, 128, warps=4, stages=2)
+    # With 128 registers two of these fit a processor: one's softmax under the other's products.
+    return Config(128, 128, warps=8, stages=2, registers=128)
 
 
 def attention(
@@ -121,6 +125,7 @@ def attention(
         SPECIALIZE=config.warp_specialize,
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
         **pdl(q.device),
     )
 
