@@ -79,7 +79,7 @@ def test_equals_softmax_over_states(
     queries, states = make(rows, rows // rows_per_clip, heads, d, keys, torch.float16, device)
     queries_a_program = 16 if formulation == "blocks" else 24
     mean, parts, stats = run(
-        queries, states, splits,
+        queries, states, splits, 
         rows_per_clip=rows_per_clip, config=config(formulation, queries=queries_a_program),
     )  # fmt: skip
     assert_close(mean, wanted(queries, states, rows_per_clip), torch.float16)
@@ -163,18 +163,27 @@ def test_float32_is_true_float32(device) -> None:
     splits=st.integers(1, 4),
     queries_a_program=st.integers(1, 33),
     formulation=st.sampled_from(("rows", "wgmma")),
+    backwards=st.booleans(),
 )
 def test_any_shape(
-    rows_per_clip, clips, heads, keys, splits, queries_a_program, formulation
+    rows_per_clip, clips, heads, keys, splits, queries_a_program, formulation, backwards
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = rows_per_clip * clips
     queries, states = make(rows, clips, heads, 64, keys, torch.float16, device)
     mean, _, _ = run(
-        queries, states, splits,
-        rows_per_clip=rows_per_clip, config=config(formulation, queries=queries_a_program),
+        queries, states, splits, rows_per_clip=rows_per_clip, backwards=backwards,
+        config=config(formulation, queries=queries_a_program),
     )  # fmt: skip
     assert_close(mean, wanted(queries, states, rows_per_clip), torch.float16)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_backwards_is_the_same(device, formulation) -> None:
+    queries, states = make(2, 2, 6, 128, 75, torch.float16, device)
+    options = {"config": config(formulation), "splits": 2, "backwards": True}
+    mean, _, _ = run(queries, states, **options)
+    assert_close(mean, wanted(queries, states), torch.float16)
 
 
 @pytest.mark.gpu

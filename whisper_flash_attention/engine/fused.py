@@ -93,7 +93,7 @@ class FusedStep:
         x = self.residual(count)
         mixed = self._work.mixed[: len(x)]
         if self._state.states is not None:
-            self._absorbed(layer, x, mixed, count)
+            self._absorbed(layer, index, x, mixed, count)
         else:
             self._projected(layer, index, x, mixed, count)
         out = layer.cross_attention.out
@@ -133,7 +133,7 @@ class FusedStep:
         )
 
     def _absorbed(
-        self, layer: DecoderLayer, x: torch.Tensor, mixed: torch.Tensor, count: int
+        self, layer: DecoderLayer, index: int, x: torch.Tensor, mixed: torch.Tensor, count: int
     ) -> None:
         state, work, part, norm = self._state, self._work, layer.cross_attention, layer.cross_norm
         assert state.states is not None
@@ -162,6 +162,8 @@ class FusedStep:
             tokens_per_slot=count,
             finished=state.finished,
             splits=splits(state.layout, count),
+            # Every other layer begins with what the one before it has left in the device's cache.
+            backwards=index % 2 == 1,
         )
         project_values(
             context,

@@ -114,6 +114,7 @@ def absorbed_attention(
     tokens_per_slot: int = 1,
     finished: torch.Tensor | None = None,
     splits: int,
+    backwards: bool = False,
     config: AttentionConfig | None = None,
 ) -> None:
     """Softmax-weighted means of the states, per part of the keys: softmax_j(q . e_j) e_j.
@@ -129,6 +130,8 @@ def absorbed_attention(
         finished: [slots] bool; where every row of a program has finished nothing is read, and the
             row's parts are zeros with stats (-inf, 0). Other finished rows may get values.
         splits: parts of the keys; `choose_splits` gives a good number.
+        backwards: read the keys from the last to the first. What a launch read last may still be
+            in the device's cache: the next one on the same states does well to begin there.
         config: overrides `choose_config`.
 
     Raises:
@@ -161,6 +164,7 @@ def absorbed_attention(
         "KEYS": config.keys,
         "STAGES": config.stages,
         "FINISHED": finished is not None,
+        "BACKWARDS": backwards,
         "num_warps": config.warps,
         **pdl(device),
     }

@@ -64,6 +64,14 @@ def tile_of(
 
 
 @triton.jit
+def turned(k, first, last, KEYS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """The block of keys that has block k's turn: k itself, or the one as near to the end."""
+    if BACKWARDS:
+        k = first + (tl.cdiv(last - first, KEYS) - 1) * KEYS - (k - first)
+    return k
+
+
+@triton.jit
 def softmax_step(scores, seen, highest, total, QUERY: tl.constexpr):
     """One step of the online softmax; queries lie on axis QUERY of `scores` (0 or 1)."""
     KEY: tl.constexpr = 1 - QUERY
@@ -126,6 +134,7 @@ def rows_kernel(
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
     FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Formulation `rows`: scores [M, keys] = queries . states^T, mean [M, D] = weights . states."""
@@ -147,7 +156,8 @@ def rows_kernel(
     total = tl.zeros((M,), tl.float32)
     key = tl.arange(0, KEYS)
     clip_states = states + clip.to(tl.int64) * n_keys * D
-    for k in tl.range(first, last, KEYS, num_stages=STAGES):
+    for block in tl.range(first, last, KEYS, num_stages=STAGES):
+        k = turned(block, first, last, KEYS, BACKWARDS)
         seen = k + key < last
         at = clip_states + (k + key)[:, None] * D
         e0 = tl.load(at + tl.arange(0, D0)[None, :], mask=seen[:, None], other=0.0)
@@ -189,6 +199,7 @@ def wgmma_kernel(
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
     FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Formulation `wgmma`: scores [keys, M] = states . queries^T, mean [D, M] = states^T . p."""
@@ -208,7 +219,8 @@ def wgmma_kernel(
         mean1 = tl.zeros((D1, M), tl.float32)
     highest = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    for k in tl.range(first, last, KEYS, num_stages=STAGES):
+    for block in tl.range(first, last, KEYS, num_stages=STAGES):
+        k = turned(block, first, last, KEYS, BACKWARDS)
         e0 = tl.reshape(states0.load([clip, k, 0]), (KEYS, D0))
         scores = tl.dot(e0, q0)
         if D1 > 0:
@@ -249,6 +261,7 @@ def blocks_kernel(
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
     FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Formulation `blocks`: BLOCK output columns; scores from CHUNK columns at a time."""
@@ -269,7 +282,8 @@ def blocks_kernel(
     key = tl.arange(0, KEYS)
     clip_states = states + clip.to(tl.int64) * n_keys * D
     tile_queries = queries + (start + query).to(tl.int64) * D + column
-    for k in range(first, last, KEYS):
+    for turn in range(first, last, KEYS):
+        k = turned(turn, first, last, KEYS, BACKWARDS)
         seen = k + key < last
         at = clip_states + (k + key)[:, None] * D
         scores = tl.zeros((M, KEYS), tl.float32)
