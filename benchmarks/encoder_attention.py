@@ -86,7 +86,7 @@ def configs(batch: int, heads: int) -> list[Config]:
 def name_of(config: Config) -> str:
     tile = f"m{config.block_m} n{config.block_n} w{config.warps} s{config.stages}"
     registers = f" r{config.registers}" if config.registers else ""
-    return f"{config.loads} {tile}{registers}{' specialized' if config.warp_specialize else ''}"
+    return f"{config.loads} {tile}{registers}"
 
 
 def call_of(config: Config) -> Call:

@@ -31,7 +31,7 @@ GPU_BUDGET = 256 * 2**20
 CPU_BUDGET = 16 * 2**20
 
 # Beyond this, Transformers' layers clamp float16.
-_HALF_LIMIT = torch.finfo(torch.float16).max - 1000
+HALF_LIMIT = torch.finfo(torch.float16).max - 1000
 
 # The operator that torch.compile uses for linear layers; builds without oneDNN lack it.
 _HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -89,7 +89,7 @@ def _encode_part(weights: EncoderWeights, features: Tensor, out: Tensor) -> None
         out.add_(_attend(layer.attention, _normalize(out, layer.self_norm), weights.heads))
         out.add_(_feed_forward(layer, out))
         if out.dtype is torch.float16:
-            out.clamp_(-_HALF_LIMIT, _HALF_LIMIT)
+            out.clamp_(-HALF_LIMIT, HALF_LIMIT)
     out.copy_(_normalize(out, weights.final_norm))
 
 

@@ -1,45 +1,73 @@
-"""The encoder as a CUDA graph for a few clips: there its hundreds of launches are the time."""
+"""How a whole batch is encoded: by which encoder, in which parts, with which CUDA graphs."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor
 
-from whisper_flash_attention.engine.encoder import encode
-from whisper_flash_attention.engine.graphs import Recorder
+from whisper_flash_attention.engine import encoder
+from whisper_flash_attention.engine.cache import Arena
+from whisper_flash_attention.engine.graphs import Graphs, Recorder
+from whisper_flash_attention.engine.plan import has_encoder_kernels
 from whisper_flash_attention.engine.weights import EncoderWeights
 
-# More clips keep the GPU busy while the host launches, and their temporaries are large.
-MOST_CLIPS = 4
+if TYPE_CHECKING:
+    from whisper_flash_attention.engine.fused_encoder import EncoderPass
+
+# Beyond so many clips PyTorch's operations keep a GPU busy while the host launches.
+MOST_PLAIN_CLIPS = 4
+# Sizes of parts whose recordings are kept; they share their space.
+MOST_PARTS = 8
+
+
+class Encoder(Protocol):
+    """Encodes batches, on buffers that it keeps between calls."""
+
+    def run(self, features: Tensor) -> Tensor:
+        """Encoder states [B, T, D] of features [B, mel bins, 2 T]."""
+
+    def release(self) -> None:
+        """Forget recordings, and give back their memory."""
+
+
+def encoder_for(weights: EncoderWeights, recorder: Recorder) -> Encoder:
+    """The encoder that is fastest where these weights are."""
+    if has_encoder_kernels(weights.positions.device, weights.positions.dtype):
+        return FusedEncoder(weights, recorder)
+    return PlainEncoder(weights, recorder)
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    features: torch.Tensor
-    states: torch.Tensor
+    features: Tensor
+    states: Tensor
     graph: torch.cuda.CUDAGraph
 
 
-class EncoderGraphs:
-    """One recorded pass per number of clips."""
+class PlainEncoder:
+    """PyTorch's operations; on an NVIDIA GPU recorded for few clips, once per number of clips."""
 
     def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
         self._weights = weights
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._recorder = recorder
 
-    def takes(self, features: torch.Tensor) -> bool:
-        """Whether features [B, mel bins, frames] are on a GPU and few."""
-        return features.is_cuda and torch.version.hip is None and len(features) <= MOST_CLIPS
+    def run(self, features: Tensor) -> Tensor:
+        few = len(features) <= MOST_PLAIN_CLIPS
+        if few and features.is_cuda and torch.version.hip is None:
+            return self._replay(features)
+        return encoder.encode(self._weights, features)
 
-    def run(self, features: torch.Tensor) -> torch.Tensor:
-        """Encoder states [B, T, D] of features [B, mel bins, 2 T]; the first time it records."""
+    def _replay(self, features: Tensor) -> Tensor:
         recorded = self._recorded.get(features.shape)
         if recorded is None:
             static = features.clone()
             states = static.new_empty(len(static), *self._weights.positions.shape)
-            graph = self._recorder.record(lambda: encode(self._weights, static, states))
+            graph = self._recorder.record(lambda: encoder.encode(self._weights, static, states))
             self._recorded[features.shape] = _Recorded(static, states, graph)
             return states.clone()
         recorded.features.copy_(features)
@@ -47,5 +75,54 @@ class EncoderGraphs:
         return recorded.states.clone()
 
     def release(self) -> None:
-        """Forget the recordings and give back their memory."""
         self._recorded.clear()
+
+
+class FusedEncoder:
+    """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
+
+    What a part takes in and gives out is launched beside its recording, so that nothing is copied.
+    """
+
+    def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
+        self._weights = weights
+        self._recorder = recorder
+        self._space: Arena | None = None
+        self._parts: OrderedDict[int, tuple[EncoderPass, Graphs]] = OrderedDict()
+
+    def run(self, features: Tensor) -> Tensor:
+        from whisper_flash_attention.engine.fused_encoder import clips_per_part
+        from whisper_flash_attention.kernels.launch import set_pdl
+
+        set_pdl(False)
+        states = features.new_empty(len(features), *self._weights.positions.shape)
+        clips = clips_per_part(self._weights, len(features))
+        for some, out in zip(torch.split(features, clips), torch.split(states, clips), strict=True):
+            part, graphs = self._part(len(some))
+            part.enter(some)
+            graphs.run("layers", part.layers)
+            part.leave(out)
+        return states
+
+    def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
+        """A pass over so many clips, and its recording."""
+        from whisper_flash_attention.engine.fused_encoder import EncoderPass, space_bytes
+
+        found = self._parts.get(clips)
+        if found is None:
+            size = space_bytes(self._weights, clips)
+            if self._space is None or self._space.capacity < size:
+                self.release()
+                self._space = Arena(self._weights.positions.device, size)
+            self._space.restart()
+            part = EncoderPass(self._weights, clips, self._space)
+            part.compile()
+            found = self._parts[clips] = part, Graphs(self._recorder)
+            while len(self._parts) > MOST_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(clips)
+        return found
+
+    def release(self) -> None:
+        self._parts.clear()
+        self._space = None

@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from whisper_flash_attention.engine import beam, encoder, plan
+from whisper_flash_attention.engine import beam, plan
 from whisper_flash_attention.engine.buffers import Buffers
 from whisper_flash_attention.engine.choose import choose_tokens
-from whisper_flash_attention.engine.encoding import EncoderGraphs
+from whisper_flash_attention.engine.encoding import encoder_for
 from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.plain import PlainDecoder
 from whisper_flash_attention.engine.request import Decoded, Request
@@ -45,7 +45,7 @@ class Engine:
         self._lock = threading.RLock()
         self._recorder = Recorder()
         self._buffers = Buffers(self.weights, self._recorder)
-        self._encoder = EncoderGraphs(self.weights.encoder, self._recorder)
+        self._encoder = encoder_for(self.weights.encoder, self._recorder)
 
     @classmethod
     def of(cls, model: Any) -> Engine:
@@ -68,9 +68,7 @@ class Engine:
         """Encoder states [B, 1500, D] of log-mel features [B, mel bins, 3000]."""
         features = features.to(self.weights.dtype)
         with self._lock, self._on_device():
-            if self._encoder.takes(features):
-                return self._encoder.run(features)
-            return encoder.encode(self.weights.encoder, features)
+            return self._encoder.run(features)
 
     @torch.no_grad()
     def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:

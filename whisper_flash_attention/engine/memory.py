@@ -19,6 +19,7 @@ from whisper_flash_attention.engine.cache import Layout, aligned_bytes, buffers
 from whisper_flash_attention.engine.plan import (
     ABSORBED_FROM_CLIPS,
     Sizes,
+    has_encoder_kernels,
     has_kernels,
     is_absorbed_faster,
     kernel_bytes,
@@ -36,6 +37,7 @@ CUBLAS_BYTES = 32 * 2**20
 SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
 # Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
 SCORE_COPIES = 3
+HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CROSS_BUFFERS = frozenset({"states", "cross_keys", "cross_values"})
 
@@ -192,8 +194,8 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
         self_attention_cache=sum(state.values()) - cross,
         cross_attention_state=cross,
         workspace=kernel_bytes(layout)
-        + _cublas_bytes(wanted.device, streams=1 + (clips.recorded and is_long)),
-        encoder=clips.kept_bytes + max(clips.temporary_bytes, _pass_bytes(layout, sizes)),
+        + _cublas_bytes(wanted.device, streams=1 + (clips.are_recorded and is_long)),
+        encoder=clips.peak_bytes(_pass_bytes(layout, sizes)),
     )
 
 
@@ -260,16 +262,40 @@ class _Clips:
     def __init__(self, weights: Weights, wanted: Wanted, batch_size: int) -> None:
         keys, width = weights.encoder.positions.shape
         bins = weights.encoder.conv1.weight.shape[1]
-        on_gpu = wanted.device.type == "cuda"
-        self.recorded = on_gpu and batch_size <= encoding.MOST_CLIPS
-        # A recording has features and states of its own.
-        copies = 2 if self.recorded else 1
+        few = batch_size <= encoding.MOST_PLAIN_CLIPS
+        self._is_fused = _has_encoder_kernels(wanted)
+        self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
+        # A plain recording has features and states of its own.
+        copies = 2 if self.are_recorded and not self._is_fused else 1
         each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
-        self.kept_bytes = copies * batch_size * each
-        own = encoder.temporary_bytes(weights.encoder)
-        clip = own // weights.dtype.itemsize * wanted.dtype.itemsize
-        budget = encoder.GPU_BUDGET if on_gpu else encoder.CPU_BUDGET
-        self.temporary_bytes = min(batch_size, max(1, budget // clip)) * clip
+        self._kept = copies * batch_size * each
+        self._encoder = _encoder_bytes(weights, wanted, batch_size, self._is_fused)
+
+    def peak_bytes(self, decoder: int) -> int:
+        """The most at a time, if the decoder's operations take so much."""
+        # The fused encoder's space stays; what PyTorch's operations take goes.
+        both = self._encoder + decoder if self._is_fused else max(self._encoder, decoder)
+        return self._kept + both
+
+
+def _encoder_bytes(weights: Weights, wanted: Wanted, batch_size: int, is_fused: bool) -> int:
+    """What the encoder takes beside features and states."""
+    own, size = weights.dtype.itemsize, wanted.dtype.itemsize
+    if is_fused:
+        from whisper_flash_attention.engine import fused_encoder
+
+        budget = fused_encoder.BUDGET * own // size
+        clips = fused_encoder.clips_per_part(weights.encoder, batch_size, budget)
+        return fused_encoder.space_bytes(weights.encoder, clips) // own * size
+    clip = encoder.temporary_bytes(weights.encoder) // own * size
+    budget = encoder.GPU_BUDGET if wanted.device.type == "cuda" else encoder.CPU_BUDGET
+    return min(batch_size, max(1, budget // clip)) * clip
+
+
+def _has_encoder_kernels(wanted: Wanted) -> bool:
+    if _is_here(wanted.device):
+        return has_encoder_kernels(wanted.device, wanted.dtype)
+    return wanted.dtype in HALVES and _would_have_kernels(wanted.device)
 
 
 def _pass_bytes(layout: Layout, sizes: Sizes) -> int:

@@ -13,6 +13,8 @@ from whisper_flash_attention.engine.weights import DecoderWeights
 
 # Of NVIDIA's Ampere: bfloat16 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
+# Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
+TENSOR_DESCRIPTORS = (9, 0)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
@@ -41,6 +43,13 @@ def why_no_kernels(device: torch.device) -> str | None:
         found, least = (".".join(map(str, each)) for each in (capability, LEAST_CAPABILITY))
         return f"the kernels need compute capability {least}, and this GPU has {found}"
     return None
+
+
+def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the encoder runs on Triton kernels with weights of this device and dtype."""
+    if dtype not in (torch.float16, torch.bfloat16) or not has_kernels(device):
+        return False
+    return torch.cuda.get_device_capability(device) >= TENSOR_DESCRIPTORS
 
 
 @dataclass(frozen=True)

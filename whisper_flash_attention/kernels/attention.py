@@ -40,7 +40,7 @@ LOG2_E = 1.4426950408889634
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _ALIGNMENT = 16
 # Tiles of 128 queries below which a GPU of about 132 processors is better off with more, smaller.
-_FEW_TILES = 4 * 132
+_PROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class Config:
         loads: "pointers" or "descriptors".
         registers: at most so many for a thread, so that more programs fit a processor; None
             leaves it to the compiler.
-        warp_specialize: let Triton give loads and products to warps of their own.
     """
 
     block_m: int
@@ -63,7 +62,6 @@ class Config:
     stages: int = 2
     loads: Literal["pointers", "descriptors"] = "descriptors"
     registers: int | None = None
-    warp_specialize: bool = False
 
 
 def choose(batch: int, heads: int, length: int) -> Config:
@@ -72,8 +70,14 @@ def choose(batch: int, heads: int, length: int) -> Config:
     Meant for GPUs of about 132 processors and capability 9.0; others run it with
     `loads="pointers"`.
     """
-    if batch * heads * triton.cdiv(length, 128) < _FEW_TILES:
+    tiles = batch * heads * triton.cdiv(length, 64)
+    # Three programs of 64 queries fit a processor with two stages, and two with three stages.
+    if tiles <= 2 * _PROCESSORS:
+        return Config(64, 128, warps=4, stages=3)
+    if tiles <= 3 * _PROCESSORS:
         return Config(64, 128, warps=4, stages=2)
+    if tiles <= 8 * _PROCESSORS:
+        return Config(128, 64, warps=4, stages=3)
     # With 128 registers two of these fit a processor: one's softmax under the other's products.
     return Config(128, 128, warps=8, stages=2, registers=128)
 
@@ -122,7 +126,6 @@ def attention(
         BLOCK_N=config.block_n,
         STAGES=config.stages,
         DESCRIPTORS=config.loads == "descriptors",
-        SPECIALIZE=config.warp_specialize,
         num_warps=config.warps,
         num_stages=config.stages,
         maxnreg=config.registers,
@@ -190,7 +193,6 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head; neighbouring programs share the head, hence its keys."""
@@ -208,7 +210,7 @@ def attention_kernel(
     highest = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     whole = length // BLOCK_N * BLOCK_N
-    for key in tl.range(0, whole, BLOCK_N, num_stages=STAGES, warp_specialize=SPECIALIZE):
+    for key in tl.range(0, whole, BLOCK_N, num_stages=STAGES):
         keys = load_rows(
             k, batch, head, key, length, k_batch, k_row, k_head, BLOCK_N, HEAD, False, DESCRIPTORS
         )

@@ -2,8 +2,8 @@
 
 Bound by the memory's bandwidth, hence one pass: a program holds whole rows in registers, and each
 value is read once. What stock layers do around the norm is done on the way: the clamp of float16
-after the layer before, and the addition of the bias of the linear layer whose product a matrix
-multiplication will later add to the stream.
+after the layer before, and the addition of the biases of linear layers whose products alone were
+added to the stream.
 
 Numbers are as in `torch.nn.functional.layer_norm`: mean, then variance around it, in float32; one
 rounding at the end. Layer normalisation: Ba, Kiros and Hinton, 2016 (arXiv:1607.06450).
@@ -63,27 +63,26 @@ def layer_norm(
     *,
     eps: float,
     limit: float | None = None,
-    next_bias: Tensor | None = None,
+    shift: Tensor | None = None,
     config: Config | None = None,
 ) -> None:
-    """out = norm(v) * weight + bias and, with `next_bias`, x = v + next_bias; v is x, clamped.
+    """out = norm(v) * weight + bias, where v is x + shift, clamped.
 
     Args:
         x: [R, D] with adjacent values within a row, rows at any distance; float16, bfloat16 or
-            float32. Overwritten only if `next_bias` is given.
+            float32.
         weight, bias: [D] each, contiguous, like x in dtype and device.
-        out: [R, D] like x, with a distance of rows of its own; written. May be `x` itself unless
-            `next_bias` is given.
+        out: [R, D] like x, with a distance of rows of its own; written. May be `x` itself.
         eps: added to the variance.
-        limit: clamp x to [-limit, limit] first, the limit rounded to x's dtype as by
+        limit: clamp x + shift to [-limit, limit], the limit rounded to x's dtype as by
             `torch.clamp`. NaN stays NaN.
-        next_bias: [D], added to the clamped x, in float32 before the one rounding.
+        shift: [D] in float32, added to x.
         config: how to cut the work; `choose` decides if None.
 
     Raises:
         OptionError: shapes, strides, dtypes or devices do not fit together.
     """
-    _check(x, weight, bias, out, limit, next_bias)
+    _check(x, weight, bias, out, limit, shift)
     rows, d = x.shape
     if rows == 0:
         return
@@ -92,7 +91,7 @@ def layer_norm(
         x,
         weight,
         bias,
-        next_bias,
+        shift,
         out,
         rows,
         x.stride(0),
@@ -112,7 +111,7 @@ def layer_norm_kernel(
     x,
     weight,
     bias,
-    next_bias,
+    shift,
     out,
     rows,
     x_stride,
@@ -129,25 +128,23 @@ def layer_norm_kernel(
     column = tl.arange(0, BLOCK)
     real = column < D
     gain = tl.load(weight + column, mask=real, other=0.0).to(tl.float32)
-    shift = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
-    if next_bias is not None:
-        added = tl.load(next_bias + column, mask=real, other=0.0).to(tl.float32)
+    offset = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
     release(PDL)
     wait(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & real[None, :]
     at = x + row.to(tl.int64)[:, None] * x_stride + column[None, :]
     v = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if shift is not None:
+        v += tl.load(shift + column, mask=real, other=0.0)[None, :]
     if limit is not None:
         bound = tl.cast(limit, dtype).to(tl.float32)
         v = tl.clamp(v, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
-    if next_bias is not None:
-        tl.store(at, (v + added[None, :]).to(dtype), mask=inside)
     mean = tl.sum(v, 1) / D
     centred = tl.where(real[None, :], v - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, 1) / D
     scaled = centred * tl.rsqrt(variance + eps)[:, None]
-    normed = scaled * gain[None, :] + shift[None, :]
+    normed = scaled * gain[None, :] + offset[None, :]
     to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
     tl.store(to, normed.to(dtype), mask=inside)
 
@@ -158,7 +155,7 @@ def _check(
     bias: Tensor,
     out: Tensor,
     limit: float | None,
-    next_bias: Tensor | None,
+    shift: Tensor | None,
 ) -> None:
     if x.ndim != 2 or x.dtype not in _DTYPES or x.shape[1] == 0:
         raise OptionError(
@@ -172,21 +169,18 @@ def _check(
                 f"{list(rows.shape)} with strides {rows.stride()}"
             )
     vectors = {"weight": weight, "bias": bias}
-    if next_bias is not None:
-        vectors["next_bias"] = next_bias
-    for name, vector in vectors.items():
+    shifts = {} if shift is None else {"shift": shift}
+    for name, vector in (vectors | shifts).items():
         if vector.shape != x.shape[1:] or not vector.is_contiguous():
             raise OptionError(
                 f"{name} must be contiguous [{x.shape[1]}], but is {list(vector.shape)} with "
                 f"strides {vector.stride()}"
             )
-    for name, tensor in (vectors | {"out": out}).items():
-        if (tensor.dtype, tensor.device) != (x.dtype, x.device):
+    for name, tensor in (vectors | {"out": out} | shifts).items():
+        dtype = torch.float32 if name == "shift" else x.dtype
+        if (tensor.dtype, tensor.device) != (dtype, x.device):
             raise OptionError(
-                f"{name} must be {x.dtype} on {x.device} like x, but is {tensor.dtype} on "
-                f"{tensor.device}"
+                f"{name} must be {dtype} on {x.device}, but is {tensor.dtype} on {tensor.device}"
             )
     if limit is not None and not limit > 0:
         raise OptionError(f"limit must be positive, but is {limit}")
-    if next_bias is not None and out.data_ptr() == x.data_ptr() and x.numel():
-        raise OptionError("out must not be x where next_bias is given, for x is overwritten")
