@@ -43,6 +43,11 @@ def why_no_kernels(device: torch.device) -> str | None:
     return None
 
 
+def runs_on(device: torch.device) -> str:
+    """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
+    return "PyTorch" if why_no_kernels(device) else "Triton kernels"
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a decode's buffers follow from, besides the weights.
