@@ -131,10 +131,14 @@ def fidelity_table(rows: list[FidelityRow]) -> Table:
     """One line per dtype."""
     title = f"{rows[0].checkpoint}: error of the states, {rows[0].clips} clips of speech"
     table = Table("dtype", "sdpa", "flash", "may be", "", title=title)
+    table.add_column("sdpa, median position")
+    table.add_column("flash, median position")
     for stock, ours in zip(rows[::2], rows[1::2], strict=True):
         numbers = (stock.states_error, ours.states_error, ours.states_bound)
         verdict = "within" if ours.within_bound else "BEYOND"
-        table.add_row(ours.dtype, *(f"{number:.2e}" for number in numbers), verdict)
+        cells = [f"{number:.2e}" for number in numbers if number is not None]
+        medians = (f"{row.position_error:.2e}" for row in (stock, ours))
+        table.add_row(ours.dtype, *cells, verdict, *medians)
     return table
 
 

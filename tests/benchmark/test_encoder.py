@@ -212,3 +212,24 @@ def test_a_checkpoint_that_is_encoded_wrongly_is_beyond_its_bound(
     _, flash = measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
     assert flash.within_bound is False
     assert flash.states_error == pytest.approx(1e-4, rel=0.05)
+    assert flash.position_error == pytest.approx(1e-4, rel=0.05)
+
+
+def test_one_bad_position_is_no_typical_one(
+    pair: tuple[Any, Any], features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = encoder.our_encoder
+
+    def wrong(model: Any) -> encoder.Encode:
+        def encode(inputs: torch.Tensor) -> torch.Tensor:
+            states = ours(model)(inputs)
+            states[:, 700] *= 2
+            return states
+
+        return encode
+
+    monkeypatch.setattr(encoder_fidelity, "our_encoder", wrong)
+    speech = Speech(features, "speech")
+    _, flash = measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
+    assert flash.states_error == pytest.approx(1500**-0.5, rel=0.5)
+    assert flash.position_error < 1e-5
