@@ -261,6 +261,7 @@ def main(
         bool, typer.Option("--chosen-only", help="only the configuration that decodes use")
     ] = False,
     processes: Annotated[int, typer.Option(help="that compile and check")] = 14,
+    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
     output: Path | None = None,
 ) -> None:
     """Time absorbed cross-attention."""
@@ -301,7 +302,7 @@ def main(
         console.print("before and after: " + ", ".join(f"{k} {v}" for k, v in entry.items()))
     if output:
         document = {
-            "environment": describe_environment("cuda").as_json(),
+            "environment": describe_environment("cuda", commit).as_json(),
             "dtype": dtype,
             "copy_bytes_per_second": rate * 1e6,
             "attention": [asdict(row) for row in rows],

@@ -126,6 +126,7 @@ def main(
     dtype: str = "float16",
     size: Annotated[list[str] | None, typer.Option(help="repeatable")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="repeatable")] = None,
+    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
     output: Path | None = None,
 ) -> None:
     """Time the attention back-ends on Whisper's shapes."""
@@ -140,7 +141,7 @@ def main(
     show(rows)
     if output:
         document = {
-            "environment": describe_environment(device).as_json(),
+            "environment": describe_environment(device, commit).as_json(),
             "dtype": dtype,
             "rows": rows,
         }

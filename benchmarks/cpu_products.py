@@ -85,6 +85,7 @@ def measure(rows: int, n: int, k: int) -> dict[str, Any]:
 
 def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
+    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Time linear layers on a CPU."""
@@ -103,7 +104,7 @@ def main(
         table.add_row(str(row["rows"]), f"{row['n']} x {row['k']}", *cells)
     Console().print(table)
     if output is not None:
-        document = {"environment": describe_environment("cpu").as_json(), "rows": measured}
+        document = {"environment": describe_environment("cpu", commit).as_json(), "rows": measured}
         output.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -73,6 +73,7 @@ def main(
     checkpoint: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     child: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
@@ -88,7 +89,7 @@ def main(
         table.add_row(row["checkpoint"], str(row["batch"]), *times)
     Console().print(table)
     if output is not None:
-        document = {"environment": describe_environment(device).as_json(), "rows": rows}
+        document = {"environment": describe_environment(device, commit).as_json(), "rows": rows}
         output.write_text(json.dumps(document, indent=1) + "\n")
 
 

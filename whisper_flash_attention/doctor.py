@@ -151,11 +151,12 @@ def _engine() -> Iterator[Finding]:
     """What runs the decode of `generate` on each device."""
     import torch
 
-    from whisper_flash_attention.engine.plan import why_no_kernels
+    from whisper_flash_attention.engine.plan import runs_on, why_no_kernels
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))
-        runs = f"PyTorch's operations: {reason}" if reason else "Triton kernels in CUDA graphs"
+        words = runs_on(torch.device(device))
+        runs = f"{words}'s operations: {reason}" if reason else f"{words} in CUDA graphs"
         yield Finding("engine", f"decode on {device}", runs)
     yield _installed("engine", "triton", "kernels; comes with PyTorch's CUDA builds", "")
 

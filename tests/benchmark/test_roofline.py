@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.benchmark.roofline import Ceilings, Workload, floor
+from whisper_flash_attention.benchmark.random_weights import whisper_config
+from whisper_flash_attention.benchmark.roofline import (
+    Ceilings,
+    Workload,
+    encoder_flops,
+    encoder_seconds,
+    floor,
+)
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, SETTINGS
 
 H100 = Ceilings(bytes_per_second=3.02e12, flops_per_second=766e12)
@@ -74,3 +84,27 @@ def test_no_floor_is_below_reading_the_weights_once_per_token(work: Workload) ->
 def test_wider_numbers_never_lower_the_floor(work: Workload) -> None:
     wide = Workload(work.size, work.decoder_layers, work.batch_size, work.new_tokens, 4)
     assert floor(wide, H100).seconds >= floor(work, H100).seconds
+
+
+@pytest.mark.parametrize("name", list(MODEL_SIZES))
+def test_the_encoder_has_the_operations_that_pytorch_counts(name: str) -> None:
+    """PyTorch's counter runs over stock's encoder on tensors without storage."""
+    size = MODEL_SIZES[name]
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(whisper_config(size, 1)).eval()
+        model.set_attn_implementation("eager")
+        features = torch.empty(2, size.mel_bins, 3000)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.get_encoder()(features)
+    assert encoder_flops(Workload(size, 1, 2, 1, 2)) == counter.get_total_flops()
+
+
+@given(works)
+def test_the_encoder_needs_the_time_of_its_operations_and_of_its_weights(work: Workload) -> None:
+    seconds = encoder_seconds(work, H100)
+    layer = 4 * work.size.d_model**2 + 2 * work.size.d_model * work.size.ffn
+    weights = work.size.encoder_layers * layer * work.bytes_per_number
+    # Sums of floats: the last digits differ.
+    assert seconds >= encoder_flops(work) / H100.flops_per_second * (1 - 1e-9)
+    assert seconds > weights / H100.bytes_per_second
+    assert seconds <= floor(work, H100).seconds

@@ -35,6 +35,7 @@ from whisper_flash_attention.engine.plan import (
     kernel_bytes,
     layout_for,
     make_layout,
+    runs_on,
 )
 from whisper_flash_attention.engine.request import Beams, Request
 from whisper_flash_attention.engine.rules import NoRepeatNgram, Rules, Suppress
@@ -226,3 +227,4 @@ def test_kernels_need_nvidia_ampere_and_triton(
     if not triton:
         monkeypatch.setitem(sys.modules, "triton", None)
     assert has_kernels.__wrapped__(torch.device(device)) is expected
+    assert runs_on(torch.device(device)) == ("Triton kernels" if expected else "PyTorch")

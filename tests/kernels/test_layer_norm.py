@@ -220,7 +220,10 @@ VECTOR = torch.zeros(8)
         ({"x": torch.zeros(2, 16)[:, ::2]}, r"x must be \[2, 8\] with adjacent values"),
         ({"x": torch.zeros(1, 8).expand(2, 8)}, "x must be .* rows apart"),
         ({"out": torch.zeros(3, 8)}, r"out must be \[2, 8\] .* but is \[3, 8\]"),
-        ({"out": torch.zeros(2, 8).half()}, "out must be torch.float32 on cpu, but is torch.float16"),
+        (
+            {"out": torch.zeros(2, 8).half()},
+            "out must be torch.float32 on cpu, but is torch.float16",
+        ),
         ({"weight": torch.zeros(9)}, r"weight must be contiguous \[8\], but is \[9\]"),
         ({"bias": torch.zeros(16)[::2]}, "bias must be contiguous"),
         ({"shift": torch.zeros(8).half()}, "shift must be torch.float32"),

@@ -83,22 +83,32 @@ def floor(work: Workload, ceilings: Ceilings) -> Floor:
 
 def encoder_seconds(work: Workload, ceilings: Ceilings) -> float:
     """Two convolutions and the layers, each a phase."""
+    return sum(ceilings.seconds(moved, flops) for moved, flops in _encoder_phases(work))
+
+
+def encoder_flops(work: Workload) -> int:
+    """Operations of the encoder's matrix products, a multiplication and an addition being two."""
+    return sum(flops for _, flops in _encoder_phases(work))
+
+
+def _encoder_phases(work: Workload) -> list[tuple[int, int]]:
+    """Bytes moved and operations of every phase, in their order."""
     size, batch, number = work.size, work.batch_size, work.bytes_per_number
     d, frames, positions = size.d_model, ENCODER_FRAMES, ENCODER_POSITIONS
-    first = ceilings.seconds(
+    first = (
         number * (3 * size.mel_bins * d + batch * frames * (size.mel_bins + d)),
         2 * batch * frames * 3 * size.mel_bins * d,
     )
-    second = ceilings.seconds(
+    second = (
         number * (3 * d * d + batch * (frames + positions) * d),
         2 * batch * positions * 3 * d * d,
     )
     weights = 4 * d * d + 2 * d * size.ffn
-    layer = ceilings.seconds(
+    layer = (
         number * (weights + 2 * batch * positions * d),
         2 * batch * positions * weights + 4 * batch * positions * positions * d,
     )
-    return first + second + size.encoder_layers * layer
+    return [first, second, *[layer] * size.encoder_layers]
 
 
 def cross_projection_seconds(work: Workload, ceilings: Ceilings) -> float:

@@ -140,18 +140,18 @@ class FlashSystem:
 
 def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
     """What attends in this package's engine, encoder and decoder, for batches of this size."""
-    from whisper_flash_attention.engine.plan import has_kernels
+    from whisper_flash_attention.engine.plan import runs_on
     from whisper_flash_attention.flash_attention import survey
 
     head_dim = size.d_model // size.heads
     rows = survey(model.device, model.dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
     encoder = next(row for row in rows if row.case.startswith("encoder"))
-    kernels = "Triton kernels" if has_kernels(model.device) else "PyTorch"
+    words = runs_on(model.device)
     form = model.plan(batch_size=batch_size, max_new_tokens=1).cross_attention
     return {
         encoder.case: encoder.picked,
-        "decoder self-attention": kernels,
-        "cross-attention": f"{kernels}, {form}",
+        "decoder self-attention": words,
+        "cross-attention": f"{words}, {form}",
     }
 
 

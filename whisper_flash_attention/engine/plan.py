@@ -52,6 +52,11 @@ def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.cuda.get_device_capability(device) >= TENSOR_DESCRIPTORS
 
 
+def runs_on(device: torch.device) -> str:
+    """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
+    return "PyTorch" if why_no_kernels(device) else "Triton kernels"
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What a decode's buffers follow from, besides the weights.

@@ -78,12 +78,11 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.plan import has_kernels
+        from whisper_flash_attention.engine.plan import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
-        kernels = has_kernels(self.model.device)
-        return f"decode engine ({'Triton kernels' if kernels else 'PyTorch'})"
+        return f"decode engine ({runs_on(self.model.device)})"
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -1,0 +1,107 @@
+"""`benchmarks/encoder.py`: the file that it writes, and the tables."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.table import Table
+from typer.testing import CliRunner
+
+from whisper_flash_attention.benchmark.roofline import Ceilings
+from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "encoder.py"
+SMALL = ModelSize(d_model=64, heads=1, encoder_layers=1, decoder_layers=1, ffn=96)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The script, for which "tiny" is smaller still, and the machine's ceilings are known."""
+    monkeypatch.setitem(MODEL_SIZES, "tiny", SMALL)
+    found = runpy.run_path(str(SCRIPT))
+    names = found["main"].__globals__
+    monkeypatch.setitem(names, "measure_ceilings", lambda *_: Ceilings(1e10, 1e11))
+    return found
+
+
+def run(script: dict[str, Any], *arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(script["main"])
+    return CliRunner().invoke(app, ["--device", "cpu", *arguments])
+
+
+def shown(table: Table) -> list[list[str]]:
+    return [[str(cell) for cell in column.cells] for column in table.columns]
+
+
+def test_the_file_has_environment_and_rows(script: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "encoder.json"
+    sizes = ("--checkpoint", "tiny", "--batch", "2", "--repeats", "2")
+    result = run(script, *sizes, "--commit", "abc", "--output", str(path))
+    assert result.exit_code == 0, result.output
+    document = json.loads(path.read_text())
+    assert document["environment"]["commit"] == "abc"
+    found = [(row["checkpoint"], row["batch_size"], row["system"]) for row in document["rows"]]
+    assert found == [("tiny", 2, system) for system in ("orig", "sdpa", "flash")]
+    for row in document["rows"]:
+        assert row["setting"] == "encoder" and row["batches"] == 2
+        assert row["features"].startswith("bundled: ")
+        assert row["states_error"] < 1e-5
+        rate = row["flops"] / row["seconds_per_batch"]
+        assert row["matmul_share"] == pytest.approx(rate / 1e11)
+    assert "ours in float32 is" in result.output and "x vs sdpa" in result.output
+
+
+def test_the_table_has_stocks_time_over_a_rows(script: dict[str, Any]) -> None:
+    Row = script["EncoderRow"]
+    common = ("encoder", "tiny", 4)
+    rest: dict[str, Any] = {
+        "device": "cuda",
+        "dtype": "float16",
+        "batch_size": 8,
+        "parameters": 1,
+        "features": "speech",
+        "environment": {"device_name": "GPU"},
+        "ceilings": {"flops_per_second": 1e14},
+        "roofline_seconds_per_batch": 1e-3,
+        "flops": 10**12,
+        "states_error": 1e-3,
+        "activation_bytes": 5 * 10**6,
+    }
+    rows = [
+        Row(*common, "orig", **rest, error="out of memory"),
+        Row(*common, "sdpa", **rest, seconds=[0.04]),
+        Row(*common, "flash", **rest, seconds=[0.01, 0.02, 0.03]),
+    ]
+    columns = shown(script["timing_table"](rows))
+    assert columns[3] == ["out of memory", "40.00", "20.00"]
+    assert columns[4][1:] == ["-", "-"]
+    assert columns[5][1:] == ["1.00", "2.00"]
+    assert columns[6][1:] == ["25.00", "50.00"]
+    assert columns[7][1:] == ["25", "50"]
+    assert columns[8][1:] == ["5", "5"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--checkpoint", "huge"), ("--dtype", "int8"), ("--repeats", "-1")]
+)
+def test_unknown_options_are_refused(script: dict[str, Any], arguments: tuple[str, ...]) -> None:
+    assert run(script, *arguments).exit_code == 2
+
+
+@pytest.mark.slow
+def test_real_weights_on_real_speech(script: dict[str, Any], tiny_en: str, tmp_path: Path) -> None:
+    path = tmp_path / "fidelity.json"
+    result = run(script, "--repeats", "0", "--weights", tiny_en, "--output", str(path))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["dtype"] for row in rows[::2]] == ["float32", "float16", "bfloat16"]
+    assert rows[1]["within_bound"]
+    # In half precision chance decides about the few positions that make most of `states_error`.
+    for stock, ours in zip(rows[2::2], rows[3::2], strict=True):
+        assert ours["position_error"] <= 1.2 * stock["position_error"]
