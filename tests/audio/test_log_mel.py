@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def test_lengths_at_the_edges(length: int) -> None:
     assert_same(log_mel(noise(length)), expected(noise(length)))
 
 
+@pytest.mark.parametrize("mel_bins", [3, 40, 80, 128])
+def test_any_number_of_mel_bins(mel_bins: int) -> None:
+    assert_same(log_mel(noise(5000), mel_bins=mel_bins), expected(noise(5000), mel_bins))
+
+
+def test_the_error_is_that_of_single_precision(bundled_recordings: tuple[Any, ...]) -> None:
+    samples = load_audio(bundled_recordings[0].path)
+    torch.testing.assert_close(log_mel(samples), expected(samples), rtol=0, atol=2e-6)
+
+
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=11))
 def test_clips_of_a_batch_do_not_see_one_another(lengths: list[int]) -> None:
@@ -90,6 +101,36 @@ def test_kinds_of_clips_and_dtypes() -> None:
     torch.testing.assert_close(half.float(), wanted, rtol=1e-3, atol=1e-3)
 
 
+def test_an_array_of_two_dimensions_is_several_clips() -> None:
+    clips = np.stack([noise(5000), noise(5001)[1:]])
+    wanted = log_mel([clips[0], clips[1]])
+    assert_same(log_mel(clips), wanted)
+    assert_same(log_mel(torch.from_numpy(clips)), wanted)
+    with pytest.raises(AudioError, match="give stereo clips as a list"):
+        log_mel(clips.T[:, :2])
+
+
+@settings(max_examples=15, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=5), same=st.booleans())
+def test_tensors_on_the_device_are_as_arrays(lengths: list[int], same: bool) -> None:
+    arrays = [noise(lengths[0] if same else length) for length in lengths]
+    assert_same(log_mel([torch.from_numpy(each) for each in arrays]), expected(arrays))
+
+
+def test_tensors_and_arrays_may_be_mixed_and_tensors_of_another_rate_resampled() -> None:
+    wanted = log_mel([noise(5000), noise(700)])
+    assert_same(log_mel([torch.from_numpy(noise(5000)), noise(700)]), wanted)
+    wanted = log_mel(noise(5000), sampling_rate=8000)
+    assert_same(log_mel(torch.from_numpy(noise(5000)), sampling_rate=8000), wanted)
+
+
+def test_tensors_that_are_not_finite_are_refused() -> None:
+    for value in (np.nan, np.inf, -np.inf):
+        clip = torch.from_numpy(noise(5000)).index_fill_(0, torch.tensor([77]), float(value))
+        with pytest.raises(AudioError, match="not finite"):
+            log_mel([torch.from_numpy(noise(100)), clip])
+
+
 def test_nothing_and_nonsense_are_refused() -> None:
     with pytest.raises(OptionError, match="no clips"):
         log_mel([])
@@ -106,3 +147,22 @@ def test_the_gpu_computes_the_same(mel_bins: int) -> None:
     found = log_mel(clips, mel_bins=mel_bins, device="cuda")
     assert found.is_cuda
     assert_same(found.cpu(), expected(clips, mel_bins))
+    there = log_mel([torch.from_numpy(clip).cuda() for clip in clips], mel_bins=mel_bins)
+    assert there.is_cuda
+    assert_same(there, found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("same", [True, False])
+def test_samples_on_the_gpu_stay_there_and_it_is_waited_for_once(same: bool) -> None:
+    lengths = [SAMPLES] * 5 if same else [1, 700, 80_000, SAMPLES, SAMPLES + 5]
+    clips = [torch.from_numpy(noise(length)).cuda() for length in lengths]
+    log_mel(clips)  # the filters get there
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            log_mel(clips)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in caught if "synchroniz" in str(each.message)]) == 1

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.errors import AudioError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # An axis of a two-dimensional array with at most so many entries is that of channels.
 MOST_CHANNELS = 8
@@ -40,6 +44,32 @@ def mono_samples(
     return samples
 
 
+def mono_tensor(clip: Tensor) -> Tensor:
+    """The samples of one clip, mono, `[T]` in float32, on the device where they are.
+
+    Nothing waits for that device: whether all samples are finite is not looked at.
+
+    Args:
+        clip: as `mono_samples` takes it.
+
+    Raises:
+        AudioError: the clip is empty, not of numbers, or of another shape.
+    """
+    import torch
+
+    if clip.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+        samples = clip.float() / -float(torch.iinfo(clip.dtype).min)
+    elif clip.is_floating_point():
+        samples = clip.float()
+    else:
+        raise _wrong_kind(clip.dtype)
+    axis = _channel_axis(samples.shape)
+    samples = samples if axis is None else samples.mean(dim=axis)
+    if samples.numel() == 0:
+        raise AudioError("there is no sound in 0 samples")
+    return samples
+
+
 def _as_array(clip: Any) -> npt.NDArray[Any]:
     if hasattr(clip, "detach"):
         tensor = clip.detach().cpu()
@@ -55,22 +85,32 @@ def _as_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return array.astype(np.float32, copy=False)
     if np.issubdtype(array.dtype, np.signedinteger):
         return array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
-    raise AudioError(
-        f"samples must be floating point or signed whole numbers, but are {array.dtype}"
-    )
+    raise _wrong_kind(array.dtype)
+
+
+def _wrong_kind(dtype: object) -> AudioError:
+    return AudioError(f"samples must be floating point or signed whole numbers, but are {dtype}")
 
 
 def _mono(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if array.ndim == 1:
+    axis = _channel_axis(array.shape)
+    if axis is None:
         return array
-    few = [axis for axis, length in enumerate(array.shape) if 1 <= length <= MOST_CHANNELS]
-    if array.ndim != 2 or len(few) != 1:
+    mixed: npt.NDArray[np.float32] = array.mean(axis=axis, dtype=np.float32)
+    return mixed
+
+
+def _channel_axis(shape: Sequence[int]) -> int | None:
+    """The axis to average over; None for one that is mono."""
+    if len(shape) == 1:
+        return None
+    few = [axis for axis, length in enumerate(shape) if 1 <= length <= MOST_CHANNELS]
+    if len(shape) != 2 or len(few) != 1:
         raise AudioError(
             f"a clip must be [T], [channels, T] or [T, channels] with at most {MOST_CHANNELS} "
-            f"channels, but has shape {list(array.shape)}; give several clips as a list"
+            f"channels, but has shape {list(shape)}; give several clips as a list"
         )
-    mixed: npt.NDArray[np.float32] = array.mean(axis=few[0], dtype=np.float32)
-    return mixed
+    return few[0]
 
 
 def _resampled(
