@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import WhisperFeatureExtractor
 
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
+from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel, log_mel_whole
 from whisper_flash_attention.errors import AudioError, OptionError
 
 TOLERANCE = 1e-4
@@ -29,6 +29,14 @@ def extractor(mel_bins: int) -> Any:
 
 def expected(samples: Any, mel_bins: int = 80) -> torch.Tensor:
     batch = extractor(mel_bins)(samples, sampling_rate=16000, return_tensors="pt")
+    features: torch.Tensor = batch["input_features"]
+    return features
+
+
+def expected_whole(samples: Any, mel_bins: int = 80) -> torch.Tensor:
+    batch = extractor(mel_bins)(
+        samples, sampling_rate=16000, return_tensors="pt", truncation=False, padding="longest"
+    )
     features: torch.Tensor = batch["input_features"]
     return features
 
@@ -55,6 +63,8 @@ def test_more_recordings(shared_audio: Path, mel_bins: int) -> None:
     for path in files:
         samples = load_audio(path)
         assert_same(log_mel(samples, mel_bins=mel_bins), expected(samples, mel_bins))
+        whole = log_mel_whole(samples, mel_bins=mel_bins)
+        assert_same(whole, expected_whole(samples, mel_bins))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,37 @@ def test_tensors_that_are_not_finite_are_refused() -> None:
         clip = torch.from_numpy(noise(5000)).index_fill_(0, torch.tensor([77]), float(value))
         with pytest.raises(AudioError, match="not finite"):
             log_mel([torch.from_numpy(noise(100)), clip])
+        with pytest.raises(AudioError, match="not finite"):
+            log_mel_whole(clip)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [201, 319, 320, 359, 360, 480, 5000, SAMPLES, *(SAMPLES + n for n in (1, 39, 40, 159))],
+)
+def test_a_whole_recording_of_any_length(length: int) -> None:
+    found = log_mel_whole(noise(length))
+    assert found.shape == (1, 80, length // 160)
+    assert_same(found, expected_whole(noise(length)))
+    assert_same(log_mel_whole(torch.from_numpy(noise(length))), found)
+
+
+@pytest.mark.parametrize("mel_bins", [80, 128])
+def test_a_whole_recording_has_one_range(
+    bundled_recordings: tuple[Any, ...], mel_bins: int
+) -> None:
+    speech = np.concatenate([load_audio(each.path) for each in bundled_recordings])
+    samples = np.concatenate([speech, 1e-3 * speech, speech[:54_321]])
+    assert_same(log_mel_whole(samples, mel_bins=mel_bins), expected_whole(samples, mel_bins))
+    half = log_mel_whole(samples, mel_bins=mel_bins, dtype=torch.bfloat16)
+    assert half.dtype is torch.bfloat16
+
+
+def test_a_whole_recording_that_is_too_short_is_refused() -> None:
+    with pytest.raises(AudioError, match="200 samples is too short: give 201"):
+        log_mel_whole(noise(200))
+    with pytest.raises(OptionError, match="mel_bins is -1"):
+        log_mel_whole(noise(300), mel_bins=-1)
 
 
 def test_nothing_and_nonsense_are_refused() -> None:
@@ -150,6 +191,8 @@ def test_the_gpu_computes_the_same(mel_bins: int) -> None:
     there = log_mel([torch.from_numpy(clip).cuda() for clip in clips], mel_bins=mel_bins)
     assert there.is_cuda
     assert_same(there, found)
+    whole = log_mel_whole(noise(SAMPLES + 777), mel_bins=mel_bins, device="cuda")
+    assert_same(whole.cpu(), expected_whole(noise(SAMPLES + 777), mel_bins))
 
 
 @pytest.mark.gpu

@@ -80,6 +80,43 @@ def log_mel(
     return out
 
 
+@torch.no_grad()
+def log_mel_whole(
+    samples: Any,
+    *,
+    sampling_rate: int = SAMPLING_RATE,
+    mel_bins: int = 80,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Log-mel features `[1, mel_bins, T // 160]` of one recording of any length.
+
+    For `generate` on recordings of more than 30 s, as `WhisperFeatureExtractor` gives them with
+    `truncation=False, padding="longest"`: nothing is padded, and the range ends 8 below the highest
+    of the whole recording. Beside the samples and the result it takes the memory of a copy of the
+    samples.
+
+    Args:
+        samples: one clip as `mono_samples` takes it, of `T` samples at 16,000 Hz.
+        sampling_rate, mel_bins, device, dtype: as for `log_mel`.
+
+    Raises:
+        AudioError: the recording is not finite, of a shape that is not sound, or has no more than
+            the 200 samples that are reflected at its ends.
+        OptionError: `mel_bins` is below 1.
+    """
+    target = _target(samples, device)
+    [mono] = _mono([samples], sampling_rate, target)
+    if len(mono) <= REACH:
+        raise AudioError(f"a recording of {len(mono)} samples is too short: give {REACH + 1}")
+    bank = mel_bank(_checked(mel_bins), target)
+    padded = _padded([mono], len(mono), target)
+    out = torch.empty((1, mel_bins, len(mono) // HOP), device=target, dtype=dtype)
+    _write(bank, padded, out)
+    _check_finite([torch.stack(padded.aminmax())] if isinstance(mono, Tensor) else [])
+    return out
+
+
 def _checked(mel_bins: int) -> int:
     if mel_bins < 1:
         raise OptionError(f"mel_bins is {mel_bins!r}: Whisper has 80, or 128 since large-v3")
