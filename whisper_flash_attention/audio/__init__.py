@@ -5,7 +5,7 @@ features (`log_mel` and `mel`, which import PyTorch) and the index of the bundle
 know models, tokens or the command line.
 """
 
-from whisper_flash_attention.audio.load import SAMPLING_RATE, load_audio
+from whisper_flash_attention.audio.load import SAMPLING_RATE, load_audio, stream_audio
 from whisper_flash_attention.audio.recordings import Recording, bundled_recordings
 
-__all__ = ["SAMPLING_RATE", "Recording", "bundled_recordings", "load_audio"]
+__all__ = ["SAMPLING_RATE", "Recording", "bundled_recordings", "load_audio", "stream_audio"]
