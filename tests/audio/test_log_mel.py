@@ -134,11 +134,15 @@ def test_tensors_and_arrays_may_be_mixed_and_tensors_of_another_rate_resampled()
     assert_same(log_mel(torch.from_numpy(noise(5000)), sampling_rate=8000), wanted)
 
 
-def test_tensors_that_are_not_finite_are_refused() -> None:
-    for value in (np.nan, np.inf, -np.inf):
+def test_what_is_not_finite_is_refused() -> None:
+    for value in (np.nan, np.inf, -np.inf, 1e30):
         clip = torch.from_numpy(noise(5000)).index_fill_(0, torch.tensor([77]), float(value))
         with pytest.raises(AudioError, match="not finite"):
             log_mel([torch.from_numpy(noise(100)), clip])
+        with pytest.raises(AudioError, match="not finite"):
+            log_mel([noise(100), clip.numpy()])
+        with pytest.raises(AudioError, match="not finite"):
+            log_mel(clip.numpy(), sampling_rate=8000)
         with pytest.raises(AudioError, match="not finite"):
             log_mel_whole(clip)
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.mel import HOP, WINDOW, MelBank, mel_bank
-from whisper_flash_attention.audio.waveforms import MOST_CHANNELS, mono_samples, mono_tensor
+from whisper_flash_attention.audio.waveforms import MOST_CHANNELS, mono_tensor, unchecked_samples
 from whisper_flash_attention.errors import AudioError, OptionError
 
 FRAMES = 3000
@@ -59,7 +59,7 @@ def log_mel(
         dtype: of the result; computed in float32.
 
     Raises:
-        AudioError: a clip is empty, not finite or of a shape that is not sound.
+        AudioError: a clip is empty, of a shape that is not sound, or not finite in its first 30 s.
         OptionError: there are no clips, or `mel_bins` is below 1.
     """
     given = _as_list(clips)
@@ -68,15 +68,13 @@ def log_mel(
     bank = mel_bank(_checked(mel_bins), target)
     out = torch.empty((len(samples), mel_bins, FRAMES), device=target, dtype=dtype)
     part = max(1, bank.frames_at_a_time // FRAMES)
-    unchecked = []
+    peaks = []
     for start in range(0, len(samples), part):
         padded = _padded(
             [each[:SAMPLES] for each in samples[start : start + part]], SAMPLES, target
         )
-        if isinstance(samples[0], Tensor):
-            unchecked.append(torch.stack(padded.aminmax()))
-        _write(bank, padded, out[start : start + part])
-    _check_finite(unchecked)
+        peaks.append(_write(bank, padded, out[start : start + part]))
+    _check_finite(peaks)
     return out
 
 
@@ -112,8 +110,7 @@ def log_mel_whole(
     bank = mel_bank(_checked(mel_bins), target)
     padded = _padded([mono], len(mono), target)
     out = torch.empty((1, mel_bins, len(mono) // HOP), device=target, dtype=dtype)
-    _write(bank, padded, out)
-    _check_finite([torch.stack(padded.aminmax())] if isinstance(mono, Tensor) else [])
+    _check_finite([_write(bank, padded, out)])
     return out
 
 
@@ -148,7 +145,7 @@ def _mono(clips: list[Any], sampling_rate: int, device: torch.device) -> list[Mo
     there = all(isinstance(each, Tensor) and each.device.type == device.type for each in clips)
     if there and sampling_rate == SAMPLING_RATE:
         return [mono_tensor(each) for each in clips]
-    return [mono_samples(each, sampling_rate) for each in clips]
+    return [unchecked_samples(each, sampling_rate) for each in clips]
 
 
 def _padded(samples: list[Mono], total: int, device: torch.device) -> Tensor:
@@ -193,19 +190,24 @@ def _gathered_there(samples: list[Tensor], width: int, device: torch.device) -> 
     return room
 
 
-def _write(bank: MelBank, padded: Tensor, out: Tensor) -> None:
-    """Write the features of `padded` clips into `out`, `[B, mel_bins, frames]`, up to its end."""
+def _write(bank: MelBank, padded: Tensor, out: Tensor) -> Tensor:
+    """Write the features of `padded` clips into `out`, `[B, mel_bins, frames]`, up to its end.
+
+    Returns the highest of each clip's logarithms, `[B, 1, 1]`.
+    """
     frames = min(out.shape[2], (padded.shape[1] - WINDOW) // HOP + 1)
     rows = out[:, :, :frames]
     heard = rows if out.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
     bank.power(padded, heard)
-    lowest = (heard.log10_().amax(dim=(1, 2), keepdim=True) - RANGE).clamp_(min=SILENCE)
+    peaks = heard.log10_().amax(dim=(1, 2), keepdim=True).clamp_(min=SILENCE)
+    lowest = (peaks - RANGE).clamp_(min=SILENCE)
     torch.maximum(heard, lowest, out=heard)
     rows.copy_(heard.mul_(0.25).add_(1.0))
     out[:, :, frames:] = lowest.mul_(0.25).add_(1.0)
+    return peaks
 
 
-def _check_finite(extremes: list[Tensor]) -> None:
-    """Raise if a least or highest sample is not finite; this waits for the device, once."""
-    if extremes and not bool(torch.stack(extremes).isfinite().all()):
-        raise AudioError("the samples hold numbers that are not finite")
+def _check_finite(peaks: list[Tensor]) -> None:
+    """Raise if sound was such that its power is not a number; this waits for the device, once."""
+    if not bool(torch.cat(peaks).isfinite().all()):
+        raise AudioError("the samples hold numbers that are not finite, or too large to be sound")

@@ -1,8 +1,7 @@
 """Mel power of sound on one device: frames, spectra and filters, in parts of bounded memory.
 
-The arithmetic below `log_mel`. A spectrum stays as real and imaginary parts, one beside the other:
-squared in place and multiplied with filters that hold every weight twice, so that no pass is needed
-to add the two up.
+The arithmetic below `log_mel`. A spectrum is squared where it is, as real and imaginary parts
+beside one another, since complex operations are slow on a CPU.
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ from whisper_flash_attention.audio.load import SAMPLING_RATE
 WINDOW = 400
 HOP = 160
 FREQUENCIES = WINDOW // 2 + 1
-# Windowed samples, and real and imaginary parts of their spectrum.
-BYTES_PER_FRAME = 4 * (WINDOW + 2 * FREQUENCIES)
-# What the frames of a part may take: near the caches of a CPU; all that 50 clips need on a GPU.
-CPU_BYTES, GPU_BYTES = 5 << 20, 512 << 20
+# Windowed samples, real and imaginary parts of their spectrum, and its power.
+BYTES_PER_FRAME = 4 * (WINDOW + 3 * FREQUENCIES)
+# What the frames of a part may take. On a CPU near its caches, and little enough that the C library
+# keeps freed memory for the next part, since new pages cost more than the work on them; on a GPU
+# all that dozens of clips need.
+CPU_BYTES, GPU_BYTES = 4 << 20, 512 << 20
 # Mel filters are zero for most frequencies. Multiplied in groups, a CPU skips most of that; a GPU
 # would rather launch one kernel.
 CPU_GROUPS, GPU_GROUPS = 4, 1
@@ -30,10 +31,7 @@ CPU_GROUPS, GPU_GROUPS = 4, 1
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Mel filters `first` to `last` on what they do not ignore, `columns` of a spectrum.
-
-    `weights` are [last - first, columns], each twice: for the real and the imaginary part.
-    """
+    """Mel filters `first` to `last`: `weights` [filters, columns] of what they do not ignore."""
 
     first: int
     last: int
@@ -59,11 +57,12 @@ class MelBank:
         frames = samples.unfold(1, WINDOW, HOP)  # [B, frames, 400], a view
         for part in _even_parts(frames.shape[1], self.frames_at_a_time // len(samples)):
             spectrum = torch.fft.rfft(frames[:, part] * self.window)
-            squares = torch.view_as_real(spectrum).flatten(2).square_()  # [B, frames, 402]
+            squares = torch.view_as_real(spectrum).square_()
+            power = squares[..., 0] + squares[..., 1]  # [B, frames, 201]
             for group in self.groups:
                 weights = group.weights.expand(len(samples), -1, -1)
                 heard = out[:, group.first : group.last, part]
-                torch.bmm(weights, squares[:, :, group.columns].transpose(1, 2), out=heard)
+                torch.bmm(weights, power[:, :, group.columns].transpose(1, 2), out=heard)
 
 
 @lru_cache(maxsize=8)
@@ -84,8 +83,8 @@ def _group(filters: Tensor, first: int, last: int, device: torch.device) -> Grou
     rows = filters[first:last]
     used = rows.any(dim=0).nonzero()
     start, stop = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 1)
-    weights = rows[:, start:stop].repeat_interleave(2, dim=1).to(device)
-    return Group(first, first + len(rows), slice(2 * start, 2 * stop), weights)
+    weights = rows[:, start:stop].contiguous().to(device)
+    return Group(first, first + len(rows), slice(start, stop), weights)
 
 
 def _even_parts(total: int, most: int) -> Iterator[slice]:

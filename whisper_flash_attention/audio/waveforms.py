@@ -32,16 +32,24 @@ def mono_samples(
         AudioError: the clip is empty, not of numbers, not finite, or of another shape; or the rate
             is not positive.
     """
+    samples = unchecked_samples(clip, sampling_rate, wanted_rate)
+    if not np.isfinite(samples).all():
+        raise AudioError("the samples hold numbers that are not finite")
+    return samples
+
+
+def unchecked_samples(
+    clip: Any, sampling_rate: int, wanted_rate: int = 16_000
+) -> npt.NDArray[np.float32]:
+    """As `mono_samples`, for a caller that sees to it that all samples are finite."""
     if sampling_rate <= 0:
         raise AudioError(f"sampling rate {sampling_rate}: give the samples per second, above 0")
     samples = _mono(_as_floats(_as_array(clip)))
     if samples.size == 0:
         raise AudioError("there is no sound in 0 samples")
-    if not np.isfinite(samples).all():
-        raise AudioError("the samples hold numbers that are not finite")
-    if sampling_rate != wanted_rate:
-        samples = _resampled(samples, sampling_rate, wanted_rate)
-    return samples
+    return (
+        samples if sampling_rate == wanted_rate else _resampled(samples, sampling_rate, wanted_rate)
+    )
 
 
 def mono_tensor(clip: Tensor) -> Tensor:
