@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import random
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -13,26 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.audio.encoding import Samples, encode, read_wave, write_wave
-from whisper_flash_attention.audio import bundled_recordings, load_audio
+from tests.audio.encoding import Samples, encode, write_wave
+from whisper_flash_attention.audio import bundled_recordings, load_audio, stream_audio
 from whisper_flash_attention.errors import AudioError
-
-
-@pytest.fixture(scope="module")
-def speech() -> Samples:
-    return read_wave(bundled_recordings()[0].path)  # 7.1 s
-
-
-@pytest.fixture(scope="module")
-def mp3(speech: Samples, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("mp3") / "speech.mp3"
-    return encode(path, speech, codec="mp3", rate=44_100, layout="stereo").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def m4a(speech: Samples, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("m4a") / "speech.m4a"
-    return encode(path, speech, codec="aac", rate=44_100, layout="stereo").read_bytes()
 
 
 def compare(heard: npt.NDArray[np.float32], said: Samples) -> tuple[float, int]:
@@ -287,6 +273,66 @@ def test_a_cut_off_wav_gives_its_beginning_and_a_warning(
     np.testing.assert_array_equal(samples, speech[: samples.size] / np.float32(32768))
     assert samples.size < 0.51 * speech.size
     assert "is damaged or cut off" in caplog.text
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_stream_has_the_errors_of_the_whole(tmp_path: Path, name: str) -> None:
+    UNREADABLE[name][1](tmp_path / name)
+    with pytest.raises(AudioError) as whole:
+        load_audio(tmp_path / name)
+    with pytest.raises(AudioError) as streamed:
+        next(stream_audio(tmp_path / name))
+    assert str(streamed.value) == str(whole.value)
+
+
+@pytest.mark.parametrize("format_name", ["wav", "mp3", "m4a"])
+def test_bytes_and_open_files_are_read_as_the_file(
+    tmp_path: Path, speech: Samples, mp3: bytes, m4a: bytes, format_name: str
+) -> None:
+    path = tmp_path / f"speech.{format_name}"
+    write_wave(path, speech[None], 16_000)
+    path.write_bytes({"wav": path.read_bytes(), "mp3": mp3, "m4a": m4a}[format_name])
+    wanted = load_audio(path)
+    np.testing.assert_array_equal(load_audio(path.read_bytes()), wanted)
+    with path.open("rb") as file:
+        file.seek(100)
+        np.testing.assert_array_equal(load_audio(file), wanted)
+        np.testing.assert_array_equal(load_audio(file), wanted)
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path, speech: Samples, mp3: bytes) -> None:
+    write_wave(tmp_path / "speech.wav", speech[None], 16_000)
+    whole = load_audio(tmp_path / "speech.wav")
+    np.testing.assert_array_equal(through_a_pipe((tmp_path / "speech.wav").read_bytes()), whole)
+    found, whole = through_a_pipe(mp3), load_audio(mp3)
+    assert 0 <= len(found) - len(whole) < 1_000  # with what the encoder added at the end
+    np.testing.assert_array_equal(found[: len(whole) - 100], whole[:-100])
+
+
+def through_a_pipe(data: bytes) -> npt.NDArray[np.float32]:
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(writing, "wb") as file:
+            file.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(reading, "rb") as file:
+        samples = load_audio(file)
+    writer.join()
+    return samples
+
+
+def test_errors_of_what_has_no_name_say_what_it_was(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"^<bytes>: the file is empty"):
+        load_audio(b"")
+    with pytest.raises(AudioError, match=r"^<file>: is not a recording"):
+        load_audio(io.BytesIO(random.Random(5).randbytes(5_000)))
+    (tmp_path / "some.txt").write_text("no sound")
+    reason = r"some\.txt: is open as text; open it with mode"
+    with (tmp_path / "some.txt").open() as file, pytest.raises(AudioError, match=reason):
+        load_audio(file)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rate", [0, -16_000])

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from whisper_flash_attention.audio.waveforms import mono_samples
+from whisper_flash_attention.audio.waveforms import mono_samples, mono_tensor
 from whisper_flash_attention.errors import AudioError
 
 
@@ -66,3 +66,35 @@ def test_half_precision_tensors_and_lists() -> None:
 def test_what_is_not_sound_is_refused(clip: Any, rate: int, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         mono_samples(clip, rate)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        torch.from_numpy(tone(16_000)),
+        torch.from_numpy(tone(16_000)).double(),
+        torch.from_numpy(tone(16_000)).bfloat16(),
+        (torch.from_numpy(tone(16_000)) * 32_767).to(torch.int16),
+        torch.from_numpy(np.stack([tone(16_000), tone(16_000, hertz=700)])),
+        torch.from_numpy(np.stack([tone(16_000), tone(16_000, hertz=700)], axis=1)),
+    ],
+)
+def test_tensors_give_the_same_where_they_are(clip: torch.Tensor) -> None:
+    found = mono_tensor(clip)
+    assert found.dtype is torch.float32
+    np.testing.assert_allclose(found.numpy(), mono_samples(clip, 16_000), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (torch.zeros(0), "no sound in 0 samples"),
+        (torch.zeros(10, dtype=torch.uint8), "but are torch.uint8"),
+        (torch.zeros(10, dtype=torch.bool), "but are torch.bool"),
+        (torch.zeros(2, 3, 400), "give several clips as a list"),
+        (torch.zeros(100, 100), r"shape \[100, 100\]"),
+    ],
+)
+def test_tensors_that_are_not_sound_are_refused(clip: torch.Tensor, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        mono_tensor(clip)

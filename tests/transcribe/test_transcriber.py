@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -108,6 +109,27 @@ def test_segments_of_a_snippet_stay_within_it(transcriber: Transcriber, length: 
     transcription = transcriber.transcribe(snippet)
     assert transcription.seconds == length / 16_000
     assert_in_order(transcription)
+
+
+@pytest.mark.parametrize("length", [1, 161, 5000, 480_000, 480_001, 480_160, 500_039])
+def test_features_and_their_mask_are_those_of_the_extractor(
+    transcriber: Transcriber, speech: npt.NDArray[np.float32], length: int
+) -> None:
+    samples = np.tile(speech, 2)[:length]
+    whole = {"truncation": False, "padding": "longest"} if length > 480_000 else {}
+    expected = transcriber.processor.feature_extractor(
+        samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt", **whole
+    )
+    features, mask = transcriber._features(samples)
+    torch.testing.assert_close(features, expected["input_features"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(mask, expected["attention_mask"], rtol=0, atol=0)
+
+
+def test_a_checkpoint_with_other_features_is_refused(transcriber: Transcriber) -> None:
+    processor = copy.deepcopy(transcriber.processor)
+    processor.feature_extractor.chunk_length = 15
+    with pytest.raises(WeightsError, match="has chunk_length 15, but Whisper's features have 30"):
+        Transcriber(transcriber.model, processor)
 
 
 def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
+# What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
+WHISPER_FEATURES = MappingProxyType(
+    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
+)
 
 
 class Transcriber:
@@ -31,10 +36,12 @@ class Transcriber:
         processor: the processor of the same checkpoint.
 
     Raises:
-        WeightsError: the model's generation config is too old to know timestamps or languages.
+        WeightsError: the model's generation config is too old to know timestamps or languages, or
+            its features are not Whisper's.
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+        _check_features(processor)
         self.model = model
         self.processor = processor
         self._language_ids = _language_ids(model)
@@ -129,18 +136,24 @@ class Transcriber:
         return self._transcription(generated["segments"][0], spoken, samples.size / SAMPLING_RATE)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device."""
+        """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
+
+        Up to 30 s it is one window, silent to its end; `generate` wants a longer recording whole.
+        """
+        import torch
+
+        from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
+        from whisper_flash_attention.audio.mel import HOP
+
         is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
-        whole = {"truncation": False, "padding": "longest"} if is_long else {}
-        batch = self.processor.feature_extractor(
+        features = (log_mel_whole if is_long else log_mel)(
             samples,
-            sampling_rate=SAMPLING_RATE,
-            return_attention_mask=True,
-            return_tensors="pt",
-            **whole,
+            mel_bins=self.processor.feature_extractor.feature_size,
+            device=self.model.device,
+            dtype=self.model.dtype,
         )
-        features = batch["input_features"].to(self.model.device, self.model.dtype)
-        return features, batch["attention_mask"].to(self.model.device)
+        starts = HOP * torch.arange(features.shape[2], device=features.device)
+        return features, (starts < samples.size).to(torch.int32)[None]
 
     def _detect_language(self, features: torch.Tensor) -> str:
         """The code of the language of the first window; generate's own detection is the same."""
@@ -168,6 +181,17 @@ class Transcriber:
             segments.append(Segment(start, end, text.strip(), tuple(tokens)))
             texts.append(text)
         return Transcription("".join(texts).strip(), language, tuple(segments), seconds)
+
+
+def _check_features(processor: WhisperProcessor) -> None:
+    """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
+    for name, value in WHISPER_FEATURES.items():
+        found = getattr(processor.feature_extractor, name)
+        if found != value:
+            raise WeightsError(
+                f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
+                f"features have {value!r}: transcribe with Transformers' own pipeline"
+            )
 
 
 def _language_ids(model: WhisperForConditionalGeneration) -> dict[str, int]:

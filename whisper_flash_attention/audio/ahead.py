@@ -1,0 +1,96 @@
+"""Decode many recordings in threads, ahead of what is done with them.
+
+Decoding is FFmpeg's work, during most of which other Python threads go on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from threading import Event
+
+from whisper_flash_attention.audio.load import (
+    SAMPLING_RATE,
+    Samples,
+    Source,
+    join_blocks,
+    stream_audio,
+)
+from whisper_flash_attention.errors import AudioError, OptionError
+
+# More threads than this wait for one another: between two calls of FFmpeg there is Python.
+MOST_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One recording: mono float32 samples `[T]` within [-1, 1], or the error that came instead."""
+
+    source: Source
+    samples: Samples | None = None
+    error: AudioError | None = None
+
+
+def load_ahead(
+    sources: Iterable[Source],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+    sampling_rate: int = SAMPLING_RATE,
+) -> Iterator[Loaded]:
+    """Decode recordings as `load_audio` does, in threads, and give them in their order.
+
+    A recording that cannot be read gives its error, and the others go on. Closing the iterator
+    stops the threads, each after the block that it is decoding.
+
+    Args:
+        sources: as for `load_audio`; taken as they are needed, in the caller's thread.
+        workers: threads; if left out one per core, but at most 4.
+        ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
+            included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
+        sampling_rate: of the samples, in Hz.
+
+    Raises:
+        OptionError: at once, if a number is below 1.
+    """
+    workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
+    ahead = workers + 1 if ahead is None else ahead
+    for name, number in (("workers", workers), ("ahead", ahead), ("sampling_rate", sampling_rate)):
+        if number < 1:
+            raise OptionError(f"{name} must be at least 1, got {number}")
+    return _in_order(iter(sources), workers, ahead, sampling_rate)
+
+
+def _in_order(
+    sources: Iterator[Source], workers: int, ahead: int, sampling_rate: int
+) -> Iterator[Loaded]:
+    stop = Event()
+    pending: deque[Future[Loaded]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="load_ahead")
+    try:
+        while True:
+            for source in islice(sources, ahead - len(pending)):
+                pending.append(executor.submit(_load, source, sampling_rate, stop))
+            if not pending:
+                return
+            # Kept under no name here, so that the caller alone decides how long it lives.
+            yield pending.popleft().result()
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(source: Source, sampling_rate: int, stop: Event) -> Loaded:
+    blocks: list[Samples] = []
+    try:
+        for block in stream_audio(source, sampling_rate=sampling_rate):
+            blocks.append(block)
+            if stop.is_set():
+                break  # nobody will see the result
+    except AudioError as error:
+        return Loaded(source, error=error)
+    return Loaded(source, join_blocks(blocks))
