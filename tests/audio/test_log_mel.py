@@ -205,11 +205,11 @@ def test_samples_on_the_gpu_stay_there_and_it_is_waited_for_once(same: bool) -> 
     lengths = [SAMPLES] * 5 if same else [1, 700, 80_000, SAMPLES, SAMPLES + 5]
     clips = [torch.from_numpy(noise(length)).cuda() for length in lengths]
     log_mel(clips)  # the filters get there
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             log_mel(clips)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len([each for each in caught if "synchroniz" in str(each.message)]) == 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len([each for each in caught if "called a synchronizing" in str(each.message)]) == 1

@@ -53,6 +53,19 @@ def test_recordings_share_a_stream_and_their_memory() -> None:
     assert torch.cuda.memory_reserved() < before
 
 
+def test_passes_are_recorded_anew_after_all_others_are_gone() -> None:
+    recorder, out = Recorder(), torch.zeros(2**20, device="cuda")
+
+    def work() -> None:
+        out.copy_(out + 1)
+
+    for count in range(1, 4):
+        graph = recorder.record(work)
+        graph.replay()
+        assert out[0].item() == 2 * count
+        del graph
+
+
 def test_an_error_in_a_pass_leaves_nothing_recorded() -> None:
     graphs, x = Graphs(Recorder()), torch.zeros(1, device="cuda")
 

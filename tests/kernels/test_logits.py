@@ -213,7 +213,8 @@ def test_rows_may_be_strided_and_untouched_memory_stays(device: torch.device) ->
     case.x = wide[:, :128]
     case.partials.values.fill_(math.nan)
     case.run()
-    assert torch.equal(case.partials.values, plain)
+    # Rows apart are loaded otherwise, and then a norm's sums have another order.
+    torch.testing.assert_close(case.partials.values, plain)
 
 
 def test_misfits_are_refused(device: torch.device) -> None:

@@ -140,7 +140,7 @@ class FlashSystem:
 
 def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
     """What attends in this package's engine, encoder and decoder, for batches of this size."""
-    from whisper_flash_attention.engine.plan import runs_on
+    from whisper_flash_attention.engine.plan import has_encoder_kernels, runs_on
     from whisper_flash_attention.flash_attention import survey
 
     head_dim = size.d_model // size.heads
@@ -148,8 +148,9 @@ def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, 
     encoder = next(row for row in rows if row.case.startswith("encoder"))
     words = runs_on(model.device)
     form = model.plan(batch_size=batch_size, max_new_tokens=1).cross_attention
+    fused = has_encoder_kernels(model.device, model.dtype)
     return {
-        encoder.case: encoder.picked,
+        encoder.case: words if fused else encoder.picked,
         "decoder self-attention": words,
         "cross-attention": f"{words}, {form}",
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whisper_flash_attention.engine import encoder
 from whisper_flash_attention.engine.cache import Arena
-from whisper_flash_attention.engine.graphs import Graphs, Recorder
+from whisper_flash_attention.engine.graphs import Graphs, Recorder, recording_stream
 from whisper_flash_attention.engine.plan import has_encoder_kernels
 from whisper_flash_attention.engine.weights import EncoderWeights
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Beyond so many clips PyTorch's operations keep a GPU busy while the host launches.
 MOST_PLAIN_CLIPS = 4
+# Up to so many clips kernels overlap with their predecessors (programmatic dependent launch).
+OVERLAPPED_CLIPS = 4
 # Sizes of parts whose recordings are kept; they share their space.
 MOST_PARTS = 8
 
@@ -81,7 +83,7 @@ class PlainEncoder:
 class FusedEncoder:
     """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
 
-    What a part takes in and gives out is launched beside its recording, so that nothing is copied.
+    The last norm is launched beside the recording, so that it writes where the caller wants it.
     """
 
     def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
@@ -94,19 +96,21 @@ class FusedEncoder:
         from whisper_flash_attention.engine.fused_encoder import clips_per_part
         from whisper_flash_attention.kernels.launch import set_pdl
 
-        set_pdl(False)
         states = features.new_empty(len(features), *self._weights.positions.shape)
         clips = clips_per_part(self._weights, len(features))
         for some, out in zip(torch.split(features, clips), torch.split(states, clips), strict=True):
             part, graphs = self._part(len(some))
             part.enter(some)
+            set_pdl(clips <= OVERLAPPED_CLIPS)
             graphs.run("layers", part.layers)
+            set_pdl(False)
             part.leave(out)
         return states
 
     def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
         """A pass over so many clips, and its recording."""
         from whisper_flash_attention.engine.fused_encoder import EncoderPass, space_bytes
+        from whisper_flash_attention.kernels.launch import set_pdl
 
         found = self._parts.get(clips)
         if found is None:
@@ -116,7 +120,9 @@ class FusedEncoder:
                 self._space = Arena(self._weights.positions.device, size)
             self._space.restart()
             part = EncoderPass(self._weights, clips, self._space)
-            part.compile()
+            set_pdl(clips <= OVERLAPPED_CLIPS)
+            with torch.cuda.stream(recording_stream(self._weights.positions.device)):
+                part.compile()
             found = self._parts[clips] = part, Graphs(self._recorder)
             while len(self._parts) > MOST_PARTS:
                 self._parts.popitem(last=False)

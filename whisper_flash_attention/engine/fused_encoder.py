@@ -52,10 +52,12 @@ def space_bytes(weights: EncoderWeights, clips: int) -> int:
 def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
     """Name, shape and dtype of the buffers of a pass.
 
+    features: the features, where a recording finds them.
     stream: the residual stream, [clips T, D].
     narrow: normalised rows and mixed values, as long as the stream; first, the padded features.
     wide: queries, keys and values, or the feed-forward's inside; first, between the convolutions.
     kernel: a convolution's weight in the order of its windows.
+    shifts: sums of the biases that the stream lacks so far.
     """
     (length, width), dtype = weights.positions.shape, weights.positions.dtype
     bins = weights.conv1.weight.shape[1]
@@ -68,6 +70,8 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
         "narrow": ((clips * narrow,), dtype),
         "wide": ((clips * wide,), dtype),
         "kernel": ((kernel,), dtype),
+        "shifts": ((2 * len(weights.layers) + 1, width), torch.float32),
+        "features": ((clips, bins, 2 * length), dtype),
     }
 
 
@@ -83,18 +87,18 @@ class EncoderPass:
         cut = {name: space.take(*spec) for name, spec in _buffers(weights, clips).items()}
         self._x, self._narrow = cut["stream"], cut["narrow"]
         self._wide, self._kernel = cut["wide"], cut["kernel"]
+        self._shifts, self._features = cut["shifts"], cut["features"]
         self._normed = self._narrow[: self._x.numel()].view_as(self._x)
         self._limit = HALF_LIMIT if self._x.dtype is torch.float16 else None
-        self._shifts: Tensor | None = None
 
     def enter(self, features: Tensor) -> None:
         """Take log-mel features [clips, mel bins, 2 T]."""
-        time_first(features if features.stride(2) == 1 else features.contiguous(), self._padded)
+        self._features.copy_(features)
 
     def layers(self) -> None:
         """The convolutions and all layers, up to the last norm."""
         self._convolve()
-        self._shifts = _bias_sums(self._weights)
+        _sum_biases(self._weights, self._shifts)
         for index, layer in enumerate(self._weights.layers):
             self._attend(layer, 2 * index)
             self._feed_forward(layer, 2 * index + 1)
@@ -108,11 +112,9 @@ class EncoderPass:
         """Have all kernels compiled at once, before the first pass needs one."""
         if interpreted():
             return
-        clips, times, bins = self._padded.shape
         with compiling():
-            self.enter(self._x.new_empty(clips, bins, times - 2))
             self.layers()
-            self.leave(self._normed.view(clips, -1, self._x.shape[1]))
+            self.leave(self._normed.view(self._clips, -1, self._x.shape[1]))
 
     @property
     def _padded(self) -> Tensor:
@@ -124,6 +126,7 @@ class EncoderPass:
         """Both convolutions with their GELUs, and the positions on top."""
         conv1, conv2 = self._weights.conv1, self._weights.conv2
         length, width = self._weights.positions.shape
+        time_first(self._features, self._padded)
         seen = _cut(self._wide, self._clips, 2 * length + 1, width)
         seen[:, 0].zero_()
         inside = self._rows(conv1.weight)
@@ -166,22 +169,20 @@ class EncoderPass:
 
     def _normalize(self, norm: Norm, out: Tensor, products: int) -> None:
         """Normalise the stream, to which so many products have been added without their biases."""
-        assert self._shifts is not None
         # Transformers clamps float16 after whole layers.
         limit = self._limit if products and products % 2 == 0 else None
         shift = self._shifts[products]
         layer_norm(self._x, norm.weight, norm.bias, out, eps=norm.eps, limit=limit, shift=shift)
 
 
-def _bias_sums(weights: EncoderWeights) -> Tensor:
-    """Sums of the first 0, 1, 2 ... biases of what is added to the stream, [2 L + 1, D] float32."""
+def _sum_biases(weights: EncoderWeights, out: Tensor) -> None:
+    """out = sums of the first 0, 1, 2 ... biases of what is added to the stream, [2 L + 1, D]."""
     none = torch.zeros_like(weights.final_norm.bias)
     biases = [none]
     for layer in weights.layers:
-        biases += [
-            none if each.bias is None else each.bias for each in (layer.attention.out, layer.fc2)
-        ]
-    return torch.stack(biases).cumsum(0, dtype=torch.float32)
+        both = (layer.attention.out.bias, layer.fc2.bias)
+        biases += [none if bias is None else bias for bias in both]
+    torch.cumsum(torch.stack(biases), 0, dtype=torch.float32, out=out)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:

@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -28,13 +29,15 @@ class Recorder:
     def __init__(self) -> None:
         # torch.cuda.MemPool; its `id` is what capture_begin takes, though the types say otherwise.
         self._pool: Any = None
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def record(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """Run what `launch` launches, and record it for the next time.
 
         What `launch` allocates must not outlive it.
         """
-        if self._pool is None:
+        # PyTorch takes no recording into a pool that outlived all of its recordings.
+        if self._pool is None or not self._alive:
             self._pool = torch.cuda.MemPool()
         current = torch.cuda.current_stream()
         stream = recording_stream(current.device)
@@ -52,6 +55,7 @@ class Recorder:
                     graph.capture_end()
         finally:
             current.wait_stream(stream)
+        self._alive.add(graph)
         return graph
 
     def release(self) -> None:

@@ -28,6 +28,8 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # 16-byte loads that a thread has in flight: enough of them, and few enough registers.
 _LOADS = 4
+# From so many rows on bandwidth counts, and before that the time of one row.
+_MANY_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ def choose(rows: int, d: int, dtype: torch.dtype) -> Config:
     """
     # Threads' worth of 16-byte loads in one row.
     vectors = triton.next_power_of_2(d) * dtype.itemsize // 16
-    warps = min(8, max(1, vectors // (32 * _LOADS)))
-    several = 2 if vectors * 2 <= 32 * _LOADS and rows >= 8192 else 1
+    loads = _LOADS if rows >= _MANY_ROWS else 1
+    warps = min(8, max(1, vectors // (32 * loads)))
+    several = 2 if vectors * 2 <= 32 * _LOADS and rows >= _MANY_ROWS else 1
     return Config(several, warps)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch
+from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
 
 MOST_PARTS = 3
 _FEW_TILES = 100
@@ -123,6 +123,7 @@ def matmul(
         PERSISTENT=config.programs > 0,
         num_warps=config.warps,
         num_stages=config.stages,
+        **pdl(x.device),
     )
 
 
@@ -208,11 +209,14 @@ def matmul_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """A lone weight comes through a descriptor `w0`; several come through pointers, to be chosen.
 
     Tiles of one block of rows stand side by side, so that its rows are read once.
     """
+    release(PDL)
+    wait(PDL)
     WIDE: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     high = tl.cdiv(rows, BLOCK_M)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=PERSISTENT):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch
+from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
 
 _TIMES = 64
 
@@ -45,6 +45,7 @@ def time_first(features: Tensor, out: Tensor) -> None:
         CHANNELS=channels,
         PADDED=triton.next_power_of_2(channels),
         TIMES=_TIMES,
+        **pdl(features.device),
     )
 
 
@@ -59,7 +60,10 @@ def time_first_kernel(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     TIMES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    release(PDL)
+    wait(PDL)
     clip = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * TIMES + tl.arange(0, TIMES)
     channel = tl.arange(0, PADDED)
