@@ -6,15 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe import Segment, Transcription
+from whisper_flash_attention.transcribe import Segment, Transcription, Word
 
 seconds = st.floats(0, 1e6, allow_nan=False)
+numbers = st.none() | st.floats(-10, 10, allow_nan=False)
+words = st.builds(
+    lambda a, b, text: Word(min(a, b), max(a, b), text, 0.5), seconds, seconds, st.text()
+)
 segments = st.builds(
-    lambda a, b, text, tokens: Segment(min(a, b), max(a, b), text, tuple(tokens)),
+    lambda a, b, text, tokens, number, spoken: Segment(
+        min(a, b), max(a, b), text, tuple(tokens), avg_logprob=number, words=tuple(spoken)
+    ),
     seconds,
     seconds,
     st.text(),
     st.lists(st.integers(0, 51_866)),
+    numbers,
+    st.lists(words, max_size=3),
 )
 transcriptions = st.builds(
     lambda text, rows, length: Transcription(text, "en", tuple(rows), length),

@@ -6,8 +6,8 @@ not know attention kernels or the benchmark. Terminals are known to `command.py`
 options), `progress.py` and `quiet.py` alone.
 """
 
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.segments import Segment, Transcription, Word
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import FORMATS, render, write
 
-__all__ = ["FORMATS", "Segment", "Transcriber", "Transcription", "render", "write"]
+__all__ = ["FORMATS", "Segment", "Transcriber", "Transcription", "Word", "render", "write"]

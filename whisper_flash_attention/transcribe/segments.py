@@ -9,6 +9,25 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its times.
+
+    Args:
+        start, end: seconds from the beginning of the recording.
+        text: the word with its punctuation, without blanks around it.
+        probability: mean of its tokens' probabilities.
+    """
+
+    start: float
+    end: float
+    text: str
+    probability: float
+
+    def __post_init__(self) -> None:
+        _check_times("a word", self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One stretch of speech, as the model's timestamps cut it.
 
@@ -17,16 +36,25 @@ class Segment:
         end: seconds, not before `start`.
         text: what was said, without the blank that Whisper's tokens begin with.
         tokens: the ids behind it, timestamp tokens included.
+        avg_logprob: mean log-probability of the tokens of the window that it comes from.
+        no_speech_prob: of that window, the probability that nobody speaks.
+        compression_ratio: of that window's text, its length to its length when compressed.
+        temperature: at which that window was decoded.
+        words: with their times, if those were asked for.
     """
 
     start: float
     end: float
     text: str
     tokens: tuple[int, ...] = ()
+    avg_logprob: float | None = None
+    no_speech_prob: float | None = None
+    compression_ratio: float | None = None
+    temperature: float | None = None
+    words: tuple[Word, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (0 <= self.start <= self.end and math.isfinite(self.end)):
-            raise ValueError(f"a segment cannot go from {self.start} s to {self.end} s")
+        _check_times("a segment", self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +77,8 @@ class Transcription:
         """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it."""
         fields = asdict(self)
         fields["segments"] = [
-            {**asdict(segment), "tokens": list(segment.tokens)} for segment in self.segments
+            {**row, "tokens": list(row["tokens"]), "words": list(row["words"])}
+            for row in fields["segments"]
         ]
         return fields
 
@@ -57,9 +86,17 @@ class Transcription:
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Rebuild what `to_dict` gave. Raises `ValueError` if a field is missing or unknown."""
         try:
-            segments = tuple(
-                Segment(**{**row, "tokens": tuple(row["tokens"])}) for row in fields["segments"]
-            )
+            segments = tuple(_segment(row) for row in fields["segments"])
             return cls(**{**fields, "segments": segments})
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not a transcription: {error}") from error
+
+
+def _segment(row: Mapping[str, Any]) -> Segment:
+    words = tuple(Word(**word) for word in row.get("words", ()))
+    return Segment(**{**row, "tokens": tuple(row["tokens"]), "words": words})
+
+
+def _check_times(what: str, start: float, end: float) -> None:
+    if not (0 <= start <= end and math.isfinite(end)):
+        raise ValueError(f"{what} cannot go from {start} s to {end} s")
