@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 # Beyond so many clips PyTorch's operations keep a GPU busy while the host launches.
 MOST_PLAIN_CLIPS = 4
-# Up to so many clips kernels overlap with their predecessors (programmatic dependent launch).
-OVERLAPPED_CLIPS = 4
+# Up to so many clips launches are the time: kernels overlap with their predecessors (programmatic
+# dependent launch), and the last norm is recorded, too, though its result must then be copied.
+FEW_CLIPS = 4
 # Sizes of parts whose recordings are kept; they share their space.
 MOST_PARTS = 8
 
@@ -83,7 +84,7 @@ class PlainEncoder:
 class FusedEncoder:
     """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
 
-    The last norm is launched beside the recording, so that it writes where the caller wants it.
+    The last norm of many clips is launched beside the recording, and writes what the caller gets.
     """
 
     def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
@@ -100,11 +101,15 @@ class FusedEncoder:
         clips = clips_per_part(self._weights, len(features))
         for some, out in zip(torch.split(features, clips), torch.split(states, clips), strict=True):
             part, graphs = self._part(len(some))
+            few = len(some) <= FEW_CLIPS
             part.enter(some)
-            set_pdl(clips <= OVERLAPPED_CLIPS)
-            graphs.run("layers", part.layers)
+            set_pdl(few)
+            graphs.run("pass", part.whole if few else part.layers)
             set_pdl(False)
-            part.leave(out)
+            if few:
+                out.copy_(part.states)
+            else:
+                part.leave(out)
         return states
 
     def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
@@ -120,7 +125,7 @@ class FusedEncoder:
                 self._space = Arena(self._weights.positions.device, size)
             self._space.restart()
             part = EncoderPass(self._weights, clips, self._space)
-            set_pdl(clips <= OVERLAPPED_CLIPS)
+            set_pdl(clips <= FEW_CLIPS)
             with torch.cuda.stream(recording_stream(self._weights.positions.device)):
                 part.compile()
             found = self._parts[clips] = part, Graphs(self._recorder)

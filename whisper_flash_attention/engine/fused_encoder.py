@@ -78,7 +78,7 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
 class EncoderPass:
     """Encodes so many clips in one space: `enter`, `layers`, `leave`; nothing waits for the device.
 
-    `layers` uses the space alone, so that a CUDA graph of it serves all features and states.
+    `layers` and `whole` use the space alone, so that a CUDA graph of them serves all features.
     """
 
     def __init__(self, weights: EncoderWeights, clips: int, space: Arena) -> None:
@@ -103,6 +103,16 @@ class EncoderPass:
             self._attend(layer, 2 * index)
             self._feed_forward(layer, 2 * index + 1)
 
+    def whole(self) -> None:
+        """All up to `states`."""
+        self.layers()
+        self.leave(self.states)
+
+    @property
+    def states(self) -> Tensor:
+        """Where `whole` leaves the states [clips, T, D], until the next pass."""
+        return self._normed.view(self._clips, -1, self._x.shape[1])
+
     def leave(self, states: Tensor) -> None:
         """Write the states [clips, T, D], contiguous."""
         products = 2 * len(self._weights.layers)
@@ -113,8 +123,7 @@ class EncoderPass:
         if interpreted():
             return
         with compiling():
-            self.layers()
-            self.leave(self._normed.view(self._clips, -1, self._x.shape[1]))
+            self.whole()
 
     @property
     def _padded(self) -> Tensor:
