@@ -66,6 +66,46 @@ def test_logits_are_those_of_the_model(model) -> None:
     assert torch.equal(ids[:, 2:], wanted[:, 1:].argmax(dim=-1))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("scored", [False, True])
+def test_log_probabilities_are_those_of_the_tokens_and_their_end(model, device, scored) -> None:
+    engine = Engine.of(model.to(device))
+    rules = Rules((Suppress((7,)),))
+    prompt = torch.tensor([[298, 5]], device=device).expand(3, -1)
+    states = engine.encode(features(3).to(device))
+    free = engine.decode(states, prompt, Request(rules, 12, (), 0)).sequences
+    ends = (int(free[1, 6]),)  # ends row 1 with its fifth token, if not before
+    request = Request(rules, 12, ends, 0, want_logprobs=True, want_scores=scored)
+    decoded = engine.decode(states, prompt, request)
+    with torch.no_grad():
+        inputs = decoded.sequences[:, :-1]
+        logits = model(features(3).to(device), decoder_input_ids=inputs).logits[:, 1:]
+    logits[:, :, 7] = -torch.inf
+    answers = decoded.sequences[:, 2:]
+    each = logits.log_softmax(-1).gather(2, answers[:, :, None])[:, :, 0]
+    over = (answers == ends[0]).cumsum(1) - (answers == ends[0]).int() > 0
+    assert decoded.sum_logprobs is not None and over.any()
+    wanted = each.masked_fill(over, 0).sum(1)
+    torch.testing.assert_close(decoded.sum_logprobs, wanted, rtol=0, atol=2e-3)
+
+
+def test_a_temperature_flattens_what_is_drawn_and_not_what_is_told(model) -> None:
+    engine = Engine.of(model)
+    prompt = torch.tensor([[298, 5]]).expand(2, -1)
+    states = engine.encode(features(2))
+    drawn = []
+    for temperature in (0.01, 3.0):
+        torch.manual_seed(0)
+        request = Request(
+            Rules(), 12, (), 0, sample=True, temperature=temperature, want_logprobs=True
+        )
+        drawn.append(engine.decode(states, prompt, request))
+    best = engine.decode(states, prompt, Request(Rules(), 12, (), 0, want_logprobs=True))
+    assert torch.equal(drawn[0].sequences, best.sequences)
+    torch.testing.assert_close(drawn[0].sum_logprobs, best.sum_logprobs)
+    assert not torch.equal(drawn[1].sequences, best.sequences)
+
+
 def replace_parameter(model: Any) -> None:
     layer = model.model.decoder.layers[0].fc1
     layer.weight = nn.Parameter(layer.weight.detach() * 2)

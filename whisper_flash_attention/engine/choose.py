@@ -35,6 +35,7 @@ def choose_tokens(
     finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
     bad = torch.zeros_like(finished)
     ends = torch.tensor(request.eos, dtype=prompt.dtype, device=prompt.device)
+    sums = torch.zeros(batch, device=prompt.device) if request.want_logprobs else None
     scores, raw = [], []
     logits = decoder.start(states, prompt)
     while True:
@@ -44,7 +45,10 @@ def choose_tokens(
         processed = request.rules.apply(logits, History(output, length))
         if request.want_scores:
             scores.append(processed.clone(memory_format=torch.contiguous_format))
-        token = pick(processed, sample=request.sample)
+        token = pick(processed, sample=request.sample, temperature=request.temperature)
+        if sums is not None:
+            chosen = torch.log_softmax(processed, dim=-1).gather(1, token[:, None])[:, 0]
+            sums += torch.where(finished, 0.0, chosen)
         token = torch.where(finished, request.pad, token)
         output[:, length] = token
         length += 1
@@ -59,16 +63,19 @@ def choose_tokens(
         output[:, :length].clone(),
         tuple(scores) if request.want_scores else None,
         tuple(raw) if request.want_logits else None,
+        sums,
     )
 
 
-def pick(scores: torch.Tensor, *, sample: bool) -> torch.Tensor:
+def pick(scores: torch.Tensor, *, sample: bool, temperature: float = 1.0) -> torch.Tensor:
     """One token per row of float32 scores [B, V]: the best, or drawn from their softmax.
 
     Sampling makes the same calls as Transformers does, so that a seed gives the same tokens.
     """
     if not sample:
         return scores.argmax(dim=-1)
+    if temperature != 1.0:
+        scores = scores / temperature
     return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
 
 

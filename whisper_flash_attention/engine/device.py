@@ -247,7 +247,9 @@ class DeviceDecoder:
         failed, length = torch.stack([self._state.failed[:batch].any(), longest]).tolist()
         if failed:
             check_finite(self._state.failed[:batch])
-        return Decoded(output[:, : min(begin + 1 + length, request.max_length)])
+        sums = self._state.sum_logprobs[:batch].clone() if request.want_logprobs else None
+        kept = min(begin + 1 + length, request.max_length)
+        return Decoded(output[:, :kept], sum_logprobs=sums)
 
 
 def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:

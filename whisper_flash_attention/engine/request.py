@@ -44,6 +44,9 @@ class Request:
         pad: what follows a row's end.
         sample: draw from the distribution instead of taking its maximum.
         beams: search by beams; the prompt then has `beams.num_beams` rows for every search.
+        temperature: of `sample`: scores are divided by it after the rules.
+        want_logprobs: add up the log-probabilities of the tokens chosen, ends included, under the
+            scores after the rules and before the temperature; not by beams.
         want_scores, want_logits: keep the float32 scores [B, V] of every step, after and before
             the rules.
         cross_attention: "projected" (keys and values per layer), "absorbed" (the encoder's states
@@ -57,8 +60,10 @@ class Request:
     pad: int
     sample: bool = False
     beams: Beams | None = None
+    temperature: float = 1.0
     want_scores: bool = False
     want_logits: bool = False
+    want_logprobs: bool = False
     cross_attention: str = "auto"
     on_token: Callable[[torch.Tensor], None] | None = field(default=None, compare=False)
 
@@ -74,7 +79,8 @@ class Request:
 class Decoded:
     """The tokens of every row, [B, L] int64: prompt, answer, end, padding.
 
-    `scores` and `logits` hold a float32 tensor [B, V] per step where they were asked for. A search
+    `scores` and `logits` hold a float32 tensor [B, V] per step where they were asked for, and
+    `sum_logprobs` a float32 number per row [B]. A search
     by beams also gives, for every token of the answers, the row of the beam that it extended, int32
     [B, N] with -1 behind the end; the answers' scores [B] float32; and the tokens of the beams that
     were still running at the end.
@@ -83,6 +89,7 @@ class Decoded:
     sequences: torch.Tensor
     scores: tuple[torch.Tensor, ...] | None = None
     logits: tuple[torch.Tensor, ...] | None = None
+    sum_logprobs: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     running: torch.Tensor | None = None
