@@ -63,6 +63,51 @@ class TranscribeOptions:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How windows of a recording are decoded; the names are those of openai-whisper.
+
+    Args:
+        temperature: one, or several of which the next is taken while an answer is bad; 0 is greedy.
+        compression_ratio_threshold: an answer whose text compresses better repeats itself: bad.
+        logprob_threshold: an answer whose tokens are less likely than this, on average, is bad.
+        no_speech_threshold: an answer is silence if the model gives that a higher probability, and
+            the answer is unlikely. None for any of the three does without it.
+        condition_on_previous_text: tell every window what was said before.
+        initial_prompt: what the first window is told was said before: names, spellings, style.
+        max_initial_timestamp: the latest second at which a window's first segment may begin.
+
+    Raises:
+        OptionError: a number makes no sense.
+    """
+
+    temperature: float | tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    compression_ratio_threshold: float | None = 2.4
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+    condition_on_previous_text: bool = True
+    initial_prompt: str | None = None
+    max_initial_timestamp: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or any(not 0 <= each <= 2 for each in self.temperatures):
+            raise OptionError(
+                f"temperature is {self.temperature!r}: give numbers from 0 to 2, at least one"
+            )
+        chance = self.no_speech_threshold
+        if chance is not None and not 0 <= chance <= 1:
+            raise OptionError(f"no_speech_threshold is {chance!r}: give a probability, 0 to 1")
+        latest = self.max_initial_timestamp
+        if latest is not None and not 0 <= latest <= 30:
+            raise OptionError(f"max_initial_timestamp is {latest!r}: give seconds from 0 to 30")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """One temperature or more, in the order in which they are tried."""
+        single = isinstance(self.temperature, int | float)
+        return (self.temperature,) if single else tuple(self.temperature)  # type: ignore[return-value, arg-type]
+
+
 def language_code(language: str) -> str:
     """Return Whisper's code of a language that is given by name or code, in any case.
 

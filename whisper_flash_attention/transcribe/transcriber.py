@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,24 +13,33 @@ import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.audio.waveforms import mono_samples
-from whisper_flash_attention.config import TranscribeOptions
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+    from whisper_flash_attention.transcribe.sequential import Read
+
+    Audio = str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor
+
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
+HOP = 160  # samples from one frame of features to the next
 # What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
 WHISPER_FEATURES = MappingProxyType(
-    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
+    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": HOP, "chunk_length": 30, "dither": 0.0}
 )
 
 
 class Transcriber:
-    """Transcribes recordings, greedily and with timestamps, through the model's own `generate`.
+    """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
+
+    Windows of 30 s follow one another, each from where the last complete segment ended; an answer
+    that repeats itself or is unlikely is decoded again at a higher temperature.
 
     Args:
         model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`.
@@ -44,7 +54,7 @@ class Transcriber:
         _check_features(processor)
         self.model = model
         self.processor = processor
-        self._language_ids = _language_ids(model)
+        self._vocabulary = Vocabulary.of(model)
 
     @classmethod
     def from_pretrained(
@@ -94,14 +104,15 @@ class Transcriber:
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the model knows; `("en",)` if it is English-only."""
-        return tuple(self._language_ids) or ("en",)
+        return tuple(self._vocabulary.languages) or ("en",)
 
     def transcribe(
         self,
-        audio: str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor,
+        audio: Audio,
         *,
         language: str | None = None,
         task: str = "transcribe",
+        options: DecodeOptions | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Transcription:
         """Transcribe one recording.
@@ -110,6 +121,8 @@ class Transcriber:
             audio: a file, or mono samples `[T]` in floating point at 16 kHz.
             language: name or code of the language spoken; None detects it in the first 30 s.
             task: "transcribe", or "translate" into English.
+            options: how windows are decoded; None is OpenAI's sequential algorithm with its
+                thresholds and temperatures.
             on_progress: called with the share that is done, from 0.0, before each window.
 
         Raises:
@@ -117,23 +130,108 @@ class Transcriber:
             OptionError: the language or task is unknown, or this model cannot do it.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
-        options = TranscribeOptions(language=language, task=task)
-        options.check_model(self.languages)
-        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
-        features, mask = self._features(samples)
-        spoken = options.language or self._detect_language(features)
-        # An English-only model has no tokens for language and task, and `generate` refuses them.
-        multilingual = bool(self._language_ids)
-        generated = self.model.generate(
+        work = _Work.of(self, audio, language, task)
+        if not self.runs_on_engine:
+            return self._by_generate(work, options or DecodeOptions(), on_progress)
+        if on_progress is not None:
+            on_progress(0.0)
+        for read in self._read([work], options, 1):
+            if on_progress is not None and read.done < read.total:
+                on_progress(read.done / read.total)
+        return work.transcription(self.processor.tokenizer)
+
+    def transcribe_many(
+        self,
+        recordings: Sequence[Audio],
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        options: DecodeOptions | None = None,
+        batch_size: int = 16,
+    ) -> list[Transcription]:
+        """Transcribe several recordings, whose windows are decoded side by side.
+
+        What is read is held in memory; the arguments are those of `transcribe`.
+
+        Args:
+            batch_size: windows at a time, at most.
+
+        Raises:
+            AudioError, OptionError, UnsupportedAttention: as `transcribe`; nothing is returned.
+        """
+        works = [_Work.of(self, audio, language, task) for audio in recordings]
+        if not self.runs_on_engine:
+            return [self._by_generate(each, options or DecodeOptions(), None) for each in works]
+        for _ in self._read(works, options, batch_size):
+            pass
+        return [each.transcription(self.processor.tokenizer) for each in works]
+
+    def stream(
+        self,
+        audio: Audio,
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        options: DecodeOptions | None = None,
+    ) -> Iterator[Segment]:
+        """The segments of one recording, those of a window as soon as it is read.
+
+        The arguments and errors are those of `transcribe`.
+        """
+        work = _Work.of(self, audio, language, task)
+        if not self.runs_on_engine:
+            yield from self._by_generate(work, options or DecodeOptions(), None).segments
+            return
+        for read in self._read([work], options, 1):
+            yield from (_within(segment, work.seconds) for segment in read.segments)
+
+    def _read(
+        self, works: list[_Work], options: DecodeOptions | None, batch_size: int
+    ) -> Iterator[Read]:
+        """Read recordings on the engine, and note what their windows say."""
+        from whisper_flash_attention.generation.fitness import engine_for
+        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.transcribe.sequential import Reading, SequentialReader
+
+        engine = engine_for(self.model)
+        assert not isinstance(engine, Handover)
+        tokenizer = self.processor.tokenizer
+        reader = SequentialReader(engine, self._vocabulary, tokenizer, options or DecodeOptions())
+        readings = [
+            Reading(
+                self._features(work.samples)[0][0],
+                frames=max(1, work.samples.size // HOP),
+                task=work.task,
+                language=work.language,
+            )
+            for work in works
+        ]
+        for read in reader.read(readings, batch_size):
+            work = works[read.index]
+            work.language = readings[read.index].language
+            work.segments += read.segments
+            yield read
+
+    def _by_generate(
+        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
+    ) -> Transcription:
+        from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
+
+        features, mask = self._features(work.samples)
+        work.language, segments = transcribe_by_generate(
+            self.model,
+            self.processor,
+            self._vocabulary,
             features,
-            attention_mask=mask,
-            language=spoken if multilingual else None,
-            task=task if multilingual else None,
-            return_timestamps=True,
-            return_segments=True,
-            monitor_progress=_monitor(on_progress),
+            mask,
+            seconds=work.seconds,
+            language=work.language,
+            task=work.task,
+            options=options,
+            on_progress=on_progress,
         )
-        return self._transcription(generated["segments"][0], spoken, samples.size / SAMPLING_RATE)
+        work.segments += segments
+        return work.transcription(self.processor.tokenizer)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -143,7 +241,6 @@ class Transcriber:
         import torch
 
         from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
-        from whisper_flash_attention.audio.mel import HOP
 
         is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
         features = (log_mel_whole if is_long else log_mel)(
@@ -155,32 +252,41 @@ class Transcriber:
         starts = HOP * torch.arange(features.shape[2], device=features.device)
         return features, (starts < samples.size).to(torch.int32)[None]
 
-    def _detect_language(self, features: torch.Tensor) -> str:
-        """The code of the language of the first window; generate's own detection is the same."""
-        if not self._language_ids:
-            return "en"
-        detected = int(self.model.detect_language(features)[0])
-        return next(code for code, token in self._language_ids.items() if token == detected)
 
-    def _transcription(
-        self, rows: list[dict[str, Any]], language: str, seconds: float
-    ) -> Transcription:
-        """Make segments of what `generate` returned, none reaching beyond the recording.
+@dataclass
+class _Work:
+    """A recording on its way: mono samples `[T]`, what is asked, and what was heard so far."""
 
-        A window is padded with silence, in which Whisper may hear things: those are left out.
-        """
-        segments, texts = [], []
-        for row in rows:
-            # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
-            start, end = round(float(row["start"]), 2), round(float(row["end"]), 2)
-            tokens = row["tokens"].tolist()
-            text = self.processor.tokenizer.decode(tokens, skip_special_tokens=True)
-            if start >= seconds or not text.strip():
-                continue
-            end = max(start, min(end, seconds))
-            segments.append(Segment(start, end, text.strip(), tuple(tokens)))
-            texts.append(text)
-        return Transcription("".join(texts).strip(), language, tuple(segments), seconds)
+    samples: npt.NDArray[np.float32]
+    task: str
+    language: str | None
+    segments: list[Segment] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, transcriber: Transcriber, audio: Audio, language: str | None, task: str) -> _Work:
+        options = TranscribeOptions(language=language, task=task)
+        options.check_model(transcriber.languages)
+        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
+        return cls(samples, task, options.language)
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.size / SAMPLING_RATE
+
+    def transcription(self, tokenizer: Any) -> Transcription:
+        segments = tuple(_within(segment, self.seconds) for segment in self.segments)
+        # Blanks between segments are in their tokens, where the language has any.
+        texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
+        # In a recording without any sound no language can be heard.
+        language = self.language or "en"
+        return Transcription("".join(texts).strip(), language, segments, self.seconds)
+
+
+def _within(segment: Segment, seconds: float) -> Segment:
+    """The segment, not reaching beyond the recording."""
+    if segment.end <= seconds:
+        return segment
+    return replace(segment, start=min(segment.start, seconds), end=seconds)
 
 
 def _check_features(processor: WhisperProcessor) -> None:
@@ -192,26 +298,6 @@ def _check_features(processor: WhisperProcessor) -> None:
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
-
-
-def _language_ids(model: WhisperForConditionalGeneration) -> dict[str, int]:
-    """Token ids by language code, empty for an English-only model."""
-    config = model.generation_config
-    multilingual = getattr(config, "is_multilingual", None)
-    known = getattr(config, "lang_to_id", None)
-    if multilingual is None or not hasattr(config, "no_timestamps_token_id"):
-        raise WeightsError(
-            "the model's generation_config.json is too old: it lacks is_multilingual or "
-            "no_timestamps_token_id; take it from the openai/whisper-* model that it came from"
-        )
-    if not multilingual:
-        return {}
-    if not known:
-        raise WeightsError(
-            "the model's generation_config.json lacks lang_to_id; take it from the "
-            "openai/whisper-* model that it came from"
-        )
-    return {token.strip("<|>"): number for token, number in known.items()}
 
 
 def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
@@ -227,15 +313,3 @@ def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.ND
             f"{list(audio.shape)}"
         )
     return mono_samples(audio, SAMPLING_RATE)
-
-
-def _monitor(on_progress: Callable[[float], None] | None) -> Callable[[torch.Tensor], None] | None:
-    """Adapt `on_progress` to `generate`, which reports frames: rows of (reached, all)."""
-    if on_progress is None:
-        return None
-
-    def report(frames: torch.Tensor) -> None:
-        reached, total = frames[0].tolist()
-        on_progress(reached / total)
-
-    return report

@@ -1,0 +1,135 @@
+"""Long recordings on the engine, against Transformers' long form with the same options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.transcribe import Transcriber, Transcription
+
+Samples = npt.NDArray[np.float32]
+# Without a draw of random numbers, so that both must say the same.
+PLAIN = {
+    "temperature": 0.0,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+}
+
+
+@pytest.fixture(scope="module")
+def transcriber(tiny_en: str) -> Transcriber:
+    return Transcriber.from_pretrained(tiny_en, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def speech(bundled_recordings) -> Samples:
+    """42 s: more than one window."""
+    parts = [load_audio(recording.path) for recording in bundled_recordings]
+    return np.concatenate([*parts, *parts])[: 42 * 16_000]
+
+
+def stock(transcriber: Transcriber, samples: Samples, *, conditioned: bool) -> str:
+    inputs = transcriber.processor(
+        samples,
+        sampling_rate=16_000,
+        return_tensors="pt",
+        truncation=False,
+        padding="longest",
+        return_attention_mask=True,
+    )
+    multilingual = transcriber.languages != ("en",)
+    found = transcriber.model.generate(
+        inputs.input_features,
+        attention_mask=inputs.attention_mask,
+        return_timestamps=True,
+        return_segments=True,
+        condition_on_prev_tokens=conditioned,
+        language="en" if multilingual else None,
+        task="transcribe" if multilingual else None,
+    )
+    decode = transcriber.processor.tokenizer.decode
+    texts = (decode(row["tokens"], skip_special_tokens=True) for row in found["segments"][0])
+    return "".join(texts).strip()
+
+
+def plain(transcriber: Transcriber, samples: Samples, *, conditioned: bool) -> Transcription:
+    options = DecodeOptions(condition_on_previous_text=conditioned, **PLAIN)  # type: ignore[arg-type]
+    return transcriber.transcribe(samples, language="en", options=options)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_the_text_is_that_of_transformers(transcriber, speech, conditioned) -> None:
+    found = plain(transcriber, speech, conditioned=conditioned)
+    assert found.text == stock(transcriber, speech, conditioned=conditioned)
+    assert found.segments[-1].end > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("checkpoint", ["tiny_en", "base"])
+def test_the_text_of_many_recordings_is_that_of_transformers(
+    request, shared_audio: Path, checkpoint, conditioned
+) -> None:
+    source = request.getfixturevalue(checkpoint)
+    some = Transcriber.from_pretrained(source, device="cpu")
+    for name in ("sonnet1", "sonnet2", "sonnet3", "linto_apollo11"):
+        samples = load_audio(shared_audio / f"{name}.mp3")
+        found = plain(some, samples, conditioned=conditioned)
+        assert found.text == stock(some, samples, conditioned=conditioned), name
+
+
+def test_recordings_side_by_side_are_as_each_alone(transcriber, speech) -> None:
+    recordings = [speech, speech[: 5 * 16_000], speech[3 * 16_000 : 36 * 16_000]]
+    options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
+    alone = [transcriber.transcribe(each, options=options) for each in recordings]
+    for batch_size in (2, 8):
+        found = transcriber.transcribe_many(recordings, options=options, batch_size=batch_size)
+        assert [each.text for each in found] == [each.text for each in alone]
+        assert [each.seconds for each in found] == [each.seconds for each in alone]
+        for one, other in zip(found, alone, strict=True):
+            assert [s.tokens for s in one.segments] == [s.tokens for s in other.segments]
+
+
+def test_segments_come_as_windows_are_read(transcriber, speech) -> None:
+    options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
+    stream = transcriber.stream(speech, options=options)
+    first = next(stream)
+    assert first.start < 2 and first.no_speech_prob is None and first.temperature == 0
+    assert (first, *stream) == transcriber.transcribe(speech, options=options).segments
+
+
+def test_nothing_is_heard_where_there_is_no_sound(transcriber, speech) -> None:
+    silence = np.zeros(40 * 16_000, np.float32)
+    assert transcriber.transcribe(silence).segments == ()
+    before = transcriber.transcribe(speech[: 8 * 16_000])
+    padded = transcriber.transcribe(np.concatenate([speech[: 8 * 16_000], silence]))
+    assert padded.segments[-1].end < 9.5
+    assert padded.text.split()[:12] == before.text.split()[:12]
+
+
+def test_what_was_said_before_guides_the_spelling(transcriber, bundled_recordings) -> None:
+    samples = load_audio(bundled_recordings[0].path)
+    plain = transcriber.transcribe(samples)
+    assert "Dashwood" in plain.text
+    options = DecodeOptions(initial_prompt="Mr. Jon Dashwould and Mr. Jon Dashwould's wife.")
+    guided = transcriber.transcribe(samples, options=options)
+    assert "Dashwould" in guided.text
+
+
+def test_a_model_that_the_engine_does_not_run_takes_the_same_options(
+    transcriber, speech, tiny_en
+) -> None:
+    slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
+    assert not slow.runs_on_engine
+    torch.manual_seed(0)
+    found = slow.transcribe(speech, options=DecodeOptions(temperature=0.0))
+    fast = transcriber.transcribe(speech, options=DecodeOptions(temperature=0.0))
+    assert found.text == fast.text
+    assert next(slow.stream(speech[: 16_000 * 4])).start < 1

@@ -1,0 +1,199 @@
+"""OpenAI's sequential algorithm, for many recordings side by side.
+
+A recording is read window by window: each begins where the last complete segment of the one before
+ended, and may be told what was said before. Windows of one recording follow one another; those of
+several are encoded and decoded together, and a recording that is done makes room for the next.
+
+Source: `transcribe` in OpenAI's whisper/transcribe.py. As there and in Transformers' long form,
+features are normalised over the whole recording, and zeros follow its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+
+FRAMES = 3000
+# A text that was hard to read is no guide to the next window.
+UNSURE_TEMPERATURE = 0.5
+
+
+@dataclass
+class Reading:
+    """A recording that is being read.
+
+    Args:
+        features: of all of it, `[mel bins, frames]`, or more.
+        frames: of the recording; features beyond are silence.
+        task: "transcribe" or "translate".
+        language: code of the language spoken; None until it is detected.
+        said: tokens so far, the initial prompt's first.
+        reset: from which of them on they are told to the next window.
+        seek: the frame at which the next window begins.
+    """
+
+    features: Tensor
+    frames: int
+    task: str
+    language: str | None
+    said: list[int] = field(default_factory=list)
+    reset: int = 0
+    seek: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.seek >= self.frames
+
+    def window(self, length: int) -> Tensor:
+        """Features of the next window, `[mel bins, length]`, zeros beyond the end."""
+        part = self.features[:, self.seek : self.seek + length]
+        return torch.nn.functional.pad(part, (0, length - part.shape[1]))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one window gave.
+
+    Args:
+        index: which recording it belongs to, counted from 0.
+        segments: those that say something, in seconds of the recording.
+        done, total: frames read so far, and of the recording.
+    """
+
+    index: int
+    segments: tuple[Segment, ...]
+    done: int
+    total: int
+
+
+class SequentialReader:
+    """Reads recordings window by window on an engine."""
+
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions
+    ) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._options = options
+        self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
+        prompt = (options.initial_prompt or "").strip()
+        self._initial: list[int] = (
+            tokenizer.encode(f" {prompt}", add_special_tokens=False) if prompt else []
+        )
+
+    def read(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
+        """Read all recordings; every window is given as it is done.
+
+        Args:
+            readings: what they are; their state goes on with the windows.
+            batch_size: windows at a time, at most.
+        """
+        waiting = iter(enumerate(readings))
+        active: dict[int, Reading] = {}
+        while True:
+            for index, reading in waiting:
+                reading.said[:0] = self._initial
+                active[index] = reading
+                if len(active) == batch_size:
+                    break
+            active = {index: each for index, each in active.items() if not each.is_done}
+            if not active:
+                return
+            yield from self._windows(active)
+
+    def _windows(self, active: dict[int, Reading]) -> Iterator[Read]:
+        """One window of every active recording."""
+        length = 2 * self._engine.weights.encoder.positions.shape[0]
+        windows = torch.stack([each.window(length) for each in active.values()])
+        heard = {
+            index: reading
+            for (index, reading), is_flat in zip(active.items(), _flat(windows), strict=True)
+            if not is_flat
+        }
+        kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
+        answers = dict(zip(heard, self._answers(list(heard.values()), kept), strict=True))
+        for index, reading in active.items():
+            segments = self._take(reading, answers.get(index), length)
+            yield Read(index, segments, min(reading.seek, reading.frames), reading.frames)
+
+    def _answers(self, readings: list[Reading], windows: Tensor) -> list[Answer]:
+        """What windows `[B, mel bins, length]` say, after the prompts of their recordings."""
+        if not readings:
+            return []
+        states = self._engine.encode(windows)
+        self._detect_languages(readings, states)
+        return self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+
+    def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
+        """Detect what is spoken where that was not said, in the first window."""
+        unknown = [i for i, reading in enumerate(readings) if reading.language is None]
+        if unknown:
+            for i, code in zip(unknown, self._decoder.languages(states[unknown]), strict=True):
+                readings[i].language = code
+
+    def _prompt(self, reading: Reading) -> list[int]:
+        assert reading.language is not None
+        before = reading.said[reading.reset :]
+        return self._vocabulary.prompt(reading.language, reading.task, before)
+
+    def _take(self, reading: Reading, answer: Answer | None, length: int) -> tuple[Segment, ...]:
+        """Note what a window says, if anything, and move on."""
+        frames = min(length, reading.frames - reading.seek)
+        if answer is None or self._decoder.is_silent(answer):
+            reading.seek += frames
+            return ()
+        offset = reading.seek / FRAMES_PER_SECOND
+        pieces, advance = cut(answer.tokens, frames, self._vocabulary)
+        # A window that says that nothing was complete would be read for ever.
+        reading.seek += advance or frames
+        spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
+        for piece, _ in spoken:
+            reading.said += piece.tokens
+        if not self._options.condition_on_previous_text or self._is_unsure(answer):
+            reading.reset = len(reading.said)
+        return tuple(_segment(piece, text, offset, answer) for piece, text in spoken)
+
+    def _is_unsure(self, answer: Answer) -> bool:
+        return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
+
+    def _text(self, piece: Piece) -> str:
+        """What a piece says; nothing if it takes no time."""
+        return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+
+
+def _flat(windows: Tensor) -> list[bool]:
+    """Of which windows `[B, mel bins, T]` the sound is one number: digital silence, for which
+    Whisper likes to invent words.
+
+    Beyond the end of a recording features are 0, in silence another constant.
+    """
+    sound = windows.flatten(1)
+    level = sound[:, :1]
+    flat: list[bool] = ((sound == level) | (sound == 0)).all(dim=1).tolist()
+    return flat
+
+
+def _segment(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:
+    # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
+    start, end = round(offset + piece.start, 2), round(offset + piece.end, 2)
+    return Segment(
+        start=start,
+        end=max(start, end),
+        text=text,
+        tokens=piece.tokens,
+        avg_logprob=answer.avg_logprob,
+        no_speech_prob=answer.no_speech_prob,
+        compression_ratio=answer.compression_ratio,
+        temperature=answer.temperature,
+    )

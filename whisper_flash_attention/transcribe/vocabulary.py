@@ -1,0 +1,101 @@
+"""Whisper's special tokens, and the prompts that are made of them.
+
+Multilingual models and English-only ones have other ids, and the latter no languages nor tasks.
+A prompt is what was said before, then the start, then the language and the task: "Robust Speech
+Recognition via Large-Scale Weak Supervision" (Radford et al., 2022), figure 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whisper_flash_attention.errors import WeightsError
+
+# Seconds between two timestamps.
+PRECISION = 0.02
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of a model's special tokens.
+
+    Args:
+        start, end: <|startoftranscript|> and <|endoftext|>.
+        no_timestamps: <|notimestamps|>; the timestamps are all ids behind it.
+        languages: ids by code; empty for an English-only model.
+        tasks: ids of "transcribe" and "translate"; empty likewise.
+        suppressed: never said; at_begin: not as the first token.
+        positions: tokens of a window at most, the prompt included.
+    """
+
+    start: int
+    end: int
+    no_timestamps: int
+    languages: dict[str, int]
+    tasks: dict[str, int]
+    suppressed: tuple[int, ...]
+    at_begin: tuple[int, ...]
+    positions: int
+
+    @classmethod
+    def of(cls, model: Any) -> Vocabulary:
+        """The ids that a model's generation config names.
+
+        Raises:
+            WeightsError: the config is too old to know timestamps or languages.
+        """
+        config = model.generation_config
+        multilingual = getattr(config, "is_multilingual", None)
+        if multilingual is None or not hasattr(config, "no_timestamps_token_id"):
+            raise _too_old("is_multilingual or no_timestamps_token_id")
+        languages = getattr(config, "lang_to_id", None) or {}
+        if multilingual and not languages:
+            raise _too_old("lang_to_id")
+        codes = {token.strip("<|>"): number for token, number in languages.items()}
+        return cls(
+            start=config.decoder_start_token_id,
+            end=config.eos_token_id,
+            no_timestamps=config.no_timestamps_token_id,
+            languages=codes if multilingual else {},
+            tasks=dict(getattr(config, "task_to_id", None) or {}) if multilingual else {},
+            suppressed=tuple(config.suppress_tokens or ()),
+            at_begin=tuple(config.begin_suppress_tokens or ()),
+            positions=model.config.max_target_positions,
+        )
+
+    @property
+    def timestamp_begin(self) -> int:
+        """The id of <|0.00|>."""
+        return self.no_timestamps + 1
+
+    @property
+    def no_speech(self) -> int:
+        """<|nospeech|> (<|nocaptions|> in older tokenizers)."""
+        return self.no_timestamps - 1
+
+    @property
+    def previous(self) -> int:
+        """<|startofprev|>."""
+        return self.no_timestamps - 2
+
+    def prompt(self, language: str, task: str, before: Sequence[int] = ()) -> list[int]:
+        """The prompt of a window, with as much of what was said before as there is room for."""
+        kept = list(before)[-(self.positions // 2 - 1) :] if before else []
+        prompt = [self.previous, *kept] if kept else []
+        prompt.append(self.start)
+        if self.languages:
+            prompt += [self.languages[language], self.tasks[task]]
+        return prompt
+
+    def seconds(self, timestamp: int) -> float:
+        """The time that a timestamp's id says, from the beginning of its window."""
+        return (timestamp - self.timestamp_begin) * PRECISION
+
+
+def _too_old(missing: str) -> WeightsError:
+    return WeightsError(
+        f"the model's generation_config.json is too old: it lacks {missing}; take it from the "
+        "openai/whisper-* model that it came from"
+    )
