@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 TASKS = ("transcribe", "translate")
+MODES = ("sequential", "batched")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -65,9 +66,12 @@ class TranscribeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """How windows of a recording are decoded; the names are those of openai-whisper.
+    """How a recording is decoded; the names are those of openai-whisper.
 
     Args:
+        mode: "sequential" (OpenAI's algorithm: window after window), or "batched" (chunks of
+            speech side by side, found by a voice activity detector; none is told what was said
+            before).
         temperature: one, or several of which the next is taken while an answer is bad; 0 is greedy.
         compression_ratio_threshold: an answer whose text compresses better repeats itself: bad.
         logprob_threshold: an answer whose tokens are less likely than this, on average, is bad.
@@ -81,6 +85,7 @@ class DecodeOptions:
         OptionError: a number makes no sense.
     """
 
+    mode: str = "sequential"
     temperature: float | tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
@@ -90,6 +95,8 @@ class DecodeOptions:
     max_initial_timestamp: float | None = 1.0
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise OptionError(f"unknown mode {self.mode!r}; possible: {', '.join(MODES)}")
         if not self.temperatures or any(not 0 <= each <= 2 for each in self.temperatures):
             raise OptionError(
                 f"temperature is {self.temperature!r}: give numbers from 0 to 2, at least one"

@@ -162,7 +162,7 @@ class SequentialReader:
             reading.said += piece.tokens
         if not self._options.condition_on_previous_text or self._is_unsure(answer):
             reading.reset = len(reading.said)
-        return tuple(_segment(piece, text, offset, answer) for piece, text in spoken)
+        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
 
     def _is_unsure(self, answer: Answer) -> bool:
         return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
@@ -184,7 +184,8 @@ def _flat(windows: Tensor) -> list[bool]:
     return flat
 
 
-def _segment(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:
+def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:
+    """The segment that a piece of a window is, if the window begins `offset` seconds in."""
     # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
     start, end = round(offset + piece.start, 2), round(offset + piece.end, 2)
     return Segment(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.audio.waveforms import mono_samples
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from whisper_flash_attention.transcribe.sequential import Read
+    from whisper_flash_attention.transcribe.batched import Speech
+    from whisper_flash_attention.transcribe.sequential import Read, Reading
 
     Audio = str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor
 
@@ -113,6 +114,7 @@ class Transcriber:
         language: str | None = None,
         task: str = "transcribe",
         options: DecodeOptions | None = None,
+        batch_size: int = 16,
         on_progress: Callable[[float], None] | None = None,
     ) -> Transcription:
         """Transcribe one recording.
@@ -123,10 +125,12 @@ class Transcriber:
             task: "transcribe", or "translate" into English.
             options: how windows are decoded; None is OpenAI's sequential algorithm with its
                 thresholds and temperatures.
+            batch_size: chunks at a time in batched mode.
             on_progress: called with the share that is done, from 0.0, before each window.
 
         Raises:
             AudioError: the file cannot be read, or the samples are not such.
+            MissingPackage: batched mode needs a package that is not installed.
             OptionError: the language or task is unknown, or this model cannot do it.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
@@ -135,7 +139,7 @@ class Transcriber:
             return self._by_generate(work, options or DecodeOptions(), on_progress)
         if on_progress is not None:
             on_progress(0.0)
-        for read in self._read([work], options, 1):
+        for read in self._read([work], options, batch_size):
             if on_progress is not None and read.done < read.total:
                 on_progress(read.done / read.total)
         return work.transcription(self.processor.tokenizer)
@@ -173,6 +177,7 @@ class Transcriber:
         language: str | None = None,
         task: str = "transcribe",
         options: DecodeOptions | None = None,
+        batch_size: int = 16,
     ) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
@@ -182,7 +187,7 @@ class Transcriber:
         if not self.runs_on_engine:
             yield from self._by_generate(work, options or DecodeOptions(), None).segments
             return
-        for read in self._read([work], options, 1):
+        for read in self._read([work], options, batch_size):
             yield from (_within(segment, work.seconds) for segment in read.segments)
 
     def _read(
@@ -191,32 +196,48 @@ class Transcriber:
         """Read recordings on the engine, and note what their windows say."""
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
-        from whisper_flash_attention.transcribe.sequential import Reading, SequentialReader
+        from whisper_flash_attention.transcribe.batched import BatchedReader
+        from whisper_flash_attention.transcribe.sequential import SequentialReader
 
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
-        tokenizer = self.processor.tokenizer
-        reader = SequentialReader(engine, self._vocabulary, tokenizer, options or DecodeOptions())
-        readings = [
-            Reading(
-                self._features(work.samples)[0][0],
-                frames=max(1, work.samples.size // HOP),
-                task=work.task,
-                language=work.language,
-            )
-            for work in works
-        ]
-        for read in reader.read(readings, batch_size):
+        options = options or DecodeOptions()
+        parts = (engine, self._vocabulary, self.processor.tokenizer, options)
+        recordings: list[Reading] | list[Speech]
+        if options.mode == "batched":
+            recordings = [self._speech(work) for work in works]
+            reads = BatchedReader(*parts).read(recordings, batch_size)
+        else:
+            recordings = [self._reading(work) for work in works]
+            reads = SequentialReader(*parts).read(recordings, batch_size)
+        for read in reads:
             work = works[read.index]
-            work.language = readings[read.index].language
+            work.language = recordings[read.index].language
             work.segments += read.segments
             yield read
+
+    def _reading(self, work: _Work) -> Reading:
+        from whisper_flash_attention.transcribe.sequential import Reading
+
+        features = self._features(work.samples)[0][0]
+        return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
+
+    def _speech(self, work: _Work) -> Speech:
+        from whisper_flash_attention.audio.vad import speech_chunks
+        from whisper_flash_attention.transcribe.batched import Speech
+
+        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
 
     def _by_generate(
         self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
     ) -> Transcription:
         from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
 
+        if options.mode != "sequential":
+            raise OptionError(
+                f"mode {options.mode!r} needs the decode engine, which does not run this model as "
+                "it is (`whisper-flash doctor` says when it does); take mode 'sequential'"
+            )
         features, mask = self._features(work.samples)
         work.language, segments = transcribe_by_generate(
             self.model,

@@ -1,0 +1,81 @@
+"""Chunks of speech side by side."""
+
+from __future__ import annotations
+
+import jiwer
+import numpy as np
+import pytest
+
+from tests.transcribe.test_transcriber import word_error_rate
+from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe import Transcriber
+
+BATCHED = DecodeOptions(mode="batched")
+
+
+@pytest.fixture(scope="module")
+def transcriber(tiny_en: str) -> Transcriber:
+    return Transcriber.from_pretrained(tiny_en, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def speech(bundled_recordings) -> np.ndarray:
+    return np.concatenate([load_audio(recording.path) for recording in bundled_recordings])
+
+
+@pytest.fixture(scope="module")
+def transcript(bundled_recordings) -> str:
+    return " ".join(recording.transcript for recording in bundled_recordings)
+
+
+def test_a_long_recording_is_heard_in_order(transcriber, speech, transcript) -> None:
+    pause = np.zeros(5 * 16_000, np.float32)
+    recording = np.concatenate([pause, speech, pause, speech])
+    shares: list[float] = []
+    found = transcriber.transcribe(
+        recording, options=BATCHED, batch_size=2, on_progress=shares.append
+    )
+    assert word_error_rate(f"{transcript} {transcript}", found.text) < 0.1
+    times = [time for segment in found.segments for time in (segment.start, segment.end)]
+    assert times == sorted(times) and 4 < times[0] < 7 and times[-1] <= found.seconds
+    assert shares == sorted(shares) and shares[0] == 0
+    assert jiwer.wer(found.text, " ".join(each.text for each in found.segments)) == 0
+
+
+def test_recordings_keep_their_own_words(transcriber, bundled_recordings) -> None:
+    samples = [load_audio(recording.path) for recording in bundled_recordings]
+    silence = np.zeros(3 * 16_000, np.float32)
+    found = transcriber.transcribe_many([*samples, silence], options=BATCHED, batch_size=3)
+    for each, recording in zip(found, bundled_recordings, strict=False):
+        assert word_error_rate(recording.transcript, each.text) < 0.25
+        assert each.seconds == pytest.approx(load_audio(recording.path).size / 16_000)
+    assert found[-1].segments == () and found[-1].text == ""
+
+
+def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
+    from whisper_flash_attention.audio.vad import Chunk
+    from whisper_flash_attention.generation.fitness import engine_for
+    from whisper_flash_attention.transcribe.batched import BatchedReader
+    from whisper_flash_attention.transcribe.windows import Answer
+
+    words, tokenizer = transcriber._vocabulary, transcriber.processor.tokenizer
+    reader = BatchedReader(engine_for(transcriber.model), words, tokenizer, DecodeOptions())
+    one, two = (tokenizer.encode(text, add_special_tokens=False) for text in (" one", " two"))
+    stamp = [words.timestamp_begin + 50 * second for second in range(4)]
+    tokens = (stamp[0], *one, stamp[1], stamp[2], *two)
+    answer = Answer(tokens, "one two", -0.1, None, 1.0, 0.0)
+    segments = reader._segments(Chunk(10.0, np.zeros(56_000, np.float32)), answer)
+    assert [(s.start, s.end, s.text) for s in segments] == [
+        (10.0, 11.0, "one"),
+        (12.0, 13.5, "two"),
+    ]
+
+
+def test_it_needs_the_engine(tiny_en: str, speech) -> None:
+    slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
+    with pytest.raises(OptionError, match="'batched' needs the decode engine"):
+        slow.transcribe(speech, options=BATCHED)
+    with pytest.raises(OptionError, match="unknown mode 'fast'"):
+        DecodeOptions(mode="fast")

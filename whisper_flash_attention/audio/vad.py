@@ -1,0 +1,92 @@
+"""Where somebody speaks, by Silero's voice activity detector, and speech in chunks of 30 s at most.
+
+The detector comes with its own package (`silero-vad`, MIT licence), which is optional.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.errors import MissingPackage
+
+CHUNK_SECONDS = 30.0
+# Shorter pauses do not part speech, and so much around speech belongs to it.
+PAUSE_MS, AROUND_MS = 500, 200
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a recording to transcribe at once: mono samples `[T]`, from `start` s on."""
+
+    start: float
+    samples: npt.NDArray[np.float32]
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.size / SAMPLING_RATE
+
+
+def speech_chunks(
+    samples: npt.NDArray[np.float32], max_seconds: float = CHUNK_SECONDS
+) -> Iterator[Chunk]:
+    """Chunks that hold all speech of a recording, each as long as fits between two pauses.
+
+    Args:
+        samples: mono `[T]` at 16 kHz.
+        max_seconds: of a chunk; speech without a pause is cut there.
+
+    Raises:
+        MissingPackage: Silero's package is not installed.
+    """
+    begin = end = None
+    for start, stop in _speech(samples, max_seconds):
+        if begin is not None and end is not None and stop - begin > max_seconds * SAMPLING_RATE:
+            yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
+            begin = None
+        begin = start if begin is None else begin
+        end = stop
+    if begin is not None:
+        yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
+
+
+def _speech(samples: npt.NDArray[np.float32], max_seconds: float) -> list[tuple[int, int]]:
+    """First and last sample of every stretch of speech."""
+    detector, find = _detector()
+    found = find(
+        torch.from_numpy(samples),
+        detector,
+        sampling_rate=SAMPLING_RATE,
+        max_speech_duration_s=max_seconds,
+        min_silence_duration_ms=PAUSE_MS,
+        speech_pad_ms=AROUND_MS,
+    )
+    return [(stretch["start"], stretch["end"]) for stretch in found]
+
+
+@lru_cache(maxsize=1)
+def _detector() -> tuple[Any, Any]:
+    """Silero's model, and its function that finds speech."""
+    threads = torch.get_num_threads()
+    try:
+        from silero_vad import get_speech_timestamps, load_silero_vad
+    except ImportError as error:
+        raise MissingPackage(
+            "voice activity detection needs the package silero-vad, which is not installed: "
+            "pip install 'whisper-flash-attention[vad]'"
+        ) from error
+    finally:
+        # Importing it sets PyTorch to one thread.
+        torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        # The package loads its model in a way that PyTorch wants to give up.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return load_silero_vad(), get_speech_timestamps

@@ -1,0 +1,121 @@
+"""Transcribe chunks of speech side by side, wherever in whichever recording they are.
+
+No chunk waits for another, so that one long recording fills a batch as well as many short ones do.
+A chunk is not told what was said before. Its answer is judged and decoded again as in the
+sequential algorithm, and all of it is kept: what follows the last pair of timestamps is a segment,
+too, for no later window reads it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from whisper_flash_attention.audio.log_mel import log_mel
+from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.sequential import Read, segment_of
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+
+
+@dataclass
+class Speech:
+    """A recording's chunks of speech, and what is asked of it.
+
+    Args:
+        chunks: in order of time.
+        seconds: length of the recording.
+        task: "transcribe" or "translate".
+        language: code of the language spoken; None until it is detected, in the first chunk.
+    """
+
+    chunks: Iterable[Chunk]
+    seconds: float
+    task: str
+    language: str | None
+
+
+class BatchedReader:
+    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time."""
+
+    def __init__(
+        self, engine: Engine, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions
+    ) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
+        prompt = (options.initial_prompt or "").strip()
+        self._before: list[int] = (
+            tokenizer.encode(f" {prompt}", add_special_tokens=False) if prompt else []
+        )
+
+    def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
+        """Read all recordings, in their order; every chunk is given as it is done."""
+        waiting = ((i, chunk) for i, each in enumerate(recordings) for chunk in each.chunks)
+        while batch := list(islice(waiting, batch_size)):
+            owners = [recordings[index] for index, _ in batch]
+            states = self._encode([chunk for _, chunk in batch])
+            self._detect_languages(owners, states)
+            answers = self._decoder.decode(states, [self._prompt(each) for each in owners])
+            for (index, chunk), owner, answer in zip(batch, owners, answers, strict=True):
+                done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
+                total = round(owner.seconds * FRAMES_PER_SECOND)
+                yield Read(index, self._segments(chunk, answer), min(done, total), total)
+
+    def _encode(self, chunks: list[Chunk]) -> Tensor:
+        weights = self._engine.weights
+        features = log_mel(
+            [chunk.samples for chunk in chunks],
+            mel_bins=weights.encoder.conv1.weight.shape[1],
+            device=weights.device,
+            dtype=weights.dtype,
+        )
+        return self._engine.encode(features)
+
+    def _detect_languages(self, owners: list[Speech], states: Tensor) -> None:
+        """Detect what is spoken in recordings of which that was not said, by their first chunk."""
+        first: dict[int, int] = {}
+        for row, owner in enumerate(owners):
+            if owner.language is None:
+                first.setdefault(id(owner), row)
+        rows = list(first.values())
+        if rows:
+            for row, code in zip(rows, self._decoder.languages(states[rows]), strict=True):
+                owners[row].language = code
+
+    def _prompt(self, owner: Speech) -> list[int]:
+        assert owner.language is not None
+        return self._vocabulary.prompt(owner.language, owner.task, self._before)
+
+    def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
+        if self._decoder.is_silent(answer):
+            return ()
+        found = []
+        for piece in self._pieces(chunk, answer):
+            text = self._decoder.text(piece.tokens)
+            if text:
+                found.append(segment_of(piece, text, chunk.start, answer))
+        return tuple(found)
+
+    def _pieces(self, chunk: Chunk, answer: Answer) -> list[Piece]:
+        """All that a chunk says, none of it longer than the chunk."""
+        frames = round(chunk.seconds * FRAMES_PER_SECOND)
+        pieces, _ = cut(answer.tokens, frames, self._vocabulary)
+        rest = answer.tokens[sum(len(piece.tokens) for piece in pieces) :]
+        if rest:
+            begins = self._vocabulary.seconds(rest[0])
+            pieces.append(Piece(max(begins, 0.0), chunk.seconds, rest))
+        return [_up_to(chunk.seconds, piece) for piece in pieces]
+
+
+def _up_to(end: float, piece: Piece) -> Piece:
+    start = min(piece.start, end)
+    return Piece(start, max(start, min(piece.end, end)), piece.tokens)
