@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, render, write
+from whisper_flash_attention.transcribe import (
+    FORMATS,
+    Segment,
+    SubtitleOptions,
+    Transcription,
+    Word,
+    render,
+    write,
+)
 
 SPOKEN = Transcription(
     "Good morning. 1 < 2 & true.",
@@ -62,6 +70,47 @@ def test_vtt_has_its_header_points_and_escapes() -> None:
     )
 
 
+def test_tsv_is_openai_whispers_table() -> None:
+    tabbed = Transcription("", "en", (Segment(0.0004, 1.2345, "one\ttwo\nthree"),), 2.0)
+    assert render(tabbed, "tsv") == "start\tend\ttext\n0\t1234\tone two three\n"
+
+
+def test_lrc_has_minutes_seconds_and_hundredths() -> None:
+    assert render(SPOKEN, "lrc") == "[00:00.00]Good morning.\n[61:01.25]1 < 2 & true.\n"
+    rounded = Transcription("", "en", (Segment(59.999, 60.0, "one"),), 60.0)
+    assert render(rounded, "lrc") == "[01:00.00]one\n"
+
+
+HIGHLIGHTED = Transcription(
+    "a <b",
+    "en",
+    (Segment(0.0, 1.0, "a <b", words=(Word(0, 0.4, "a", 1), Word(0.5, 1, "<b", 1))),),
+    1.0,
+)
+
+
+def test_the_spoken_word_is_underlined_word_by_word() -> None:
+    options = SubtitleOptions(max_line_width=2, highlight_words=True)
+    assert render(HIGHLIGHTED, "vtt", options) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:00.400\n<u>a</u>\n&lt;b\n\n"
+        "00:00:00.400 --> 00:00:00.500\na\n&lt;b\n\n"
+        "00:00:00.500 --> 00:00:01.000\na\n<u>&lt;b</u>\n"
+    )
+    wide = SubtitleOptions(highlight_words=True)
+    assert render(HIGHLIGHTED, "srt", wide) == (
+        "1\n00:00:00,000 --> 00:00:00,400\n<u>a</u> <b\n\n"
+        "2\n00:00:00,400 --> 00:00:00,500\na <b\n\n"
+        "3\n00:00:00,500 --> 00:00:01,000\na <u><b</u>\n"
+    )
+
+
+def test_options_change_subtitles_only() -> None:
+    options = SubtitleOptions(max_line_width=5)
+    changed = {name for name in FORMATS if render(SPOKEN, name, options) != render(SPOKEN, name)}
+    assert changed == {"srt", "vtt"}
+    assert "Good\nmorning.\n" in render(SPOKEN, "srt", options)
+
+
 def test_json_holds_everything() -> None:
     assert Transcription.from_dict(json.loads(render(SPOKEN, "json"))) == SPOKEN
 
@@ -74,6 +123,8 @@ def test_silence_is_an_empty_but_valid_file() -> None:
     assert render(SILENT, "txt") == ""
     assert render(SILENT, "srt") == ""
     assert render(SILENT, "vtt") == "WEBVTT\n"
+    assert render(SILENT, "tsv") == "start\tend\ttext\n"
+    assert render(SILENT, "lrc") == ""
     assert json.loads(render(SILENT, "json"))["segments"] == []
 
 
@@ -86,10 +137,11 @@ def test_text_cannot_break_out_of_its_cue(output_format: str) -> None:
     assert rendered.count("-->") == 1
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**6)), max_size=5))
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 10**6)), max_size=5))
 def test_times_in_milliseconds_come_back_exactly(times: list[tuple[int, int]]) -> None:
     segments = tuple(Segment(a / 1000, (a + length) / 1000, "word") for a, length in times)
-    expected = [(a, a + max(length, 1), "word") for a, length in times]
+    in_order = sorted(times, key=lambda pair: pair[0])
+    expected = [(a, a + length, "word") for a, length in in_order]
     for output_format in ("srt", "vtt"):
         rendered = render(Transcription("", "en", segments, 0.0), output_format)
         assert cues(rendered) == expected
@@ -105,6 +157,13 @@ def test_vtt_text_comes_back_but_for_white_space(text: str) -> None:
     assert unescaped == " ".join(text.split())
     if "&" not in text:
         assert html.unescape(written) == unescaped
+
+
+@pytest.mark.parametrize("text", ["a --> b", "a ---> b", "a ------> b"])
+def test_srt_breaks_arrows_up(text: str) -> None:
+    rendered = render(Transcription(text, "en", (Segment(0, 1, text),), 1.0), "srt")
+    assert rendered.count("-->") == 1
+    assert rendered.endswith("\na -> b\n")
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -123,11 +182,32 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_text("by hand")
+    with pytest.raises(OptionError, match=r"talk\.txt: is there already"):
+        write(SPOKEN, path, "txt")
+    assert path.read_text() == "by hand"
+    write(SPOKEN, path, "txt", overwrite=True)
+    assert path.read_text() == render(SPOKEN, "txt")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / f"{'a' * 251}.txt"
+    write(SPOKEN, path, "txt")
+    assert path.is_file()
+    with pytest.raises(OptionError, match="cannot be written"):
+        write(SPOKEN, tmp_path / f"{'a' * 252}.txt", "txt")
+
+
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be written"):
         write(SPOKEN, tmp_path / "missing" / "talk.txt", "txt")
 
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt"):
+    with pytest.raises(
+        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, tsv, lrc"
+    ):
         render(SPOKEN, "doc")

@@ -8,6 +8,15 @@ options), `progress.py` and `quiet.py` alone.
 
 from whisper_flash_attention.transcribe.segments import Segment, Transcription, Word
 from whisper_flash_attention.transcribe.transcriber import Transcriber
-from whisper_flash_attention.transcribe.writers import FORMATS, render, write
+from whisper_flash_attention.transcribe.writers import FORMATS, SubtitleOptions, render, write
 
-__all__ = ["FORMATS", "Segment", "Transcriber", "Transcription", "Word", "render", "write"]
+__all__ = [
+    "FORMATS",
+    "Segment",
+    "SubtitleOptions",
+    "Transcriber",
+    "Transcription",
+    "Word",
+    "render",
+    "write",
+]

@@ -1,0 +1,114 @@
+"""The formats: plain text, JSON, SubRip (srt), WebVTT (vtt), a table (tsv), lyrics (lrc).
+
+Times are written to the millisecond, in lyrics to the hundredth. WebVTT follows
+https://www.w3.org/TR/webvtt1/: text is escaped, and a cue ends after it starts. SubRip has no
+standard and no escapes: what would be read as an arrow is broken up. The table is openai-whisper's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.segments import Transcription
+from whisper_flash_attention.transcribe.writers.cues import Cue, build_cues, one_line
+from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
+
+
+def render(
+    transcription: Transcription, output_format: str, options: SubtitleOptions | None = None
+) -> str:
+    """Return the whole file's text; what is not empty ends with a newline.
+
+    Args:
+        transcription: what was said.
+        output_format: one of `FORMATS`.
+        options: how subtitles (srt and vtt) are cut; the other formats do not look at them.
+
+    Raises:
+        OptionError: the format is unknown.
+    """
+    if output_format not in FORMATS:
+        raise OptionError(f"unknown format {output_format!r}; possible: {', '.join(FORMATS)}")
+    return FORMATS[output_format](transcription, options or SubtitleOptions())
+
+
+def _txt(transcription: Transcription, _: SubtitleOptions) -> str:
+    return "".join(f"{one_line(segment.text)}\n" for segment in transcription.segments)
+
+
+def _json(transcription: Transcription, _: SubtitleOptions) -> str:
+    return json.dumps(transcription.to_dict(), ensure_ascii=False) + "\n"
+
+
+def _srt(transcription: Transcription, options: SubtitleOptions) -> str:
+    return "\n".join(
+        f"{number}\n{_times(cue, ',')}\n{_text(cue, _without_arrows)}\n"
+        for number, cue in enumerate(build_cues(transcription.segments, options), start=1)
+    )
+
+
+def _vtt(transcription: Transcription, options: SubtitleOptions) -> str:
+    cues = (
+        f"\n{_times(cue, '.')}\n{_text(cue, _escaped)}\n"
+        for cue in build_cues(transcription.segments, options)
+    )
+    return "WEBVTT\n" + "".join(cues)
+
+
+def _tsv(transcription: Transcription, _: SubtitleOptions) -> str:
+    rows = (
+        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(segment.text)}\n"
+        for segment in transcription.segments
+    )
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def _lrc(transcription: Transcription, _: SubtitleOptions) -> str:
+    return "".join(
+        f"[{_lyrics_clock(segment.start)}]{one_line(segment.text)}\n"
+        for segment in transcription.segments
+    )
+
+
+FORMATS: Mapping[str, Callable[[Transcription, SubtitleOptions], str]] = MappingProxyType(
+    {"txt": _txt, "json": _json, "srt": _srt, "vtt": _vtt, "tsv": _tsv, "lrc": _lrc}
+)
+SUBTITLES = ("srt", "vtt")  # what `SubtitleOptions` are about
+
+
+def _times(cue: Cue, decimal_mark: str) -> str:
+    return f"{_clock(cue.start, decimal_mark)} --> {_clock(cue.end, decimal_mark)}"
+
+
+def _clock(milliseconds: int, decimal_mark: str) -> str:
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{decimal_mark}{milliseconds:03d}"
+
+
+def _lyrics_clock(seconds: float) -> str:
+    whole, hundredths = divmod(round(seconds * 100), 100)
+    return f"{whole // 60:02d}:{whole % 60:02d}.{hundredths:02d}"
+
+
+def _text(cue: Cue, clean: Callable[[str], str]) -> str:
+    lines = list(map(clean, cue.lines))
+    if cue.spoken is not None:
+        number, first, behind = cue.spoken
+        line = cue.lines[number]
+        before, word, after = line[:first], line[first:behind], line[behind:]
+        lines[number] = f"{clean(before)}<u>{clean(word)}</u>{clean(after)}"
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _without_arrows(text: str) -> str:
+    return re.sub("-{2,}>", "->", text)
