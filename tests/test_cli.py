@@ -37,8 +37,8 @@ def call(*arguments: str | Path) -> Outcome:
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-def assert_one_line_error(outcome: Outcome, *expected: str) -> None:
-    assert outcome.code == 2
+def assert_one_line_error(outcome: Outcome, *expected: str, code: int = 2) -> None:
+    assert outcome.code == code
     assert outcome.stdout == ""
     [line] = outcome.stderr.splitlines()
     assert line.startswith("error: ")
@@ -109,18 +109,21 @@ def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
     cut.write_bytes(cut.read_bytes()[:-1001])
 
     outcome = call("transcribe", mp3, bad, cut, "--model", tiny_en, "--device", "cpu")
-    assert outcome.code == 2
+    assert outcome.code == 1
     assert outcome.stdout == (
         f"==> {mp3} <==\n{clip.transcript}\n==> {cut} <==\n{clip.transcript}\n"
     )
     lines = outcome.stderr.splitlines()
+    # Recordings are decoded ahead: when damage is told depends on the threads.
+    [damage] = [line for line in lines if line.startswith("warning:")]
+    assert damage.startswith(f"warning: {cut}: is damaged or cut off")
+    lines.remove(damage)
     assert lines[:2] == [f"[1/3] {mp3}", f"[2/3] {bad}"]
     assert lines[2].startswith(f"error: {bad}: is not a recording")
     assert lines[3] == f"[3/3] {cut}"
-    assert lines[4].startswith(f"warning: {cut}: is damaged or cut off")
-    assert "decode engine" in lines[5]
-    assert "s of audio in" in lines[6]
-    assert len(lines) == 7
+    assert "decode engine" in lines[4]
+    assert "s of audio in" in lines[5]
+    assert lines[6:] == ["1 of 3 failed"]
 
 
 @pytest.mark.parametrize("output_format", ["json", "srt"])
@@ -156,16 +159,18 @@ def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: Re
 
 
 def test_a_missing_file_is_told_at_once() -> None:
-    assert_one_line_error(call("transcribe", "nowhere.wav"), "nowhere.wav: there is no such file")
+    outcome = call("transcribe", "nowhere.wav")
+    assert_one_line_error(outcome, "nowhere.wav: there is no such file", code=1)
 
 
-def test_a_folder_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
+def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
     text, empty = tmp_path / "notes.txt", tmp_path / "empty.wav"
     text.write_text("Not a sound.\n" * 50)
     write_wave(empty, np.zeros((1, 0), np.int16), 16_000)
-    assert_one_line_error(call("transcribe", tmp_path), f"{tmp_path}: is a folder")
-    assert_one_line_error(call("transcribe", text), "notes.txt: there is no audio stream")
-    assert_one_line_error(call("transcribe", empty), f"{empty}: ")
+    outcome = call("transcribe", text)
+    assert_one_line_error(outcome, "notes.txt: there is no audio stream", code=1)
+    assert_one_line_error(call("transcribe", empty), f"{empty}: ", code=1)
+    assert_one_line_error(call("transcribe", tmp_path), f"{empty}: ", code=1)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_a_folder_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None
     [
         ("--language", "germn", "unknown language 'germn'; did you mean german"),
         ("--task", "summarise", "unknown task 'summarise'; possible: transcribe, translate"),
-        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt"),
+        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt, tsv"),
         ("--device", "gpu", "unknown device 'gpu'; possible: auto, cpu"),
         ("--dtype", "fp16", "unknown dtype 'fp16'; possible: auto, float32"),
         ("--attention", "sdpa_flsh", "unknown attention back-end 'sdpa_flsh'; did you mean sdpa_f"),
@@ -235,11 +240,11 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(
     with subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # from here on the long file is being read
-        process.stdout.readline()
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("[2/2]"):
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == "interrupted"
+    assert stderr.splitlines()[-1].startswith("interrupted: 1 of 2 files are done; to go on,")
     assert "Traceback" not in stderr

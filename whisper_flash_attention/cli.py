@@ -1,9 +1,9 @@
 """The command `whisper-flash`: transcribe, parity, doctor, benchmark.
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
-Exit codes: 0 done; 1 `doctor` found something broken, or `parity` a difference; 2 an error, told in
-one line; 130 interrupted. PyTorch and Transformers are imported by the commands, so that `--help`
-is quick.
+Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
+`parity` a difference; 2 an error, told in one line; 130 interrupted. PyTorch and Transformers are
+imported by the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 
 import pytest
 from rich.console import Console
@@ -54,3 +55,26 @@ def test_text_for_standard_output_does_not_end_up_on_the_bar(
         print("the text")
     assert capsys.readouterr().out == "the text\n"
     assert "the text" not in screen.getvalue()
+
+
+def test_in_a_terminal_the_bar_says_how_fast_it_goes() -> None:
+    progress, screen = progress_on(True, "a.wav")
+    with progress:
+        progress.begin("a.wav")
+        progress.measure(0.0, 0.0)
+        progress.measure(30.0, 1.5)
+        progress.tell("a line")
+    assert "30.0 s of audio in 1.5 s: 20.0 x real time" in screen.getvalue()
+
+
+def test_a_thread_that_tells_something_waits_for_what_is_printed() -> None:
+    progress, screen = progress_on(False, "a.wav")
+    with progress:
+        with progress.aside():
+            thread = threading.Thread(target=progress.tell, args=("second",))
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive()
+            screen.write("first\n")
+        thread.join()
+    assert screen.getvalue() == "first\nsecond\n"

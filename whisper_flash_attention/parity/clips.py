@@ -13,16 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
+from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES
 
 WINDOW_SECONDS = 30
-
-# In a folder, what does not end like this is not taken for a recording.
-AUDIO_SUFFIXES = frozenset(
-    (
-        *(".aac", ".aif", ".aiff", ".flac", ".m4a", ".mkv", ".mov", ".mp3", ".mp4"),
-        *(".oga", ".ogg", ".opus", ".wav", ".webm", ".wma"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def find_recordings(places: Sequence[str | Path]) -> list[Path]:
         if not place.is_dir():
             found.append(place)
             continue
-        inside = sorted(p for p in place.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES)
+        inside = sorted(p for p in place.iterdir() if p.suffix.lower() in RECORDING_SUFFIXES)
         if not inside:
             raise OptionError(f"{place}: holds no recordings (wav, flac, mp3, m4a, ogg ...)")
         found += inside

@@ -1,35 +1,39 @@
-"""The command `whisper-flash transcribe`: files in, text out, the rest on standard error."""
+"""The command `whisper-flash transcribe`: recordings in, text out, the rest on standard error.
+
+Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or no model; 130 interrupted.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import TranscribeOptions
-from whisper_flash_attention.errors import AudioError, OptionError
-from whisper_flash_attention.transcribe.progress import FileProgress
+from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
+from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.quiet import quiet_transformers, warnings_told
-from whisper_flash_attention.transcribe.segments import Transcription
+from whisper_flash_attention.transcribe.session import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
-from whisper_flash_attention.transcribe.writers import FORMATS, render, write
+from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
-EXIT_SOME_FAILED = 2
+EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
+SUBTITLE_PANEL = "Subtitles (srt, vtt)"
 
 
 def transcribe_command(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE", help="Recordings: wav, flac, mp3, ogg, opus, m4a, mp4 ..."),
+        typer.Argument(
+            metavar="FILE",
+            help="Recordings (wav, flac, mp3, ogg, opus, m4a, mp4 ...), folders of them, quoted "
+            "patterns ('talks/**/*.mp3'), or - for standard input.",
+        ),
     ],
     model: Annotated[
         str,
@@ -58,19 +62,68 @@ def transcribe_command(
         str, typer.Option(help="Attention back-end, as `whisper-flash doctor` lists them.")
     ] = "auto",
     output_format: Annotated[
-        str, typer.Option("--output-format", "-f", help="txt, json, srt or vtt.")
-    ] = "txt",
+        list[str] | None,
+        typer.Option(
+            *("--output-format", "-f"),
+            metavar="NAME",
+            help="txt, json, srt, vtt, tsv, lrc or all. Repeatable, or several with commas. Left "
+            "out: txt.",
+        ),
+    ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output-dir", "-o", help="Write files here instead of standard output."),
+        typer.Option(
+            *("--output-dir", "-o"),
+            help="Write files here instead of standard output. What is there already is skipped.",
+        ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there already.")
+    ] = False,
+    json_lines: Annotated[
+        bool,
+        typer.Option(
+            "--json-lines", help="Print a line of JSON per segment as each recording is done."
+        ),
+    ] = False,
+    max_line_width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The most characters of a line.", rich_help_panel=SUBTITLE_PANEL
+        ),
+    ] = None,
+    max_line_count: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="The most lines at a time; needs --max-line-width.",
+            rich_help_panel=SUBTITLE_PANEL,
+        ),
+    ] = None,
+    max_gap: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Silence between words that have times, above which a new cue starts.",
+            rich_help_panel=SUBTITLE_PANEL,
+        ),
+    ] = 3.0,
+    highlight_words: Annotated[
+        bool,
+        typer.Option(
+            "--highlight-words",
+            help="Underline each word that has times while it is spoken.",
+            rich_help_panel=SUBTITLE_PANEL,
+        ),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Transformers' own messages, too.")
     ] = False,
 ) -> None:
     """Turn recordings into text or subtitles.
 
-    The text goes to standard output, or into one file per recording with [b]--output-dir[/b].
+    The text goes to standard output, or into files with [b]--output-dir[/b], in which the
+    sub-folders of a folder are kept. Interrupted, the same command then goes on where it stopped.
 
     [b]Examples[/b]
 
@@ -78,125 +131,78 @@ def transcribe_command(
 
       whisper-flash transcribe talk.mp3 --model turbo --language german
 
-      whisper-flash transcribe *.flac --output-format srt --output-dir subtitles
+      whisper-flash transcribe recordings -f srt,txt --output-dir subtitles --max-line-width 42
+
+      whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
+
+      whisper-flash transcribe - < talk.mp3
 
       whisper-flash transcribe talk.mp3 --model package:tiny.en  [dim](needs no Hub)[/dim]
+
+    [b]Exit codes[/b]: 0 all done; 1 some recordings failed; 2 misuse, or the model cannot be
+    loaded; 130 interrupted.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    session = _Session(
-        TranscribeOptions(language=language, task=task),
-        _Destination.prepare(files, output_format, output_dir),
-        FileProgress(console, files),
+    inputs = find_inputs(files)
+    destination = Destination(
+        *(chosen_formats(output_format or ()), output_dir),
+        SubtitleOptions(max_line_width, max_line_count, max_gap, highlight_words),
+        overwrite=overwrite,
+        json_lines=json_lines,
     )
-    with ExitStack() as stack, warnings_told(session.progress.tell):
+    options = TranscribeOptions(language=language, task=task)
+    destination.prepare(inputs)
+    todo = [entry for entry in inputs if not destination.is_done(entry)]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    progress = FileProgress(console, [entry.name for entry in todo])
+    session = Session(options, destination, progress, headed=len(inputs) > 1)
+    try:
+        with ExitStack() as stack, warnings_told(progress.tell):
 
-        def open_model() -> Transcriber:
-            if not verbose:
-                stack.enter_context(quiet_transformers())
-            return Transcriber.from_pretrained(
-                model, device=device, dtype=dtype, attention=attention
-            )
+            def open_model() -> Transcriber:
+                if not verbose:
+                    stack.enter_context(quiet_transformers())
+                return Transcriber.from_pretrained(
+                    model, device=device, dtype=dtype, attention=attention
+                )
 
-        transcriber = session.run(files, open_model)
-    if transcriber is not None:
-        console.print(f"{model}: {describe(transcriber)}", markup=False)
-        console.print(session.speed(), markup=False)
+            session.run(todo, open_model)
+    except KeyboardInterrupt as error:
+        console.print(_interruption(session, len(inputs), len(todo)), markup=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    for line in _summary(session, model, len(inputs), len(todo)):
+        console.print(line, markup=False)
     if session.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Destination:
-    """Where results go: standard output, or a file per recording in a folder."""
-
-    output_format: str
-    folder: Path | None
-    several: bool
-
-    @classmethod
-    def prepare(cls, files: Sequence[str], output_format: str, folder: Path | None) -> Self:
-        """Check what can go wrong before any work is done, and make the folder."""
-        if output_format not in FORMATS:
-            raise OptionError(f"unknown format {output_format!r}; possible: {', '.join(FORMATS)}")
-        destination = cls(output_format, folder, several=len(files) > 1)
-        if folder is None:
-            if destination.several and output_format != "txt":
-                raise OptionError(f"{output_format} of several files needs --output-dir")
-            return destination
-        taken: dict[Path, str] = {}
-        for file in files:
-            target = destination.target(folder, file)
-            if target in taken:
-                raise OptionError(f"{taken[target]} and {file} would both be written to {target}")
-            taken[target] = file
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OptionError(f"{folder}: cannot be made ({error.strerror})") from error
-        return destination
-
-    def target(self, folder: Path, file: str) -> Path:
-        return folder / f"{Path(file).stem}.{self.output_format}"
-
-    def deliver(self, file: str, transcription: Transcription) -> None:
-        if self.folder is not None:
-            write(transcription, self.target(self.folder, file), self.output_format)
-            return
-        if self.several:
-            typer.echo(f"==> {file} <==")
-        typer.echo(render(transcription, self.output_format), nl=False)
+def _summary(session: Session, model: str, total: int, todo: int) -> Sequence[str]:
+    """Lines that say what ran, how fast, and what did not."""
+    lines = []
+    if session.transcriber is not None:
+        lines.append(f"{model}: {describe(session.transcriber)}")
+    if session.audio_seconds:
+        lines.append(describe_speed(session.audio_seconds, session.work_seconds))
+    if todo < total:
+        lines.append(f"{total - todo} {'was' if total - todo == 1 else 'were'} there already")
+    if session.failures and total > 1:
+        lines.append(f"{session.failures} of {total} failed")
+    return lines
 
 
-@dataclass(slots=True)
-class _Session:
-    """One run over files: a bad one is reported, and the others go on."""
-
-    options: TranscribeOptions
-    destination: _Destination
-    progress: FileProgress
-    failures: int = 0
-    audio_seconds: float = 0.0
-    work_seconds: float = 0.0
-
-    def run(
-        self, files: Sequence[str], open_model: Callable[[], Transcriber]
-    ) -> Transcriber | None:
-        """Work through the files; return the model, opened for the first file that is audio."""
-        transcriber = None
-        with self.progress:
-            for file in files:
-                self.progress.begin(file)
-                try:
-                    samples = load_audio(file)
-                except AudioError as error:
-                    self.failures += 1
-                    self.progress.tell(f"error: {error}")
-                    continue
-                transcriber = transcriber or open_model()
-                self._transcribe(transcriber, file, samples)
-        return transcriber
-
-    def _transcribe(
-        self, transcriber: Transcriber, file: str, samples: npt.NDArray[np.float32]
-    ) -> None:
-        started = time.perf_counter()
-        transcription = transcriber.transcribe(
-            samples,
-            language=self.options.language,
-            task=self.options.task,
-            on_progress=self.progress.advance,
-        )
-        self.work_seconds += time.perf_counter() - started
-        self.audio_seconds += transcription.seconds
-        with self.progress.aside():
-            self.destination.deliver(file, transcription)
-
-    def speed(self) -> str:
-        """Length and time of the transcription alone, without decoding files and loading."""
-        return (
-            f"{self.audio_seconds:.1f} s of audio in {self.work_seconds:.1f} s: "
-            f"{self.audio_seconds / self.work_seconds:.1f} x real time"
-        )
+def _interruption(session: Session, total: int, todo: int) -> str:
+    """One line that says how far it is, and how to go on."""
+    done = total - todo + session.done
+    if session.destination.resumes:
+        further = "the same command goes on with the others"
+    elif total == 1:
+        further = "the same command starts it again"
+    elif session.destination.folder is not None:
+        further = "to go on, name the others"
+    else:
+        further = "to go on, name the others (into --output-dir, the same command would go on)"
+    return (
+        f"interrupted: {done} of {total} {'file is' if total == 1 else 'files are'} done; {further}"
+    )
 
 
 def describe(transcriber: Transcriber) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 class FileProgress:
     """Progress over files, as a context; one bar for all of them, which moves within a file, too.
+
+    Threads may `tell` something while another has the bar aside: they wait for it.
 
     Args:
         console: where it is shown. If that is not a terminal, several files give a line each and
@@ -24,12 +27,14 @@ class FileProgress:
         self._console = console
         self._files = files
         self._begun = 0
+        self._lock = RLock()
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -37,7 +42,7 @@ class FileProgress:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._bar.add_task("", total=len(files))
+        self._task = self._bar.add_task("", total=len(files), speed="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -63,16 +68,30 @@ class FileProgress:
         """`share` (0 to 1) of the present file is done."""
         self._bar.update(self._task, completed=self._begun - 1 + share)
 
+    def measure(self, audio_seconds: float, work_seconds: float) -> None:
+        """So many seconds of audio, of all files so far, took so many seconds of work."""
+        if audio_seconds > 0:
+            self._bar.update(self._task, speed=describe_speed(audio_seconds, work_seconds))
+
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar away while something else is printed."""
-        self._bar.stop()
-        try:
-            yield
-        finally:
-            self._bar.start()
+        with self._lock:
+            self._bar.stop()
+            try:
+                yield
+            finally:
+                self._bar.start()
 
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
         with self.aside():
             self._console.print(line, markup=False)
+
+
+def describe_speed(audio_seconds: float, work_seconds: float) -> str:
+    """Say how fast work on audio goes."""
+    return (
+        f"{audio_seconds:.1f} s of audio in {work_seconds:.1f} s: "
+        f"{audio_seconds / work_seconds:.1f} x real time"
+    )

@@ -1,0 +1,227 @@
+"""The command with a transcriber that loads nothing; `tests/test_cli.py` has it with a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.transcribe.fakes import FakeTranscriber
+from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.cli import app
+from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
+from whisper_flash_attention.transcribe import Segment, Word, command
+
+
+class Outcome(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None) -> Outcome:
+    words = ["transcribe", *(str(argument) for argument in arguments)]
+    result = CliRunner().invoke(app, words, input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
+    fake = FakeTranscriber()
+    monkeypatch.setattr(
+        command.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
+    )
+    monkeypatch.setattr(command, "describe", lambda transcriber: "no model")
+    return fake
+
+
+@pytest.fixture
+def talks(tmp_path: Path, bundled_recordings: tuple[Recording, ...]) -> Path:
+    """Three real recordings, two of them with the same name."""
+    folder = tmp_path / "talks"
+    clip = bundled_recordings[4].path
+    for name in ("one/talk.wav", "two/talk.wav", "z.wav"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, path)
+    (folder / "notes.txt").write_text("not a recording")
+    return folder
+
+
+def files_in(folder: Path) -> list[str]:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(found)
+
+
+def test_a_folder_becomes_a_folder_like_it(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    outcome = call(talks, "-f", "srt,txt", "-o", out, "--max-line-width", "7")
+    assert outcome.code == 0
+    assert outcome.stdout == ""
+    assert files_in(out) == [
+        *("one/talk.srt", "one/talk.txt", "two/talk.srt", "two/talk.txt", "z.srt", "z.txt"),
+    ]
+    assert (out / "z.srt").read_text() == ("1\n00:00:00,000 --> 00:00:01,000\none two\nthree\n")
+    lines = outcome.stderr.splitlines()
+    assert lines[:2] == [f"[1/3] {talks / 'one/talk.wav'}", f"[2/3] {talks / 'two/talk.wav'}"]
+    assert lines[3] == "small: no model"
+    assert lines[4].startswith("9.9 s of audio in ")
+    assert len(lines) == 5
+
+
+def test_the_same_command_does_only_what_is_missing(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = (talks, "--output-dir", out)
+    call(*arguments)
+    (out / "z.txt").unlink()
+    outcome = call(*arguments)
+    assert outcome.code == 0
+    assert len(transcriber.calls) == 4
+    assert outcome.stderr.splitlines()[-1] == "2 were there already"
+    outcome = call(*arguments)
+    assert outcome == Outcome(0, "", "3 were there already\n")
+    (out / "z.txt").write_text("old")
+    assert call(*arguments, "--overwrite").code == 0
+    assert len(transcriber.calls) == 7
+    assert (out / "z.txt").read_text() == "one two three\n"
+
+
+def test_one_named_recording_is_not_done_again_unless_asked(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    arguments = (talks / "z.wav", "--output-dir", tmp_path / "out")
+    assert call(*arguments).code == 0
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert outcome.stderr == (
+        f"error: {tmp_path / 'out' / 'z.txt'}: is there already; --overwrite replaces it\n"
+    )
+    assert call(*arguments, "--overwrite").code == 0
+
+
+def test_standard_input_is_a_recording(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    content = (talks / "z.wav").read_bytes()
+    outcome = call("-", "--output-dir", tmp_path / "out", stdin=content)
+    assert outcome.code == 0, outcome.stderr
+    assert files_in(tmp_path / "out") == ["stdin.txt"]
+    outcome = call("-", "--json-lines", "--language", "de", stdin=content)
+    assert json.loads(outcome.stdout)["file"] == "stdin"
+    assert transcriber.calls[-1] == {"language": "de", "task": "transcribe"}
+
+
+def test_json_lines_are_one_per_segment(transcriber: FakeTranscriber, talks: Path) -> None:
+    outcome = call(f"{talks}/*/talk.wav", "--json-lines")
+    assert outcome.code == 0
+    rows = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [
+        str(talks / f"{name}/talk.wav") for name in ("one", "two")
+    ]
+    assert all(row["segment"]["text"] == "one two three" for row in rows)
+
+
+def test_words_are_highlighted_where_there_are_any(
+    transcriber: FakeTranscriber, talks: Path
+) -> None:
+    arguments = (talks / "z.wav", "-f", "vtt", "--highlight-words")
+    outcome = call(talks, *arguments[1:], "--output-dir", talks.parent / "out")
+    assert outcome.stderr.count("warning: no word has times here") == 1
+    words = (Word(0.0, 0.5, "one", 1), Word(0.5, 1.0, "two", 1))
+    transcriber.segment = Segment(0.0, 1.0, "one two", words=words)
+    outcome = call(*arguments)
+    assert "<u>one</u> two" in outcome.stdout
+    assert "one <u>two</u>" in outcome.stdout
+    assert "warning" not in outcome.stderr
+
+
+@pytest.mark.parametrize("error", [AudioError("too short"), NotFinite("the model computed NaN")])
+def test_what_one_recording_brings_about_does_not_stop_the_others(
+    transcriber: FakeTranscriber, talks: Path, error: Exception
+) -> None:
+    def fail_first(heard: int) -> None:
+        transcriber.before = lambda heard: None
+        raise error
+
+    transcriber.before = fail_first
+    outcome = call(talks)
+    assert outcome.code == 1
+    assert len(transcriber.calls) == 2
+    assert f"error: {talks / 'one/talk.wav'}: {error}" in outcome.stderr.splitlines()
+    assert outcome.stderr.splitlines()[-1] == "1 of 3 failed"
+
+
+def test_a_file_that_cannot_be_written_does_not_stop_the_others(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "one" / "talk.txt").mkdir(parents=True)
+    outcome = call(talks, "--output-dir", tmp_path / "out")
+    assert outcome.code == 1
+    assert "talk.txt: cannot be written" in outcome.stderr
+    assert files_in(tmp_path / "out") == ["two/talk.txt", "z.txt"]
+
+
+def test_what_is_wrong_with_every_recording_is_told_once(
+    transcriber: FakeTranscriber, talks: Path
+) -> None:
+    def refuse(heard: int) -> None:
+        raise OptionError("this model does not know language 'de'")
+
+    transcriber.before = refuse
+    outcome = call(talks)
+    assert outcome.code == 2
+    assert outcome.stderr.splitlines()[-1] == "error: this model does not know language 'de'"
+
+
+@pytest.mark.parametrize(
+    ("options", "further"),
+    [
+        (("-o",), "the same command goes on with the others"),
+        (("--overwrite", "-o"), "to go on, name the others"),
+        ((), "to go on, name the others (into --output-dir, the same command would go on)"),
+    ],
+)
+def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
+    transcriber: FakeTranscriber,
+    talks: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    further: str,
+) -> None:
+    def interrupt(heard: int) -> None:
+        if heard == 1:
+            raise KeyboardInterrupt
+
+    transcriber.before = interrupt
+    out = tmp_path / "out"
+    outcome = call(talks, *options, *([out] if options else []))
+    assert outcome.code == 130
+    assert outcome.stderr.splitlines()[-1] == f"interrupted: 1 of 3 files are done; {further}"
+    if options:
+        assert files_in(out) == ["one/talk.txt"]
+        assert (out / "one" / "talk.txt").read_text() == "one two three\n"
+    else:
+        assert outcome.stdout == f"==> {talks / 'one/talk.wav'} <==\none two three\n"
+
+
+def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
+    for options, expected in (
+        (("-f", "srt", "--max-line-width", "0"), "max_line_width must be at least 1, got 0"),
+        (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
+        (("-f", "srt", "--max-gap", "-1"), "max_gap must be seconds"),
+        (("--max-line-width", "40"), "lines and cues are for srt and vtt"),
+    ):
+        outcome = call(talks / "z.wav", *options)
+        assert outcome.code == 2
+        assert outcome.stderr.startswith(f"error: {expected}")
+        assert len(outcome.stderr.splitlines()) == 1
