@@ -12,7 +12,7 @@ from whisper_flash_attention.transcribe.progress import FileProgress
 
 def progress_on(terminal: bool, *files: str) -> tuple[FileProgress, io.StringIO]:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=terminal, width=100, highlight=False)
+    console = Console(file=screen, force_terminal=terminal, width=80, highlight=False)
     return FileProgress(console, files), screen
 
 
@@ -58,13 +58,16 @@ def test_text_for_standard_output_does_not_end_up_on_the_bar(
 
 
 def test_in_a_terminal_the_bar_says_how_fast_it_goes() -> None:
-    progress, screen = progress_on(True, "a.wav")
+    name = f"{'folder/' * 20}a.wav"
+    progress, screen = progress_on(True, name)
     with progress:
-        progress.begin("a.wav")
+        progress.begin(name)
         progress.measure(0.0, 0.0)
         progress.measure(30.0, 1.5)
         progress.tell("a line")
-    assert "30.0 s of audio in 1.5 s: 20.0 x real time" in screen.getvalue()
+    assert "30 s, 20.0 x real time" in screen.getvalue()
+    assert "[1/1] fol…" in screen.getvalue()
+    assert "/folder/a.wav " in screen.getvalue()
 
 
 def test_a_thread_that_tells_something_waits_for_what_is_printed() -> None:

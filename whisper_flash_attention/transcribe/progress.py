@@ -10,6 +10,9 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+NAME_WIDTH = 36  # characters; leaves room for the rest in 80 columns
 
 
 class FileProgress:
@@ -30,11 +33,11 @@ class FileProgress:
         self._lock = RLock()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}", markup=False),
+            TextColumn("{task.fields[speed]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -60,7 +63,10 @@ class FileProgress:
         """The next file's turn."""
         self._begun += 1
         place = f"[{self._begun}/{len(self._files)}] {file}"
-        self._bar.update(self._task, description=place, completed=self._begun - 1)
+        shown = place
+        if len(place) > NAME_WIDTH:  # a path's end tells more than its beginning
+            shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
+        self._bar.update(self._task, description=shown, completed=self._begun - 1)
         if len(self._files) > 1 and not self._console.is_terminal:
             self._console.print(place, markup=False)
 
@@ -71,7 +77,8 @@ class FileProgress:
     def measure(self, audio_seconds: float, work_seconds: float) -> None:
         """So many seconds of audio, of all files so far, took so many seconds of work."""
         if audio_seconds > 0:
-            self._bar.update(self._task, speed=describe_speed(audio_seconds, work_seconds))
+            speed = f"{audio_seconds:.0f} s, {audio_seconds / work_seconds:.1f} x real time"
+            self._bar.update(self._task, speed=speed)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
