@@ -36,8 +36,8 @@ def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState
     assert state.cross_keys is not None and state.cross_values is not None
     for index, layer in enumerate(weights.layers):
         attention = layer.cross_attention
-        state.cross_keys[index, :clips].copy_(_heads(linear(states, attention.k)))
-        state.cross_values[index, :clips].copy_(_heads(linear(states, attention.v)))
+        state.cross_keys[index, :clips].copy_(split_heads(linear(states, attention.k)))
+        state.cross_values[index, :clips].copy_(split_heads(linear(states, attention.v)))
 
 
 def forward(
@@ -55,32 +55,32 @@ def forward(
     for index, layer in enumerate(weights.layers):
         x += _self_attention(layer, state, index, x, position)
         x += _cross_attention(layer, state, index, x)
-        hidden = F.gelu(linear(_norm(x, layer.ffn_norm), layer.fc1))
+        hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
         x += linear(hidden, layer.fc2)
     return x[:, -1]
 
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] in float32, rounded to the model's dtype first, of residual rows x [B, D]."""
-    return linear(_norm(x, weights.final_norm), Linear(weights.projection, None)).float()
+    return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
 
 
 def _self_attention(
     layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor, position: int
 ) -> torch.Tensor:
     attention = layer.self_attention
-    normed = _norm(x, layer.self_norm)
+    normed = normalize(x, layer.self_norm)
     end = position + x.shape[1]
     keys, values = state.keys[index], state.values[index]
-    keys[:, :, position:end].copy_(_heads(linear(normed, attention.k)))
-    values[:, :, position:end].copy_(_heads(linear(normed, attention.v)))
+    keys[:, :, position:end].copy_(split_heads(linear(normed, attention.k)))
+    values[:, :, position:end].copy_(split_heads(linear(normed, attention.v)))
     keys, values = _past(state, keys, end), _past(state, values, end)
-    query = _heads(linear(normed, attention.q))
+    query = split_heads(linear(normed, attention.q))
     # A prompt starts at position 0, so that PyTorch's causal mask is the right one.
     causal = x.shape[1] > 1
     assert not causal or position == 0
     out = F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
-    return linear(_rows(out), attention.out)
+    return linear(join_heads(out), attention.out)
 
 
 def _past(state: DecodeState, cached: torch.Tensor, end: int) -> torch.Tensor:
@@ -95,7 +95,7 @@ def _cross_attention(
     layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor
 ) -> torch.Tensor:
     attention = layer.cross_attention
-    query = linear(_norm(x, layer.cross_norm), attention.q)
+    query = linear(normalize(x, layer.cross_norm), attention.q)
     if state.states is not None:
         out = _absorbed(attention, query, state.states)
     else:
@@ -134,15 +134,16 @@ def _absorbed(attention: Attention, query: torch.Tensor, states: torch.Tensor) -
     return out if attention.v.bias is None else out + attention.v.bias
 
 
-def _norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Layer norm over the last axis of x [..., D]."""
     return F.layer_norm(x, (x.shape[-1],), norm.weight, norm.bias, norm.eps)
 
 
-def _heads(x: torch.Tensor) -> torch.Tensor:
+def split_heads(x: torch.Tensor) -> torch.Tensor:
     """[B, L, D] as [B, H, L, 64]."""
     return x.view(*x.shape[:2], -1, HEAD_WIDTH).transpose(1, 2)
 
 
-def _rows(x: torch.Tensor) -> torch.Tensor:
+def join_heads(x: torch.Tensor) -> torch.Tensor:
     """[B, H, L, 64] as [B, L, D]."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)
