@@ -1,4 +1,4 @@
-"""What the decoder attends to while it says given tokens: that of stock Whisper with eager attention."""
+"""What the decoder attends to while it says given tokens: as eager stock Whisper does."""
 
 from __future__ import annotations
 

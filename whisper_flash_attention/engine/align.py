@@ -210,7 +210,9 @@ class _Pass:
             torch.log_softmax(step.logits(self._weights, some)[:, :text_tokens], dim=-1)
             .gather(1, ids[:, None])[:, 0]
             .exp()
-            for some, ids in zip(before.split(at_once), spoken.split(at_once), strict=True)
+            for some, ids in zip(
+                torch.split(before, at_once), torch.split(spoken, at_once), strict=True
+            )
         ]
         probabilities = torch.zeros(self._tokens.shape, device=x.device)
         if found:

@@ -1,0 +1,94 @@
+"""From tokens to the words that they spell, as OpenAI's `whisper/tokenizer.py` splits them."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+# Languages written without blanks: every character that is whole is a word.
+UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+# What `bytes.decode` puts where bytes are no character.
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """A word: its text, with the blank before it, and how many tokens it takes."""
+
+    text: str
+    count: int
+
+
+class Speller:
+    """Splits text tokens of one vocabulary into words.
+
+    Args:
+        tokenizer: Transformers' Whisper tokenizer, whose tokens are GPT-2's: bytes in disguise.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def words(self, tokens: Sequence[int], language: str) -> list[Spelled]:
+        """The words of text tokens, in a language given by its code.
+
+        A word begins with a blank or is punctuation, which thus stands alone; in `UNSPACED`
+        languages it is what the fewest tokens spell that end with a whole character. No token is
+        lost: the counts add up to `len(tokens)`.
+        """
+        characters = self._characters(tokens)
+        if language in UNSPACED:
+            return characters
+        words: list[Spelled] = []
+        for each in characters:
+            # Whether it is *within* the string: also a blank alone, or ").", is punctuation.
+            begins = each.text.startswith(" ") or each.text.strip() in string.punctuation
+            if begins or not words:
+                words.append(each)
+            else:
+                words[-1] = Spelled(words[-1].text + each.text, words[-1].count + each.count)
+        return words
+
+    def _characters(self, tokens: Sequence[int]) -> list[Spelled]:
+        """The shortest runs of tokens that end where a character does."""
+        parts = [self._bytes(name) for name in self._tokenizer.convert_ids_to_tokens(list(tokens))]
+        whole = _decode(b"".join(parts))
+        found: list[Spelled] = []
+        run, count, offset = b"", 0, 0
+        for part in parts:
+            run, count = run + part, count + 1
+            text = _decode(run)
+            bad = text.find(REPLACEMENT)
+            # A bad character is final only where it is one in the whole text, too.
+            if bad < 0 or whole[offset + bad : offset + bad + 1] == REPLACEMENT:
+                found.append(Spelled(text, count))
+                offset += len(text)
+                run, count = b"", 0
+        if count:
+            found.append(Spelled(_decode(run), count))
+        return found
+
+    @staticmethod
+    def _bytes(name: str) -> bytes:
+        disguised = _disguised_bytes()
+        return bytes(disguised[character] for character in name)
+
+
+def _decode(some: bytes) -> str:
+    return some.decode("utf-8", errors="replace")
+
+
+@cache
+def _disguised_bytes() -> dict[str, int]:
+    """GPT-2's byte for each character of a token's name (OpenAI's `gpt-2/src/encoder.py`).
+
+    Bytes that print stand for themselves; the others, in order, for the characters from 256 on.
+    """
+    printed = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }

@@ -1,0 +1,246 @@
+"""When each word of a window was said: `WordAligner` gives segments their words.
+
+The decoder hears the text of a whole window once more, without timestamps, and its alignment heads
+tell where each token is (`engine.align`, `engine.warp`); `spelling` makes words of the tokens and
+`timing` fits them to their segments. All as openai-whisper's `word_timestamps`, whatever attention
+the model itself runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe import timing
+from whisper_flash_attention.transcribe.segments import Segment, Word
+from whisper_flash_attention.transcribe.spelling import Speller
+from whisper_flash_attention.transcribe.timing import Span, Timing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from whisper_flash_attention.engine.align import Said
+
+POSITIONS_PER_SECOND = 50
+
+
+@dataclass(frozen=True)
+class SpokenWindow:
+    """One window of a recording, and what was said in it.
+
+    Args:
+        states: the encoder's output [S, D] for the window, on the model's device.
+        segments: in order of time, in seconds of the recording, with their tokens.
+        start: where the window begins in the recording, in seconds.
+        frames: log-mel frames of the recording in the window, 0 to 3,000; the rest is padding.
+        seconds: length of the recording: no word or segment ends beyond it.
+        language: code of the language spoken.
+        task: "transcribe" or "translate".
+        last_speech: where speech ended before this window, in seconds; 0.0 in the first one.
+    """
+
+    states: Tensor
+    segments: tuple[Segment, ...]
+    start: float
+    frames: int
+    seconds: float
+    language: str = "en"
+    task: str = "transcribe"
+    last_speech: float = 0.0
+
+
+@dataclass(frozen=True)
+class WindowWords:
+    """A window's segments with their words.
+
+    Args:
+        segments: as they came, in number, text and tokens; those with words begin and end with
+            them.
+        last_word_end: seconds; None if there is no word.
+        last_speech: what the recording's next window takes, in seconds.
+    """
+
+    segments: tuple[Segment, ...]
+    last_word_end: float | None
+    last_speech: float
+
+
+class WordAligner:
+    """Aligns words by one model's weights, which it reads in place, beside the model's modules.
+
+    Where the checkpoint names no alignment heads all heads of the last half of the layers count,
+    as in openai-whisper.
+
+    Args:
+        model: any Whisper whose weights are plain tensors.
+        processor: the processor of the same checkpoint.
+
+    Raises:
+        OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
+            `generation_config.alignment_heads` names heads that it does not have.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+        from whisper_flash_attention.engine.align import check_heads
+        from whisper_flash_attention.engine.weights import collect, why_not
+
+        reason = why_not(model)
+        if reason is not None:
+            raise OptionError(
+                f"word timestamps need a model of plain weights, and this one has {reason}; merge "
+                "adapters, remove hooks, or leave word timestamps out"
+            )
+        self._weights = collect(model).decoder
+        self._heads = alignment_heads(model)
+        check_heads(self._weights, self._heads)
+        self._config: Any = model.generation_config
+        self._end = int(processor.tokenizer.eos_token_id)
+        self._speller = Speller(processor.tokenizer)
+
+    def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
+        """Give the segments of each window their words; windows are aligned together.
+
+        Windows of one recording need the `last_speech` of those before them: hand over one window
+        of each recording at a time.
+
+        Raises:
+            OptionError: a language or task that the model does not know.
+            NotFinite: the model computed NaN or infinity.
+        """
+        texts = [
+            [token for segment in window.segments for token in self._text(segment)]
+            for window in windows
+        ]
+        spoken = [index for index, text in enumerate(texts) if text]
+        aligned = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
+        timings = dict(zip(spoken, aligned, strict=True))
+        return [
+            self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
+        ]
+
+    def _text(self, segment: Segment) -> list[int]:
+        return [token for token in segment.tokens if token < self._end]
+
+    def _align(
+        self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
+    ) -> list[list[Timing]]:
+        """Words of each window's text, in seconds of the window."""
+        from whisper_flash_attention.engine.align import listen
+        from whisper_flash_attention.engine.warp import start_positions, token_costs
+
+        rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
+        costs, probabilities = [], []
+        heard = listen(self._weights, rows, self._heads, text_tokens=self._end)
+        for window, row, each in zip(windows, rows, heard, strict=True):
+            begin, end = len(self._prompt(window)), len(row.tokens) - 1
+            # A token is where the decoder looks from the token before it.
+            costs.append(token_costs(each.attention, begin - 1, end).cpu().numpy())
+            probabilities.append(each.probabilities[begin:end].cpu().numpy())
+        return [
+            self._words(window, text[: len(likely)], starts, likely)
+            for window, text, starts, likely in zip(
+                windows, texts, start_positions(costs), probabilities, strict=True
+            )
+        ]
+
+    def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
+        """The text between a prompt without timestamps and the end, as far as there is room."""
+        from whisper_flash_attention.engine.align import Said
+
+        prompt = self._prompt(window)
+        room = len(self._weights.positions) - len(prompt) - 1
+        return Said(window.states, (*prompt, *text[:room], self._end), window.frames)
+
+    def _prompt(self, window: SpokenWindow) -> tuple[int, ...]:
+        config = self._config
+        start, plain = config.decoder_start_token_id, config.no_timestamps_token_id
+        if not config.is_multilingual:
+            return start, plain
+        language = config.lang_to_id.get(f"<|{window.language}|>")
+        task = config.task_to_id.get(window.task)
+        if language is None or task is None:
+            raise OptionError(
+                f"cannot align words of language {window.language!r} and task {window.task!r}: the "
+                "model's generation_config.json knows no such language or task"
+            )
+        return start, language, task, plain
+
+    def _words(
+        self,
+        window: SpokenWindow,
+        text: Sequence[int],
+        starts: npt.NDArray[np.int64],
+        likely: npt.NDArray[np.float32],
+    ) -> list[Timing]:
+        """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
+        # Translations are English, which has blanks.
+        language = "en" if window.task == "translate" else window.language
+        words, index = [], 0
+        for word in self._speller.words(text, language):
+            after = index + word.count
+            start, end = (float(starts[each]) / POSITIONS_PER_SECOND for each in (index, after))
+            probability = float(likely[index:after].mean())
+            words.append(Timing(word.text, word.count, start, end, probability))
+            index = after
+        return words
+
+    def _finish(self, window: SpokenWindow, words: list[Timing]) -> WindowWords:
+        """Fit a window's words to its segments."""
+        usual = timing.usual_duration(words)
+        timing.shorten_beside_sentence_ends(words, usual)
+        timing.join_punctuation(words)
+        for word in words:
+            word.start = round(window.start + word.start, 2)
+            word.end = round(window.start + word.end, 2)
+        spans = [Span(each.start, each.end, len(self._text(each))) for each in window.segments]
+        finished, last_speech, last_word_end = [], window.last_speech, None
+        for segment, span, mine in zip(
+            window.segments, spans, timing.deal_out(words, spans), strict=True
+        ):
+            if mine:
+                timing.fit_to_segment(mine, span, usual, last_speech)
+                last_speech = span.end
+                last_word_end = min(mine[-1].end, window.seconds)
+            finished.append(_segment(segment, span, mine, window.seconds))
+        if last_word_end is not None:
+            last_speech = last_word_end
+        elif finished:
+            last_speech = finished[-1].end
+        return WindowWords(tuple(finished), last_word_end, last_speech)
+
+
+def alignment_heads(model: WhisperForConditionalGeneration) -> tuple[tuple[int, int], ...]:
+    """The (layer, head) pairs that the checkpoint names, or all of the last half of the layers.
+
+    The latter are those of openai-whisper (`whisper/model.py`) for models that it does not know.
+    """
+    named = getattr(model.generation_config, "alignment_heads", None)
+    if named:
+        return tuple((int(layer), int(head)) for layer, head in named)
+    layers, heads = model.config.decoder_layers, model.config.decoder_attention_heads
+    return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+
+
+def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: float) -> Segment:
+    """The segment with its words, nothing of it beyond the recording."""
+    if not words:
+        return segment
+    start, end = _within(span.start, span.end, seconds)
+    return replace(segment, start=start, end=end, words=tuple(_word(w, seconds) for w in words))
+
+
+def _word(word: Timing, seconds: float) -> Word:
+    start, end = _within(word.start, word.end, seconds)
+    return Word(start, end, word.text.strip(), word.probability)
+
+
+def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
+    """Times in hundredths of a second, in order, and within a recording of so many seconds."""
+    end = min(round(end, 2), seconds)
+    return max(0.0, min(round(start, 2), end)), end
