@@ -232,7 +232,8 @@ def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: flo
     if not words:
         return segment
     start, end = _within(span.start, span.end, seconds)
-    return replace(segment, start=start, end=end, words=tuple(_word(w, seconds) for w in words))
+    spelled = tuple(_word(word, seconds) for word in words if word.text.strip())
+    return replace(segment, start=start, end=end, words=spelled)
 
 
 def _word(word: Timing, seconds: float) -> Word:

@@ -1,0 +1,358 @@
+"""Words of real speech, against those that openai-whisper gave (`openai_words.py`)."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from tests.transcribe.openai_words import EXPECTED, bundled_samples, further_samples
+from whisper_flash_attention.audio.log_mel import FRAMES, log_mel, log_mel_whole
+from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe import Segment, Transcriber
+from whisper_flash_attention.transcribe.words import (
+    SpokenWindow,
+    WindowWords,
+    WordAligner,
+    alignment_heads,
+)
+
+Recordings = dict[str, npt.NDArray[np.float32]]
+Features = Callable[[npt.NDArray[np.float32], dict[str, Any]], torch.Tensor]
+# Of a start or an end, in seconds; both sides round to 0.01.
+TOLERANCE = 0.1
+
+
+@pytest.fixture(scope="module")
+def transcriber(tiny_en: str) -> Transcriber:
+    return Transcriber.from_pretrained(tiny_en, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def aligner(transcriber: Transcriber) -> WordAligner:
+    return WordAligner(transcriber.model, transcriber.processor)
+
+
+@pytest.fixture(scope="module")
+def multilingual(base: str) -> Transcriber:
+    return Transcriber.from_pretrained(base, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def recordings() -> Recordings:
+    return bundled_samples()
+
+
+def expected_rows(checkpoint: str, place: str) -> list[dict[str, Any]]:
+    found = json.loads(EXPECTED.read_text(encoding="utf-8"))
+    assert found["made_by"].startswith("openai-whisper 2025")
+    return [
+        row for row in found["rows"] if (row["checkpoint"], row["place"]) == (checkpoint, place)
+    ]
+
+
+def window_features(samples: npt.NDArray[np.float32], row: dict[str, Any]) -> torch.Tensor:
+    """As openai-whisper has them: a slice of the recording's own, zeros behind it."""
+    whole = log_mel_whole(samples, device="cpu")[..., row["seek"] :][..., : row["frames"]]
+    return torch.nn.functional.pad(whole, (0, FRAMES - whole.shape[-1]))
+
+
+def spoken_window(transcriber: Transcriber, features: torch.Tensor, row: Any) -> SpokenWindow:
+    engine = Engine.of(transcriber.model)
+    end = transcriber.processor.tokenizer.eos_token_id
+    decode = transcriber.processor.tokenizer.decode
+    return SpokenWindow(
+        states=engine.encode(features.to(transcriber.model.device))[0],
+        segments=tuple(
+            Segment(start, end_time, decode([t for t in tokens if t < end]), tuple(tokens))
+            for start, end_time, tokens in row["given"]
+        ),
+        start=row["seek"] / 100,
+        frames=row["frames"],
+        seconds=row["seconds"],
+        language=row["language"],
+        last_speech=row["last_speech"],
+    )
+
+
+def silent_features(samples: npt.NDArray[np.float32], row: dict[str, Any]) -> torch.Tensor:
+    """As Transformers has them for short recordings: silence behind the window."""
+    samples = samples[row["seek"] * 160 :][: row["frames"] * 160]
+    return log_mel(samples, device="cpu")
+
+
+def compared(found: WindowWords, row: dict[str, Any]) -> Iterable[tuple[float, float, float]]:
+    """Differences of starts, ends and probabilities, word by word; the words must be the same."""
+    for segment, (_, _, words) in zip(found.segments, row["expected"], strict=True):
+        assert [word.text for word in segment.words] == [text.strip() for text, *_ in words]
+        for ours, (_, start, end, likely) in zip(segment.words, words, strict=True):
+            yield (
+                abs(ours.start - start),
+                abs(ours.end - min(end, row["seconds"])),
+                abs(ours.probability - likely),
+            )
+
+
+def differences(
+    transcriber: Transcriber,
+    rows: list[dict[str, Any]],
+    recordings: Recordings,
+    features: Features = window_features,
+) -> npt.NDArray[np.float64]:
+    """[words, 3], of all rows, aligned three windows at a time."""
+    aligner = WordAligner(transcriber.model, transcriber.processor)
+    found: list[tuple[float, float, float]] = []
+    for first in range(0, len(rows), 3):
+        some = rows[first : first + 3]
+        windows = [
+            spoken_window(transcriber, features(recordings[row["recording"]], row), row)
+            for row in some
+        ]
+        for row, words in zip(some, aligner.add_words(windows), strict=True):
+            found += compared(words, row)
+    return np.array(found)
+
+
+def share_within(found: npt.NDArray[np.float64], seconds: float) -> float:
+    """The share of words whose start and end both differ by no more."""
+    return float((found[:, :2] < seconds + 0.005).all(axis=1).mean())
+
+
+def assert_agree(found: npt.NDArray[np.float64], words: int) -> None:
+    """From the same features all is the same, but for near-ties of paths."""
+    assert len(found) >= words
+    assert share_within(found, TOLERANCE) >= 0.99
+    assert share_within(found, 0.0) >= 0.95
+    assert np.quantile(found[:, 2], 0.95) < 0.005
+
+
+def test_words_of_bundled_recordings_are_openais(
+    transcriber: Transcriber, recordings: Recordings
+) -> None:
+    assert_agree(differences(transcriber, expected_rows("tiny.en", "bundled"), recordings), 200)
+
+
+def test_silence_behind_a_window_moves_few_words(
+    transcriber: Transcriber, recordings: Recordings
+) -> None:
+    rows = expected_rows("tiny.en", "bundled")
+    found = differences(transcriber, rows, recordings, silent_features)
+    assert len(found) >= 200
+    assert share_within(found, TOLERANCE) >= 0.95
+
+
+def test_segments_begin_and_end_as_openais(
+    transcriber: Transcriber, aligner: WordAligner, recordings: Recordings
+) -> None:
+    for row in expected_rows("tiny.en", "bundled")[:3]:
+        features = window_features(recordings[row["recording"]], row)
+        [found] = aligner.add_words([spoken_window(transcriber, features, row)])
+        for segment, (start, end, _) in zip(found.segments, row["expected"], strict=True):
+            assert segment.start == pytest.approx(start, abs=0.025)
+            assert segment.end == pytest.approx(min(end, row["seconds"]), abs=0.025)
+
+
+@pytest.mark.slow
+def test_words_of_a_multilingual_model_are_openais(
+    multilingual: Transcriber, recordings: Recordings
+) -> None:
+    assert_agree(differences(multilingual, expected_rows("base", "bundled"), recordings), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["tiny.en", "base"])
+def test_words_of_further_recordings_and_languages_are_openais(
+    checkpoint: str, request: pytest.FixtureRequest, shared_audio: Path
+) -> None:
+    names = {"tiny.en": "transcriber", "base": "multilingual"}
+    recordings = further_samples(shared_audio)
+    by_language: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in expected_rows(checkpoint, "further"):
+        by_language[row["language"]].append(row)
+    assert len(by_language) == (1 if checkpoint == "tiny.en" else 5)
+    model = request.getfixturevalue(names[checkpoint])
+    for rows in by_language.values():
+        assert_agree(differences(model, rows, recordings), 5)
+
+
+def heard_window(
+    transcriber: Transcriber, samples: npt.NDArray[np.float32], **options: Any
+) -> SpokenWindow:
+    """A recording of up to 30 s as `Transcriber` hears it, in silence."""
+    said = transcriber.transcribe(samples, **options)
+    states = Engine.of(transcriber.model).encode(log_mel(samples, device="cpu"))
+    return SpokenWindow(
+        states=states[0],
+        segments=said.segments,
+        start=0.0,
+        frames=min(FRAMES, samples.size // 160),
+        seconds=said.seconds,
+        language=said.language,
+    )
+
+
+@pytest.fixture(scope="module")
+def heard(transcriber: Transcriber, recordings: Recordings) -> SpokenWindow:
+    samples = recordings["all"]
+    return heard_window(transcriber, samples[: samples.size // 2])
+
+
+def spelled(text: str) -> str:
+    return "".join(text.split())
+
+
+def test_words_are_in_order_within_their_segment_and_spell_it(
+    aligner: WordAligner, heard: SpokenWindow
+) -> None:
+    [found] = aligner.add_words([heard])
+    times = [0.0]
+    for before, segment in zip(heard.segments, found.segments, strict=True):
+        assert replace(segment, start=0, end=1, words=()) == replace(before, start=0, end=1)
+        assert spelled("".join(word.text for word in segment.words)) == spelled(segment.text)
+        assert " ".join(word.text for word in segment.words).count("  ") == 0
+        for word in segment.words:
+            assert segment.start <= word.start < word.end <= segment.end
+            assert 0 < word.probability <= 1
+            times += [word.start, word.end]
+    assert times == sorted(times)
+    assert times[-1] <= heard.seconds
+    assert found.last_word_end == found.last_speech == times[-1]
+    # The clips are read without long pauses: words fill most of their time.
+    spoken = sum(word.end - word.start for each in found.segments for word in each.words)
+    assert spoken > 0.8 * heard.seconds
+
+
+def test_windows_do_not_mind_their_neighbours(aligner: WordAligner, heard: SpokenWindow) -> None:
+    half = replace(heard, segments=heard.segments[:1], last_speech=0.0)
+    silent = replace(heard, segments=(), last_speech=3.5)
+    wordless = replace(heard, segments=(Segment(1.0, 2.0, "", (50257, 50363)),))
+    alone = [aligner.add_words([each])[0] for each in (heard, half)]
+    together = aligner.add_words([silent, half, wordless, heard])
+    for one, other in zip(alone, (together[3], together[1]), strict=True):
+        assert one.last_speech == other.last_speech
+        for ours, theirs in zip(one.segments, other.segments, strict=True):
+            assert [word.text for word in ours.words] == [word.text for word in theirs.words]
+            differ = [
+                max(abs(a.start - b.start), abs(a.end - b.end))
+                for a, b in zip(ours.words, theirs.words, strict=True)
+            ]
+            assert np.mean(np.array(differ) < 0.03) > 0.95
+    assert together[0] == WindowWords((), None, 3.5)
+    assert together[2] == WindowWords(wordless.segments, None, 2.0)
+    assert aligner.add_words([]) == []
+
+
+def test_a_later_window_is_in_the_recordings_time(
+    aligner: WordAligner, heard: SpokenWindow
+) -> None:
+    [first] = aligner.add_words([heard])
+    later = replace(
+        heard,
+        segments=tuple(
+            replace(each, start=each.start + 60, end=each.end + 60) for each in heard.segments
+        ),
+        start=60.0,
+        seconds=heard.seconds + 60,
+        last_speech=60.0,
+    )
+    [found] = aligner.add_words([later])
+    for one, other in zip(first.segments, found.segments, strict=True):
+        for ours, theirs in zip(one.words, other.words, strict=True):
+            assert theirs.start == pytest.approx(ours.start + 60, abs=0.011)
+            assert theirs.end == pytest.approx(ours.end + 60, abs=0.011)
+
+
+def test_no_word_reaches_beyond_the_recording(aligner: WordAligner, heard: SpokenWindow) -> None:
+    [found] = aligner.add_words([replace(heard, seconds=20.0)])
+    words = [word for segment in found.segments for word in segment.words]
+    assert max(word.end for word in words) == 20.0
+    assert found.last_word_end == found.last_speech == 20.0
+
+
+@pytest.mark.parametrize("frames", [0, 1, 7, 40])
+def test_a_snippet_holds_all_that_was_said(
+    aligner: WordAligner, heard: SpokenWindow, frames: int
+) -> None:
+    seconds = max(frames, 1) / 100
+    short = replace(
+        heard,
+        segments=tuple(replace(each, start=0.0, end=seconds) for each in heard.segments),
+        frames=frames,
+        seconds=seconds,
+    )
+    [found] = aligner.add_words([short])
+    words = [word for segment in found.segments for word in segment.words]
+    assert spelled("".join(word.text for word in words)) == spelled(
+        "".join(segment.text for segment in heard.segments)
+    )
+    assert all(word.end <= seconds for word in words)
+
+
+def test_a_text_that_fills_the_models_positions_is_aligned_as_far_as_there_is_room(
+    aligner: WordAligner, heard: SpokenWindow
+) -> None:
+    tokens = tuple(t for segment in heard.segments for t in segment.tokens if t < 50256)
+    endless = replace(heard, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:447]),))
+    [found] = aligner.add_words([endless])
+    assert len(found.segments[0].words) > 200
+
+
+def test_a_translation_is_split_as_english(
+    multilingual: Transcriber, recordings: Recordings
+) -> None:
+    [row] = [r for r in expected_rows("base", "bundled") if r["recording"] == "austen_0880"]
+    features = window_features(recordings["austen_0880"], row)
+    window = replace(spoken_window(multilingual, features, row), language="ja", task="translate")
+    aligner = WordAligner(multilingual.model, multilingual.processor)
+    [found] = aligner.add_words([window])
+    words = [word.text for segment in found.segments for word in segment.words]
+    assert words == [text.strip() for _, _, said in row["expected"] for text, *_ in said]
+
+
+def test_heads_default_to_the_last_half_of_the_layers(transcriber: Transcriber) -> None:
+    model = transcriber.model
+    named = model.generation_config.alignment_heads
+    assert alignment_heads(model) == tuple(map(tuple, named))
+    try:
+        model.generation_config.alignment_heads = None
+        assert alignment_heads(model) == tuple((i, j) for i in (2, 3) for j in range(6))
+        WordAligner(model, transcriber.processor)
+        model.generation_config.alignment_heads = [[4, 0]]
+        with pytest.raises(OptionError, match=r"alignment heads \[\(4, 0\)\]: the model has"):
+            WordAligner(model, transcriber.processor)
+    finally:
+        model.generation_config.alignment_heads = named
+
+
+def test_a_model_with_hooks_is_refused(transcriber: Transcriber) -> None:
+    layer = transcriber.model.model.decoder.layers[0]
+    handle = layer.register_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(OptionError, match=r"and this one has a hook on model.decoder.layers.0"):
+            WordAligner(transcriber.model, transcriber.processor)
+    finally:
+        handle.remove()
+
+
+def test_an_unknown_language_is_refused(multilingual: Transcriber, heard: SpokenWindow) -> None:
+    aligner = WordAligner(multilingual.model, multilingual.processor)
+    window = replace(heard, language="xx", segments=(Segment(0.0, 1.0, "a", (64,)),))
+    with pytest.raises(OptionError, match="cannot align words of language 'xx'"):
+        aligner.add_words([window])
+
+
+@pytest.mark.gpu
+def test_half_precision_on_a_gpu_gives_openais_words(tiny_en: str, recordings: Recordings) -> None:
+    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda")
+    assert on_gpu.model.dtype is torch.float16
+    found = differences(on_gpu, expected_rows("tiny.en", "bundled"), recordings)
+    assert share_within(found, TOLERANCE) >= 0.95
