@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_flash_attention.config import (
+    PRESETS,
+    DecodeOptions,
     TranscribeOptions,
     language_code,
+    preset,
     resolve_device,
     resolve_dtype,
 )
@@ -101,3 +104,18 @@ def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
     assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
     with pytest.raises(OptionError, match="unknown dtype 'fp16'; possible: auto, float32"):
         resolve_dtype("fp16", torch.device("cpu"))
+
+
+def test_what_is_given_counts_instead_of_the_presets() -> None:
+    assert preset("accurate") == DecodeOptions()
+    assert preset("fast", temperature=None) == PRESETS["fast"]
+    changed = preset("fast", mode="sequential", temperature=(0.0, 0.5), word_timestamps=True)
+    assert (changed.mode, changed.temperatures) == ("sequential", (0.0, 0.5))
+    assert changed.word_timestamps
+
+
+def test_only_what_makes_sense() -> None:
+    with pytest.raises(OptionError, match="unknown preset 'best'; possible: fast, balanced"):
+        preset("best")
+    with pytest.raises(OptionError, match="unknown mode"):
+        preset("fast", mode="parallel")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from whisper_flash_attention.errors import DeviceError, OptionError
@@ -80,6 +80,7 @@ class DecodeOptions:
         condition_on_previous_text: tell every window what was said before.
         initial_prompt: what the first window is told was said before: names, spellings, style.
         max_initial_timestamp: the latest second at which a window's first segment may begin.
+        word_timestamps: give segments their words, with times.
 
     Raises:
         OptionError: a number makes no sense.
@@ -93,6 +94,7 @@ class DecodeOptions:
     condition_on_previous_text: bool = True
     initial_prompt: str | None = None
     max_initial_timestamp: float | None = 1.0
+    word_timestamps: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -113,6 +115,26 @@ class DecodeOptions:
         """One temperature or more, in the order in which they are tried."""
         single = isinstance(self.temperature, int | float)
         return (self.temperature,) if single else tuple(self.temperature)  # type: ignore[return-value, arg-type]
+
+
+# From quick to careful; what is given beside a preset counts instead of it.
+PRESETS = {
+    "fast": DecodeOptions(mode="batched", temperature=0.0),
+    "balanced": DecodeOptions(mode="batched"),
+    "accurate": DecodeOptions(),
+}
+
+
+def preset(name: str, **changes: object) -> DecodeOptions:
+    """The options of a preset, with changes; those that are None change nothing.
+
+    Raises:
+        OptionError: there is no such preset, or a change makes no sense.
+    """
+    if name not in PRESETS:
+        raise OptionError(f"unknown preset {name!r}; possible: {', '.join(PRESETS)}")
+    given = {option: value for option, value in changes.items() if value is not None}
+    return replace(PRESETS[name], **given)  # type: ignore[arg-type]
 
 
 def language_code(language: str) -> str:

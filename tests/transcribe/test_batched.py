@@ -79,3 +79,15 @@ def test_it_needs_the_engine(tiny_en: str, speech) -> None:
         slow.transcribe(speech, options=BATCHED)
     with pytest.raises(OptionError, match="unknown mode 'fast'"):
         DecodeOptions(mode="fast")
+
+
+def test_words_have_times_in_their_chunks(transcriber, speech) -> None:
+    options = DecodeOptions(mode="batched", temperature=0.0, word_timestamps=True)
+    pause = np.zeros(6 * 16_000, np.float32)
+    found = transcriber.transcribe(
+        np.concatenate([pause, speech, pause, speech[: 9 * 16_000]]), options=options, batch_size=2
+    )
+    words = [word for segment in found.segments for word in segment.words]
+    assert "".join(word.text for word in words) == "".join(found.text.split())
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times) and times[0] > 5.5 and times[-1] <= found.seconds

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import Recording
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.transcribe import Segment, Word, command
 
@@ -118,7 +119,24 @@ def test_standard_input_is_a_recording(
     assert files_in(tmp_path / "out") == ["stdin.txt"]
     outcome = call("-", "--json-lines", "--language", "de", stdin=content)
     assert json.loads(outcome.stdout)["file"] == "stdin"
-    assert transcriber.calls[-1] == {"language": "de", "task": "transcribe"}
+    asked = transcriber.calls[-1]
+    assert (asked["language"], asked["task"]) == ("de", "transcribe")
+    assert asked["options"] == DecodeOptions()
+
+
+def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None:
+    arguments = ("--preset", "fast", "--batch-size", "4", "--word-timestamps")
+    more = ("--initial-prompt", "Names.", "--temperature", "0", "--temperature", "0.4")
+    assert call(talks / "z.wav", *arguments, *more).code == 0
+    asked = transcriber.calls[-1]
+    assert asked["batch_size"] == 4
+    assert asked["options"] == DecodeOptions(
+        mode="batched", temperature=(0.0, 0.4), initial_prompt="Names.", word_timestamps=True
+    )
+    assert call(talks / "z.wav", "--no-condition-on-previous-text").code == 0
+    assert not transcriber.calls[-1]["options"].condition_on_previous_text
+    outcome = call(talks / "z.wav", "--preset", "best")
+    assert outcome.code == 2 and "possible: fast, balanced, accurate" in outcome.stderr
 
 
 def test_json_lines_are_one_per_segment(transcriber: FakeTranscriber, talks: Path) -> None:

@@ -133,3 +133,26 @@ def test_a_model_that_the_engine_does_not_run_takes_the_same_options(
     fast = transcriber.transcribe(speech, options=DecodeOptions(temperature=0.0))
     assert found.text == fast.text
     assert next(slow.stream(speech[: 16_000 * 4])).start < 1
+
+
+def test_words_have_times_and_spell_the_segments(transcriber, speech) -> None:
+    options = DecodeOptions(**PLAIN, word_timestamps=True)  # type: ignore[arg-type]
+    found = transcriber.transcribe(speech, options=options)
+    assert found.segments[-1].end > 40
+    for segment in found.segments:
+        assert "".join(word.text for word in segment.words) == "".join(segment.text.split())
+        assert segment.start <= segment.words[0].start and segment.words[-1].end <= segment.end
+        assert all(0 < word.probability <= 1 for word in segment.words)
+    words = [word for segment in found.segments for word in segment.words]
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    slow = Transcriber(transcriber.model, transcriber.processor)
+    assert slow.transcribe(speech[: 6 * 16_000]).segments[0].words == ()
+
+
+def test_many_recordings_take_turns(transcriber, speech) -> None:
+    options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
+    short = speech[: 2 * 16_000]
+    alone = transcriber.transcribe(short, options=options)
+    found = transcriber.transcribe_many([short] * 5, options=options, batch_size=2)
+    assert [each.text for each in found] == [alone.text] * 5

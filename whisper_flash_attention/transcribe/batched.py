@@ -24,6 +24,7 @@ from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.sequential import Read, segment_of
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
 
 
 @dataclass
@@ -47,9 +48,15 @@ class BatchedReader:
     """Reads chunks of speech of many recordings on an engine, `batch_size` at a time."""
 
     def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        options: DecodeOptions,
+        aligner: WordAligner | None = None,
     ) -> None:
         self._engine = engine
+        self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
         prompt = (options.initial_prompt or "").strip()
@@ -65,10 +72,15 @@ class BatchedReader:
             states = self._encode([chunk for _, chunk in batch])
             self._detect_languages(owners, states)
             answers = self._decoder.decode(states, [self._prompt(each) for each in owners])
-            for (index, chunk), owner, answer in zip(batch, owners, answers, strict=True):
+            chunks = [chunk for _, chunk in batch]
+            said = [self._segments(*each) for each in zip(chunks, answers, strict=True)]
+            if self._aligner is not None:
+                spoken = map(_window, owners, chunks, states, said)
+                said = [each.segments for each in self._aligner.add_words(list(spoken))]
+            for (index, chunk), owner, segments in zip(batch, owners, said, strict=True):
                 done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
                 total = round(owner.seconds * FRAMES_PER_SECOND)
-                yield Read(index, self._segments(chunk, answer), min(done, total), total)
+                yield Read(index, segments, min(done, total), total)
 
     def _encode(self, chunks: list[Chunk]) -> Tensor:
         weights = self._engine.weights
@@ -114,6 +126,23 @@ class BatchedReader:
             begins = self._vocabulary.seconds(rest[0])
             pieces.append(Piece(max(begins, 0.0), chunk.seconds, rest))
         return [_up_to(chunk.seconds, piece) for piece in pieces]
+
+
+def _window(
+    owner: Speech, chunk: Chunk, states: Tensor, segments: tuple[Segment, ...]
+) -> SpokenWindow:
+    """What is needed to find the words of a chunk; nobody speaks right before it."""
+    assert owner.language is not None
+    return SpokenWindow(
+        states=states,
+        segments=segments,
+        start=chunk.start,
+        frames=round(chunk.seconds * FRAMES_PER_SECOND),
+        seconds=min(owner.seconds, chunk.start + chunk.seconds),
+        language=owner.language,
+        task=owner.task,
+        last_speech=chunk.start,
+    )
 
 
 def _up_to(end: float, piece: Piece) -> Piece:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.config import TranscribeOptions
+from whisper_flash_attention.config import TranscribeOptions, preset
 from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
@@ -23,7 +23,7 @@ from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-SUBTITLE_PANEL = "Subtitles (srt, vtt)"
+DECODING_PANEL, SUBTITLE_PANEL = "Decoding", "Subtitles (srt, vtt)"
 
 
 def transcribe_command(
@@ -86,6 +86,60 @@ def transcribe_command(
             "--json-lines", help="Print a line of JSON per segment as each recording is done."
         ),
     ] = False,
+    preset_name: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="accurate (OpenAI's sequential algorithm), balanced (chunks of speech side by "
+            "side, decoded again where an answer is bad) or fast (the same, decoded once).",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = "accurate",
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="sequential, or batched (needs the extra vad), instead of the preset's.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Chunks at a time in batched mode.", rich_help_panel=DECODING_PANEL
+        ),
+    ] = 16,
+    word_timestamps: Annotated[
+        bool | None,
+        typer.Option(
+            "--word-timestamps",
+            help="Give words their times: in json, and for subtitles.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    initial_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What was said before, as it were: names, spellings, style.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    condition_on_previous_text: Annotated[
+        bool | None,
+        typer.Option(
+            help="Tell each window what was said before it. Sequential mode does.",
+            show_default=False,
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="0 is greedy. Repeatable: the next one is tried where an answer is bad.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
     max_line_width: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +187,8 @@ def transcribe_command(
 
       whisper-flash transcribe recordings -f srt,txt --output-dir subtitles --max-line-width 42
 
+      whisper-flash transcribe lecture.mp4 --preset balanced --batch-size 32
+
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
 
       whisper-flash transcribe - < talk.mp3
@@ -150,11 +206,19 @@ def transcribe_command(
         json_lines=json_lines,
     )
     options = TranscribeOptions(language=language, task=task)
+    decode = preset(
+        preset_name,
+        mode=mode,
+        word_timestamps=word_timestamps or highlight_words or None,
+        initial_prompt=initial_prompt,
+        condition_on_previous_text=condition_on_previous_text,
+        temperature=tuple(temperature) if temperature else None,
+    )
     destination.prepare(inputs)
     todo = [entry for entry in inputs if not destination.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo])
-    session = Session(options, destination, progress, headed=len(inputs) > 1)
+    session = Session(options, decode, batch_size, destination, progress, headed=len(inputs) > 1)
     try:
         with ExitStack() as stack, warnings_told(progress.tell):
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece,
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
 
 FRAMES = 3000
 # A text that was hard to read is no guide to the next window.
@@ -41,6 +43,7 @@ class Reading:
         said: tokens so far, the initial prompt's first.
         reset: from which of them on they are told to the next window.
         seek: the frame at which the next window begins.
+        last_speech: where the last word ended, in seconds, if words are looked for.
     """
 
     features: Tensor
@@ -50,6 +53,7 @@ class Reading:
     said: list[int] = field(default_factory=list)
     reset: int = 0
     seek: int = 0
+    last_speech: float = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -81,11 +85,17 @@ class SequentialReader:
     """Reads recordings window by window on an engine."""
 
     def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        options: DecodeOptions,
+        aligner: WordAligner | None = None,
     ) -> None:
         self._engine = engine
         self._vocabulary = vocabulary
         self._options = options
+        self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
         prompt = (options.initial_prompt or "").strip()
         self._initial: list[int] = (
@@ -102,15 +112,13 @@ class SequentialReader:
         waiting = iter(enumerate(readings))
         active: dict[int, Reading] = {}
         while True:
-            for index, reading in waiting:
+            for index, reading in islice(waiting, batch_size - len(active)):
                 reading.said[:0] = self._initial
                 active[index] = reading
-                if len(active) == batch_size:
-                    break
-            active = {index: each for index, each in active.items() if not each.is_done}
             if not active:
                 return
             yield from self._windows(active)
+            active = {index: each for index, each in active.items() if not each.is_done}
 
     def _windows(self, active: dict[int, Reading]) -> Iterator[Read]:
         """One window of every active recording."""
@@ -122,18 +130,34 @@ class SequentialReader:
             if not is_flat
         }
         kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
-        answers = dict(zip(heard, self._answers(list(heard.values()), kept), strict=True))
+        taken = self._hear(list(heard.values()), kept) if heard else []
+        segments = dict(zip(heard, taken, strict=True))
         for index, reading in active.items():
-            segments = self._take(reading, answers.get(index), length)
-            yield Read(index, segments, min(reading.seek, reading.frames), reading.frames)
+            if index not in heard:
+                reading.seek += length
+            done = min(reading.seek, reading.frames)
+            yield Read(index, segments.get(index, ()), done, reading.frames)
 
-    def _answers(self, readings: list[Reading], windows: Tensor) -> list[Answer]:
-        """What windows `[B, mel bins, length]` say, after the prompts of their recordings."""
-        if not readings:
-            return []
+    def _hear(self, readings: list[Reading], windows: Tensor) -> list[tuple[Segment, ...]]:
+        """What windows `[B, mel bins, length]` of so many recordings say."""
         states = self._engine.encode(windows)
         self._detect_languages(readings, states)
-        return self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+        answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+        starts = [reading.seek for reading in readings]
+        taken = [
+            self._take(reading, answer, windows.shape[2])
+            for reading, answer in zip(readings, answers, strict=True)
+        ]
+        if self._aligner is None:
+            return taken
+        spoken = [
+            _window(reading, states[row], taken[row], starts[row], windows.shape[2])
+            for row, reading in enumerate(readings)
+        ]
+        for row, found in enumerate(self._aligner.add_words(spoken)):
+            taken[row] = found.segments
+            _go_on_behind_words(readings[row], found, starts[row], windows.shape[2])
+        return taken
 
     def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
         """Detect what is spoken where that was not said, in the first window."""
@@ -147,10 +171,10 @@ class SequentialReader:
         before = reading.said[reading.reset :]
         return self._vocabulary.prompt(reading.language, reading.task, before)
 
-    def _take(self, reading: Reading, answer: Answer | None, length: int) -> tuple[Segment, ...]:
+    def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
         """Note what a window says, if anything, and move on."""
         frames = min(length, reading.frames - reading.seek)
-        if answer is None or self._decoder.is_silent(answer):
+        if self._decoder.is_silent(answer):
             reading.seek += frames
             return ()
         offset = reading.seek / FRAMES_PER_SECOND
@@ -170,6 +194,32 @@ class SequentialReader:
     def _text(self, piece: Piece) -> str:
         """What a piece says; nothing if it takes no time."""
         return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+
+
+def _window(
+    reading: Reading, states: Tensor, segments: tuple[Segment, ...], start: int, length: int
+) -> SpokenWindow:
+    """What is needed to find the words of a window that begins at frame `start`."""
+    assert reading.language is not None
+    return SpokenWindow(
+        states=states,
+        segments=segments,
+        start=start / FRAMES_PER_SECOND,
+        frames=min(length, reading.frames - start),
+        seconds=reading.frames / FRAMES_PER_SECOND,
+        language=reading.language,
+        task=reading.task,
+        last_speech=reading.last_speech,
+    )
+
+
+def _go_on_behind_words(reading: Reading, found: WindowWords, start: int, length: int) -> None:
+    """A window that is read again in part is read again from behind its last word."""
+    reading.last_speech = found.last_speech
+    is_partly = reading.seek < min(start + length, reading.frames)
+    if is_partly and found.last_word_end is not None:
+        behind = round(found.last_word_end * FRAMES_PER_SECOND)
+        reading.seek = behind if behind > start else reading.seek
 
 
 def _flat(windows: Tensor) -> list[bool]:

@@ -11,7 +11,7 @@ from typing import cast
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.ahead import Loaded, load_ahead
 from whisper_flash_attention.audio.load import Samples
-from whisper_flash_attention.config import TranscribeOptions
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.transcribe.destination import Destination
 from whisper_flash_attention.transcribe.inputs import Input
@@ -25,7 +25,8 @@ class Session:
     """What is to be done, and how far it is.
 
     Args:
-        options: for every recording.
+        options, decode: for every recording.
+        batch_size: chunks at a time in batched mode.
         destination: of the results, prepared.
         progress: where it is shown.
         headed: whether there are several recordings, whose text on standard output has a heading.
@@ -39,6 +40,8 @@ class Session:
     """
 
     options: TranscribeOptions
+    decode: DecodeOptions
+    batch_size: int
     destination: Destination
     progress: FileProgress
     headed: bool = False
@@ -93,7 +96,12 @@ class Session:
             self.progress.measure(self.audio_seconds + share * length, worked)
 
         transcription = transcriber.transcribe(
-            samples, language=self.options.language, task=self.options.task, on_progress=show
+            samples,
+            language=self.options.language,
+            task=self.options.task,
+            options=self.decode,
+            batch_size=self.batch_size,
+            on_progress=show,
         )
         self.work_seconds += time.perf_counter() - started
         self.audio_seconds += transcription.seconds

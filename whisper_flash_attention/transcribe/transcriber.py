@@ -198,11 +198,13 @@ class Transcriber:
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
+        from whisper_flash_attention.transcribe.words import WordAligner
 
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
         options = options or DecodeOptions()
-        parts = (engine, self._vocabulary, self.processor.tokenizer, options)
+        aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
+        parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":
             recordings = [self._speech(work) for work in works]
@@ -233,11 +235,15 @@ class Transcriber:
     ) -> Transcription:
         from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
 
-        if options.mode != "sequential":
-            raise OptionError(
-                f"mode {options.mode!r} needs the decode engine, which does not run this model as "
-                "it is (`whisper-flash doctor` says when it does); take mode 'sequential'"
-            )
+        for what, is_wanted in (
+            (f"mode {options.mode!r}", options.mode != "sequential"),
+            ("word_timestamps", options.word_timestamps),
+        ):
+            if is_wanted:
+                raise OptionError(
+                    f"{what} needs the decode engine, which does not run this model as it is "
+                    "(`whisper-flash doctor` says when it does): do without"
+                )
         features, mask = self._features(work.samples)
         work.language, segments = transcribe_by_generate(
             self.model,
