@@ -30,9 +30,9 @@ def transcriber(tiny_en: str) -> Transcriber:
 
 @pytest.fixture(scope="module")
 def speech(bundled_recordings) -> Samples:
-    """42 s: more than one window."""
+    """34 s: more than one window."""
     parts = [load_audio(recording.path) for recording in bundled_recordings]
-    return np.concatenate([*parts, *parts])[: 42 * 16_000]
+    return np.concatenate([*parts, *parts])[: 34 * 16_000]
 
 
 def stock(transcriber: Transcriber, samples: Samples, *, conditioned: bool) -> str:
@@ -68,7 +68,7 @@ def plain(transcriber: Transcriber, samples: Samples, *, conditioned: bool) -> T
 def test_the_text_is_that_of_transformers(transcriber, speech, conditioned) -> None:
     found = plain(transcriber, speech, conditioned=conditioned)
     assert found.text == stock(transcriber, speech, conditioned=conditioned)
-    assert found.segments[-1].end > 40
+    assert found.segments[-1].end > 31
 
 
 @pytest.mark.slow
@@ -86,15 +86,14 @@ def test_the_text_of_many_recordings_is_that_of_transformers(
 
 
 def test_recordings_side_by_side_are_as_each_alone(transcriber, speech) -> None:
-    recordings = [speech, speech[: 5 * 16_000], speech[3 * 16_000 : 36 * 16_000]]
+    recordings = [speech[: 5 * 16_000], speech, speech[3 * 16_000 : 12 * 16_000]]
     options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
     alone = [transcriber.transcribe(each, options=options) for each in recordings]
-    for batch_size in (2, 8):
-        found = transcriber.transcribe_many(recordings, options=options, batch_size=batch_size)
-        assert [each.text for each in found] == [each.text for each in alone]
-        assert [each.seconds for each in found] == [each.seconds for each in alone]
-        for one, other in zip(found, alone, strict=True):
-            assert [s.tokens for s in one.segments] == [s.tokens for s in other.segments]
+    found = transcriber.transcribe_many(recordings, options=options, batch_size=2)
+    assert [each.text for each in found] == [each.text for each in alone]
+    assert [each.seconds for each in found] == [each.seconds for each in alone]
+    for one, other in zip(found, alone, strict=True):
+        assert [s.tokens for s in one.segments] == [s.tokens for s in other.segments]
 
 
 def test_segments_come_as_windows_are_read(transcriber, speech) -> None:
@@ -138,7 +137,7 @@ def test_a_model_that_the_engine_does_not_run_takes_the_same_options(
 def test_words_have_times_and_spell_the_segments(transcriber, speech) -> None:
     options = DecodeOptions(**PLAIN, word_timestamps=True)  # type: ignore[arg-type]
     found = transcriber.transcribe(speech, options=options)
-    assert found.segments[-1].end > 40
+    assert found.segments[-1].end > 31
     for segment in found.segments:
         assert "".join(word.text for word in segment.words) == "".join(segment.text.split())
         assert segment.start <= segment.words[0].start and segment.words[-1].end <= segment.end
