@@ -18,6 +18,7 @@ from whisper_flash_attention.engine import encoder, encoding
 from whisper_flash_attention.engine.cache import Layout, aligned_bytes, buffers
 from whisper_flash_attention.engine.plan import (
     ABSORBED_FROM_CLIPS,
+    HALVES,
     Sizes,
     has_encoder_kernels,
     has_kernels,
@@ -37,7 +38,6 @@ CUBLAS_BYTES = 32 * 2**20
 SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
 # Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
 SCORE_COPIES = 3
-HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 CROSS_BUFFERS = frozenset({"states", "cross_keys", "cross_values"})
 

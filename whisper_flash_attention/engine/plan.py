@@ -15,6 +15,7 @@ from whisper_flash_attention.engine.weights import DecoderWeights
 LEAST_CAPABILITY = (8, 0)
 # Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
 TENSOR_DESCRIPTORS = (9, 0)
+HALVES = (torch.float16, torch.bfloat16)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
@@ -47,7 +48,7 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the encoder runs on Triton kernels with weights of this device and dtype."""
-    if dtype not in (torch.float16, torch.bfloat16) or not has_kernels(device):
+    if dtype not in HALVES or not has_kernels(device):
         return False
     return torch.cuda.get_device_capability(device) >= TENSOR_DESCRIPTORS
 

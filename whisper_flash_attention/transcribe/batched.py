@@ -59,10 +59,7 @@ class BatchedReader:
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        prompt = (options.initial_prompt or "").strip()
-        self._before: list[int] = (
-            tokenizer.encode(f" {prompt}", add_special_tokens=False) if prompt else []
-        )
+        self._before = self._decoder.initial_tokens()
 
     def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
         """Read all recordings, in their order; every chunk is given as it is done."""

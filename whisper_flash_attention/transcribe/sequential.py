@@ -97,10 +97,7 @@ class SequentialReader:
         self._options = options
         self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        prompt = (options.initial_prompt or "").strip()
-        self._initial: list[int] = (
-            tokenizer.encode(f" {prompt}", add_special_tokens=False) if prompt else []
-        )
+        self._initial = self._decoder.initial_tokens()
 
     def read(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
         """Read all recordings; every window is given as it is done.

@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
-HOP = 160  # samples from one frame of features to the next
 # What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
 WHISPER_FEATURES = MappingProxyType(
-    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": HOP, "chunk_length": 30, "dither": 0.0}
+    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
 )
 
 
@@ -219,6 +218,7 @@ class Transcriber:
             yield read
 
     def _reading(self, work: _Work) -> Reading:
+        from whisper_flash_attention.audio.mel import HOP
         from whisper_flash_attention.transcribe.sequential import Reading
 
         features = self._features(work.samples)[0][0]
@@ -268,6 +268,7 @@ class Transcriber:
         import torch
 
         from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
+        from whisper_flash_attention.audio.mel import HOP
 
         is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
         features = (log_mel_whole if is_long else log_mel)(

@@ -56,6 +56,14 @@ class WindowDecoder:
         self._tokenizer = tokenizer
         self._options = options
 
+    def initial_tokens(self) -> list[int]:
+        """The initial prompt, as what was said before; none if there is none."""
+        prompt = (self._options.initial_prompt or "").strip()
+        if not prompt:
+            return []
+        tokens: list[int] = self._tokenizer.encode(f" {prompt}", add_special_tokens=False)
+        return tokens
+
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """The first good answer of every window; where there is none, the likeliest.
 
