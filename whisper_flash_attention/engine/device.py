@@ -9,6 +9,7 @@ logits, and the choice is made by PyTorch's operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import torch
 
@@ -32,6 +33,23 @@ from whisper_flash_attention.kernels.pick import pick
 OVERLAPPED_SLOTS = 4
 
 
+@dataclass(frozen=True)
+class Starts:
+    """Prompts of rows that begin together, each with a length and rules of its own.
+
+    Args:
+        prompt: [B, P] int64, padded at the ends of rows.
+        lengths: of the rows, [B] int64.
+        settings: [B, 8] int32, and limits: [B, 4] int32, as the kernels `logits` and `pick` read
+            them.
+    """
+
+    prompt: torch.Tensor
+    lengths: torch.Tensor
+    settings: torch.Tensor
+    limits: torch.Tensor
+
+
 class DeviceDecoder:
     """Turns tokens into logits, or a prompt into an answer, on one state's buffers.
 
@@ -48,6 +66,7 @@ class DeviceDecoder:
         self._graphs = graphs
         self._step = FusedStep(weights, state, work)
         self._rules: tuple[object, ...] | None = None
+        self._kind: tuple[object, ...] | None = None
         self._rows = 0
         self._compiled = False
 
@@ -59,6 +78,7 @@ class DeviceDecoder:
     def prepare(self) -> None:
         """Make ready on memory that others may have used meanwhile."""
         self._rules = None
+        self._kind = None
         self._rows = 0
         self._state.tokens.zero_()
         self._work.prepare()
@@ -92,8 +112,56 @@ class DeviceDecoder:
         for done in range(steps):
             if look is not None and done % LOOK_EVERY == 0 and look.all_hold():
                 break
-            self._run(("step", pad), lambda: self._one_step(pad))
+            self.step(pad)
         return self._answer(prompt, request, may_end)
+
+    def step(self, pad: int) -> None:
+        """Run every row's last token, and choose the next; rows that have ended get `pad`."""
+        self._run(("step", pad), lambda: self._one_step(pad))
+
+    def begin(
+        self, states: torch.Tensor, starts: Starts, rules: FusedRules, request: Request
+    ) -> None:
+        """Run prompts given encoder states [B, S, D], and choose the first token of every row.
+
+        Args:
+            rules: of any of the rows, for what they have in common; so is the request.
+        """
+        batch, pad = len(starts.prompt), request.pad
+        self._set_flags(rules, request.eos)
+        self._rules = None
+        self._work.settings[:batch].copy_(starts.settings)
+        self._work.limits[:batch].copy_(starts.limits)
+        device = self._state.tokens.device
+        prompt, lengths = starts.prompt.to(device), starts.lengths.to(device)
+        self._run_prompt(
+            states, prompt, f"pick {pad}", lambda count: self._pick(count, pad), lengths
+        )
+
+    def clear(self, rules: FusedRules, request: Request) -> None:
+        """Have no row; `adopt` brings them, of which rules and request are as in `begin`."""
+        self._set_flags(rules, request.eos)
+        self._rules = None
+        self._rows = 0
+        self._work.settings.zero_()
+        self._work.x.zero_()
+        state = self._state
+        for tensor in (state.positions, state.limits, state.failed, state.sum_logprobs):
+            tensor.zero_()
+        state.finished.fill_(True)
+        if not self._compiled:
+            self._compile(1, lambda count: self._pick(count, request.pad))
+
+    def adopt(self, other: DeviceDecoder, slots: torch.Tensor, length: int) -> None:
+        """Let the first N rows of another decoder, which just began, go on in `slots` [N] int64.
+
+        Args:
+            length: tokens of the longest prompt.
+        """
+        rows = len(slots)
+        self._state.adopt(other._state, slots, length + 1)
+        self._work.settings.index_copy_(0, slots, other._work.settings[:rows])
+        self._step.residual(1).index_copy_(0, slots, other._step.residual(1)[:rows])
 
     def _set_rules(self, rules: FusedRules, prompt: torch.Tensor, request: Request) -> None:
         """Fill the tables that the kernels read; those of the last call often still hold."""
@@ -102,7 +170,7 @@ class DeviceDecoder:
         vocabulary = self._state.layout.vocabulary
         if key != self._rules:
             self._rules = key
-            self._work.flags.copy_(rules.flags(vocabulary, request.eos, prompt.device))
+            self._set_flags(rules, request.eos)
             settings = torch.tensor(rules.settings(vocabulary, request.max_length))
             self._work.settings.copy_(settings.expand(self._state.layout.slots, -1))
         elif rules.timestamps is None:
@@ -112,14 +180,26 @@ class DeviceDecoder:
         if rules.timestamps is None:
             self._work.limits[batch:] = limits[:1]
 
+    def _set_flags(self, rules: FusedRules, eos: tuple[int, ...]) -> None:
+        kind = rules.kind(eos)
+        if kind != self._kind:
+            self._kind = kind
+            flags = self._work.flags
+            flags.copy_(rules.flags(len(flags), eos, flags.device))
+
     def _run_prompt(
         self,
         states: torch.Tensor,
         prompt: torch.Tensor,
         purpose: str,
         finish: Callable[[int], None],
+        lengths: torch.Tensor | None = None,
     ) -> None:
-        """Run the prompt through all layers, from a fresh state, and `finish` the pass."""
+        """Run the prompt through all layers, from a fresh state, and `finish` the pass.
+
+        Rows of different `lengths` [B] end at the same place of a pass: shorter ones begin at
+        positions below 0.
+        """
         batch, count = prompt.shape
         state, work = self._state, self._work
         if not self._compiled:
@@ -129,10 +209,14 @@ class DeviceDecoder:
             work.absent.fill_(True)
             work.absent[:batch] = False
         if count > state.layout.prompt:
-            self._run_long_prompt(states, _padded(prompt, state.layout.slots))
+            self._run_long_prompt(states, _padded(prompt, state.layout.slots), lengths)
             self._run(("long prompt", purpose), lambda: finish(1))
             return
         work.prompt[:batch, :count] = prompt
+        ragged = lengths is not None
+        if lengths is not None:
+            work.starts.zero_()
+            work.starts[:batch] = lengths - count
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
@@ -143,11 +227,13 @@ class DeviceDecoder:
             if work.states is not None:
                 step.fill_cross(self._weights, work.states, state)
             state.output[:, :count].copy_(work.prompt[:, :count])
-            self._step.embed(work.prompt[:, :count])
+            if ragged:
+                state.positions.copy_(work.starts)
+            self._step.embed(work.prompt[:, :count], ragged=ragged)
             self._step.layers(count)
             finish(count)
 
-        self._run(("prompt", purpose, count), launch)
+        self._run(("ragged prompt" if ragged else "prompt", purpose, count), launch)
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
         set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
@@ -164,14 +250,21 @@ class DeviceDecoder:
                 self._step.layers(tokens)
                 finish(tokens)
 
-    def _run_long_prompt(self, states: torch.Tensor, prompt: torch.Tensor) -> None:
+    def _run_long_prompt(
+        self, states: torch.Tensor, prompt: torch.Tensor, lengths: torch.Tensor | None
+    ) -> None:
         """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
         self._reset()
         step.fill_cross(self._weights, states, state)
         state.output[:, :count].copy_(prompt)
-        self._work.x[: state.layout.slots].copy_(step.forward(self._weights, state, prompt, 0))
         state.positions.fill_(count - 1)
+        if lengths is not None:
+            state.positions[: len(lengths)] = lengths - 1
+        last = None if lengths is None else state.positions.long() + 1
+        self._work.x[: state.layout.slots].copy_(
+            step.forward(self._weights, state, prompt, 0, last)
+        )
 
     def _reset(self) -> None:
         state = self._state

@@ -45,6 +45,7 @@ def workspace_buffers(layout: Layout) -> dict[str, Spec]:
         "limits": ((layout.slots, 4), torch.int32),
         "flags": ((layout.vocabulary,), torch.uint8),
         "prompt": ((layout.slots, layout.prompt), torch.int64),
+        "starts": ((layout.slots,), torch.int32),
         "settings": ((layout.slots, 8), torch.int32),
         "best_values": ((4, layout.slots, blocks), torch.float32),
         "best_ids": ((2, layout.slots, blocks), torch.int32),
@@ -99,6 +100,7 @@ class Workspace:
     limits: torch.Tensor
     flags: torch.Tensor
     prompt: torch.Tensor
+    starts: torch.Tensor
     settings: torch.Tensor
     best_values: torch.Tensor
     best_ids: torch.Tensor
