@@ -176,6 +176,30 @@ def test_logits_token_by_token(weights: DecoderWeights, absorbed: bool, slots: i
     assert graphs.keys == [("prompt", "logits", 1), step, ("prompt", "logits", 2), step]
 
 
+@pytest.mark.parametrize(("length", "place", "batch"), [(2, 0, 2), (2, 1, 1), (9, 5, 2)])
+def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
+    weights: DecoderWeights, length: int, place: int, batch: int
+) -> None:
+    inputs = clips(batch, length)
+    masks = Rules((Suppress((11,)),))
+    request = Request(masks, length + 2, (), 0, watch=(11, place))
+    wanted = expected(weights, inputs, request, True)
+    assert wanted.watched is not None and wanted.watched.shape == (batch,)
+    prompt = length if length <= plan.KERNEL_PROMPT_TOKENS else 1
+    decoder, graphs = on_kernels(weights, absorbed=True, slots=3, prompt=prompt, raw=True)
+    for _ in range(2):
+        found = decoder.greedy(*inputs, request)
+        assert torch.equal(found.sequences, wanted.sequences)
+        check_close(found.watched, wanted.watched)  # type: ignore[arg-type]
+    decoder.start(*inputs, request.watch)
+    check_close(decoder.watched, wanted.watched)  # type: ignore[arg-type]
+    # Another place is another recording, and none at all the one without.
+    unwatched = decoder.greedy(*inputs, Request(masks, length + 2, (), 0))
+    assert unwatched.watched is None
+    assert ("prompt", "pick 0", 2, place) in graphs.keys or length > 2
+    assert ("prompt", "pick 0", 2) in graphs.keys or length > 2
+
+
 def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     decoder, graphs = on_kernels(weights, absorbed=False, slots=2)
     inputs = clips(1, 2)

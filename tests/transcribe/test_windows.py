@@ -30,13 +30,11 @@ class ScriptedEngine:
 
     def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
         kinds = states[:, 0, 0].int().tolist()
-        if request.want_logits:
-            logits = torch.zeros(len(kinds), WORDS.timestamp_begin)
-            others = WORDS.timestamp_begin - 1
-            logits[:, WORDS.no_speech] = torch.tensor(
-                self.silence * others / (1 - self.silence)
-            ).log()
-            return Decoded(prompt, logits=(logits,))
+        watched = None
+        if request.watch is not None:
+            token, place = request.watch
+            assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
+            watched = torch.full((len(kinds),), self.silence)
         self.asked.append((request.temperature if request.sample else 0.0, kinds))
         step = sum(1 for _, asked in self.asked[:-1] if set(asked) & set(kinds))
         rows, sums = [], []
@@ -45,7 +43,8 @@ class ScriptedEngine:
             rows.append([token] * 5 + [WORDS.end])
             sums.append(mean * 6)
         answer = torch.tensor(rows)
-        return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor(sums))
+        said = torch.cat([prompt, answer], 1)
+        return Decoded(said, sum_logprobs=torch.tensor(sums), watched=watched)
 
 
 class Tokenizer:

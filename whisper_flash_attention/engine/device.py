@@ -50,6 +50,8 @@ class DeviceDecoder:
         self._rules: tuple[object, ...] | None = None
         self._rows = 0
         self._compiled = False
+        # What was last watched, [B] float32.
+        self.watched: torch.Tensor | None = None
 
     @property
     def state(self) -> DecodeState:
@@ -63,9 +65,11 @@ class DeviceDecoder:
         self._state.tokens.zero_()
         self._work.prepare()
 
-    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def start(
+        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
-        self._run_prompt(states, prompt, "logits", self._store_logits)
+        self._run_prompt(states, prompt, "logits", self._store_logits, watch)
         # `advance` moves on by one before its pass.
         self._state.positions.fill_(prompt.shape[1] - 1)
         return self._raw(len(prompt))
@@ -85,7 +89,9 @@ class DeviceDecoder:
         rules, pad = request.rules.fused, request.pad
         assert rules is not None
         self._set_rules(rules, prompt, request)
-        self._run_prompt(states, prompt, f"pick {pad}", lambda count: self._pick(count, pad))
+        self._run_prompt(
+            states, prompt, f"pick {pad}", lambda count: self._pick(count, pad), request.watch
+        )
         steps = request.max_length - prompt.shape[1] - 1
         may_end = bool(request.eos) and rules.min_length < request.max_length
         look = Look(self._state.finished) if may_end else None
@@ -118,10 +124,12 @@ class DeviceDecoder:
         prompt: torch.Tensor,
         purpose: str,
         finish: Callable[[int], None],
+        watch: tuple[int, int] | None,
     ) -> None:
         """Run the prompt through all layers, from a fresh state, and `finish` the pass."""
         batch, count = prompt.shape
         state, work = self._state, self._work
+        place = None if watch is None else watch[1]
         if not self._compiled:
             self._compile(min(count, state.layout.prompt), finish)
         if batch != self._rows:
@@ -129,8 +137,9 @@ class DeviceDecoder:
             work.absent.fill_(True)
             work.absent[:batch] = False
         if count > state.layout.prompt:
-            self._run_long_prompt(states, _padded(prompt, state.layout.slots))
+            self._run_long_prompt(states, _padded(prompt, state.layout.slots), place)
             self._run(("long prompt", purpose), lambda: finish(1))
+            self._look_at(watch, batch)
             return
         work.prompt[:batch, :count] = prompt
         if work.states is not None:
@@ -145,9 +154,20 @@ class DeviceDecoder:
             state.output[:, :count].copy_(work.prompt[:, :count])
             self._step.embed(work.prompt[:, :count])
             self._step.layers(count)
+            if place is not None:
+                rows = self._step.residual(count).view(state.layout.slots, count, -1)
+                work.watched.copy_(rows[:, place])
             finish(count)
 
-        self._run(("prompt", purpose, count), launch)
+        key = ("prompt", purpose, count)
+        self._run(key if place is None else (*key, place), launch)
+        self._look_at(watch, batch)
+
+    def _look_at(self, watch: tuple[int, int] | None, batch: int) -> None:
+        """How likely the watched token was, from what the prompt's pass kept of its place."""
+        if watch is not None:
+            rows = self._work.watched[:batch]
+            self.watched = step.probability(self._weights, rows, watch[0])
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
         set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
@@ -164,13 +184,18 @@ class DeviceDecoder:
                 self._step.layers(tokens)
                 finish(tokens)
 
-    def _run_long_prompt(self, states: torch.Tensor, prompt: torch.Tensor) -> None:
+    def _run_long_prompt(
+        self, states: torch.Tensor, prompt: torch.Tensor, place: int | None
+    ) -> None:
         """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
         self._reset()
         step.fill_cross(self._weights, states, state)
         state.output[:, :count].copy_(prompt)
-        self._work.x[: state.layout.slots].copy_(step.forward(self._weights, state, prompt, 0))
+        rows = step.forward(self._weights, state, prompt, 0)
+        self._work.x[: state.layout.slots].copy_(rows[:, -1])
+        if place is not None:
+            self._work.watched.copy_(rows[:, place])
         state.positions.fill_(count - 1)
 
     def _reset(self) -> None:
@@ -249,7 +274,8 @@ class DeviceDecoder:
             check_finite(self._state.failed[:batch])
         sums = self._state.sum_logprobs[:batch].clone() if request.want_logprobs else None
         kept = min(begin + 1 + length, request.max_length)
-        return Decoded(output[:, :kept], sum_logprobs=sums)
+        watched = None if request.watch is None else self.watched
+        return Decoded(output[:, :kept], sum_logprobs=sums, watched=watched)
 
 
 def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:

@@ -48,7 +48,7 @@ def forward(
     Writes their keys and values into the cache.
 
     Returns:
-        The last token's output before the final norm, [B, D].
+        Their output before the final norm, [B, P, D].
     """
     count = tokens.shape[1]
     x = F.embedding(tokens, weights.embedding) + weights.positions[position : position + count]
@@ -57,12 +57,17 @@ def forward(
         x += _cross_attention(layer, state, index, x)
         hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
         x += linear(hidden, layer.fc2)
-    return x[:, -1]
+    return x
 
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] in float32, rounded to the model's dtype first, of residual rows x [B, D]."""
     return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
+
+
+def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
+    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    return logits(weights, x).softmax(dim=-1)[:, token]
 
 
 def _self_attention(

@@ -41,6 +41,7 @@ def workspace_buffers(layout: Layout) -> dict[str, Spec]:
         "query": ((rows, layout.width), layout.dtype),
         "mixed": ((rows, layout.width), layout.dtype),
         "hidden": ((rows, layout.ffn), layout.dtype),
+        "watched": ((layout.slots, layout.width), layout.dtype),
         "absent": ((layout.slots,), torch.bool),
         "limits": ((layout.slots, 4), torch.int32),
         "flags": ((layout.vocabulary,), torch.uint8),
@@ -95,6 +96,7 @@ class Workspace:
     query: torch.Tensor
     mixed: torch.Tensor
     hidden: torch.Tensor
+    watched: torch.Tensor
     absent: torch.Tensor
     limits: torch.Tensor
     flags: torch.Tensor

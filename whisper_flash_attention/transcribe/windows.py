@@ -73,10 +73,11 @@ class WindowDecoder:
             states: the encoder's, `[B, S, D]`.
             prompts: of every window; those of one length are decoded together.
         """
-        silence = self._no_speech(states, prompts)
         answers: list[list[Answer]] = [[] for _ in prompts]
         waiting = list(range(len(prompts)))
         for temperature in self._options.temperatures:
+            # Whether anybody speaks is told by the prompt's pass, at whatever temperature.
+            silence = [each[0].no_speech_prob if each else None for each in answers]
             found = self._decode_at(temperature, states, prompts, waiting, silence)
             for index, answer in found.items():
                 answers[index].append(answer)
@@ -96,9 +97,12 @@ class WindowDecoder:
         known = self._vocabulary.languages
         if not known:
             return ["en"] * len(states)
-        logits = self._first_logits(states, [[self._vocabulary.start]] * len(states))
+        start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
+        request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        logits = self._engine.decode(states, start, request).logits
+        assert logits is not None
         codes, ids = list(known), list(known.values())
-        return [codes[best] for best in logits[:, ids].argmax(dim=-1).tolist()]
+        return [codes[best] for best in logits[0][:, ids].argmax(dim=-1).tolist()]
 
     def _decode_at(
         self,
@@ -109,19 +113,37 @@ class WindowDecoder:
         silence: Sequence[float | None],
     ) -> dict[int, Answer]:
         answers = {}
-        for group in _of_one_length(prompts, indices):
+        for group in self._alike(prompts, indices):
             rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = self._request(rows.shape[1], temperature)
+            is_known = silence[group[0]] is not None
+            watch = None if is_known else self._watch(prompts[group[0]])
+            request = self._request(rows.shape[1], temperature, watch)
             decoded = self._engine.decode(_rows(states, group), rows, request)
             assert decoded.sum_logprobs is not None
             said = decoded.sequences[:, rows.shape[1] :].tolist()
-            for index, tokens, total in zip(
-                group, said, decoded.sum_logprobs.tolist(), strict=True
-            ):
-                answers[index] = self._answer(tokens, total, temperature, silence[index])
+            totals = decoded.sum_logprobs.tolist()
+            silent = [silence[index] for index in group]
+            if decoded.watched is not None:
+                silent = decoded.watched.tolist()
+            for index, *found in zip(group, said, totals, silent, strict=True):
+                answers[index] = self._answer(*found, temperature)
         return answers
 
-    def _request(self, begin: int, temperature: float) -> Request:
+    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> where the answer's start is, if that matters."""
+        if self._options.no_speech_threshold is None:
+            return None
+        return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
+
+    def _alike(self, prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
+        """Those of `indices` whose prompts have one length and start at one place, together."""
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in indices:
+            prompt = list(prompts[index])
+            groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
+        return list(groups.values())
+
+    def _request(self, begin: int, temperature: float, watch: tuple[int, int] | None) -> Request:
         words = self._vocabulary
         latest = self._options.max_initial_timestamp
         rules = (
@@ -143,10 +165,11 @@ class WindowDecoder:
             sample=temperature > 0,
             temperature=temperature or 1.0,
             want_logprobs=True,
+            watch=watch,
         )
 
     def _answer(
-        self, row: list[int], total: float, temperature: float, silence: float | None
+        self, row: list[int], total: float, silence: float | None, temperature: float
     ) -> Answer:
         end = self._vocabulary.end
         tokens = row[: row.index(end)] if end in row else row
@@ -184,40 +207,11 @@ class WindowDecoder:
             return False
         return least is None or answer.avg_logprob < least
 
-    def _no_speech(
-        self, states: Tensor, prompts: Sequence[Sequence[int]]
-    ) -> Sequence[float | None]:
-        """Probability of <|nospeech|> where the answer's start is, of every window."""
-        if self._options.no_speech_threshold is None:
-            return [None] * len(prompts)
-        start = self._vocabulary.start
-        logits = self._first_logits(states, [row[: list(row).index(start) + 1] for row in prompts])
-        found: list[float] = logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist()
-        return found
-
-    def _first_logits(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The model's logits after every prompt, `[B, V]` float32."""
-        found: dict[int, Tensor] = {}
-        for group in _of_one_length(prompts, range(len(prompts))):
-            rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = Request(Rules(), rows.shape[1] + 1, (), 0, want_logits=True)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.logits is not None
-            found |= dict(zip(group, decoded.logits[0], strict=True))
-        return torch.stack([found[index] for index in range(len(prompts))])
-
 
 def compression_ratio(text: str) -> float:
     """Bytes of a text to its bytes when compressed by zlib: above 2.4 it repeats itself."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
-
-
-def _of_one_length(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index in indices:
-        groups[len(prompts[index])].append(index)
-    return list(groups.values())
 
 
 def _rows(states: Tensor, indices: list[int]) -> Tensor:
