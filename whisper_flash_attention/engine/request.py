@@ -49,8 +49,8 @@ class Request:
             scores after the rules and before the temperature; not by beams.
         want_scores, want_logits: keep the float32 scores [B, V] of every step, after and before
             the rules.
-        watch: a token and a position in the prompt: how likely that token was right behind it, before
-            any rule, is wanted too; not by beams.
+        watch: a token and a position in the prompt: how likely that token was right behind it,
+            before any rule, is wanted too; not by beams.
         cross_attention: "projected" (keys and values per layer), "absorbed" (the encoder's states
             themselves) or "auto".
         on_token: called with the new tokens [B] of every step; slows the decode down.

@@ -206,7 +206,7 @@ class Transcriber:
         parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":
-            recordings = [self._speech(work) for work in works]
+            recordings = [self._speech(work, options) for work in works]
             reads = BatchedReader(*parts).read(recordings, batch_size)
         else:
             recordings = [self._reading(work) for work in works]
@@ -224,11 +224,12 @@ class Transcriber:
         features = self._features(work.samples)[0][0]
         return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
 
-    def _speech(self, work: _Work) -> Speech:
-        from whisper_flash_attention.audio.vad import speech_chunks
+    def _speech(self, work: _Work, options: DecodeOptions) -> Speech:
+        from whisper_flash_attention.audio.vad import all_chunks, speech_chunks
         from whisper_flash_attention.transcribe.batched import Speech
 
-        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
+        chunks = all_chunks if options.vad_filter is False else speech_chunks
+        return Speech(chunks(work.samples), work.seconds, work.task, work.language)
 
     def _by_generate(
         self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None

@@ -20,7 +20,13 @@ from torch import Tensor
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules, Suppress, SuppressAtBegin, Timestamps
+from whisper_flash_attention.engine.rules import (
+    MinLength,
+    Rules,
+    Suppress,
+    SuppressAtBegin,
+    Timestamps,
+)
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
 
 
@@ -146,9 +152,11 @@ class WindowDecoder:
     def _request(self, begin: int, temperature: float, watch: tuple[int, int] | None) -> Request:
         words = self._vocabulary
         latest = self._options.max_initial_timestamp
+        least, most = self._options.min_new_tokens, self._options.max_new_tokens
         rules = (
             Suppress(words.suppressed),
             SuppressAtBegin(words.at_begin, begin),
+            *((MinLength(begin + least, (words.end,)),) if least else ()),
             Timestamps(
                 timestamp_begin=words.timestamp_begin,
                 begin_index=begin,
@@ -159,7 +167,7 @@ class WindowDecoder:
         )
         return Request(
             rules=Rules(rules),
-            max_length=words.positions,
+            max_length=words.positions if most is None else min(words.positions, begin + most),
             eos=(words.end,),
             pad=words.end,
             sample=temperature > 0,
