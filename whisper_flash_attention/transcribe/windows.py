@@ -194,7 +194,7 @@ class WindowDecoder:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without timestamps and blanks around it."""
         plain = [token for token in tokens if token < self._vocabulary.end]
-        text: str = self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(plain)
         return text.strip()
 
     def is_bad(self, answer: Answer) -> bool:
