@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, buffers, plan
+from whisper_flash_attention.engine import beam, buffers, device, plan
 from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
 from whisper_flash_attention.engine.choose import choose_tokens
 from whisper_flash_attention.engine.device import DeviceDecoder
@@ -208,6 +208,26 @@ def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     found = decoder.greedy(*inputs, request).sequences
     assert found.tolist() == [[*inputs[1][0].tolist(), first]]
     assert graphs.keys == [("prompt", "pick 0", 2)]
+
+
+@pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (8, None, 5)])
+def test_the_host_has_time_once_the_device_has_work(
+    weights: DecoderWeights,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    end: int | None,
+    steps: int,
+) -> None:
+    monkeypatch.setattr(device, "HEAD_START", 2)
+    inputs = clips(1, 2)
+    first = int(expected(weights, inputs, Request(Rules(), 3, (), 0), True).sequences[0, 2])
+    decoder, graphs = on_kernels(weights, absorbed=True, slots=1)
+    ends = (299,) if end is None else (first,)
+    seen: list[int] = []
+    request = Request(Rules((Suppress((299,)),)), length, ends, 0)
+    decoder.greedy(*inputs, request, lambda: seen.append(len(graphs.keys)))
+    assert seen == [1 + min(steps, 2)]
+    assert len(graphs.keys) == 1 + steps
 
 
 @FORMS

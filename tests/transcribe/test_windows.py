@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,14 @@ class ScriptedEngine:
     silence: float = 0.1
     asked: list[tuple[float, list[int]]] = field(default_factory=list)
 
-    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None],
+    ) -> Decoded:
+        meanwhile()
         kinds = states[:, 0, 0].int().tolist()
         watched = None
         if request.watch is not None:
@@ -100,6 +108,16 @@ def test_among_bad_answers_the_likeliest_that_does_not_repeat_itself_is_taken(
     [answer] = windows.decode(states(REPEATS), [[WORDS.start]])
     assert answer.temperature == best
     assert windows.is_bad(answer)
+
+
+@pytest.mark.parametrize("temperature", [0.0, (0.0, 0.5)])
+def test_the_host_is_given_time_once(temperature: Any) -> None:
+    windows = decoder(ScriptedEngine(SCRIPT), temperature=temperature)
+    short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
+    calls: list[int] = []
+    later = windows.decode_first(states(GOOD, REPEATS), [short, long], lambda: calls.append(1))
+    assert calls == [1]
+    assert [answer.tokens for answer in later()] == [(9,) * 5, (7,) * 5]
 
 
 def test_thresholds_may_be_left_out() -> None:

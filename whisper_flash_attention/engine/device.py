@@ -27,6 +27,8 @@ from whisper_flash_attention.kernels.launch import compiling, interpreted, set_p
 from whisper_flash_attention.kernels.logits import logits
 from whisper_flash_attention.kernels.pick import pick
 
+# So many steps are given to the device before it is waited for.
+HEAD_START = 32
 # Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
 # time is latency. With more slots the early programs get in the way of those that still run.
 OVERLAPPED_SLOTS = 4
@@ -80,8 +82,17 @@ class DeviceDecoder:
         self._run(("step", "logits", self._state.branching), self._advance)
         return self._raw(len(tokens))
 
-    def greedy(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def greedy(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Decoded:
         """The whole answer by the best token of every step, under rules that kernels know.
+
+        `meanwhile` is called once the device has been given work: all of it, or where rows may end
+        `HEAD_START` steps.
 
         Raises:
             NotFinite: a logit was NaN or infinite.
@@ -95,11 +106,25 @@ class DeviceDecoder:
         steps = request.max_length - prompt.shape[1] - 1
         may_end = bool(request.eos) and rules.min_length < request.max_length
         look = Look(self._state.finished) if may_end else None
-        for done in range(steps):
-            if look is not None and done % LOOK_EVERY == 0 and look.all_hold():
-                break
-            self._run(("step", pad), lambda: self._one_step(pad))
+        first = min(steps, HEAD_START) if may_end else steps
+        is_over = self._take(range(first), pad, look)
+        meanwhile()
+        if not is_over:
+            self._take(range(first, steps), pad, look)
         return self._answer(prompt, request, may_end)
+
+    def _take(self, steps: range, pad: int, look: Look | None) -> bool:
+        """Take steps, which are counted from 0; True if all rows had ended before the last.
+
+        Beyond `HEAD_START` the host waits at every look for the look before: it would otherwise ask
+        for all steps before the device has done the few that the answers need.
+        """
+        for done in steps:
+            waits = done >= HEAD_START
+            if look is not None and done % LOOK_EVERY == 0 and look.all_hold(wait=waits):
+                return True
+            self._run(("step", pad), lambda: self._one_step(pad))
+        return False
 
     def _set_rules(self, rules: FusedRules, prompt: torch.Tensor, request: Request) -> None:
         """Fill the tables that the kernels read; those of the last call often still hold."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ from whisper_flash_attention.engine.rules import (
     Timestamps,
 )
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Answer:
     no_speech_prob: float | None
     compression_ratio: float
     temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A row as it was decoded: tokens up to the end and beyond, their log-probabilities' sum."""
+
+    tokens: list[int]
+    sum_logprobs: float
+    no_speech_prob: float | None
 
 
 class WindowDecoder:
@@ -79,18 +92,40 @@ class WindowDecoder:
             states: the encoder's, `[B, S, D]`.
             prompts: of every window; those of one length are decoded together.
         """
-        answers: list[list[Answer]] = [[] for _ in prompts]
-        waiting = list(range(len(prompts)))
-        for temperature in self._options.temperatures:
-            # Whether anybody speaks is told by the prompt's pass, at whatever temperature.
-            silence = [each[0].no_speech_prob if each else None for each in answers]
-            found = self._decode_at(temperature, states, prompts, waiting, silence)
-            for index, answer in found.items():
-                answers[index].append(answer)
-            waiting = [index for index in waiting if self.is_bad(found[index])]
+        return self.decode_first(states, prompts)()
+
+    def decode_first(
+        self,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> Callable[[], list[Answer]]:
+        """As `decode`, but what the device has no part in is left to the function returned.
+
+        That is all that follows the first answers if there is only one temperature: otherwise they
+        must be judged at once.
+
+        Args:
+            meanwhile: called once, at a time when the device has work to do.
+        """
+        first, *others = self._options.temperatures
+        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        if not others:
+            return lambda: [self._answer(each, first) for each in said]
+        answers = [[self._answer(each, first)] for each in said]
+        waiting = [index for index, [answer] in enumerate(answers) if self.is_bad(answer)]
+        for temperature in others:
             if not waiting:
                 break
-        return [self._best(each) for each in answers]
+            silence = [answers[index][0].no_speech_prob for index in waiting]
+            for index, each in zip(
+                waiting,
+                self._decode_at(temperature, states, prompts, waiting, silence),
+                strict=True,
+            ):
+                answers[index].append(self._answer(each, temperature))
+            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
+        return lambda: [self._best(each) for each in answers]
 
     def _best(self, answers: list[Answer]) -> Answer:
         """The last answer if it is good, else the likeliest that does not repeat itself."""
@@ -116,24 +151,30 @@ class WindowDecoder:
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         indices: Sequence[int],
-        silence: Sequence[float | None],
-    ) -> dict[int, Answer]:
-        answers = {}
+        silence: Sequence[float | None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> list[_Said]:
+        """What the windows `indices` say, in that order.
+
+        Args:
+            silence: of each, the probability that nobody speaks, if that was told before.
+        """
+        found: dict[int, _Said] = {}
+        known = None if silence is None else dict(zip(indices, silence, strict=True))
         for group in self._alike(prompts, indices):
             rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            is_known = silence[group[0]] is not None
-            watch = None if is_known else self._watch(prompts[group[0]])
+            watch = self._watch(prompts[group[0]]) if known is None else None
             request = self._request(rows.shape[1], temperature, watch)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.sum_logprobs is not None
-            said = decoded.sequences[:, rows.shape[1] :].tolist()
-            totals = decoded.sum_logprobs.tolist()
-            silent = [silence[index] for index in group]
+            decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
+            meanwhile = _nothing
+            silent = [None if known is None else known[index] for index in group]
             if decoded.watched is not None:
                 silent = decoded.watched.tolist()
-            for index, *found in zip(group, said, totals, silent, strict=True):
-                answers[index] = self._answer(*found, temperature)
-        return answers
+            assert decoded.sum_logprobs is not None
+            said = decoded.sequences[:, rows.shape[1] :].tolist()
+            each = map(_Said, said, decoded.sum_logprobs.tolist(), silent)
+            found |= dict(zip(group, each, strict=True))
+        return [found[index] for index in indices]
 
     def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
         """<|nospeech|> where the answer's start is, if that matters."""
@@ -176,17 +217,15 @@ class WindowDecoder:
             watch=watch,
         )
 
-    def _answer(
-        self, row: list[int], total: float, silence: float | None, temperature: float
-    ) -> Answer:
-        end = self._vocabulary.end
+    def _answer(self, said: _Said, temperature: float) -> Answer:
+        end, row = self._vocabulary.end, said.tokens
         tokens = row[: row.index(end)] if end in row else row
         text = self.text(tokens)
         return Answer(
             tokens=tuple(tokens),
             text=text,
-            avg_logprob=total / (len(tokens) + 1),
-            no_speech_prob=silence,
+            avg_logprob=said.sum_logprobs / (len(tokens) + 1),
+            no_speech_prob=said.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
         )
