@@ -81,6 +81,11 @@ class DecodeOptions:
         initial_prompt: what the first window is told was said before: names, spellings, style.
         max_initial_timestamp: the latest second at which a window's first segment may begin.
         word_timestamps: give segments their words, with times.
+        vad_filter: batched mode looks for speech with a voice activity detector; False cuts
+            recordings into windows of 30 s instead. None is True in batched mode; sequential mode
+            has no detector.
+        min_new_tokens, max_new_tokens: of every window's answer, its end not counted; None leaves
+            that to the model and its positions.
 
     Raises:
         OptionError: a number makes no sense.
@@ -95,6 +100,9 @@ class DecodeOptions:
     initial_prompt: str | None = None
     max_initial_timestamp: float | None = 1.0
     word_timestamps: bool = False
+    vad_filter: bool | None = None
+    min_new_tokens: int | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -109,6 +117,17 @@ class DecodeOptions:
         latest = self.max_initial_timestamp
         if latest is not None and not 0 <= latest <= 30:
             raise OptionError(f"max_initial_timestamp is {latest!r}: give seconds from 0 to 30")
+        if self.vad_filter and self.mode != "batched":
+            raise OptionError("vad_filter is of mode 'batched': give that, or leave it out")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if (least or 0) < 0 or (most is not None and most < max(1, least or 0)):
+            raise OptionError(
+                f"min_new_tokens is {least!r}, max_new_tokens {most!r}: give whole numbers, the "
+                "second at least 1 and not below the first"
+            )
 
     @property
     def temperatures(self) -> tuple[float, ...]:

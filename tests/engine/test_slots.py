@@ -67,7 +67,7 @@ def request(begin: int, answer: int, *, grammar: bool = False, **options: Any) -
     if grammar:
         rules.append(Timestamps(STAMPS, begin, END, END + 1, 20))
         ends = (END,)
-    options = {"want_logprobs": True} | options
+    options = {"want_logprobs": True, "watch": (20, begin // 2)} | options
     return Request(Rules(tuple(rules)), begin + answer, ends, 3, **options)
 
 
@@ -88,22 +88,24 @@ def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> l
     return list(engine.decode_stream(more, slots, max_length=MOST, **options))
 
 
-def alone(engine: Engine, job: Job) -> tuple[tuple[int, ...], float]:
-    """The answer of a clip that is decoded by itself, its end included."""
+def alone(engine: Engine, job: Job) -> tuple[tuple[int, ...], float, float]:
+    """A clip decoded by itself: its answer with the end, the sum, and what is watched."""
     decoded = engine.decode(job.states[None], torch.tensor([job.prompt]), job.request)
     row = decoded.sequences[0, len(job.prompt) :].tolist()
-    assert decoded.sum_logprobs is not None
+    assert decoded.sum_logprobs is not None and decoded.watched is not None
     ends = [place for place, token in enumerate(row) if token in job.request.eos]
-    return tuple(row[: ends[0] + 1] if ends else row), float(decoded.sum_logprobs[0])
+    said = tuple(row[: ends[0] + 1] if ends else row)
+    return said, float(decoded.sum_logprobs[0]), float(decoded.watched[0])
 
 
 def check(found: Sequence[Finished], engine: Engine, jobs: Sequence[Job]) -> None:
     by_tag = {each.job.tag: each for each in found}
     assert len(by_tag) == len(found) == len(jobs)
     for job in jobs:
-        tokens, total = alone(engine, job)
+        tokens, total, watched = alone(engine, job)
         assert by_tag[job.tag].tokens == tokens, f"job {job.tag}"
         assert by_tag[job.tag].sum_logprob == pytest.approx(total, abs=1e-4)
+        assert by_tag[job.tag].watched == pytest.approx(watched, rel=1e-4)
 
 
 def spoil(engine: Engine) -> None:

@@ -28,6 +28,8 @@ from whisper_flash_attention.kernels.launch import compiling, interpreted, set_p
 from whisper_flash_attention.kernels.logits import logits
 from whisper_flash_attention.kernels.pick import pick
 
+# So many steps are given to the device before it is waited for.
+HEAD_START = 32
 # Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
 # time is latency. With more slots the early programs get in the way of those that still run.
 OVERLAPPED_SLOTS = 4
@@ -40,12 +42,14 @@ class Starts:
     Args:
         prompt: [B, P] int64, padded at the ends of rows.
         lengths: of the rows, [B] int64.
+        places: positions in the prompts behind which a token is watched, [B] int64.
         settings: [B, 8] int32, and limits: [B, 4] int32, as the kernels `logits` and `pick` read
             them.
     """
 
     prompt: torch.Tensor
     lengths: torch.Tensor
+    places: torch.Tensor
     settings: torch.Tensor
     limits: torch.Tensor
 
@@ -69,6 +73,8 @@ class DeviceDecoder:
         self._kind: tuple[object, ...] | None = None
         self._rows = 0
         self._compiled = False
+        # What was last watched, [B] float32.
+        self.watched: torch.Tensor | None = None
 
     @property
     def state(self) -> DecodeState:
@@ -83,9 +89,11 @@ class DeviceDecoder:
         self._state.tokens.zero_()
         self._work.prepare()
 
-    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def start(
+        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
-        self._run_prompt(states, prompt, "logits", self._store_logits)
+        self._run_prompt(states, prompt, "logits", self._store_logits, watch)
         # `advance` moves on by one before its pass.
         self._state.positions.fill_(prompt.shape[1] - 1)
         return self._raw(len(prompt))
@@ -96,8 +104,17 @@ class DeviceDecoder:
         self._run(("step", "logits", self._state.branching), self._advance)
         return self._raw(len(tokens))
 
-    def greedy(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def greedy(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Decoded:
         """The whole answer by the best token of every step, under rules that kernels know.
+
+        `meanwhile` is called once the device has been given work: all of it, or where rows may end
+        `HEAD_START` steps.
 
         Raises:
             NotFinite: a logit was NaN or infinite.
@@ -105,15 +122,31 @@ class DeviceDecoder:
         rules, pad = request.rules.fused, request.pad
         assert rules is not None
         self._set_rules(rules, prompt, request)
-        self._run_prompt(states, prompt, f"pick {pad}", lambda count: self._pick(count, pad))
+        self._run_prompt(
+            states, prompt, f"pick {pad}", lambda count: self._pick(count, pad), request.watch
+        )
         steps = request.max_length - prompt.shape[1] - 1
         may_end = bool(request.eos) and rules.min_length < request.max_length
         look = Look(self._state.finished) if may_end else None
-        for done in range(steps):
-            if look is not None and done % LOOK_EVERY == 0 and look.all_hold():
-                break
-            self.step(pad)
+        first = min(steps, HEAD_START) if may_end else steps
+        is_over = self._take(range(first), pad, look)
+        meanwhile()
+        if not is_over:
+            self._take(range(first, steps), pad, look)
         return self._answer(prompt, request, may_end)
+
+    def _take(self, steps: range, pad: int, look: Look | None) -> bool:
+        """Take steps, which are counted from 0; True if all rows had ended before the last.
+
+        Beyond `HEAD_START` the host waits at every look for the look before: it would otherwise ask
+        for all steps before the device has done the few that the answers need.
+        """
+        for done in steps:
+            waits = done >= HEAD_START
+            if look is not None and done % LOOK_EVERY == 0 and look.all_hold(wait=waits):
+                return True
+            self.step(pad)
+        return False
 
     def step(self, pad: int) -> None:
         """Run every row's last token, and choose the next; rows that have ended get `pad`."""
@@ -132,10 +165,13 @@ class DeviceDecoder:
         self._rules = None
         self._work.settings[:batch].copy_(starts.settings)
         self._work.limits[:batch].copy_(starts.limits)
-        device = self._state.tokens.device
-        prompt, lengths = starts.prompt.to(device), starts.lengths.to(device)
         self._run_prompt(
-            states, prompt, f"pick {pad}", lambda count: self._pick(count, pad), lengths
+            states,
+            starts.prompt,
+            f"pick {pad}",
+            lambda count: self._pick(count, pad),
+            request.watch,
+            starts,
         )
 
     def clear(self, rules: FusedRules, request: Request) -> None:
@@ -193,15 +229,17 @@ class DeviceDecoder:
         prompt: torch.Tensor,
         purpose: str,
         finish: Callable[[int], None],
-        lengths: torch.Tensor | None = None,
+        watch: tuple[int, int] | None,
+        starts: Starts | None = None,
     ) -> None:
         """Run the prompt through all layers, from a fresh state, and `finish` the pass.
 
-        Rows of different `lengths` [B] end at the same place of a pass: shorter ones begin at
-        positions below 0.
+        Where rows have `starts` of their own they end at the same place of a pass: shorter ones
+        begin at positions below 0.
         """
         batch, count = prompt.shape
         state, work = self._state, self._work
+        place = None if watch is None else watch[1]
         if not self._compiled:
             self._compile(min(count, state.layout.prompt), finish)
         if batch != self._rows:
@@ -209,14 +247,16 @@ class DeviceDecoder:
             work.absent.fill_(True)
             work.absent[:batch] = False
         if count > state.layout.prompt:
-            self._run_long_prompt(states, _padded(prompt, state.layout.slots), lengths)
+            self._run_long_prompt(states, _padded(prompt, state.layout.slots), place, starts)
             self._run(("long prompt", purpose), lambda: finish(1))
+            self._look_at(watch, batch)
             return
         work.prompt[:batch, :count] = prompt
-        ragged = lengths is not None
-        if lengths is not None:
+        ragged = starts is not None
+        if starts is not None:
             work.starts.zero_()
-            work.starts[:batch] = lengths - count
+            work.starts[:batch] = starts.lengths - count
+            self._set_places(starts.places + count - starts.lengths)
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
@@ -231,9 +271,22 @@ class DeviceDecoder:
                 state.positions.copy_(work.starts)
             self._step.embed(work.prompt[:, :count], ragged=ragged)
             self._step.layers(count)
+            if place is not None:
+                rows = self._step.residual(count).view(state.layout.slots, count, -1)
+                work.watched.copy_(step.rows_at(rows, work.places) if ragged else rows[:, place])
             finish(count)
 
-        self._run(("ragged prompt" if ragged else "prompt", purpose, count), launch)
+        key: tuple[Hashable, ...] = ("ragged prompt" if ragged else "prompt", purpose, count)
+        if place is not None:
+            key = (*key, "watched" if ragged else place)
+        self._run(key, launch)
+        self._look_at(watch, batch)
+
+    def _look_at(self, watch: tuple[int, int] | None, batch: int) -> None:
+        """How likely the watched token was, from what the prompt's pass kept of its place."""
+        if watch is not None:
+            rows = self._work.watched[:batch]
+            self.watched = step.probability(self._weights, rows, watch[0])
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
         set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
@@ -251,20 +304,29 @@ class DeviceDecoder:
                 finish(tokens)
 
     def _run_long_prompt(
-        self, states: torch.Tensor, prompt: torch.Tensor, lengths: torch.Tensor | None
+        self, states: torch.Tensor, prompt: torch.Tensor, place: int | None, starts: Starts | None
     ) -> None:
         """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
         self._reset()
         step.fill_cross(self._weights, states, state)
         state.output[:, :count].copy_(prompt)
+        rows = step.forward(self._weights, state, prompt, 0)
+        last, watched = rows[:, -1], None if place is None else rows[:, place]
         state.positions.fill_(count - 1)
-        if lengths is not None:
-            state.positions[: len(lengths)] = lengths - 1
-        last = None if lengths is None else state.positions.long() + 1
-        self._work.x[: state.layout.slots].copy_(
-            step.forward(self._weights, state, prompt, 0, last)
-        )
+        if starts is not None:
+            state.positions[: len(starts.lengths)] = starts.lengths - 1
+            last = step.rows_at(rows, state.positions.long())
+            self._set_places(starts.places)
+            watched = None if place is None else step.rows_at(rows, self._work.places)
+        self._work.x[: state.layout.slots].copy_(last)
+        if watched is not None:
+            self._work.watched.copy_(watched)
+
+    def _set_places(self, places: torch.Tensor) -> None:
+        """Which token of a row in a pass, [B] int64, is the one behind which another is watched."""
+        self._work.places.zero_()
+        self._work.places[: len(places)] = places
 
     def _reset(self) -> None:
         state = self._state
@@ -342,7 +404,8 @@ class DeviceDecoder:
             check_finite(self._state.failed[:batch])
         sums = self._state.sum_logprobs[:batch].clone() if request.want_logprobs else None
         kept = min(begin + 1 + length, request.max_length)
-        return Decoded(output[:, :kept], sum_logprobs=sums)
+        watched = None if request.watch is None else self.watched
+        return Decoded(output[:, :kept], sum_logprobs=sums, watched=watched)
 
 
 def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:

@@ -49,7 +49,8 @@ class DeviceSlots:
         self._jobs: list[Job | None] = [None] * slots
         self._request = first.request
         self._pad = first.request.pad
-        self._looks = [_Look(decoder, slots), _Look(decoder, slots)]
+        self._watched = torch.zeros(slots, device=decoder.state.tokens.device)
+        self._looks = [_Look(decoder, self._watched) for _ in range(2)]
         decoder.clear(_fused(first.request), first.request)
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -88,26 +89,30 @@ class DeviceSlots:
         layout = plan.entry_layout(self._weights, slots, clips=self._refill, prompt=longest)
         entry = self._entry.device_decoder(layout)
         states = torch.stack([job.states for job in jobs])
-        starts = _starts(jobs, longest, slots.vocabulary)
+        starts = _starts(jobs, longest, slots.vocabulary, slots.device)
         entry.begin(states, starts, _fused(self._request), self._request)
         free = [slot for slot, job in enumerate(self._jobs) if job is None][: len(jobs)]
         for slot, job in zip(free, jobs, strict=True):
             self._jobs[slot] = job
-        self._decoder.adopt(entry, torch.tensor(free, device=slots.device), longest)
+        into = torch.tensor(free, device=slots.device)
+        self._decoder.adopt(entry, into, longest)
+        if self._request.watch is not None:
+            assert entry.watched is not None
+            self._watched[into] = entry.watched
 
 
 class _Look:
     """Copies on the host of what the slots held, and who was in them."""
 
-    def __init__(self, decoder: DeviceDecoder, slots: int) -> None:
+    def __init__(self, decoder: DeviceDecoder, watched: torch.Tensor) -> None:
         state = decoder.state
-        self._sources = (state.finished, state.failed, state.sum_logprobs, state.output)
+        self._sources = (state.finished, state.failed, state.sum_logprobs, state.output, watched)
         self._copies = [
             torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
             for source in self._sources
         ]
         self._event: torch.cuda.Event | None = None
-        self.jobs: list[Job | None] = [None] * slots
+        self.jobs: list[Job | None] = [None] * len(watched)
 
     def take(self, jobs: list[Job | None]) -> None:
         """Have everything copied once the steps so far have run."""
@@ -126,12 +131,12 @@ class _Look:
 
     def answer(self, slot: int, job: Job) -> Finished:
         """What a slot that had ended says."""
-        _, _, sums, output = self._copies
-        return answer_of(job, output[slot].tolist(), float(sums[slot]))
+        _, _, sums, output, watched = self._copies
+        return answer_of(job, output[slot].tolist(), float(sums[slot]), float(watched[slot]))
 
 
-def _starts(jobs: Sequence[Job], longest: int, vocabulary: int) -> Starts:
-    """Prompts and tables of jobs, on the host."""
+def _starts(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.device) -> Starts:
+    """Prompts and tables of jobs, made on the host."""
     prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
     settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
     limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
@@ -145,7 +150,9 @@ def _starts(jobs: Sequence[Job], longest: int, vocabulary: int) -> Starts:
             rules.settings(vocabulary, request.max_length), dtype=torch.int32
         )
         limits[rows] = rules.limits(history, vocabulary)
-    return Starts(prompt, torch.tensor(lengths), settings, limits)
+    places = torch.tensor([job.request.watch[1] if job.request.watch else 0 for job in jobs])
+    tables = (prompt, torch.tensor(lengths), places, settings, limits)
+    return Starts(*(each.to(device) for each in tables))
 
 
 def _fused(request: Request) -> FusedRules:

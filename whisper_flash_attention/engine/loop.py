@@ -80,11 +80,21 @@ class Engine:
             return self._encoder.run(features)
 
     @torch.no_grad()
-    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Decoded:
         """Tokens for every row of `prompt` [B, P], given encoder states [clips, S, D].
 
         Row r belongs to clip r // (B // clips). In a search by beams the rows of one search stand
         side by side.
+
+        Args:
+            meanwhile: called once: where kernels choose the tokens, when the device has work to do
+                and before it is waited for; otherwise at first. What it raises is raised.
 
         Raises:
             NotFinite: NaN or infinity in the logits.
@@ -98,7 +108,8 @@ class Engine:
             else:
                 decoder = on_device = self._buffers.device_decoder(layout)
                 if not layout.raw:
-                    return on_device.greedy(states, prompt, request)
+                    return on_device.greedy(states, prompt, request, meanwhile)
+            meanwhile()
             if request.beams is not None:
                 return beam.search(decoder, states, prompt, request)
             return choose_tokens(decoder, states, prompt, request)

@@ -23,10 +23,14 @@ MOST_STEPS = 8
 
 @dataclass
 class _Row:
-    """A job in a slot: tokens so far, the prompt's included, and whether that is all."""
+    """A job in a slot: tokens so far, the prompt's included, and whether that is all.
+
+    `watched` is the probability that was asked for.
+    """
 
     job: Job
     length: int
+    watched: float | None = None
     has_ended: bool = False
 
 
@@ -69,13 +73,26 @@ class PlainSlots:
         prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
         for row, job in enumerate(jobs):
             prompt[row, : len(job.prompt)] = torch.tensor(job.prompt)
-            self._rows[begin + row] = _Row(job, len(job.prompt))
         state.output[:, :longest] = prompt
         state.sum_logprobs.zero_()
         step.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
-        lengths = torch.tensor([len(job.prompt) for job in jobs], device=device)
-        x = step.forward(weights, state, prompt.to(device), 0, lengths)
-        self._choose(begin, len(jobs), step.logits(weights, x))
+        x = step.forward(weights, state, prompt.to(device), 0)
+        watched = self._look_at(jobs, x)
+        self._rows[begin : begin + len(jobs)] = [
+            _Row(job, len(job.prompt), chance) for job, chance in zip(jobs, watched, strict=True)
+        ]
+        lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
+        self._choose(begin, len(jobs), step.logits(weights, step.rows_at(x, lasts)))
+
+    def _look_at(self, jobs: Sequence[Job], x: torch.Tensor) -> Sequence[float | None]:
+        """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
+        watches = [job.request.watch for job in jobs if job.request.watch is not None]
+        if not watches:
+            return [None] * len(jobs)
+        places = torch.tensor([place for _, place in watches], device=x.device)
+        chances = step.probability(self._weights, step.rows_at(x, places), watches[0][0])
+        found: list[float] = chances.tolist()
+        return found
 
     def _step(self) -> None:
         """One token more in every row."""
@@ -89,7 +106,7 @@ class PlainSlots:
         is_even = all(each == first for each in positions)
         places = first if is_even else step.Places.of(positions, device)
         x = step.forward(self._weights, state, state.tokens[:, None], places)
-        self._choose(0, len(rows), step.logits(self._weights, x))
+        self._choose(0, len(rows), step.logits(self._weights, x[:, -1]))
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
         """Take the best token of so many rows by their logits [N, V]."""
@@ -125,7 +142,8 @@ class PlainSlots:
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
                 tokens = state.output[slot, : row.length].tolist()
-                found.append(answer_of(row.job, tokens, float(state.sum_logprobs[slot])))
+                total = float(state.sum_logprobs[slot])
+                found.append(answer_of(row.job, tokens, total, row.watched))
                 self._rows[slot] = None
         return found
 

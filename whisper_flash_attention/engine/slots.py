@@ -29,8 +29,8 @@ class Job:
     Args:
         states: the encoder's, [S, D].
         prompt: at least one token.
-        request: greedy, with rules that the kernels know. Those of one stream may differ in their
-            lengths (`max_length`, `begin_index`, a minimum), not in tokens.
+        request: greedy, with rules that the kernels know. Those of one stream may differ in lengths
+            and places (`max_length`, `begin_index`, where a token is watched), not in tokens.
         tag: whatever the caller wants to know the answer by.
     """
 
@@ -48,11 +48,13 @@ class Finished:
         job: whose answer it is.
         tokens: without the prompt; the end is the last, if it came before the maximum length.
         sum_logprob: of these tokens, under the scores after the rules.
+        watched: how likely the watched token was (`Request.watch`).
     """
 
     job: Job
     tokens: tuple[int, ...]
     sum_logprob: float
+    watched: float | None = None
 
 
 class Rows(Protocol):
@@ -145,8 +147,9 @@ def _kind(request: Request) -> tuple[object, ...]:
         raise OptionError(
             "slots decode greedily under rules that the kernels know, and keep no scores"
         )
+    watched = None if request.watch is None else request.watch[0]
     form = request.cross_attention
-    return (rules.kind(request.eos), request.pad, request.want_logprobs, form)
+    return (rules.kind(request.eos), request.pad, request.want_logprobs, watched, form)
 
 
 def not_finite(jobs: Sequence[Job]) -> NotFinite:
@@ -158,11 +161,12 @@ def not_finite(jobs: Sequence[Job]) -> NotFinite:
     )
 
 
-def answer_of(job: Job, row: list[int], sum_logprob: float) -> Finished:
+def answer_of(job: Job, row: list[int], sum_logprob: float, watched: float | None) -> Finished:
     """The answer in a row of tokens, behind the prompt; padding follows its end."""
     answer = row[len(job.prompt) : job.request.max_length]
     ends = [answer.index(end) for end in job.request.eos if end in answer]
-    return Finished(job, tuple(answer[: min(ends) + 1] if ends else answer), sum_logprob)
+    said = answer[: min(ends) + 1] if ends else answer
+    return Finished(job, tuple(said), sum_logprob, watched if job.request.watch else None)
 
 
 def by_request(jobs: Sequence[Job]) -> dict[Request, list[int]]:

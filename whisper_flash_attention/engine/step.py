@@ -70,17 +70,16 @@ def forward(
     state: DecodeState,
     tokens: torch.Tensor,
     position: int | Places,
-    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run `tokens` [B, P] through all layers, and write their keys and values into the cache.
 
     Args:
-        position: of the first token of all rows, or the places of one token a row (P is 1).
-        lengths: tokens of every row, [B] int64, where rows are padded at their ends. What the cache
-            then holds of the padding is never seen: a later token of the row takes its place.
+        position: of the first token of all rows, or the places of one token a row (P is 1). Rows
+            may be padded at their ends: what the cache holds of the padding is never seen, for a
+            later token takes its place.
 
     Returns:
-        The output of every row's last token before the final norm, [B, D].
+        Their output before the final norm, [B, P, D].
     """
     where = (
         position.at[:, None]
@@ -93,14 +92,22 @@ def forward(
         x += _cross_attention(layer, state, index, x)
         hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
         x += linear(hidden, layer.fc2)
-    if lengths is None:
-        return x[:, -1]
-    return x[torch.arange(len(x), device=x.device), lengths - 1]
+    return x
+
+
+def rows_at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """One token of every row: [B, D] of x [B, P, D] at `places` [B] int64."""
+    return x[torch.arange(len(x), device=x.device), places]
 
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] in float32, rounded to the model's dtype first, of residual rows x [B, D]."""
     return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
+
+
+def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
+    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    return logits(weights, x).softmax(dim=-1)[:, token]
 
 
 def _self_attention(

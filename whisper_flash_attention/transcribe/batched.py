@@ -8,13 +8,15 @@ too, for no later window reads it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
+from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
@@ -22,6 +24,7 @@ from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.sequential import Read, segment_of
+from whisper_flash_attention.transcribe.staging import staged_ahead
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
@@ -44,8 +47,21 @@ class Speech:
     language: str | None
 
 
+@dataclass(frozen=True)
+class _Item:
+    """A chunk on its way, and the number of its recording."""
+
+    index: int
+    owner: Speech
+    chunk: Chunk
+
+
 class BatchedReader:
-    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time."""
+    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time.
+
+    On a GPU the host is one batch ahead with samples and one behind with text, so that neither
+    waits for the other.
+    """
 
     def __init__(
         self,
@@ -63,26 +79,47 @@ class BatchedReader:
 
     def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
         """Read all recordings, in their order; every chunk is given as it is done."""
-        waiting = ((i, chunk) for i, each in enumerate(recordings) for chunk in each.chunks)
-        while batch := list(islice(waiting, batch_size)):
-            owners = [recordings[index] for index, _ in batch]
-            states = self._encode([chunk for _, chunk in batch])
-            self._detect_languages(owners, states)
-            answers = self._decoder.decode(states, [self._prompt(each) for each in owners])
-            chunks = [chunk for _, chunk in batch]
-            said = [self._segments(*each) for each in zip(chunks, answers, strict=True)]
-            if self._aligner is not None:
-                spoken = map(_window, owners, chunks, states, said)
-                said = [each.segments for each in self._aligner.add_words(list(spoken))]
-            for (index, chunk), owner, segments in zip(batch, owners, said, strict=True):
-                done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
-                total = round(owner.seconds * FRAMES_PER_SECOND)
-                yield Read(index, segments, min(done, total), total)
+        device = self._engine.weights.device
+        behind: deque[Iterator[list[Read]]] = deque()
+        for batch, clips in staged_ahead(_batches(recordings, batch_size), _clips, device):
+            states = self._encode(clips)
+            self._detect_languages([each.owner for each in batch], states)
+            prompts = [self._prompt(each.owner) for each in batch]
+            ready: list[Read] = []
 
-    def _encode(self, chunks: list[Chunk]) -> Tensor:
+            def catch_up(ready: list[Read] = ready) -> None:
+                ready += _advance(behind)
+
+            later = self._decoder.decode_first(states, prompts, catch_up)
+            behind.append(self._follow(batch, states, later))
+            yield from ready
+            # A CPU has no time to spare while it decodes.
+            while behind and device.type == "cpu":
+                yield from _advance(behind)
+        while behind:
+            yield from _advance(behind)
+
+    def _follow(
+        self, batch: list[_Item], states: Tensor, later: Callable[[], list[Answer]]
+    ) -> Iterator[list[Read]]:
+        """What the host does of a batch while the device decodes the next.
+
+        Nothing is given where the device was asked for more, and the next batch may go first.
+        """
+        said = [
+            self._segments(each.chunk, answer) for each, answer in zip(batch, later(), strict=True)
+        ]
+        if self._aligner is not None:
+            spoken = [_window(*each) for each in zip(batch, states, said, strict=True)]
+            words = self._aligner.begin(spoken)
+            yield []
+            said = [each.segments for each in words()]
+        yield [_read(each, segments) for each, segments in zip(batch, said, strict=True)]
+
+    def _encode(self, clips: list[Any]) -> Tensor:
         weights = self._engine.weights
         features = log_mel(
-            [chunk.samples for chunk in chunks],
+            clips,
             mel_bins=weights.encoder.conv1.weight.shape[1],
             device=weights.device,
             dtype=weights.dtype,
@@ -125,10 +162,39 @@ class BatchedReader:
         return [_up_to(chunk.seconds, piece) for piece in pieces]
 
 
-def _window(
-    owner: Speech, chunk: Chunk, states: Tensor, segments: tuple[Segment, ...]
-) -> SpokenWindow:
+def _batches(recordings: list[Speech], size: int) -> Iterator[list[_Item]]:
+    waiting = (
+        _Item(index, owner, chunk)
+        for index, owner in enumerate(recordings)
+        for chunk in owner.chunks
+    )
+    while batch := list(islice(waiting, size)):
+        yield batch
+
+
+def _clips(batch: list[_Item]) -> list[Samples]:
+    return [each.chunk.samples for each in batch]
+
+
+def _advance(behind: deque[Iterator[list[Read]]]) -> list[Read]:
+    """Take all batches that are behind one step further; what those say that are done."""
+    found: list[Read] = []
+    for each in list(behind):
+        if reads := next(each):
+            found += reads
+            behind.popleft()
+    return found
+
+
+def _read(item: _Item, segments: tuple[Segment, ...]) -> Read:
+    done = round((item.chunk.start + item.chunk.seconds) * FRAMES_PER_SECOND)
+    total = round(item.owner.seconds * FRAMES_PER_SECOND)
+    return Read(item.index, segments, min(done, total), total)
+
+
+def _window(item: _Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
     """What is needed to find the words of a chunk; nobody speaks right before it."""
+    owner, chunk = item.owner, item.chunk
     assert owner.language is not None
     return SpokenWindow(
         states=states,

@@ -53,6 +53,7 @@ def transcribe_by_generate(
         if prompt
         else None,
         **_thresholds(options, features.shape[2]),
+        **_lengths(options),
     )
     return spoken, _segments(generated["segments"][0], processor.tokenizer, seconds)
 
@@ -68,6 +69,14 @@ def _thresholds(options: DecodeOptions, frames: int) -> dict[str, Any]:
         "no_speech_threshold": options.no_speech_threshold,
         "condition_on_prev_tokens": options.condition_on_previous_text,
     }
+
+
+def _lengths(options: DecodeOptions) -> dict[str, int]:
+    lengths = {
+        "min_new_tokens": options.min_new_tokens,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    return {name: length for name, length in lengths.items() if length is not None}
 
 
 def _detect_language(model: Any, vocabulary: Vocabulary, features: Tensor) -> str:

@@ -100,7 +100,18 @@ def transcribe_command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="sequential, or batched (needs the extra vad), instead of the preset's.",
+            help="sequential, or batched (needs the extra vad, or --no-vad), instead of the "
+            "preset's.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    vad: Annotated[
+        bool | None,
+        typer.Option(
+            "--vad/--no-vad",
+            help="In batched mode, find speech by Silero's detector, or cut recordings into "
+            "windows of 30 s, which needs no extra.",
+            show_default="--vad",
             rich_help_panel=DECODING_PANEL,
         ),
     ] = None,
@@ -209,6 +220,7 @@ def transcribe_command(
     decode = preset(
         preset_name,
         mode=mode,
+        vad_filter=vad,
         word_timestamps=word_timestamps or highlight_words or None,
         initial_prompt=initial_prompt,
         condition_on_previous_text=condition_on_previous_text,

@@ -15,6 +15,7 @@ from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.audio.waveforms import mono_samples
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
+from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
@@ -55,6 +56,7 @@ class Transcriber:
         self.model = model
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
+        self._tokenizer = Detokenizer(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -141,7 +143,7 @@ class Transcriber:
         for read in self._read([work], options, batch_size):
             if on_progress is not None and read.done < read.total:
                 on_progress(read.done / read.total)
-        return work.transcription(self.processor.tokenizer)
+        return work.transcription(self._tokenizer)
 
     def transcribe_many(
         self,
@@ -167,7 +169,7 @@ class Transcriber:
             return [self._by_generate(each, options or DecodeOptions(), None) for each in works]
         for _ in self._read(works, options, batch_size):
             pass
-        return [each.transcription(self.processor.tokenizer) for each in works]
+        return [each.transcription(self._tokenizer) for each in works]
 
     def stream(
         self,
@@ -203,10 +205,10 @@ class Transcriber:
         assert not isinstance(engine, Handover)
         options = options or DecodeOptions()
         aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
-        parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
+        parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":
-            recordings = [self._speech(work) for work in works]
+            recordings = [self._speech(work, options) for work in works]
             reads = BatchedReader(*parts).read(recordings, batch_size)
         else:
             recordings = [self._reading(work) for work in works]
@@ -224,11 +226,12 @@ class Transcriber:
         features = self._features(work.samples)[0][0]
         return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
 
-    def _speech(self, work: _Work) -> Speech:
-        from whisper_flash_attention.audio.vad import speech_chunks
+    def _speech(self, work: _Work, options: DecodeOptions) -> Speech:
+        from whisper_flash_attention.audio.vad import all_chunks, speech_chunks
         from whisper_flash_attention.transcribe.batched import Speech
 
-        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
+        chunks = all_chunks if options.vad_filter is False else speech_chunks
+        return Speech(chunks(work.samples), work.seconds, work.task, work.language)
 
     def _by_generate(
         self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
@@ -258,7 +261,7 @@ class Transcriber:
             on_progress=on_progress,
         )
         work.segments += segments
-        return work.transcription(self.processor.tokenizer)
+        return work.transcription(self._tokenizer)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -301,7 +304,7 @@ class _Work:
     def seconds(self) -> float:
         return self.samples.size / SAMPLING_RATE
 
-    def transcription(self, tokenizer: Any) -> Transcription:
+    def transcription(self, tokenizer: Detokenizer) -> Transcription:
         segments = tuple(_within(segment, self.seconds) for segment in self.segments)
         # Blanks between segments are in their tokens, where the language has any.
         texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)

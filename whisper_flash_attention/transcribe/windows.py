@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,18 @@ from torch import Tensor
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules, Suppress, SuppressAtBegin, Timestamps
+from whisper_flash_attention.engine.rules import (
+    MinLength,
+    Rules,
+    Suppress,
+    SuppressAtBegin,
+    Timestamps,
+)
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,15 @@ class Answer:
     no_speech_prob: float | None
     compression_ratio: float
     temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A row as it was decoded: tokens up to the end and beyond, their log-probabilities' sum."""
+
+    tokens: list[int]
+    sum_logprobs: float
+    no_speech_prob: float | None
 
 
 class WindowDecoder:
@@ -73,17 +92,40 @@ class WindowDecoder:
             states: the encoder's, `[B, S, D]`.
             prompts: of every window; those of one length are decoded together.
         """
-        silence = self._no_speech(states, prompts)
-        answers: list[list[Answer]] = [[] for _ in prompts]
-        waiting = list(range(len(prompts)))
-        for temperature in self._options.temperatures:
-            found = self._decode_at(temperature, states, prompts, waiting, silence)
-            for index, answer in found.items():
-                answers[index].append(answer)
-            waiting = [index for index in waiting if self.is_bad(found[index])]
+        return self.decode_first(states, prompts)()
+
+    def decode_first(
+        self,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> Callable[[], list[Answer]]:
+        """As `decode`, but what the device has no part in is left to the function returned.
+
+        That is all that follows the first answers if there is only one temperature: otherwise they
+        must be judged at once.
+
+        Args:
+            meanwhile: called once, at a time when the device has work to do.
+        """
+        first, *others = self._options.temperatures
+        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        if not others:
+            return lambda: [self._answer(each, first) for each in said]
+        answers = [[self._answer(each, first)] for each in said]
+        waiting = [index for index, [answer] in enumerate(answers) if self.is_bad(answer)]
+        for temperature in others:
             if not waiting:
                 break
-        return [self._best(each) for each in answers]
+            silence = [answers[index][0].no_speech_prob for index in waiting]
+            for index, each in zip(
+                waiting,
+                self._decode_at(temperature, states, prompts, waiting, silence),
+                strict=True,
+            ):
+                answers[index].append(self._answer(each, temperature))
+            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
+        return lambda: [self._best(each) for each in answers]
 
     def _best(self, answers: list[Answer]) -> Answer:
         """The last answer if it is good, else the likeliest that does not repeat itself."""
@@ -96,9 +138,12 @@ class WindowDecoder:
         known = self._vocabulary.languages
         if not known:
             return ["en"] * len(states)
-        logits = self._first_logits(states, [[self._vocabulary.start]] * len(states))
+        start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
+        request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        logits = self._engine.decode(states, start, request).logits
+        assert logits is not None
         codes, ids = list(known), list(known.values())
-        return [codes[best] for best in logits[:, ids].argmax(dim=-1).tolist()]
+        return [codes[best] for best in logits[0][:, ids].argmax(dim=-1).tolist()]
 
     def _decode_at(
         self,
@@ -106,27 +151,53 @@ class WindowDecoder:
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         indices: Sequence[int],
-        silence: Sequence[float | None],
-    ) -> dict[int, Answer]:
-        answers = {}
-        for group in _of_one_length(prompts, indices):
+        silence: Sequence[float | None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> list[_Said]:
+        """What the windows `indices` say, in that order.
+
+        Args:
+            silence: of each, the probability that nobody speaks, if that was told before.
+        """
+        found: dict[int, _Said] = {}
+        known = None if silence is None else dict(zip(indices, silence, strict=True))
+        for group in self._alike(prompts, indices):
             rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = self._request(rows.shape[1], temperature)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
+            watch = self._watch(prompts[group[0]]) if known is None else None
+            request = self._request(rows.shape[1], temperature, watch)
+            decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
+            meanwhile = _nothing
+            silent = [None if known is None else known[index] for index in group]
+            if decoded.watched is not None:
+                silent = decoded.watched.tolist()
             assert decoded.sum_logprobs is not None
             said = decoded.sequences[:, rows.shape[1] :].tolist()
-            for index, tokens, total in zip(
-                group, said, decoded.sum_logprobs.tolist(), strict=True
-            ):
-                answers[index] = self._answer(tokens, total, temperature, silence[index])
-        return answers
+            each = map(_Said, said, decoded.sum_logprobs.tolist(), silent)
+            found |= dict(zip(group, each, strict=True))
+        return [found[index] for index in indices]
 
-    def _request(self, begin: int, temperature: float) -> Request:
+    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> where the answer's start is, if that matters."""
+        if self._options.no_speech_threshold is None:
+            return None
+        return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
+
+    def _alike(self, prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
+        """Those of `indices` whose prompts have one length and start at one place, together."""
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in indices:
+            prompt = list(prompts[index])
+            groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
+        return list(groups.values())
+
+    def _request(self, begin: int, temperature: float, watch: tuple[int, int] | None) -> Request:
         words = self._vocabulary
         latest = self._options.max_initial_timestamp
+        least, most = self._options.min_new_tokens, self._options.max_new_tokens
         rules = (
             Suppress(words.suppressed),
             SuppressAtBegin(words.at_begin, begin),
+            *((MinLength(begin + least, (words.end,)),) if least else ()),
             Timestamps(
                 timestamp_begin=words.timestamp_begin,
                 begin_index=begin,
@@ -137,25 +208,24 @@ class WindowDecoder:
         )
         return Request(
             rules=Rules(rules),
-            max_length=words.positions,
+            max_length=words.positions if most is None else min(words.positions, begin + most),
             eos=(words.end,),
             pad=words.end,
             sample=temperature > 0,
             temperature=temperature or 1.0,
             want_logprobs=True,
+            watch=watch,
         )
 
-    def _answer(
-        self, row: list[int], total: float, temperature: float, silence: float | None
-    ) -> Answer:
-        end = self._vocabulary.end
+    def _answer(self, said: _Said, temperature: float) -> Answer:
+        end, row = self._vocabulary.end, said.tokens
         tokens = row[: row.index(end)] if end in row else row
         text = self.text(tokens)
         return Answer(
             tokens=tuple(tokens),
             text=text,
-            avg_logprob=total / (len(tokens) + 1),
-            no_speech_prob=silence,
+            avg_logprob=said.sum_logprobs / (len(tokens) + 1),
+            no_speech_prob=said.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
         )
@@ -163,7 +233,7 @@ class WindowDecoder:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without timestamps and blanks around it."""
         plain = [token for token in tokens if token < self._vocabulary.end]
-        text: str = self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(plain)
         return text.strip()
 
     def is_bad(self, answer: Answer) -> bool:
@@ -184,40 +254,11 @@ class WindowDecoder:
             return False
         return least is None or answer.avg_logprob < least
 
-    def _no_speech(
-        self, states: Tensor, prompts: Sequence[Sequence[int]]
-    ) -> Sequence[float | None]:
-        """Probability of <|nospeech|> where the answer's start is, of every window."""
-        if self._options.no_speech_threshold is None:
-            return [None] * len(prompts)
-        start = self._vocabulary.start
-        logits = self._first_logits(states, [row[: list(row).index(start) + 1] for row in prompts])
-        found: list[float] = logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist()
-        return found
-
-    def _first_logits(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The model's logits after every prompt, `[B, V]` float32."""
-        found: dict[int, Tensor] = {}
-        for group in _of_one_length(prompts, range(len(prompts))):
-            rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = Request(Rules(), rows.shape[1] + 1, (), 0, want_logits=True)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.logits is not None
-            found |= dict(zip(group, decoded.logits[0], strict=True))
-        return torch.stack([found[index] for index in range(len(prompts))])
-
 
 def compression_ratio(text: str) -> float:
     """Bytes of a text to its bytes when compressed by zlib: above 2.4 it repeats itself."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
-
-
-def _of_one_length(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index in indices:
-        groups[len(prompts[index])].append(index)
-    return list(groups.values())
 
 
 def _rows(states: Tensor, indices: list[int]) -> Tensor:
