@@ -148,6 +148,19 @@ def test_kernels_say_what_the_plain_path_says(
     check(found, plain_twin(on_kernels, monkeypatch), jobs)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_memory_is_what_was_planned(
+    on_kernels: Engine, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(plan, "has_kernels", lambda device: False)
+    stream(on_kernels, jobs_of([(2, 1), (1, 1)]), 2)
+    sizes = {"slots": 2, "keys": KEYS, "max_length": MOST, "refill": 1, "prompt": 2}
+    planned = plan.slots_bytes(on_kernels.weights.decoder, form="auto", **sizes)
+    arenas = [each._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
+    assert planned == tuple(0 if arena is None else arena.capacity for arena in arenas)
+
+
 def test_kernels_take_prompts_too_long_for_them(
     on_kernels: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

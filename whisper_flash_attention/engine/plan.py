@@ -13,6 +13,7 @@ from whisper_flash_attention.engine.cache import (
     Spec,
     batch_bucket,
     length_bucket,
+    state_bytes,
 )
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.weights import DecoderWeights
@@ -204,6 +205,31 @@ def kernel_bytes(layout: Layout) -> int:
     from whisper_flash_attention.engine.workspace import workspace_bytes
 
     return workspace_bytes(layout)
+
+
+def slots_bytes(
+    weights: DecoderWeights,
+    *,
+    slots: int,
+    keys: int,
+    max_length: int,
+    form: str,
+    refill: int,
+    prompt: int,
+) -> tuple[int, int]:
+    """Device memory that a stream's slots take, in bytes, and what their refills take.
+
+    The latter is shared with other decodes: of them and the refills, the largest counts.
+
+    Args:
+        refill, prompt: clips that are started together, and tokens of their longest prompt.
+    """
+    layout = slots_layout(weights, slots=slots, keys=keys, max_length=max_length, form=form)
+    own = state_bytes(layout) + kernel_bytes(layout)
+    if not layout.kernels:
+        return own, 0
+    entry = entry_layout(weights, layout, clips=refill, prompt=prompt)
+    return own, state_bytes(entry) + kernel_bytes(entry)
 
 
 def stays_on_device(request: Request) -> bool:
