@@ -183,7 +183,7 @@ def test_a_job_that_is_not_finite_is_named_and_spoils_no_later_stream(engine: En
     jobs = jobs_of(MIXED)
     wanted = stream(engine, jobs[:3], 3)
     broken = replace(jobs[4], states=jobs[4].states * math.nan, tag="the fifth")
-    with pytest.raises(NotFinite, match="not finite in 'the fifth': the features"):
+    with pytest.raises(NotFinite, match="not finite in the fifth: the features"):
         stream(engine, [*jobs[:4], broken], 3)
     again = stream(engine, jobs[:3], 3)
     assert [each.tokens for each in again] == [each.tokens for each in wanted]

@@ -154,7 +154,7 @@ def _kind(request: Request) -> tuple[object, ...]:
 
 def not_finite(jobs: Sequence[Job]) -> NotFinite:
     """The error of jobs whose logits hold NaN or infinity."""
-    names = ", ".join(repr(job.tag) for job in jobs[:8])
+    names = ", ".join(str(job.tag) for job in jobs[:8])
     return NotFinite(
         f"the decoder's logits are not finite in {names}: the features or the weights hold NaN or "
         "infinity, or the dtype's range is too small (try bfloat16 or float32)"

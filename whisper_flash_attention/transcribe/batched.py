@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,9 +26,13 @@ from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece,
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.sequential import Read, segment_of
 from whisper_flash_attention.transcribe.staging import staged_ahead
+from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
+
+# Chunks are encoded, and words looked for, in so many groups for all slots.
+GROUPS = 4
 
 
 @dataclass
@@ -55,12 +60,16 @@ class _Item:
     owner: Speech
     chunk: Chunk
 
+    def __str__(self) -> str:
+        return f"the speech at {self.chunk.start:.1f} s of recording {self.index + 1}"
+
 
 class BatchedReader:
     """Reads chunks of speech of many recordings on an engine, `batch_size` at a time.
 
-    On a GPU the host is one batch ahead with samples and one behind with text, so that neither
-    waits for the other.
+    Chunks share slots: one whose answer has ended makes room for the next. Where all answers have
+    one length, or tokens are drawn, they are decoded batch by batch; on a GPU the host is then one
+    batch ahead with samples and one behind with text, so that neither waits for the other.
     """
 
     def __init__(
@@ -79,6 +88,45 @@ class BatchedReader:
 
     def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
         """Read all recordings, in their order; every chunk is given as it is done."""
+        in_slots = self._decoder.fits_slots
+        return (self._read_in_slots if in_slots else self._read_in_batches)(recordings, batch_size)
+
+    def _read_in_slots(self, recordings: list[Speech], slots: int) -> Iterator[Read]:
+        device = self._engine.weights.device
+        groups = staged_ahead(_batches(recordings, max(1, slots // GROUPS)), _clips, device)
+        ready: deque[Window] = deque()
+        order: deque[_Item] = deque()
+
+        def more(count: int) -> list[Window]:
+            while len(ready) < count and (group := next(groups, None)) is not None:
+                order.extend(group[0])
+                ready.extend(self._windows(*group))
+            return [ready.popleft() for _ in range(min(count, len(ready)))]
+
+        answered = decode_windows(self._engine, self._decoder, more, slots)
+        # Words are looked for in several chunks together.
+        together = 1 if self._aligner is None else max(1, slots // GROUPS)
+        done: dict[int, Read] = {}
+        while some := list(islice(answered, together)):
+            items = [window.owner for window, _ in some]
+            answers = [answer for _, answer in some]
+            states = [window.states for window, _ in some]
+            for reads in self._follow(items, states, partial(list, answers)):
+                done |= {id(item): read for item, read in zip(items, reads, strict=False)}
+            while order and id(order[0]) in done:
+                yield done.pop(id(order.popleft()))
+
+    def _windows(self, items: list[_Item], clips: list[Any]) -> list[Window]:
+        """Chunks with their states, and what they are told."""
+        states = self._encode(clips)
+        self._detect_languages([each.owner for each in items], states)
+        # States of their own: those of a group would be held until the last of it is done.
+        return [
+            Window(row.clone(), self._prompt(item.owner), item)
+            for row, item in zip(states, items, strict=True)
+        ]
+
+    def _read_in_batches(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
         device = self._engine.weights.device
         behind: deque[Iterator[list[Read]]] = deque()
         for batch, clips in staged_ahead(_batches(recordings, batch_size), _clips, device):
@@ -100,7 +148,10 @@ class BatchedReader:
             yield from _advance(behind)
 
     def _follow(
-        self, batch: list[_Item], states: Tensor, later: Callable[[], list[Answer]]
+        self,
+        batch: list[_Item],
+        states: Tensor | list[Tensor],
+        later: Callable[[], list[Answer]],
     ) -> Iterator[list[Read]]:
         """What the host does of a batch while the device decodes the next.
 

@@ -27,6 +27,7 @@ from whisper_flash_attention.engine.rules import (
     SuppressAtBegin,
     Timestamps,
 )
+from whisper_flash_attention.engine.slots import Finished, Job
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
 
 
@@ -112,12 +113,19 @@ class WindowDecoder:
         said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
         if not others:
             return lambda: [self._answer(each, first) for each in said]
-        answers = [[self._answer(each, first)] for each in said]
-        waiting = [index for index, [answer] in enumerate(answers) if self.is_bad(answer)]
-        for temperature in others:
+        answers = self.decode_again(states, prompts, [self._answer(each, first) for each in said])
+        return lambda: answers
+
+    def decode_again(
+        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[Answer]
+    ) -> list[Answer]:
+        """As `decode`, of windows that have their first answers, good or bad."""
+        answers = [[answer] for answer in first]
+        waiting = [index for index, answer in enumerate(first) if self.is_bad(answer)]
+        for temperature in self._options.temperatures[1:]:
             if not waiting:
                 break
-            silence = [answers[index][0].no_speech_prob for index in waiting]
+            silence = [first[index].no_speech_prob for index in waiting]
             for index, each in zip(
                 waiting,
                 self._decode_at(temperature, states, prompts, waiting, silence),
@@ -125,7 +133,33 @@ class WindowDecoder:
             ):
                 answers[index].append(self._answer(each, temperature))
             waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
-        return lambda: [self._best(each) for each in answers]
+        return [self._best(each) for each in answers]
+
+    @property
+    def fits_slots(self) -> bool:
+        """Whether first answers can share slots, and end at different places."""
+        least, most = self._options.min_new_tokens, self._options.max_new_tokens
+        is_greedy = self._options.temperatures[0] == 0
+        return is_greedy and (most is None or (least or 0) < most)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a window at most, the prompt included."""
+        return self._vocabulary.positions
+
+    def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
+        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
+        request = self._request(len(prompt), self._options.temperatures[0], self._watch(prompt))
+        return Job(states, prompt, request, tag)
+
+    def answer(self, finished: Finished) -> Answer:
+        """The first answer of a window that was decoded in a slot."""
+        said = _Said(list(finished.tokens), finished.sum_logprob, finished.watched)
+        return self._answer(said, self._options.temperatures[0])
+
+    def is_last(self, first: Answer) -> bool:
+        """Whether a window is not decoded again after its first answer."""
+        return len(self._options.temperatures) == 1 or not self.is_bad(first)
 
     def _best(self, answers: list[Answer]) -> Answer:
         """The last answer if it is good, else the likeliest that does not repeat itself."""
