@@ -96,6 +96,17 @@ def test_recordings_side_by_side_are_as_each_alone(transcriber, speech) -> None:
         assert [s.tokens for s in one.segments] == [s.tokens for s in other.segments]
 
 
+def test_silence_in_one_recording_does_not_hold_up_others(transcriber, speech) -> None:
+    options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
+    silence = np.zeros(35 * 16_000, np.float32)
+    short = speech[: 3 * 16_000]
+    recordings = [silence, np.concatenate([silence[: 30 * 16_000], short]), short]
+    alone = [transcriber.transcribe(each, options=options) for each in recordings]
+    found = transcriber.transcribe_many(recordings, options=options, batch_size=2)
+    assert [each.text for each in found] == [each.text for each in alone]
+    assert found[0].segments == () and found[1].segments[0].start >= 30
+
+
 def test_segments_come_as_windows_are_read(transcriber, speech) -> None:
     options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
     stream = transcriber.stream(speech, options=options)

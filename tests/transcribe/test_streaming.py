@@ -59,16 +59,15 @@ def in_slots(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "slots"),
     [
-        {"temperature": 0.0},
+        ({"temperature": 0.0}, 1),
         # The second answers are the first ones again, for nothing is left to chance.
-        {"temperature": (0.0, 0.0), "logprob_threshold": -0.5},
-        {"temperature": (0.0, 0.0), "logprob_threshold": 0.0, "no_speech_threshold": None},
+        ({"temperature": (0.0, 0.0), "logprob_threshold": -0.5}, 4),
+        ({"temperature": (0.0, 0.0), "logprob_threshold": 0.0, "no_speech_threshold": None}, 2),
     ],
     ids=["once", "some again", "all again"],
 )
-@pytest.mark.parametrize("slots", [1, 4])
 def test_answers_are_those_of_batches(transcriber, engine, states, options, slots: int) -> None:
     decoder = decoder_of(transcriber, engine, **options)
     assert decoder.fits_slots

@@ -2,7 +2,8 @@
 
 A recording is read window by window: each begins where the last complete segment of the one before
 ended, and may be told what was said before. Windows of one recording follow one another; those of
-several are encoded and decoded together, and a recording that is done makes room for the next.
+several are decoded side by side, in slots where that is possible: a recording whose window has
+ended goes on with its next one, and one that is done makes room for another.
 
 Source: `transcribe` in OpenAI's whisper/transcribe.py. As there and in Transformers' long form,
 features are normalised over the whole recording, and zeros follow its end.
@@ -10,6 +11,7 @@ features are normalised over the whole recording, and zeros follow its end.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +24,8 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
 from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.streaming import Window, decode_windows
+from whisper_flash_attention.transcribe.turns import Turns
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
@@ -81,6 +85,18 @@ class Read:
     total: int
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """The recording that a window belongs to."""
+
+    index: int
+    reading: Reading
+
+    def __str__(self) -> str:
+        seconds = self.reading.seek / FRAMES_PER_SECOND
+        return f"the window at {seconds:.1f} s of recording {self.index + 1}"
+
+
 class SequentialReader:
     """Reads recordings window by window on an engine."""
 
@@ -106,12 +122,60 @@ class SequentialReader:
             readings: what they are; their state goes on with the windows.
             batch_size: windows at a time, at most.
         """
+        in_slots = self._decoder.fits_slots and min(batch_size, len(readings)) > 1
+        return (self._read_in_slots if in_slots else self._read_together)(readings, batch_size)
+
+    def _read_in_slots(self, readings: Sequence[Reading], slots: int) -> Iterator[Read]:
+        """A recording goes on with its next window without waiting for the others."""
+        length = 2 * self._engine.weights.encoder.positions.shape[0]
+        turns = Turns(map(self._begin, readings), slots)
+        unheard: deque[Read] = deque()
+
+        def more(count: int) -> list[Window]:
+            heard: list[tuple[int, Reading]] = []
+            kept: list[Tensor] = []
+            while len(heard) < count and (taken := turns.take(count - len(heard))):
+                windows = torch.stack([reading.window(length) for _, reading in taken])
+                for owner, window, is_flat in zip(taken, windows, _flat(windows), strict=True):
+                    index, reading = owner
+                    if is_flat:
+                        reading.seek += length
+                        unheard.append(_read(index, reading, ()))
+                        turns.give_back(index, reading, is_done=reading.is_done)
+                    else:
+                        heard.append(owner)
+                        kept.append(window)
+            return self._prepare(heard, torch.stack(kept)) if heard else []
+
+        for window, answer in decode_windows(self._engine, self._decoder, more, slots):
+            index, reading = window.owner.index, window.owner.reading
+            [segments] = self._finish([reading], window.states[None], [answer], length)
+            yield from _drain(unheard)
+            yield _read(index, reading, segments)
+            turns.give_back(index, reading, is_done=reading.is_done)
+        yield from _drain(unheard)
+
+    def _begin(self, reading: Reading) -> Reading:
+        reading.said[:0] = self._initial
+        return reading
+
+    def _prepare(self, heard: list[tuple[int, Reading]], features: Tensor) -> list[Window]:
+        """The next windows of recordings, of features `[B, mel bins, length]`."""
+        states = self._engine.encode(features)
+        self._detect_languages([reading for _, reading in heard], states)
+        # States of their own: those of all would be held until the last of them is done.
+        return [
+            Window(row.clone(), self._prompt(reading), _Owner(index, reading))
+            for row, (index, reading) in zip(states, heard, strict=True)
+        ]
+
+    def _read_together(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
+        """All recordings wait for the longest answer of their windows."""
         waiting = iter(enumerate(readings))
         active: dict[int, Reading] = {}
         while True:
             for index, reading in islice(waiting, batch_size - len(active)):
-                reading.said[:0] = self._initial
-                active[index] = reading
+                active[index] = self._begin(reading)
             if not active:
                 return
             yield from self._windows(active)
@@ -132,28 +196,33 @@ class SequentialReader:
         for index, reading in active.items():
             if index not in heard:
                 reading.seek += length
-            done = min(reading.seek, reading.frames)
-            yield Read(index, segments.get(index, ()), done, reading.frames)
+            yield _read(index, reading, segments.get(index, ()))
 
     def _hear(self, readings: list[Reading], windows: Tensor) -> list[tuple[Segment, ...]]:
         """What windows `[B, mel bins, length]` of so many recordings say."""
         states = self._engine.encode(windows)
         self._detect_languages(readings, states)
         answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+        return self._finish(readings, states, answers, windows.shape[2])
+
+    def _finish(
+        self, readings: list[Reading], states: Tensor, answers: list[Answer], length: int
+    ) -> list[tuple[Segment, ...]]:
+        """What windows say that have been answered; their recordings move on."""
         starts = [reading.seek for reading in readings]
         taken = [
-            self._take(reading, answer, windows.shape[2])
+            self._take(reading, answer, length)
             for reading, answer in zip(readings, answers, strict=True)
         ]
         if self._aligner is None:
             return taken
         spoken = [
-            _window(reading, states[row], taken[row], starts[row], windows.shape[2])
+            _window(reading, states[row], taken[row], starts[row], length)
             for row, reading in enumerate(readings)
         ]
         for row, found in enumerate(self._aligner.add_words(spoken)):
             taken[row] = found.segments
-            _go_on_behind_words(readings[row], found, starts[row], windows.shape[2])
+            _go_on_behind_words(readings[row], found, starts[row], length)
         return taken
 
     def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
@@ -191,6 +260,15 @@ class SequentialReader:
     def _text(self, piece: Piece) -> str:
         """What a piece says; nothing if it takes no time."""
         return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+
+
+def _read(index: int, reading: Reading, segments: tuple[Segment, ...]) -> Read:
+    return Read(index, segments, min(reading.seek, reading.frames), reading.frames)
+
+
+def _drain(reads: deque[Read]) -> Iterator[Read]:
+    while reads:
+        yield reads.popleft()
 
 
 def _window(
