@@ -9,7 +9,7 @@ too, for no later window reads it again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -48,7 +48,7 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """A chunk on its way, and the number of its recording."""
 
     index: int
@@ -100,17 +100,15 @@ class BatchedReader:
             yield from _advance(behind)
 
     def _follow(
-        self, batch: list[_Item], states: Tensor, later: Callable[[], list[Answer]]
+        self, batch: list[Item], states: Tensor, later: Callable[[], list[Answer]]
     ) -> Iterator[list[Read]]:
         """What the host does of a batch while the device decodes the next.
 
         Nothing is given where the device was asked for more, and the next batch may go first.
         """
-        said = [
-            self._segments(each.chunk, answer) for each, answer in zip(batch, later(), strict=True)
-        ]
+        said = self.segments(batch, later())
         if self._aligner is not None:
-            spoken = [_window(*each) for each in zip(batch, states, said, strict=True)]
+            spoken = [spoken_window(*each) for each in zip(batch, states, said, strict=True)]
             words = self._aligner.begin(spoken)
             yield []
             said = [each.segments for each in words()]
@@ -141,6 +139,14 @@ class BatchedReader:
         assert owner.language is not None
         return self._vocabulary.prompt(owner.language, owner.task, self._before)
 
+    def segments(
+        self, batch: Sequence[Item], answers: Sequence[Answer]
+    ) -> list[tuple[Segment, ...]]:
+        """What each chunk of a batch says, in seconds of its recording."""
+        return [
+            self._segments(each.chunk, answer) for each, answer in zip(batch, answers, strict=True)
+        ]
+
     def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
         if self._decoder.is_silent(answer):
             return ()
@@ -162,9 +168,9 @@ class BatchedReader:
         return [_up_to(chunk.seconds, piece) for piece in pieces]
 
 
-def _batches(recordings: list[Speech], size: int) -> Iterator[list[_Item]]:
+def _batches(recordings: list[Speech], size: int) -> Iterator[list[Item]]:
     waiting = (
-        _Item(index, owner, chunk)
+        Item(index, owner, chunk)
         for index, owner in enumerate(recordings)
         for chunk in owner.chunks
     )
@@ -172,7 +178,7 @@ def _batches(recordings: list[Speech], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _clips(batch: list[_Item]) -> list[Samples]:
+def _clips(batch: list[Item]) -> list[Samples]:
     return [each.chunk.samples for each in batch]
 
 
@@ -186,13 +192,13 @@ def _advance(behind: deque[Iterator[list[Read]]]) -> list[Read]:
     return found
 
 
-def _read(item: _Item, segments: tuple[Segment, ...]) -> Read:
+def _read(item: Item, segments: tuple[Segment, ...]) -> Read:
     done = round((item.chunk.start + item.chunk.seconds) * FRAMES_PER_SECOND)
     total = round(item.owner.seconds * FRAMES_PER_SECOND)
     return Read(item.index, segments, min(done, total), total)
 
 
-def _window(item: _Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
+def spoken_window(item: Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
     """What is needed to find the words of a chunk; nobody speaks right before it."""
     owner, chunk = item.owner, item.chunk
     assert owner.language is not None
