@@ -11,7 +11,7 @@ import pytest
 from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
 
 BATCHED = DecodeOptions(mode="batched")
@@ -69,6 +69,14 @@ def test_without_a_detector_windows_follow_one_another(transcriber, speech, monk
     for segment in found.segments:
         said[30 if segment.start < 60 else 60] += len(segment.tokens)
     assert said == {30: 9, 60: 9}
+
+
+@pytest.mark.parametrize("vad", [True, False])
+def test_samples_that_are_not_finite_are_refused(transcriber, vad) -> None:
+    samples = np.ones(16_000, np.float32)
+    samples[7] = np.nan
+    with pytest.raises(AudioError, match="not finite"):
+        transcriber.transcribe(samples, options=DecodeOptions(mode="batched", vad_filter=vad))
 
 
 def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:

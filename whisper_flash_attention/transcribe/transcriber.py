@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.waveforms import mono_samples
+from whisper_flash_attention.audio.waveforms import check_finite, unchecked_samples
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
@@ -231,6 +231,8 @@ class Transcriber:
         from whisper_flash_attention.transcribe.batched import Speech
 
         chunks = all_chunks if options.vad_filter is False else speech_chunks
+        if chunks is speech_chunks:
+            check_finite(work.samples)
         return Speech(chunks(work.samples), work.seconds, work.task, work.language)
 
     def _by_generate(
@@ -332,7 +334,10 @@ def _check_features(processor: WhisperProcessor) -> None:
 
 
 def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`."""
+    """Check samples that a caller brings, and return them as float32 `[T]`.
+
+    Whether they are finite is found when features are made of them.
+    """
     if isinstance(audio, np.ndarray):
         is_floating = np.issubdtype(audio.dtype, np.floating)
     else:
@@ -343,4 +348,4 @@ def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.ND
             f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
             f"{list(audio.shape)}"
         )
-    return mono_samples(audio, SAMPLING_RATE)
+    return unchecked_samples(audio, SAMPLING_RATE)
