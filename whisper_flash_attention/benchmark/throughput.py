@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -180,12 +180,7 @@ def measure_throughput(
         BenchmarkError: a window got another number of tokens than was asked for.
     """
     device = torch.device(case.device)
-    blank = {
-        "case": case,
-        "audio": audio,
-        "audio_seconds": samples.size / SAMPLING_RATE,
-        "environment": environment,
-    }
+    blank = ThroughputRow(case, audio, samples.size / SAMPLING_RATE, environment)
     try:
         system = (_flash if case.system == FLASH else _stock)(case, samples)
         if device.type == "cuda":
@@ -196,15 +191,15 @@ def measure_throughput(
         allocated = torch.cuda.max_memory_allocated(device) / GB if device.type == "cuda" else None
         parts = system.parts()
     except torch.OutOfMemoryError:
-        return ThroughputRow(**blank, error="out of memory")
+        return replace(blank, error="out of memory")
     windows = samples.size // CLIP_SAMPLES
     for _, counted in runs:
         if counted.tokens != windows * case.new_tokens:
             raise BenchmarkError(
                 f"{windows} windows of {case.new_tokens} tokens gave {counted.tokens} tokens"
             )
-    return ThroughputRow(
-        **blank,
+    return replace(
+        blank,
         status="ok",
         first_run_seconds=first,
         seconds=[took for took, _ in runs],

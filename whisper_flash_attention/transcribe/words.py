@@ -12,9 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import timing
 from whisper_flash_attention.transcribe.segments import Segment, Word
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.align import Said
+    from whisper_flash_attention.engine.token_times import TokenTimes
 
 POSITIONS_PER_SECOND = 50
 
@@ -125,10 +123,10 @@ class WordAligner:
             for window in windows
         ]
         spoken = [index for index, text in enumerate(texts) if text]
-        aligned = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
+        words = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
 
         def finish() -> list[WindowWords]:
-            timings = dict(zip(spoken, aligned, strict=True))
+            timings = dict(zip(spoken, words(), strict=True))
             return [
                 self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
             ]
@@ -140,25 +138,22 @@ class WordAligner:
 
     def _align(
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
-    ) -> list[list[Timing]]:
-        """Words of each window's text, in seconds of the window."""
-        from whisper_flash_attention.engine.align import listen
-        from whisper_flash_attention.engine.warp import start_positions, token_costs
+    ) -> Callable[[], list[list[Timing]]]:
+        """Have the device begin; what is returned gives words, in seconds of their windows."""
+        from whisper_flash_attention.engine.token_times import token_times
 
         rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
-        costs, probabilities = [], []
-        heard = listen(self._weights, rows, self._heads, text_tokens=self._end)
-        for window, row, each in zip(windows, rows, heard, strict=True):
-            begin, end = len(self._prompt(window)), len(row.tokens) - 1
-            # A token is where the decoder looks from the token before it.
-            costs.append(token_costs(each.attention, begin - 1, end).cpu().numpy())
-            probabilities.append(each.probabilities[begin:end].cpu().numpy())
-        return [
-            self._words(window, text[: len(likely)], starts, likely)
-            for window, text, starts, likely in zip(
-                windows, texts, start_positions(costs), probabilities, strict=True
-            )
-        ]
+        # All prompts are of one length.
+        first = len(self._prompt(windows[0])) if windows else 0
+        times = token_times(self._weights, rows, self._heads, first=first, text_tokens=self._end)
+
+        def finish() -> list[list[Timing]]:
+            return [
+                self._words(window, text[: len(each.probabilities)], each)
+                for window, text, each in zip(windows, texts, times(), strict=True)
+            ]
+
+        return finish
 
     def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
@@ -182,22 +177,17 @@ class WordAligner:
             )
         return start, language, task, plain
 
-    def _words(
-        self,
-        window: SpokenWindow,
-        text: Sequence[int],
-        starts: npt.NDArray[np.int64],
-        likely: npt.NDArray[np.float32],
-    ) -> list[Timing]:
+    def _words(self, window: SpokenWindow, text: Sequence[int], times: TokenTimes) -> list[Timing]:
         """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
+        starts = (times.starts / POSITIONS_PER_SECOND).tolist()
+        likely = times.probabilities
         # Translations are English, which has blanks.
         language = "en" if window.task == "translate" else window.language
         words, index = [], 0
         for word in self._speller.words(text, language):
             after = index + word.count
-            start, end = (float(starts[each]) / POSITIONS_PER_SECOND for each in (index, after))
             probability = float(likely[index:after].mean())
-            words.append(Timing(word.text, word.count, start, end, probability))
+            words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
             index = after
         return words
 
