@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whisper_flash_attention.engine import step
 from whisper_flash_attention.engine.products import linear
+from whisper_flash_attention.engine.transfer import to_device
 from whisper_flash_attention.engine.weights import (
     Attention,
     DecoderLayer,
@@ -218,14 +217,14 @@ class _Pass:
         for said, row in zip(self._said, rows, strict=True):
             said[: len(row.tokens)] = row.tokens
         self._lengths = np.array(lengths)
-        self._tokens = on_device(self._said, device)
+        self._tokens = to_device(self._said, device)
         audio = [positions_with_audio(row) for row in rows]
         shape = (len(rows), len(heads), max(lengths), max(audio))
         self._attention = torch.empty(shape, device=device)
         # Which positions saw no audio, if any: [B, 1, 1, P].
         self._unseen: Tensor | None = None
         if min(audio) < max(audio):
-            seen = on_device(np.array(audio), device)[:, None, None, None]
+            seen = to_device(np.array(audio), device)[:, None, None, None]
             self._unseen = torch.arange(max(audio), device=device) >= seen
 
     def run(self, text_tokens: int, budget_bytes: int) -> Together:
@@ -252,19 +251,21 @@ class _Pass:
 
     def _look(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
-        heads = list(wanted.values())
-        keys = k[:, heads, : self._attention.shape[3]].float()
-        scores = torch.matmul(q[:, heads].float() * step.SCALE, keys.transpose(2, 3))
+        # A list of heads as an index would make the host wait for the device.
+        keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
+        queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * step.SCALE
+        scores = torch.matmul(queries, keys.float().transpose(2, 3))
         if self._unseen is not None:
             scores.masked_fill_(self._unseen, -torch.inf)
-        self._attention[:, list(wanted)] = torch.softmax(scores, dim=-1)
+        for index, seen in zip(wanted, torch.softmax(scores, dim=-1).unbind(1), strict=True):
+            self._attention[:, index] = seen
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
         """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
         length = self._said.shape[1]
         is_text = (self._said < text_tokens) & (np.arange(length) < self._lengths[:, None])
         is_text[:, 0] = False
-        places = on_device(np.flatnonzero(is_text), x.device)
+        places = to_device(np.flatnonzero(is_text), x.device)
         # Logits in the model's dtype; their softmax in float32.
         table = Linear(self._weights.projection[:text_tokens], None)
         normed = step.normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
@@ -277,12 +278,6 @@ class _Pass:
             chances = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
             probabilities[where] = chances.gather(1, ids[:, None])[:, 0].exp()
         return probabilities.view(self._said.shape)
-
-
-def on_device(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Numbers as a tensor on a device, for which the host does not wait for what is done there."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from whisper_flash_attention.engine import plan
 from whisper_flash_attention.engine.align import (
@@ -20,9 +19,9 @@ from whisper_flash_attention.engine.align import (
     check_finite,
     listen,
     listen_together,
-    on_device,
     positions_with_audio,
 )
+from whisper_flash_attention.engine.transfer import to_device, to_host
 from whisper_flash_attention.engine.warp import start_positions, token_costs
 from whisper_flash_attention.engine.weights import DecoderWeights
 
@@ -93,7 +92,7 @@ def _by_kernels(
     device = weights.embedding.device
     counts = [len(row.tokens) for row in rows]
     audio = [positions_with_audio(row) for row in rows]
-    lengths, seen = on_device(np.array([counts, audio], np.int32), device)
+    lengths, seen = to_device(np.array([counts, audio], np.int32), device)
     longest, width, before = max(counts), max(audio), first - 1
     costs = torch.empty((len(rows), longest - first, width), device=device)
     likely = torch.zeros((len(rows), longest), device=device)
@@ -112,7 +111,7 @@ def _by_kernels(
     )
     starts = torch.zeros((len(rows), costs.shape[1]), dtype=torch.int32, device=device)
     kernels.token_starts(costs, lengths, seen, before, choices, starts)
-    arrived = _to_host(starts, likely, torch.stack(finite).all())
+    arrived = to_host(starts, likely, torch.stack(finite).all())
 
     def finish() -> list[TokenTimes]:
         starts, likely, is_finite = arrived()
@@ -124,21 +123,3 @@ def _by_kernels(
         ]
 
     return finish
-
-
-def _to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Begin to copy tensors to the host; the function returned waits for them."""
-    if not tensors[0].is_cuda:
-        return lambda: tensors
-    copies = tuple(
-        torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
-        for each in tensors
-    )
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-
-    def arrived() -> tuple[Tensor, ...]:
-        event.synchronize()
-        return copies
-
-    return arrived

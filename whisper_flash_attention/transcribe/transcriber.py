@@ -17,6 +17,7 @@ from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.spelling import Speller
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Transcriber:
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
         self._tokenizer = Detokenizer(processor.tokenizer)
+        self._speller = Speller(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -204,7 +206,9 @@ class Transcriber:
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
         options = options or DecodeOptions()
-        aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
+        aligner = None
+        if options.word_timestamps:
+            aligner = WordAligner(self.model, self.processor, self._speller)
         parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":

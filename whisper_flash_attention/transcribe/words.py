@@ -78,13 +78,19 @@ class WordAligner:
     Args:
         model: any Whisper whose weights are plain tensors.
         processor: the processor of the same checkpoint.
+        speller: of its tokenizer, if there is one that has met tokens before.
 
     Raises:
         OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
             `generation_config.alignment_heads` names heads that it does not have.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        speller: Speller | None = None,
+    ) -> None:
         from whisper_flash_attention.engine.align import check_heads
         from whisper_flash_attention.engine.weights import collect, why_not
 
@@ -99,7 +105,7 @@ class WordAligner:
         check_heads(self._weights, self._heads)
         self._config: Any = model.generation_config
         self._end = int(processor.tokenizer.eos_token_id)
-        self._speller = Speller(processor.tokenizer)
+        self._speller = speller or Speller(processor.tokenizer)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
         """Give the segments of each window their words; windows are aligned together.
@@ -180,13 +186,13 @@ class WordAligner:
     def _words(self, window: SpokenWindow, text: Sequence[int], times: TokenTimes) -> list[Timing]:
         """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
         starts = (times.starts / POSITIONS_PER_SECOND).tolist()
-        likely = times.probabilities
+        likely = times.probabilities.tolist()
         # Translations are English, which has blanks.
         language = "en" if window.task == "translate" else window.language
         words, index = [], 0
         for word in self._speller.words(text, language):
             after = index + word.count
-            probability = float(likely[index:after].mean())
+            probability = sum(likely[index:after]) / word.count
             words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
             index = after
         return words
