@@ -104,10 +104,28 @@ def test_random_models_get_a_processor_with_their_ids(name: str) -> None:
     assert tokenizer.decode([100, 200]).strip()
 
 
-def test_every_window_says_as_much_as_is_asked() -> None:
-    case = ThroughputCase("tiny", "flash", 2, 7, False, 1, "cpu", "float32")
+@pytest.mark.parametrize(
+    ("device", "checkpoint", "dtype"),
+    [
+        ("cpu", "tiny", "float32"),
+        pytest.param("cuda", "base", "float16", marks=pytest.mark.gpu),
+    ],
+)
+@pytest.mark.parametrize("words", [False, True])
+def test_every_window_says_as_much_as_is_asked(device, checkpoint, dtype, words) -> None:
+    case = ThroughputCase(checkpoint, "flash", 2, 7, words, 1, device, dtype)
     samples, _ = speech([], 3)
     assert samples.shape == (90 * 16_000,) and np.ptp(samples[-16_000 * 5 :]) > 0
-    found = random_transcriber(case).transcribe(samples, language="en", options=case.options)
-    assert [segment.start for segment in found.segments] == [0, 30, 60]
-    assert [len(segment.tokens) for segment in found.segments] == [7, 7, 7]
+    transcriber = random_transcriber(case)
+    for _ in range(2):
+        found = transcriber.transcribe(
+            samples, language="en", options=case.options, batch_size=case.batch_size
+        )
+        starts = [0, 30, 60]
+        assert len(found.segments) == 3
+        for segment, start in zip(found.segments, starts, strict=True):
+            assert start <= segment.start <= segment.end <= start + 30
+            assert len(segment.tokens) == 7
+            assert bool(segment.words) == words
+            times = [time for word in segment.words for time in (word.start, word.end)]
+            assert times == sorted(times)

@@ -72,6 +72,8 @@ class BatchedReader:
         aligner: WordAligner | None = None,
     ) -> None:
         self._engine = engine
+        # A CPU has no time to spare while it decodes.
+        self._follows_later = engine.weights.device.type != "cpu"
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
@@ -93,8 +95,7 @@ class BatchedReader:
             later = self._decoder.decode_first(states, prompts, catch_up)
             behind.append(self._follow(batch, states, later))
             yield from ready
-            # A CPU has no time to spare while it decodes.
-            while behind and device.type == "cpu":
+            while behind and not self._follows_later:
                 yield from _advance(behind)
         while behind:
             yield from _advance(behind)

@@ -184,7 +184,8 @@ class Transcriber:
     ) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
-        The arguments and errors are those of `transcribe`.
+        In batched mode on a GPU those of a batch come when the next one is decoded. The arguments
+        and errors are those of `transcribe`.
         """
         work = _Work.of(self, audio, language, task)
         if not self.runs_on_engine:
