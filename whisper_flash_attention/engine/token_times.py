@@ -7,6 +7,7 @@ is asked for; elsewhere window by window.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,9 @@ def token_times(
     if not rows or not plan.has_kernels(device):
         found = _one_by_one(weights, rows, heads, first, text_tokens)
         return lambda: found
-    return _by_kernels(weights, rows, heads, first, text_tokens)
+    # Launches go to the current device: make it the weights'.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _by_kernels(weights, rows, heads, first, text_tokens)
 
 
 def _one_by_one(

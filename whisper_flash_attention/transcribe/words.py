@@ -239,13 +239,12 @@ def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: flo
     if not words:
         return segment
     start, end = _within(span.start, span.end, seconds)
-    spelled = tuple(_word(word, seconds) for word in words if word.text.strip())
+    spelled = tuple(
+        Word(*_within(word.start, word.end, seconds), text, word.probability)
+        for word in words
+        if (text := word.text.strip())
+    )
     return replace(segment, start=start, end=end, words=spelled)
-
-
-def _word(word: Timing, seconds: float) -> Word:
-    start, end = _within(word.start, word.end, seconds)
-    return Word(start, end, word.text.strip(), word.probability)
 
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
