@@ -24,7 +24,7 @@ FORBIDDEN = {
     "weights": (*ABOVE[1:], "engine", "kernels", "flash_attention"),
     "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
     "transcribe": ("benchmark", "cli", "doctor"),
-    "benchmark": ("transcribe", "cli", "doctor"),
+    "benchmark": ("cli", "doctor"),
 }
 
 

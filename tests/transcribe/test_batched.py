@@ -11,8 +11,10 @@ import pytest
 from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.batched import BatchedReader
+from whisper_flash_attention.transcribe.windows import WindowDecoder
 
 BATCHED = DecodeOptions(mode="batched")
 
@@ -71,10 +73,17 @@ def test_without_a_detector_windows_follow_one_another(transcriber, speech, monk
     assert said == {30: 9, 60: 9}
 
 
+@pytest.mark.parametrize("vad", [True, False])
+def test_samples_that_are_not_finite_are_refused(transcriber, vad) -> None:
+    samples = np.ones(16_000, np.float32)
+    samples[7] = np.nan
+    with pytest.raises(AudioError, match="not finite"):
+        transcriber.transcribe(samples, options=DecodeOptions(mode="batched", vad_filter=vad))
+
+
 def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
     from whisper_flash_attention.audio.vad import Chunk
     from whisper_flash_attention.generation.fitness import engine_for
-    from whisper_flash_attention.transcribe.batched import BatchedReader
     from whisper_flash_attention.transcribe.windows import Answer
 
     words, tokenizer = transcriber._vocabulary, transcriber.processor.tokenizer
@@ -98,6 +107,29 @@ def test_it_needs_the_engine(tiny_en: str, speech) -> None:
         DecodeOptions(mode="fast")
     with pytest.raises(OptionError, match="vad_filter is of mode 'batched'"):
         DecodeOptions(vad_filter=True)
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_what_follows_later_is_the_same_in_the_same_order(
+    transcriber, speech, monkeypatch, words
+) -> None:
+    options = DecodeOptions(
+        mode="batched", vad_filter=False, temperature=0.0, max_new_tokens=20, word_timestamps=words
+    )
+    recordings = [np.concatenate([speech, speech[::-1], speech]), speech[: 5 * 16_000]]
+    made = BatchedReader.__init__
+    found = []
+    for later, slots in ((True, False), (False, True), (True, True)):
+        monkeypatch.setattr(WindowDecoder, "fits_slots", slots)
+
+        def make(self, *arguments, later=later) -> None:
+            made(self, *arguments)
+            self._follows_later = later
+
+        monkeypatch.setattr(BatchedReader, "__init__", make)
+        found.append(transcriber.transcribe_many(recordings, options=options, batch_size=1))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0].segments) > 2 and found[0][1].segments
 
 
 def test_words_have_times_in_their_chunks(transcriber, speech) -> None:

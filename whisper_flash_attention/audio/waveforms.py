@@ -34,14 +34,15 @@ def mono_samples(
             is not positive.
     """
     samples = unchecked_samples(clip, sampling_rate, wanted_rate)
-    if not _all_finite(samples):
-        raise AudioError("the samples hold numbers that are not finite")
+    check_finite(samples)
     return samples
 
 
-def _all_finite(samples: npt.NDArray[np.float32]) -> bool:
-    """Whether all samples are finite: their squares' sum tells, unless it is too large itself."""
-    return math.isfinite(float(np.dot(samples, samples))) or bool(np.isfinite(samples).all())
+def check_finite(samples: npt.NDArray[np.float32]) -> None:
+    """Raise `AudioError` if not all of the mono samples `[T]` are finite."""
+    # The sum of their squares tells, in one pass that allocates nothing, unless it is too large.
+    if not math.isfinite(float(np.dot(samples, samples))) and not np.isfinite(samples).all():
+        raise AudioError("the samples hold numbers that are not finite")
 
 
 def unchecked_samples(

@@ -11,8 +11,10 @@ run while the host reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from whisper_flash_attention.engine import plan
@@ -22,6 +24,7 @@ from whisper_flash_attention.engine.fused_rules import FusedRules
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.rules import History
 from whisper_flash_attention.engine.slots import Finished, Job, answer_of, by_request, not_finite
+from whisper_flash_attention.engine.transfer import to_device, to_host
 from whisper_flash_attention.engine.weights import DecoderWeights
 
 # Steps between two looks. A slot that ends is noticed between one and two looks later, and idle
@@ -50,7 +53,7 @@ class DeviceSlots:
         self._request = first.request
         self._pad = first.request.pad
         self._watched = torch.zeros(slots, device=decoder.state.tokens.device)
-        self._looks = [_Look(decoder, self._watched) for _ in range(2)]
+        self._look: _Look | None = None
         decoder.clear(_fused(first.request), first.request)
 
     def start(self, jobs: Sequence[Job]) -> None:
@@ -62,26 +65,35 @@ class DeviceSlots:
         """A few steps; what had ended before them."""
         for _ in range(STEPS_PER_LOOK):
             self._decoder.step(self._pad)
-        now, before = self._looks
-        now.take(self._jobs)
-        self._looks = [before, now]
-        return self._ended(before)
+        before, self._look = self._look, self._look_now()
+        return [] if before is None else self._ended(before)
+
+    def _look_now(self) -> _Look:
+        """Have everything copied once the steps so far have run."""
+        state = self._decoder.state
+        held = (state.finished, state.failed, state.sum_logprobs, state.output, self._watched)
+        return _Look(list(self._jobs), to_host(*held))
 
     def _ended(self, look: _Look) -> list[Finished]:
-        finished, failed = look.read()
+        finished, failed, *said = look.arrived()
+        is_over, is_broken = finished.tolist(), failed.tolist()
         # A look may show who was in a slot before those who are there now.
         seen = [
             (slot, job)
             for slot, job in enumerate(self._jobs)
             if job is not None and job is look.jobs[slot]
         ]
-        broken = [job for slot, job in seen if failed[slot]]
+        broken = [job for slot, job in seen if is_broken[slot]]
         if broken:
             raise not_finite(broken)
-        ended = [(slot, job) for slot, job in seen if finished[slot]]
+        ended = [(slot, job) for slot, job in seen if is_over[slot]]
         for slot, _ in ended:
             self._jobs[slot] = None
-        return [look.answer(slot, job) for slot, job in ended]
+        sums, output, watched = said
+        return [
+            answer_of(job, output[slot].tolist(), float(sums[slot]), float(watched[slot]))
+            for slot, job in ended
+        ]
 
     def _enter(self, jobs: Sequence[Job]) -> None:
         longest = max(len(job.prompt) for job in jobs)
@@ -94,45 +106,19 @@ class DeviceSlots:
         free = [slot for slot, job in enumerate(self._jobs) if job is None][: len(jobs)]
         for slot, job in zip(free, jobs, strict=True):
             self._jobs[slot] = job
-        into = torch.tensor(free, device=slots.device)
+        into = to_device(np.array(free), slots.device)
         self._decoder.adopt(entry, into, longest)
         if self._request.watch is not None:
             assert entry.watched is not None
             self._watched[into] = entry.watched
 
 
+@dataclass(frozen=True)
 class _Look:
-    """Copies on the host of what the slots held, and who was in them."""
+    """Who was in the slots, and the function that gives what they held, once that has arrived."""
 
-    def __init__(self, decoder: DeviceDecoder, watched: torch.Tensor) -> None:
-        state = decoder.state
-        self._sources = (state.finished, state.failed, state.sum_logprobs, state.output, watched)
-        self._copies = [
-            torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
-            for source in self._sources
-        ]
-        self._event: torch.cuda.Event | None = None
-        self.jobs: list[Job | None] = [None] * len(watched)
-
-    def take(self, jobs: list[Job | None]) -> None:
-        """Have everything copied once the steps so far have run."""
-        self.jobs = list(jobs)
-        for source, copy in zip(self._sources, self._copies, strict=True):
-            copy.copy_(source, non_blocking=True)
-        if self._sources[0].is_cuda:
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-
-    def read(self) -> tuple[list[bool], list[bool]]:
-        """Which slots had ended, and which had failed; waits for the copies."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._copies[0].tolist(), self._copies[1].tolist()
-
-    def answer(self, slot: int, job: Job) -> Finished:
-        """What a slot that had ended says."""
-        _, _, sums, output, watched = self._copies
-        return answer_of(job, output[slot].tolist(), float(sums[slot]), float(watched[slot]))
+    jobs: list[Job | None]
+    arrived: Callable[[], tuple[torch.Tensor, ...]]
 
 
 def _starts(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.device) -> Starts:
@@ -152,7 +138,7 @@ def _starts(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.de
         limits[rows] = rules.limits(history, vocabulary)
     places = torch.tensor([job.request.watch[1] if job.request.watch else 0 for job in jobs])
     tables = (prompt, torch.tensor(lengths), places, settings, limits)
-    return Starts(*(each.to(device) for each in tables))
+    return Starts(*(to_device(each.numpy(), device) for each in tables))
 
 
 def _fused(request: Request) -> FusedRules:

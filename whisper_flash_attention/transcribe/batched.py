@@ -9,9 +9,8 @@ too, for no later window reads it again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -53,7 +52,7 @@ class Speech:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """A chunk on its way, and the number of its recording."""
 
     index: int
@@ -81,6 +80,8 @@ class BatchedReader:
         aligner: WordAligner | None = None,
     ) -> None:
         self._engine = engine
+        # A CPU has no time to spare while it decodes.
+        self._follows_later = engine.weights.device.type != "cpu"
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
@@ -95,7 +96,7 @@ class BatchedReader:
         device = self._engine.weights.device
         groups = staged_ahead(_batches(recordings, max(1, slots // GROUPS)), _clips, device)
         ready: deque[Window] = deque()
-        order: deque[_Item] = deque()
+        order: deque[Item] = deque()
 
         def more(count: int) -> list[Window]:
             while len(ready) < count and (group := next(groups, None)) is not None:
@@ -107,16 +108,28 @@ class BatchedReader:
         # Words are looked for in several chunks together.
         together = 1 if self._aligner is None else max(1, slots // GROUPS)
         done: dict[int, Read] = {}
+        behind: deque[Iterator[list[Read]]] = deque()
         while some := list(islice(answered, together)):
-            items = [window.owner for window, _ in some]
-            answers = [answer for _, answer in some]
-            states = [window.states for window, _ in some]
-            for reads in self._follow(items, states, partial(list, answers)):
-                done |= {id(item): read for item, read in zip(items, reads, strict=False)}
-            while order and id(order[0]) in done:
-                yield done.pop(id(order.popleft()))
+            behind.append(self._follow_into(done, some))
+            _advance(behind)
+            while behind and not self._follows_later:
+                _advance(behind)
+            yield from _in_order(order, done)
+        while behind:
+            _advance(behind)
+        yield from _in_order(order, done)
 
-    def _windows(self, items: list[_Item], clips: list[Any]) -> list[Window]:
+    def _follow_into(
+        self, done: dict[int, Read], answered: list[tuple[Window, Answer]]
+    ) -> Iterator[list[Read]]:
+        """As `_follow`, and what chunks say is kept by their items' ids."""
+        items = [window.owner for window, _ in answered]
+        states = [window.states for window, _ in answered]
+        for reads in self._follow(items, states, lambda: [answer for _, answer in answered]):
+            done |= {id(item): read for item, read in zip(items, reads, strict=False)}
+            yield reads
+
+    def _windows(self, items: list[Item], clips: list[Any]) -> list[Window]:
         """Chunks with their states, and what they are told."""
         states = self._encode(clips)
         self._detect_languages([each.owner for each in items], states)
@@ -141,15 +154,14 @@ class BatchedReader:
             later = self._decoder.decode_first(states, prompts, catch_up)
             behind.append(self._follow(batch, states, later))
             yield from ready
-            # A CPU has no time to spare while it decodes.
-            while behind and device.type == "cpu":
+            while behind and not self._follows_later:
                 yield from _advance(behind)
         while behind:
             yield from _advance(behind)
 
     def _follow(
         self,
-        batch: list[_Item],
+        batch: list[Item],
         states: Tensor | list[Tensor],
         later: Callable[[], list[Answer]],
     ) -> Iterator[list[Read]]:
@@ -157,11 +169,9 @@ class BatchedReader:
 
         Nothing is given where the device was asked for more, and the next batch may go first.
         """
-        said = [
-            self._segments(each.chunk, answer) for each, answer in zip(batch, later(), strict=True)
-        ]
+        said = self.segments(batch, later())
         if self._aligner is not None:
-            spoken = [_window(*each) for each in zip(batch, states, said, strict=True)]
+            spoken = [spoken_window(*each) for each in zip(batch, states, said, strict=True)]
             words = self._aligner.begin(spoken)
             yield []
             said = [each.segments for each in words()]
@@ -192,6 +202,14 @@ class BatchedReader:
         assert owner.language is not None
         return self._vocabulary.prompt(owner.language, owner.task, self._before)
 
+    def segments(
+        self, batch: Sequence[Item], answers: Sequence[Answer]
+    ) -> list[tuple[Segment, ...]]:
+        """What each chunk of a batch says, in seconds of its recording."""
+        return [
+            self._segments(each.chunk, answer) for each, answer in zip(batch, answers, strict=True)
+        ]
+
     def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
         if self._decoder.is_silent(answer):
             return ()
@@ -213,9 +231,9 @@ class BatchedReader:
         return [_up_to(chunk.seconds, piece) for piece in pieces]
 
 
-def _batches(recordings: list[Speech], size: int) -> Iterator[list[_Item]]:
+def _batches(recordings: list[Speech], size: int) -> Iterator[list[Item]]:
     waiting = (
-        _Item(index, owner, chunk)
+        Item(index, owner, chunk)
         for index, owner in enumerate(recordings)
         for chunk in owner.chunks
     )
@@ -223,7 +241,7 @@ def _batches(recordings: list[Speech], size: int) -> Iterator[list[_Item]]:
         yield batch
 
 
-def _clips(batch: list[_Item]) -> list[Samples]:
+def _clips(batch: list[Item]) -> list[Samples]:
     return [each.chunk.samples for each in batch]
 
 
@@ -237,13 +255,19 @@ def _advance(behind: deque[Iterator[list[Read]]]) -> list[Read]:
     return found
 
 
-def _read(item: _Item, segments: tuple[Segment, ...]) -> Read:
+def _in_order(order: deque[Item], done: dict[int, Read]) -> Iterator[Read]:
+    """What chunks say, as far as all before them are done."""
+    while order and id(order[0]) in done:
+        yield done.pop(id(order.popleft()))
+
+
+def _read(item: Item, segments: tuple[Segment, ...]) -> Read:
     done = round((item.chunk.start + item.chunk.seconds) * FRAMES_PER_SECOND)
     total = round(item.owner.seconds * FRAMES_PER_SECOND)
     return Read(item.index, segments, min(done, total), total)
 
 
-def _window(item: _Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
+def spoken_window(item: Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
     """What is needed to find the words of a chunk; nobody speaks right before it."""
     owner, chunk = item.owner, item.chunk
     assert owner.language is not None

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.waveforms import mono_samples
+from whisper_flash_attention.audio.waveforms import check_finite, unchecked_samples
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.spelling import Speller
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Transcriber:
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
         self._tokenizer = Detokenizer(processor.tokenizer)
+        self._speller = Speller(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -182,7 +184,8 @@ class Transcriber:
     ) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
-        The arguments and errors are those of `transcribe`.
+        In batched mode on a GPU those of a batch come when the next one is decoded. The arguments
+        and errors are those of `transcribe`.
         """
         work = _Work.of(self, audio, language, task)
         if not self.runs_on_engine:
@@ -204,7 +207,9 @@ class Transcriber:
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
         options = options or DecodeOptions()
-        aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
+        aligner = None
+        if options.word_timestamps:
+            aligner = WordAligner(self.model, self.processor, self._speller)
         parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":
@@ -231,6 +236,8 @@ class Transcriber:
         from whisper_flash_attention.transcribe.batched import Speech
 
         chunks = all_chunks if options.vad_filter is False else speech_chunks
+        if chunks is speech_chunks:
+            check_finite(work.samples)
         return Speech(chunks(work.samples), work.seconds, work.task, work.language)
 
     def _by_generate(
@@ -332,7 +339,10 @@ def _check_features(processor: WhisperProcessor) -> None:
 
 
 def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`."""
+    """Check samples that a caller brings, and return them as float32 `[T]`.
+
+    Whether they are finite is found when features are made of them.
+    """
     if isinstance(audio, np.ndarray):
         is_floating = np.issubdtype(audio.dtype, np.floating)
     else:
@@ -343,4 +353,4 @@ def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.ND
             f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
             f"{list(audio.shape)}"
         )
-    return mono_samples(audio, SAMPLING_RATE)
+    return unchecked_samples(audio, SAMPLING_RATE)

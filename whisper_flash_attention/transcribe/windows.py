@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from whisper_flash_attention.engine.rules import (
     Timestamps,
 )
 from whisper_flash_attention.engine.slots import Finished, Job
+from whisper_flash_attention.engine.transfer import to_device
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
 
 
@@ -196,7 +198,7 @@ class WindowDecoder:
         found: dict[int, _Said] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
         for group in self._alike(prompts, indices):
-            rows = torch.tensor([prompts[index] for index in group], device=states.device)
+            rows = to_device(np.array([prompts[index] for index in group]), states.device)
             watch = self._watch(prompts[group[0]]) if known is None else None
             request = self._request(rows.shape[1], temperature, watch)
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
