@@ -20,6 +20,8 @@ from whisper_flash_attention.engine.slots import Finished, Job
 
 pytestmark = pytest.mark.gpu
 MOST = 96
+# Two tokens whose logits differ by less, relative to the largest, may change places.
+TIE = 1e-4
 FORMS = pytest.mark.parametrize("form", ["projected", "absorbed"])
 
 
@@ -74,6 +76,19 @@ def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> l
     return list(answers)
 
 
+def check_tie(engine: Engine, job: Job, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Answers may differ from where the logits of two tokens are as good as equal."""
+    place = next(
+        i for i, (one, other) in enumerate(zip(found, wanted, strict=False)) if one != other
+    )
+    prompt = torch.tensor([[*job.prompt, *wanted[:place]]], device="cuda")
+    asked = Request(Rules(), prompt.shape[1] + 1, (), 3, want_logits=True)
+    logits = engine.decode(job.states[None], prompt, asked).logits
+    assert logits is not None
+    gap = (logits[0][0, found[place]] - logits[0][0, wanted[place]]).abs()
+    assert gap < TIE * logits[0].abs().max(), f"job {job.tag} differs at {place}"
+
+
 def check(engine: Engine, jobs: Sequence[Job], found: Sequence[Finished]) -> None:
     by_tag = {each.job.tag: each for each in found}
     assert len(by_tag) == len(found) == len(jobs)
@@ -83,7 +98,10 @@ def check(engine: Engine, jobs: Sequence[Job], found: Sequence[Finished]) -> Non
         row = decoded.sequences[0, len(job.prompt) :].tolist()
         ends = [place for place, token in enumerate(row) if token in job.request.eos]
         finished = by_tag[job.tag]
-        assert finished.tokens == tuple(row[: ends[0] + 1] if ends else row), f"job {job.tag}"
+        wanted = tuple(row[: ends[0] + 1] if ends else row)
+        if finished.tokens != wanted:
+            check_tie(engine, job, finished.tokens, wanted)
+            continue
         assert decoded.sum_logprobs is not None and decoded.watched is not None
         assert finished.sum_logprob == pytest.approx(float(decoded.sum_logprobs[0]), abs=1e-2)
         assert finished.watched == pytest.approx(float(decoded.watched[0]), rel=1e-2)
