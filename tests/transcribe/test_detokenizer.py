@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
@@ -23,6 +23,7 @@ def tokenizers(base: str, tiny_en: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["package:base", "package:tiny.en"])
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_text_is_that_of_the_tokenizer(source: str, data: st.DataObject) -> None:
     tokenizer, quick = TOKENIZERS[source]
@@ -35,6 +36,14 @@ def test_text_is_that_of_the_tokenizer(source: str, data: st.DataObject) -> None
     assert quick.decode(tokens) == tokenizer.decode(tokens, **plain)
     skipped = tokenizer.decode(tokens, skip_special_tokens=True, **plain)
     assert quick.decode(tuple(tokens), skip_special_tokens=True) == skipped
+
+
+def test_a_character_is_not_put_together_across_a_timestamp() -> None:
+    tokenizer, quick = TOKENIZERS["package:base"]
+    halves = [126, 50364, 94]
+    found = quick.decode(halves, skip_special_tokens=True)
+    assert found == tokenizer.decode(halves, skip_special_tokens=True) == "\ufffd\ufffd"
+    assert quick.decode([50364, 126, 94, 50365], skip_special_tokens=True) == "¡"
 
 
 def test_prompts_are_encoded_as_ever() -> None:

@@ -41,9 +41,21 @@ class Detokenizer:
         As the tokenizer's own, which is asked where other than text is to be spelled.
         """
         end, table = self._end, self._bytes
-        if skip_special_tokens:
-            tokens = [token for token in tokens if token < end]
-        elif max(tokens, default=0) >= end:
-            text: str = self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+        plain = self._bare(tokens) if skip_special_tokens else tokens
+        if max(plain, default=0) >= end:
+            text: str = self._tokenizer.decode(
+                list(tokens),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
             return text
-        return b"".join(map(table.__getitem__, tokens)).decode("utf-8", errors="replace")
+        return b"".join(map(table.__getitem__, plain)).decode("utf-8", errors="replace")
+
+    def _bare(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Without what is no text at the ends, where timestamps are."""
+        first, last = 0, len(tokens)
+        while first < last and tokens[first] >= self._end:
+            first += 1
+        while first < last and tokens[last - 1] >= self._end:
+            last -= 1
+        return tokens[first:last]

@@ -40,9 +40,12 @@ def staged_ahead(
             yield batch, list(clips_of(batch))
         return
 
+    # Made here: a new thread has no CUDA context to make it in.
+    stream = copying_stream(device)
+
     def make() -> tuple[Batch, _Copies] | None:
         batch = next(batches, None)
-        return None if batch is None else (batch, _Copies(clips_of(batch), device))
+        return None if batch is None else (batch, _Copies(clips_of(batch), stream))
 
     with ThreadPoolExecutor(1, thread_name_prefix="whisper-flash-staging") as thread:
         coming = thread.submit(make)
@@ -55,13 +58,12 @@ def staged_ahead(
 class _Copies:
     """Clips on their way to a GPU, on a stream beside the one that computes."""
 
-    def __init__(self, clips: list[Clip], device: torch.device) -> None:
-        stream = copying_stream(device)
+    def __init__(self, clips: list[Clip], stream: torch.cuda.Stream) -> None:
         self._clips: list[Tensor] = []
         self._rooms: list[Tensor] = []
         with torch.cuda.stream(stream):
             for start in range(0, len(clips), CLIPS_AT_A_TIME):
-                self._copy(clips[start : start + CLIPS_AT_A_TIME], device)
+                self._copy(clips[start : start + CLIPS_AT_A_TIME], stream.device)
             self._event = stream.record_event()
 
     def _copy(self, clips: list[Clip], device: torch.device) -> None:

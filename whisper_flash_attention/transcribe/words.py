@@ -249,5 +249,10 @@ def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: flo
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
     """Times in hundredths of a second, in order, and within a recording of so many seconds."""
-    end = min(round(end, 2), seconds)
-    return max(0.0, min(round(start, 2), end)), end
+    # Comparisons instead of calls, for this is done for every word.
+    start, end = round(start, 2), round(end, 2)
+    if end > seconds:
+        end = seconds
+    if start > end:
+        start = end
+    return start if start > 0 else 0.0, end
