@@ -92,7 +92,7 @@ def _choose_gemv(rows: int, n: int, k: int, itemsize: int) -> Config:
     """Wide loads, at most 64 values a thread, two programs per processor where N allows."""
     block_k = triton.next_power_of_2(k)
     block_m = triton.next_power_of_2(rows)
-    warps = min(8, max(1, block_k * itemsize // (32 * 32)))
+    warps = min(8, max(1, block_k * itemsize // (32 * 16)))
     block_n = 8
     while block_n > 1 and (
         triton.cdiv(n, block_n) < 2 * _PROGRAMS or block_n * block_k > 64 * 32 * warps
