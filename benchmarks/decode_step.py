@@ -32,7 +32,7 @@ from whisper_flash_attention.engine.graphs import Recorder
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.rules import Rules
-from whisper_flash_attention.kernels.launch import set_pdl
+from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
 )
@@ -62,7 +62,7 @@ class Part:
     layers: int
     batch: int
     cross_attention: str
-    pdl: bool
+    overlap: bool
     kernel: str
     launches: int
     microseconds: float
@@ -98,7 +98,13 @@ def _noting(name: str, original: Any, calls: Calls) -> Any:
                 if kwargs.get(word) is not None and kwargs.get(word) is not False
             ]
             label = f"linear {k} to {n} {' '.join(extras)}".replace("norm_weight", "norm")
-        calls.setdefault(label, []).append(lambda: original(*args, **kwargs))
+        overlap = Overlap(pdl(torch.device("cuda", torch.cuda.current_device()))["PDL"])
+
+        def again() -> None:
+            set_pdl(overlap)
+            original(*args, **kwargs)
+
+        calls.setdefault(label, []).append(again)
 
     return call
 
@@ -133,10 +139,10 @@ def time_launches(runs: list[Callable[[], None]]) -> float:
 
 
 def measure_step(
-    checkpoint: str, layers: int, batch: int, tokens: int, cross_attention: str, pdl: bool
+    checkpoint: str, layers: int, batch: int, tokens: int, cross_attention: str, overlap: bool
 ) -> list[Part]:
     """Time the kernels of one step in the middle of a decode of `tokens` new tokens."""
-    device.OVERLAPPED_SLOTS = batch if pdl else 0
+    fused.OVERLAPPED_SLOTS = batch if overlap else 0
     model = build_model(
         WhisperFlashAttentionForConditionalGeneration,
         MODEL_SIZES[checkpoint],
@@ -153,7 +159,6 @@ def measure_step(
     state = decoder._state
     state.finished.zero_()
     state.positions.fill_(len(PROMPT) + tokens // 2)
-    set_pdl(pdl)
     calls: Calls = {}
     with recorded_calls(calls):
         decoder._one_step(50257)
@@ -163,7 +168,7 @@ def measure_step(
     parts += [(label, len(runs), time_launches(runs)) for label, runs in calls.items()]
     form = "absorbed" if state.layout.absorbed else "projected"
     return [
-        Part(checkpoint, layers, batch, form, pdl, label, count, microseconds)
+        Part(checkpoint, layers, batch, form, overlap, label, count, microseconds)
         for label, count, microseconds in parts
     ]
 
@@ -179,7 +184,9 @@ def main(
         256, help="New tokens of the decode that the step is in the middle of."
     ),
     cross_attention: list[str] = typer.Option(["projected", "absorbed"], help="Forms to time."),
-    pdl: list[bool] = typer.Option([False, True], help="With and without overlapped launches."),
+    overlap: list[bool] = typer.Option(
+        [False, True], help="Layers' kernels overlap their successors, or not."
+    ),
     output: Path | None = typer.Option(None, help="Write the results here, as JSON."),
     commit: str | None = typer.Option(None, help="The commit, instead of what git says."),
 ) -> None:
@@ -192,10 +199,10 @@ def main(
             work = Workload.of(MODEL_SIZES[size], layers, Setting("", clips, tokens, 1), "float16")
             for form in cross_attention:
                 floor = step_seconds(work, ceilings, 4 + tokens // 2, absorbed=form == "absorbed")
-                for overlap in pdl:
-                    found = measure_step(size, layers, clips, tokens, form, overlap)
+                for overlaps in overlap:
+                    found = measure_step(size, layers, clips, tokens, form, overlaps)
                     parts += found
-                    title = f"{size} {layers}, batch {clips}, {form}, pdl {overlap}"
+                    title = f"{size} {layers}, batch {clips}, {form}, overlap {overlaps}"
                     table = Table(title=f"{title}: floor {floor * 1e6:.0f} us")
                     for column in ("kernel", "launches", "us", "us each"):
                         table.add_column(column)

@@ -131,6 +131,7 @@ def main(
     threads: Annotated[int, typer.Option(min=1)] = 2,
     decoding: Annotated[bool, typer.Option(help="time decoding, which needs PyAV")] = True,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    commit: Annotated[str | None, typer.Option(help="The commit, instead of git's word.")] = None,
 ) -> None:
     """Time decoding and log-mel features."""
     torch.set_num_threads(threads)
@@ -148,7 +149,7 @@ def main(
     console.print(show(rows, device))
     if output is not None:
         document = {
-            "environment": describe_environment(device).as_json(),
+            "environment": describe_environment(device, commit).as_json(),
             "decoding": decoded,
             "log_mel": rows,
         }

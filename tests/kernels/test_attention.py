@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from whisper_flash_attention.errors import UnsupportedAttention
 from whisper_flash_attention.kernels.attention import Config, attention, choose
-from whisper_flash_attention.kernels.launch import interpreted, set_pdl
+from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 DTYPES = tuple(TOLERANCE)
@@ -261,12 +261,12 @@ def test_compiled_kernels_need_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "pdl"])
+@pytest.mark.parametrize("overlap", list(Overlap), ids=lambda overlap: overlap.name)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [(1, 6), (1, 20), (4, 16), (8, 20)])
 def test_an_encoder_as_chosen(
-    batch: int, heads: int, dtype: torch.dtype, fused: bool, overlap: bool
+    batch: int, heads: int, dtype: torch.dtype, fused: bool, overlap: Overlap
 ) -> None:
     set_pdl(overlap)
     try:
@@ -276,7 +276,7 @@ def test_an_encoder_as_chosen(
             out = problem.run(config=config)
             assert error(out, problem.expected()) < TOLERANCE[dtype], loads
     finally:
-        set_pdl(False)
+        set_pdl(Overlap.NONE)
 
 
 @pytest.mark.gpu

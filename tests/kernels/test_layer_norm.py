@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import interpreted, set_pdl
+from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
 from whisper_flash_attention.kernels.layer_norm import Config, choose, layer_norm
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -244,10 +244,10 @@ def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: s
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "pdl"])
+@pytest.mark.parametrize("overlap", list(Overlap), ids=lambda overlap: overlap.name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_every_size_as_chosen(d: int, dtype: torch.dtype, overlap: bool) -> None:
+def test_every_size_as_chosen(d: int, dtype: torch.dtype, overlap: Overlap) -> None:
     set_pdl(overlap)
     try:
         for rows in (1, 1500, 9001):
@@ -255,7 +255,7 @@ def test_every_size_as_chosen(d: int, dtype: torch.dtype, overlap: bool) -> None
             out = case.run(limit=3.0, shift=case.shift)
             assert error(out, case.expected(3.0, case.shift)) < TOLERANCE[dtype], rows
     finally:
-        set_pdl(False)
+        set_pdl(Overlap.NONE)
 
 
 @pytest.mark.gpu

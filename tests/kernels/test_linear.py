@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import interpreted, set_pdl
-from whisper_flash_attention.kernels.linear import Config, choose, linear, qkv
+from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
+from whisper_flash_attention.kernels.linear import Config, choose, fitting, linear, qkv
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = tuple(TOLERANCE)
@@ -323,7 +323,10 @@ def test_choices_are_powers_of_two_that_cover_the_work(
             else:
                 assert min(config.block_m, config.block_n, config.block_k // config.split) >= 16
                 chunk = (config.block_m + config.block_n) * config.block_k * dtype.itemsize
-                assert config.stages * chunk <= 99 * 1024
+                fitted = fitting(config, dtype.itemsize, 99 * 1024)
+                assert 1 <= fitted.stages <= config.stages
+                assert fitted.stages * chunk <= 99 * 1024
+                assert fitting(config, dtype.itemsize, 227 * 1024) == config
 
 
 def test_one_row_is_for_cuda_cores_and_many_are_for_tensor_cores() -> None:
@@ -376,10 +379,10 @@ def test_caches_that_do_not_fit_are_errors(change: dict[str, Any], message: str)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("overlap", [False, True], ids=["plain", "pdl"])
+@pytest.mark.parametrize("overlap", list(Overlap), ids=lambda overlap: overlap.name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("d", WIDTHS)
-def test_every_layer_of_every_size(d: int, dtype: torch.dtype, overlap: bool) -> None:
+def test_every_layer_of_every_size(d: int, dtype: torch.dtype, overlap: Overlap) -> None:
     device = torch.device("cuda")
     set_pdl(overlap)
     try:
@@ -397,7 +400,7 @@ def test_every_layer_of_every_size(d: int, dtype: torch.dtype, overlap: bool) ->
             qkv(**case.arguments)
             case.check(TOLERANCE[dtype])
     finally:
-        set_pdl(False)
+        set_pdl(Overlap.NONE)
 
 
 @pytest.mark.gpu

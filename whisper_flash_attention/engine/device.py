@@ -24,15 +24,12 @@ from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.rules import History
 from whisper_flash_attention.engine.weights import DecoderWeights
 from whisper_flash_attention.engine.workspace import Workspace
-from whisper_flash_attention.kernels.launch import compiling, interpreted, set_pdl
+from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.logits import logits
 from whisper_flash_attention.kernels.pick import pick
 
 # So many steps are given to the device before it is waited for.
 HEAD_START = 32
-# Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
-# time is latency. With more slots the early programs get in the way of those that still run.
-OVERLAPPED_SLOTS = 4
 
 
 @dataclass(frozen=True)
@@ -289,19 +286,19 @@ class DeviceDecoder:
             self.watched = step.probability(self._weights, rows, watch[0])
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
-        set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
         self._graphs.run(key, launch)
+        set_pdl(Overlap.NONE)
 
     def _compile(self, count: int, finish: Callable[[int], None]) -> None:
         """Have all kernels of a decode compiled at once, before the first pass needs one."""
         self._compiled = True
         if interpreted():
             return
-        set_pdl(self._state.layout.slots <= OVERLAPPED_SLOTS)
         with compiling():
             for tokens in {count, 1}:
                 self._step.layers(tokens)
                 finish(tokens)
+        set_pdl(Overlap.NONE)
 
     def _run_long_prompt(
         self, states: torch.Tensor, prompt: torch.Tensor, place: int | None, starts: Starts | None

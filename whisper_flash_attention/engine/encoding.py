@@ -95,7 +95,7 @@ class FusedEncoder:
 
     def run(self, features: Tensor) -> Tensor:
         from whisper_flash_attention.engine.fused_encoder import clips_per_part
-        from whisper_flash_attention.kernels.launch import set_pdl
+        from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 
         states = features.new_empty(len(features), *self._weights.positions.shape)
         clips = clips_per_part(self._weights, len(features))
@@ -103,9 +103,9 @@ class FusedEncoder:
             part, graphs = self._part(len(some))
             few = len(some) <= FEW_CLIPS
             part.enter(some)
-            set_pdl(few)
+            set_pdl(Overlap.EARLY if few else Overlap.NONE)
             graphs.run("pass", part.whole if few else part.layers)
-            set_pdl(False)
+            set_pdl(Overlap.NONE)
             if few:
                 out.copy_(part.states)
             else:
@@ -115,7 +115,7 @@ class FusedEncoder:
     def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
         """A pass over so many clips, and its recording."""
         from whisper_flash_attention.engine.fused_encoder import EncoderPass, space_bytes
-        from whisper_flash_attention.kernels.launch import set_pdl
+        from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 
         found = self._parts.get(clips)
         if found is None:
@@ -125,7 +125,7 @@ class FusedEncoder:
                 self._space = Arena(self._weights.positions.device, size)
             self._space.restart()
             part = EncoderPass(self._weights, clips, self._space)
-            set_pdl(clips <= FEW_CLIPS)
+            set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
             with torch.cuda.stream(recording_stream(self._weights.positions.device)):
                 part.compile()
             found = self._parts[clips] = part, Graphs(self._recorder)

@@ -8,6 +8,8 @@ nine with absorbed; at batch 1 their number is the time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
@@ -19,12 +21,38 @@ from whisper_flash_attention.kernels.absorbed_attention import absorbed_attentio
 from whisper_flash_attention.kernels.absorbed_query import absorb_query, fold_queries
 from whisper_flash_attention.kernels.absorbed_values import project_values
 from whisper_flash_attention.kernels.cross_attention import cross_attention
+from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
 from whisper_flash_attention.kernels.self_attention import self_attention
 
 # Up to this width and so many rows one kernel projects and absorbs queries; beyond, two are faster.
 ONE_KERNEL_WIDTH = 512
 ONE_KERNEL_ROWS = 64
+
+# Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
+# time is latency. With more slots programs that start early get in the way of those that still run.
+OVERLAPPED_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """When kernels let their successors start.
+
+    Args:
+        weights: where the successor has weights to load meanwhile.
+        nothing: where it has nothing to load, as attention.
+        end: at the end of a step.
+    """
+
+    weights: Overlap
+    nothing: Overlap
+    end: Overlap = Overlap.LATE
+
+    @classmethod
+    def of(cls, slots: int) -> Overlaps:
+        if slots <= OVERLAPPED_SLOTS:
+            return cls(weights=Overlap.EARLY, nothing=Overlap.LATE)
+        return cls(weights=Overlap.NONE, nothing=Overlap.NONE)
 
 
 class FusedStep:
@@ -34,6 +62,7 @@ class FusedStep:
         self._weights = weights
         self._state = state
         self._work = work
+        self._overlaps = Overlaps.of(state.layout.slots)
 
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
         """Write the residual rows of tokens [slots, P], each slot from its own position.
@@ -55,17 +84,22 @@ class FusedStep:
         return self._work.x[: self._state.layout.slots * count]
 
     def layers(self, count: int) -> None:
-        """Run the residual rows of `count` tokens a slot through all layers, in place."""
+        """Run the residual rows of `count` tokens a slot through all layers, in place.
+
+        What is launched next on this thread is taken for the end of a step.
+        """
         for index, layer in enumerate(self._weights.layers):
             self._self_attention(layer, index, count)
             self._cross_attention(layer, index, count)
             self._feed_forward(layer, count)
+        set_pdl(self._overlaps.end)
 
     def _self_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
         state, part, norm = self._state, layer.self_attention, layer.self_norm
         x = self.residual(count)
         query, mixed = self._work.query[: len(x)], self._work.mixed[: len(x)]
         keys, values = state.keys[index], state.values[index]
+        set_pdl(self._overlaps.nothing)
         qkv(
             x,
             norm.weight,
@@ -84,6 +118,7 @@ class FusedStep:
             scale=SCALE,
             eps=norm.eps,
         )
+        set_pdl(self._overlaps.weights)
         self_attention(
             query,
             keys,
@@ -125,8 +160,11 @@ class FusedStep:
     ) -> None:
         state, work = self._state, self._work
         assert state.cross_keys is not None and state.cross_values is not None
+        set_pdl(self._overlaps.nothing)
+        query = self._query(layer, x)
+        set_pdl(self._overlaps.weights)
         cross_attention(
-            self._query(layer, x),
+            query,
             state.cross_keys[index],
             state.cross_values[index],
             mixed,
@@ -146,6 +184,7 @@ class FusedStep:
         assert state.states is not None
         folded, context, stats = work.absorbed(count)
         if x.shape[1] <= ONE_KERNEL_WIDTH and len(x) <= ONE_KERNEL_ROWS:
+            set_pdl(self._overlaps.nothing)
             absorb_query(
                 x,
                 norm.weight,
@@ -159,7 +198,9 @@ class FusedStep:
             )
         else:
             query = self._query(layer, x)
+            set_pdl(self._overlaps.nothing)
             fold_queries(query, part.k.weight, folded, scale=SCALE)
+        set_pdl(self._overlaps.weights)
         absorbed_attention(
             folded,
             state.states,

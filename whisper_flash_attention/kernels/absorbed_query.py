@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 HEAD = 64
 
@@ -151,6 +151,7 @@ def _fold_queries_kernel(
     query = tl.load(queries + row * D + value[None, :], mask=inside, other=0.0)
     query = (query.to(tl.float32) * scale).to(keys.dtype)
     folded = tl.dot(query, keys, input_precision="ieee")
+    release_late(PDL)
     at = out + (row.to(tl.int64) * (D // 64) + head) * D + column[None, :]
     tl.store(at, folded.to(out.dtype.element_ty), mask=inside)
 
@@ -218,5 +219,6 @@ def _absorb_query_kernel(
     # Rounded as a linear layer's output, then as its product with the scale.
     query = (query.to(keys.dtype).to(tl.float32) * scale).to(keys.dtype)
     absorbed = tl.dot(query, keys, input_precision="ieee")
+    release_late(PDL)
     at = out + (row.to(tl.int64) * (D // 64) + head) * D + column[None, :]
     tl.store(at, absorbed.to(out.dtype.element_ty), mask=inside)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.kernels.launch import release, wait
+from whisper_flash_attention.kernels.launch import release, release_late, wait
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -170,6 +170,7 @@ def rows_kernel(
         mean0 = tl.dot(weights, e0, mean0 * decay[:, None], input_precision="ieee")
         if D1 > 0:
             mean1 = tl.dot(weights, e1, mean1 * decay[:, None], input_precision="ieee")
+    release_late(PDL)
     inverse = inverse_sum(total)[:, None]
     start += tl.program_id(1) * n_queries
     store_mean(mean0 * inverse, partial_out, start, 0, count, 0, D)
@@ -232,6 +233,7 @@ def wgmma_kernel(
         mean0 = tl.dot(tl.trans(e0), weights, mean0 * decay[None, :])
         if D1 > 0:
             mean1 = tl.dot(tl.trans(e1), weights, mean1 * decay[None, :])
+    release_late(PDL)
     inverse = inverse_sum(total)[None, :]
     start += tl.program_id(1) * n_queries
     store_mean(tl.trans(mean0 * inverse), partial_out, start, 0, count, 0, D)
@@ -296,6 +298,7 @@ def blocks_kernel(
         e = tl.load(at + own, mask=seen[:, None], other=0.0)
         mean = tl.dot(weights.to(e.dtype), e, mean * decay[:, None], input_precision="ieee")
     start += tl.program_id(1) * n_queries
+    release_late(PDL)
     mean *= inverse_sum(total)[:, None]
     store_mean(mean, partial_out + block * BLOCK, start, 0, count, 0, D)
     if block == 0:

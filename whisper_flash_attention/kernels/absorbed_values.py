@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 HEAD = 64
 
@@ -164,6 +164,7 @@ def _project_values_kernel(
             mean += share * tl.load(parts + offset + k, mask=alive, other=0.0).to(tl.float32)
         mean = mean.to(weight.dtype)
         sums = tl.dot(mean, tl.permute(weight, (0, 2, 1)), sums, input_precision="ieee")
+    release_late(PDL)
     result = tl.where(live[:, None], tl.sum(sums, 0) + bias[None, :], 0.0)
     at = out + row[:, None].to(tl.int64) * D + value[None, :]
     tl.store(at, result.to(out.dtype.element_ty), mask=(row < n_rows)[:, None])

@@ -30,7 +30,14 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.launch import interpreted, launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import (
+    interpreted,
+    launch,
+    pdl,
+    release,
+    release_late,
+    wait,
+)
 
 HEAD_WIDTH = 64
 
@@ -230,6 +237,7 @@ def attention_kernel(
         mean, highest, total = attend_block(
             queries, keys, values, mean, highest, total, scale, whole, length, True, BLOCK_N
         )
+    release_late(PDL)
     mean = mean / total[:, None]
     if DESCRIPTORS:
         result = tl.reshape(mean.to(out.dtype), (1, 1, BLOCK_M, HEAD))

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.self_attention import (
     HEAD_DIM,
     LOG2_E,
@@ -38,10 +38,8 @@ from whisper_flash_attention.kernels.self_attention import (
 
 # Keys per tile by default, and so the smallest part that a split makes.
 _BLOCK = 64
-# Streaming multiprocessors of the GPU (H100) that splits are chosen for, and programs wanted on
-# each of them.
-_PROCESSORS = 132
-_PROGRAMS_EACH = 2
+# Programs that splits should make: two on each processor of an H100.
+_PROGRAMS = 264
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Workspace(NamedTuple):
 def choose(rows_per_clip: int, dtype: torch.dtype = torch.float16) -> Config:
     """The default configuration for clips of `rows_per_clip` rows each."""
     if rows_per_clip == 1:
-        return Config("vector", block_m=1, block=_BLOCK // 2, warps=4, stages=3)
+        return Config("vector", block_m=1, block=_BLOCK, warps=4, stages=2)
     # Without tensor cores a larger tile does not fit the registers.
     largest = 16 if dtype is torch.float32 else 64
     block_m = min(largest, max(16, triton.next_power_of_2(rows_per_clip)))
@@ -79,14 +77,14 @@ def choose(rows_per_clip: int, dtype: torch.dtype = torch.float16) -> Config:
 
 
 def choose_splits(rows: int, heads: int, keys: int, *, rows_per_clip: int = 1) -> int:
-    """Into how many parts to cut `keys` keys, so that about two programs run on each processor.
+    """Into how many parts to cut `keys` keys, so that a device's processors are busy.
 
     No part is empty, and all but the last have equally many tiles of the default size where that
     costs no parallelism.
     """
     groups = triton.cdiv(rows_per_clip, choose(rows_per_clip).block_m)
     programs = rows // rows_per_clip * groups * heads
-    wanted = triton.cdiv(_PROCESSORS * _PROGRAMS_EACH, programs)
+    wanted = triton.cdiv(_PROGRAMS, programs)
     tiles = triton.cdiv(keys, _BLOCK)
     return int(triton.cdiv(tiles, triton.cdiv(tiles, min(wanted, tiles))))
 
@@ -181,6 +179,7 @@ def _attend_row(
         k = load_tile(keys, (first + lane) * key_position, valid)
         v = load_tile(values, (first + lane) * value_position, valid)
         top, total, mixed = attend_tile(query, k, v, valid, top, total, mixed)
+    release_late(PDL)
     top, total, mixed = merge_lanes(top, total, mixed)
 
     writes = 64  # columns
@@ -277,6 +276,7 @@ def _attend_rows(
         mixed = tl.dot(weight.to(v.dtype), v, mixed * keep[:, None], input_precision="ieee")
         top = above
 
+    release_late(PDL)
     writes = rows_per_clip
     if SPLITS > 1:
         pair = row * tl.num_programs(1) + head

@@ -2,14 +2,17 @@
 
 Programmatic dependent launch (CUDA capability 9.0 and above) lets a kernel start while the one
 before it on the stream still runs. Such a kernel may load what nobody writes (weights), must call
-`wait` before it touches anything else, and calls `release` as soon as its successor may start:
+`wait` before it touches anything else, and tells when its successor may start: `release` says so
+early, while most of the work is still to be done, `release_late` at its end:
 
     @triton.jit
     def kernel(..., PDL: tl.constexpr):
         weights = tl.load(...)
         release(PDL)
         wait(PDL)
-        ...                                   # reads activations, writes the result
+        ...                                   # reads activations, computes
+        release_late(PDL)
+        ...                                   # writes the result
 
     launch(kernel, grid)(..., **pdl(device))
 
@@ -29,6 +32,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import cache, partial
 from typing import Any, TypedDict
 
@@ -43,21 +47,38 @@ COMPILERS = 16
 class PdlArguments(TypedDict, total=False):
     """Keyword arguments of a kernel launch."""
 
-    PDL: bool
+    PDL: int
     launch_pdl: bool
 
 
+class Overlap(IntEnum):
+    """When a kernel lets its successor start: not before its own end, early, or near its end.
+
+    Early hides all of a start-up, and the loads of what the successor needs besides. Where it has
+    nothing to load it would only be in the way, crowded on the first multiprocessors that have
+    room: late.
+    """
+
+    NONE = 0
+    EARLY = 1
+    LATE = 2
+
+
+EARLY = tl.constexpr(int(Overlap.EARLY))
+LATE = tl.constexpr(int(Overlap.LATE))
+
+
 class _Switches(threading.local):
-    overlap = False
+    overlap = Overlap.NONE
     compile_only = False
 
 
 _switches = _Switches()
 
 
-def set_pdl(enabled: bool) -> None:
-    """Turn programmatic dependent launch on or off for this thread's launches and captures."""
-    _switches.overlap = enabled
+def set_pdl(overlap: Overlap) -> None:
+    """Choose programmatic dependent launch, or none, for this thread's launches and captures."""
+    _switches.overlap = overlap
 
 
 def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
@@ -100,8 +121,17 @@ def pdl(device: torch.device) -> PdlArguments:
     true: on devices of capability 9.0 and above, when turned on, and not in the interpreter.
     """
     if _switches.overlap and not interpreted() and _can_overlap(device):
-        return {"PDL": True, "launch_pdl": True}
-    return {"PDL": False}
+        return {"PDL": int(_switches.overlap), "launch_pdl": True}
+    return {"PDL": int(Overlap.NONE)}
+
+
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program can have on `device`; an H100's where it has none."""
+    if device.type != "cuda":
+        return 232_448
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 @cache
@@ -122,6 +152,13 @@ def wait(PDL: tl.constexpr):
 
 @triton.jit
 def release(PDL: tl.constexpr):
-    """Let the next kernel start once every program of this one has come here or ended."""
-    if PDL:
+    """Early, let the next kernel start once every program of this one has come here or ended."""
+    if PDL == EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def release_late(PDL: tl.constexpr):
+    """The same near a program's end."""
+    if PDL == LATE:
         tl.extra.cuda.gdc_launch_dependents()

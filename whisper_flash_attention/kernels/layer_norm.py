@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -138,6 +138,7 @@ def layer_norm_kernel(
     inside = (row < rows)[:, None] & real[None, :]
     at = x + row.to(tl.int64)[:, None] * x_stride + column[None, :]
     v = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    release_late(PDL)
     if shift is not None:
         v += tl.load(shift + column, mask=real, other=0.0)[None, :]
     if limit is not None:

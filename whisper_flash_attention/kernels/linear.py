@@ -16,7 +16,7 @@ products accumulated in float32; a linear layer's result rounded before its GELU
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import interpreted, launch, pdl
+from whisper_flash_attention.kernels.launch import interpreted, launch, pdl, shared_memory
 from whisper_flash_attention.kernels.linear_kernels import linear_kernel, qkv_kernel
 
 HEAD_WIDTH = 64
@@ -75,7 +75,17 @@ def choose(rows: int, n: int, k: int, dtype: torch.dtype, *, norm: bool = False)
         return Config("dot", block_m, block_n, 64, stages=4)
     if block_m == 64:
         return Config("dot", block_m, block_n, 128, split=4, stages=4)
-    return Config("dot", block_m, block_n, 256, split=4, stages=3)
+    if k < 1024 or k % 512:
+        return Config("dot", block_m, block_n, 256, split=4, stages=3)
+    if norm:
+        return Config("dot", block_m, block_n, 512, split=8, warps=8, stages=3)
+    return Config("dot", block_m, block_n, 512, split=4, stages=4)
+
+
+def fitting(config: Config, itemsize: int, shared: int) -> Config:
+    """`config` with as many stages as `shared` bytes of shared memory hold, at least one."""
+    stage = (config.block_m + config.block_n) * config.block_k * itemsize
+    return replace(config, stages=max(1, min(config.stages, shared // stage)))
 
 
 def _choose_gemv(rows: int, n: int, k: int, itemsize: int) -> Config:
@@ -132,7 +142,7 @@ def linear(
         _check_tensor("norm_weight", norm_weight, (k,), x)
         _check_tensor("norm_bias", norm_bias, (k,), x)
     config = config or choose(rows, n, k, x.dtype, norm=norm_weight is not None)
-    _check_config(config, k)
+    config = _checked(config, k, x)
     overlap = pdl(x.device)
     launch(linear_kernel, (triton.cdiv(n, config.block_n), triton.cdiv(rows, config.block_m)))(
         x,
@@ -220,8 +230,7 @@ def qkv(
     for name, matrix in (("q_weight", q_weight), ("k_weight", k_weight), ("v_weight", v_weight)):
         _check_tensor(name, matrix, (d, d), x)
     _check_caches(x, keys, values, positions, tokens_per_slot)
-    config = config or choose(rows, 3 * d, d, x.dtype, norm=True)
-    _check_config(config, d)
+    config = _checked(config or choose(rows, 3 * d, d, x.dtype, norm=True), d, x)
     launch(qkv_kernel, (3 * triton.cdiv(d, config.block_n), triton.cdiv(rows, config.block_m)))(
         x,
         norm_weight,
@@ -303,6 +312,9 @@ def _check_caches(
         )
 
 
-def _check_config(config: Config, k: int) -> None:
-    if config.variant == "gemv" and config.block_k < k:
+def _checked(config: Config, k: int, x: Tensor) -> Config:
+    if config.variant == "dot":
+        return fitting(config, x.itemsize, shared_memory(x.device))
+    if config.block_k < k:
         raise OptionError(f"gemv needs block_k of at least {k}, but it is {config.block_k}")
+    return config

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.kernels.launch import release, wait
+from whisper_flash_attention.kernels.launch import release, release_late, wait
 
 
 @triton.jit
@@ -71,6 +71,7 @@ def linear_kernel(
             BLOCK_K,
             SPLIT,
         )
+    release_late(PDL)
     if bias is not None:
         acc += added[None, :]
     if GELU:
@@ -154,6 +155,7 @@ def qkv_kernel(
             BLOCK_K,
             SPLIT,
         )
+    release_late(PDL)
     result = (acc + added[None, :]).to(x.dtype.element_ty)
     scaled = (result.to(tl.float32) * scale).to(x.dtype.element_ty)
 

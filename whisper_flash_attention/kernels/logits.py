@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 SETTINGS = tl.constexpr(8)
 LIMITS = tl.constexpr(4)
@@ -311,6 +311,7 @@ def _dot(
                 normed += tl.load(norm_bias + start + columns).to(tl.float32)[None, :]
             hidden = normed.to(part.dtype)
         scores = tl.dot(hidden, part, scores, input_precision="ieee")
+    release_late(PDL)
     scores = scores.to(embedding.dtype.element_ty).to(tl.float32)
     if RAW:
         place = raw + members[:, None] * raw_stride + ids[None, :]

@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 MOST_PARTS = 3
 _FEW_TILES = 100
@@ -236,6 +236,8 @@ def matmul_kernel(
             else:
                 b = _weight_tile(weight, n, k + tl.arange(0, BLOCK_K), N, K, BLOCK_K)
             sums = tl.dot(a, tl.trans(b), sums, input_precision="ieee")
+        if not PERSISTENT:
+            release_late(PDL)
         added = _bias(b0, n, part == 0, N) + _bias(b1, n, part == 1, N)
         sums += (added + _bias(b2, n, part == 2, N))[None, :]
         if GELU:

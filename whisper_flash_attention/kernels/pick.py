@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.logits import LIMITS, NOWHERE, SETTINGS, Partials
 
 # Bits of a token's flags.
@@ -204,6 +204,7 @@ def _pick(
         now, setting, token, before, length, vocabulary
     )
     tl.debug_barrier()
+    release_late(PDL)
     tl.store(limit, forbid)
     tl.store(limit + 1, text_from)
     tl.store(limit + 2, stamp_from)

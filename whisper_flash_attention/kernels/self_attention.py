@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.launch import launch, pdl, release, wait
+from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 HEAD_DIM = 64
 
@@ -176,6 +176,7 @@ def _self_attention(
         v = load_tile(values, v_at, valid)
         top, total, mixed = attend_tile(query, k, v, valid, top, total, mixed)
 
+    release_late(PDL)
     _, weights, result = merge_lanes(top, total, mixed)
     # A finished slot has no keys: its sums are 0, and so is its result.
     result = result / tl.where(last < 0, 1.0, weights)

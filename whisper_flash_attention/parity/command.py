@@ -95,6 +95,10 @@ def parity_command(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write everything there, as JSON."),
     ] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="HASH", help="The commit to write there, instead of what git says."),
+    ] = None,
 ) -> None:
     """Compare our tokens with those of stock Transformers.
 
@@ -119,7 +123,7 @@ def parity_command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     sources = (model, audio or [], features)
     settings = (device, dtype, attention)
-    report = _run(sources, settings, options, console)
+    report = _run(sources, settings, options, console, commit)
     terminal = Console(highlight=False, soft_wrap=True)
     # A file or a pipe has no width of its own: give the table the room it needs.
     out = terminal if terminal.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
@@ -148,6 +152,7 @@ def _run(
     settings: tuple[str, str, str],
     options: ParityOptions,
     console: Console,
+    commit: str | None,
 ) -> Report:
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.config import TranscribeOptions
@@ -186,7 +191,7 @@ def _run(
         "attention": attention,
         "batch_size": options.batch_size,
         "seed": options.seed,
-        "environment": describe_environment(str(models.device)).as_json(),
+        "environment": describe_environment(str(models.device), commit).as_json(),
     }
     tokenizer = None if models.processor is None else models.processor.tokenizer
     return Report(outcome, clips, facts, options.bound(models.dtype_name), tokenizer)
