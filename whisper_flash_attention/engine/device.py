@@ -9,7 +9,6 @@ logits, and the choice is made by PyTorch's operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 import torch
 
@@ -22,6 +21,7 @@ from whisper_flash_attention.engine.graphs import Graphs
 from whisper_flash_attention.engine.look import LOOK_EVERY, Look
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.rules import History
+from whisper_flash_attention.engine.starts import Starts
 from whisper_flash_attention.engine.weights import DecoderWeights
 from whisper_flash_attention.engine.workspace import Workspace
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
@@ -30,25 +30,6 @@ from whisper_flash_attention.kernels.pick import pick
 
 # So many steps are given to the device before it is waited for.
 HEAD_START = 32
-
-
-@dataclass(frozen=True)
-class Starts:
-    """Prompts of rows that begin together, each with a length and rules of its own.
-
-    Args:
-        prompt: [B, P] int64, padded at the ends of rows.
-        lengths: of the rows, [B] int64.
-        places: positions in the prompts behind which a token is watched, [B] int64.
-        settings: [B, 8] int32, and limits: [B, 4] int32, as the kernels `logits` and `pick` read
-            them.
-    """
-
-    prompt: torch.Tensor
-    lengths: torch.Tensor
-    places: torch.Tensor
-    settings: torch.Tensor
-    limits: torch.Tensor
 
 
 class DeviceDecoder:

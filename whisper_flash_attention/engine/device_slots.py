@@ -19,11 +19,9 @@ import torch
 
 from whisper_flash_attention.engine import plan
 from whisper_flash_attention.engine.buffers import Buffers
-from whisper_flash_attention.engine.device import DeviceDecoder, Starts
-from whisper_flash_attention.engine.fused_rules import FusedRules
-from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import History
-from whisper_flash_attention.engine.slots import Finished, Job, answer_of, by_request, not_finite
+from whisper_flash_attention.engine.device import DeviceDecoder
+from whisper_flash_attention.engine.slots import Finished, Job, answer_of, not_finite
+from whisper_flash_attention.engine.starts import fused_of, starts_of
 from whisper_flash_attention.engine.transfer import to_device, to_host
 from whisper_flash_attention.engine.weights import DecoderWeights
 
@@ -54,7 +52,7 @@ class DeviceSlots:
         self._pad = first.request.pad
         self._watched = torch.zeros(slots, device=decoder.state.tokens.device)
         self._look: _Look | None = None
-        decoder.clear(_fused(first.request), first.request)
+        decoder.clear(fused_of(first.request), first.request)
 
     def start(self, jobs: Sequence[Job]) -> None:
         """Run the prompts of jobs, as many at a time as are started together in a refill."""
@@ -101,8 +99,8 @@ class DeviceSlots:
         layout = plan.entry_layout(self._weights, slots, clips=self._refill, prompt=longest)
         entry = self._entry.device_decoder(layout)
         states = torch.stack([job.states for job in jobs])
-        starts = _starts(jobs, longest, slots.vocabulary, slots.device)
-        entry.begin(states, starts, _fused(self._request), self._request)
+        starts = starts_of(jobs, longest, slots.vocabulary, slots.device)
+        entry.begin(states, starts, fused_of(self._request), self._request)
         free = [slot for slot, job in enumerate(self._jobs) if job is None][: len(jobs)]
         for slot, job in zip(free, jobs, strict=True):
             self._jobs[slot] = job
@@ -119,29 +117,3 @@ class _Look:
 
     jobs: list[Job | None]
     arrived: Callable[[], tuple[torch.Tensor, ...]]
-
-
-def _starts(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.device) -> Starts:
-    """Prompts and tables of jobs, made on the host."""
-    prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
-    settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
-    limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
-    lengths = [len(job.prompt) for job in jobs]
-    for row, job in enumerate(jobs):
-        prompt[row, : lengths[row]] = torch.tensor(job.prompt)
-    for request, rows in by_request(jobs).items():
-        rules = _fused(request)
-        history = History(prompt[rows], torch.tensor([lengths[row] for row in rows]))
-        settings[rows] = torch.tensor(
-            rules.settings(vocabulary, request.max_length), dtype=torch.int32
-        )
-        limits[rows] = rules.limits(history, vocabulary)
-    places = torch.tensor([job.request.watch[1] if job.request.watch else 0 for job in jobs])
-    tables = (prompt, torch.tensor(lengths), places, settings, limits)
-    return Starts(*(to_device(each.numpy(), device) for each in tables))
-
-
-def _fused(request: Request) -> FusedRules:
-    rules = request.rules.fused
-    assert rules is not None
-    return rules
