@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.audio.waveforms import mono_samples
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.transcribe.asking import Asked, Order, Wish
+from whisper_flash_attention.transcribe.prompting import Hints
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
@@ -106,93 +109,102 @@ class Transcriber:
         """Codes of the languages that the model knows; `("en",)` if it is English-only."""
         return tuple(self._vocabulary.languages) or ("en",)
 
+    @overload
     def transcribe(
         self,
         audio: Audio,
         *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
         on_progress: Callable[[float], None] | None = None,
-    ) -> Transcription:
-        """Transcribe one recording.
+        **asked: Unpack[Asked],
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Transcription | list[Transcription]:
+        """Transcribe one recording, or several side by side.
 
         Args:
-            audio: a file, or mono samples `[T]` in floating point at 16 kHz.
-            language: name or code of the language spoken; None detects it in the first 30 s.
-            task: "transcribe", or "translate" into English.
-            options: how windows are decoded; None is OpenAI's sequential algorithm with its
-                thresholds and temperatures.
-            batch_size: chunks at a time in batched mode.
-            on_progress: called with the share that is done, from 0.0, before each window.
+            audio: a file, or mono samples `[T]` in floating point at 16 kHz; or a list of them.
+            on_progress: called with the share that is done, from 0.0, as windows are read.
+            **asked: `language`, `task`, `initial_prompt`, `hotwords`, `prefix`, `options`,
+                `batch_size` and the fields of `DecodeOptions`, as `Asked` describes them.
+
+        Returns:
+            A transcription, or a list of them in the order of a list.
 
         Raises:
-            AudioError: the file cannot be read, or the samples are not such.
+            AudioError: a file cannot be read, or the samples are not such; nothing is returned.
             MissingPackage: batched mode needs a package that is not installed.
-            OptionError: the language or task is unknown, or this model cannot do it.
+            OptionError: an option makes no sense, or this model cannot do what is asked.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            return self._by_generate(work, options or DecodeOptions(), on_progress)
-        if on_progress is not None:
-            on_progress(0.0)
-        for read in self._read([work], options, batch_size):
-            if on_progress is not None and read.done < read.total:
-                on_progress(read.done / read.total)
-        return work.transcription(self.processor.tokenizer)
+        if isinstance(audio, list | tuple):
+            return self._all(audio, asked, on_progress)
+        return self._all([audio], asked, on_progress)[0]
 
     def transcribe_many(
-        self,
-        recordings: Sequence[Audio],
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
+        self, recordings: Sequence[Audio], **asked: Unpack[Asked]
     ) -> list[Transcription]:
         """Transcribe several recordings, whose windows are decoded side by side.
 
-        What is read is held in memory; the arguments are those of `transcribe`.
-
-        Args:
-            batch_size: windows at a time, at most.
-
-        Raises:
-            AudioError, OptionError, UnsupportedAttention: as `transcribe`; nothing is returned.
+        The arguments and errors are those of `transcribe`. What is the same for all is given once;
+        what differs (language, task, prompts) is a list with one for each.
         """
-        works = [_Work.of(self, audio, language, task) for audio in recordings]
-        if not self.runs_on_engine:
-            return [self._by_generate(each, options or DecodeOptions(), None) for each in works]
-        for _ in self._read(works, options, batch_size):
-            pass
-        return [each.transcription(self.processor.tokenizer) for each in works]
+        return self._all(recordings, asked, None)
 
-    def stream(
-        self,
-        audio: Audio,
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
-    ) -> Iterator[Segment]:
+    def stream(self, audio: Audio, **asked: Unpack[Asked]) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
         The arguments and errors are those of `transcribe`.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            yield from self._by_generate(work, options or DecodeOptions(), None).segments
-            return
-        for read in self._read([work], options, batch_size):
+        order = Order.of(asked, 1, self.languages)
+        work = _Work.of(audio, order.wishes[0])
+        for read in self._read([work], order, _Progress(1, None)):
             yield from (_within(segment, work.seconds) for segment in read.segments)
 
-    def _read(
-        self, works: list[_Work], options: DecodeOptions | None, batch_size: int
-    ) -> Iterator[Read]:
-        """Read recordings on the engine, and note what their windows say."""
+    def _all(
+        self,
+        recordings: Sequence[Audio],
+        asked: Asked,
+        on_progress: Callable[[float], None] | None,
+    ) -> list[Transcription]:
+        order = Order.of(asked, len(recordings), self.languages)
+        works = [_Work.of(*each) for each in zip(recordings, order.wishes, strict=True)]
+        progress = _Progress(len(works), on_progress)
+        if works:
+            progress.note(0, 0.0)
+        for read in self._read(works, order, progress):
+            progress.note(read.index, read.done / read.total)
+        return [each.transcription(self.processor.tokenizer) for each in works]
+
+    def _read(self, works: list[_Work], order: Order, progress: _Progress) -> Iterator[Read]:
+        """Read recordings, and note what their windows say."""
+        if self.runs_on_engine:
+            yield from self._on_engine(works, order)
+            return
+        from whisper_flash_attention.transcribe.by_generate import refuse_engine_only
+        from whisper_flash_attention.transcribe.sequential import Read
+
+        for work in works:
+            refuse_engine_only(order.decode, work.hints)
+        for index, work in enumerate(works):
+            segments = self._by_generate(work, order.decode, partial(progress.note, index))
+            yield Read(index, segments, 1, 1)
+
+    def _on_engine(self, works: list[_Work], order: Order) -> Iterator[Read]:
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -201,16 +213,16 @@ class Transcriber:
 
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
-        options = options or DecodeOptions()
+        options = order.decode
         aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
         parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
         recordings: list[Reading] | list[Speech]
         if options.mode == "batched":
             recordings = [self._speech(work) for work in works]
-            reads = BatchedReader(*parts).read(recordings, batch_size)
+            reads = BatchedReader(*parts).read(recordings, order.batch_size)
         else:
             recordings = [self._reading(work) for work in works]
-            reads = SequentialReader(*parts).read(recordings, batch_size)
+            reads = SequentialReader(*parts).read(recordings, order.batch_size)
         for read in reads:
             work = works[read.index]
             work.language = recordings[read.index].language
@@ -222,28 +234,21 @@ class Transcriber:
         from whisper_flash_attention.transcribe.sequential import Reading
 
         features = self._features(work.samples)[0][0]
-        return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
+        frames = max(1, work.samples.size // HOP)
+        return Reading(features, frames, work.task, work.language, work.hints)
 
     def _speech(self, work: _Work) -> Speech:
         from whisper_flash_attention.audio.vad import speech_chunks
         from whisper_flash_attention.transcribe.batched import Speech
 
-        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
+        chunks = speech_chunks(work.samples)
+        return Speech(chunks, work.seconds, work.task, work.language, work.hints)
 
     def _by_generate(
-        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
-    ) -> Transcription:
+        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None]
+    ) -> tuple[Segment, ...]:
         from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
 
-        for what, is_wanted in (
-            (f"mode {options.mode!r}", options.mode != "sequential"),
-            ("word_timestamps", options.word_timestamps),
-        ):
-            if is_wanted:
-                raise OptionError(
-                    f"{what} needs the decode engine, which does not run this model as it is "
-                    "(`whisper-flash doctor` says when it does): do without"
-                )
         features, mask = self._features(work.samples)
         work.language, segments = transcribe_by_generate(
             self.model,
@@ -255,10 +260,11 @@ class Transcriber:
             language=work.language,
             task=work.task,
             options=options,
+            initial_prompt=work.hints.initial_prompt,
             on_progress=on_progress,
         )
         work.segments += segments
-        return work.transcription(self.processor.tokenizer)
+        return segments
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -288,14 +294,13 @@ class _Work:
     samples: npt.NDArray[np.float32]
     task: str
     language: str | None
+    hints: Hints
     segments: list[Segment] = field(default_factory=list)
 
     @classmethod
-    def of(cls, transcriber: Transcriber, audio: Audio, language: str | None, task: str) -> _Work:
-        options = TranscribeOptions(language=language, task=task)
-        options.check_model(transcriber.languages)
+    def of(cls, audio: Audio, wish: Wish) -> _Work:
         samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
-        return cls(samples, task, options.language)
+        return cls(samples, wish.options.task, wish.options.language, wish.hints)
 
     @property
     def seconds(self) -> float:
@@ -308,6 +313,24 @@ class _Work:
         # In a recording without any sound no language can be heard.
         language = self.language or "en"
         return Transcription("".join(texts).strip(), language, segments, self.seconds)
+
+
+@dataclass
+class _Progress:
+    """Tells the share of several recordings that is done, whenever it grows and is not all."""
+
+    recordings: int
+    tell: Callable[[float], None] | None
+    shares: dict[int, float] = field(default_factory=dict)
+    told: float = -1.0
+
+    def note(self, index: int, share: float) -> None:
+        """A recording is done to this share."""
+        self.shares[index] = share
+        reached = sum(self.shares.values()) / self.recordings
+        if self.tell is not None and self.told < reached < 1:
+            self.told = reached
+            self.tell(reached)
 
 
 def _within(segment: Segment, seconds: float) -> Segment:
