@@ -64,25 +64,27 @@ class BatchedReader:
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
         self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
-        """Read all recordings, in their order; every chunk is given as it is done."""
-        waiting = ((i, chunk) for i, each in enumerate(recordings) for chunk in each.chunks)
-        begun: set[int] = set()
+    def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
+        """Read all recordings, in their order; every chunk is given as it is done.
+
+        Args:
+            recordings: taken when their first chunk's turn has come.
+        """
+        waiting = (
+            (index, each, number == 0, chunk)
+            for index, each in enumerate(recordings)
+            for number, chunk in enumerate(each.chunks)
+        )
         while batch := list(islice(waiting, batch_size)):
-            owners = [recordings[index] for index, _ in batch]
-            states = self._encode([chunk for _, chunk in batch])
+            indices, owners, are_first, chunks = (list(each) for each in zip(*batch, strict=True))
+            states = self._encode(chunks)
             self._detect_languages(owners, states)
-            prompts = []
-            for (index, _), owner in zip(batch, owners, strict=True):
-                prompts.append(self._prompt(owner, is_first=index not in begun))
-                begun.add(index)
-            answers = self._decoder.decode(states, prompts)
-            chunks = [chunk for _, chunk in batch]
+            answers = self._decoder.decode(states, list(map(self._prompt, owners, are_first)))
             said = [self._segments(*each) for each in zip(chunks, answers, strict=True)]
             if self._aligner is not None:
                 spoken = map(_window, owners, chunks, states, said)
                 said = [each.segments for each in self._aligner.add_words(list(spoken))]
-            for (index, chunk), owner, segments in zip(batch, owners, said, strict=True):
+            for index, owner, chunk, segments in zip(indices, owners, chunks, said, strict=True):
                 done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
                 total = round(owner.seconds * FRAMES_PER_SECOND)
                 yield Read(index, segments, min(done, total), total)

@@ -10,10 +10,10 @@ features are normalised over the whole recording, and zeros follow its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,13 +38,23 @@ FRAMES = 3000
 UNSURE_TEMPERATURE = 0.5
 
 
+class Windows(Protocol):
+    """Features of one recording, as `MelWindows` has them."""
+
+    @property
+    def frames(self) -> int:
+        """Of the recording, at least 1."""
+
+    def window(self, start: int, length: int) -> Tensor:
+        """Features `[mel bins, length]` from frame `start` on; starts do not decrease."""
+
+
 @dataclass
 class Reading:
     """A recording that is being read.
 
     Args:
-        features: of all of it, `[mel bins, frames]`, or more.
-        frames: of the recording; features beyond are silence.
+        features: of which windows are taken.
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected.
         hints: what its windows are told.
@@ -54,8 +64,7 @@ class Reading:
         last_speech: where the last word ended, in seconds, if words are looked for.
     """
 
-    features: Tensor
-    frames: int
+    features: Windows
     task: str
     language: str | None
     hints: Hints = field(default_factory=Hints)
@@ -65,13 +74,17 @@ class Reading:
     last_speech: float = 0.0
 
     @property
+    def frames(self) -> int:
+        """Of the recording; features beyond are silence."""
+        return self.features.frames
+
+    @property
     def is_done(self) -> bool:
         return self.seek >= self.frames
 
     def window(self, length: int) -> Tensor:
         """Features of the next window, `[mel bins, length]`, zeros beyond the end."""
-        part = self.features[:, self.seek : self.seek + length]
-        return torch.nn.functional.pad(part, (0, length - part.shape[1]))
+        return self.features.window(self.seek, length)
 
 
 @dataclass(frozen=True)
@@ -108,11 +121,11 @@ class SequentialReader:
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
         self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
+    def read(self, readings: Iterable[Reading], batch_size: int) -> Iterator[Read]:
         """Read all recordings; every window is given as it is done.
 
         Args:
-            readings: what they are; their state goes on with the windows.
+            readings: taken as there is room for them; their state goes on with the windows.
             batch_size: windows at a time, at most.
         """
         waiting = iter(enumerate(readings))

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, Unpack, overload
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.waveforms import mono_samples
-from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.errors import AudioError, WeightsError
-from whisper_flash_attention.transcribe.asking import Asked, Order, Wish
-from whisper_flash_attention.transcribe.prompting import Hints
+from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.load import join_blocks
+from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.work import Progress, Work, open_sounds
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.sequential import Read, Reading
-
-    Audio = str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor
+    from whisper_flash_attention.transcribe.work import Audio
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
@@ -171,9 +169,9 @@ class Transcriber:
         The arguments and errors are those of `transcribe`.
         """
         order = Order.of(asked, 1, self.languages)
-        work = _Work.of(audio, order.wishes[0])
-        for read in self._read([work], order, _Progress(1, None)):
-            yield from (_within(segment, work.seconds) for segment in read.segments)
+        work = Work(audio, order.wishes[0])
+        for read in self._read([work], order, Progress(1)):
+            yield from (work.within(segment) for segment in read.segments)
 
     def _all(
         self,
@@ -182,29 +180,23 @@ class Transcriber:
         on_progress: Callable[[float], None] | None,
     ) -> list[Transcription]:
         order = Order.of(asked, len(recordings), self.languages)
-        works = [_Work.of(*each) for each in zip(recordings, order.wishes, strict=True)]
-        progress = _Progress(len(works), on_progress)
+        works = [Work(*each) for each in zip(recordings, order.wishes, strict=True)]
+        progress = Progress(len(works), on_progress)
         if works:
             progress.note(0, 0.0)
         for read in self._read(works, order, progress):
             progress.note(read.index, read.done / read.total)
         return [each.transcription(self.processor.tokenizer) for each in works]
 
-    def _read(self, works: list[_Work], order: Order, progress: _Progress) -> Iterator[Read]:
-        """Read recordings, and note what their windows say."""
-        if self.runs_on_engine:
-            yield from self._on_engine(works, order)
-            return
-        from whisper_flash_attention.transcribe.by_generate import refuse_engine_only
-        from whisper_flash_attention.transcribe.sequential import Read
+    def _read(self, works: list[Work], order: Order, progress: Progress) -> Iterator[Read]:
+        """Read recordings, of which a few are open at a time, and note what their windows say."""
+        read = self._on_engine if self.runs_on_engine else self._by_generate
+        with closing(open_sounds(works)) as sounds:
+            yield from read(works, sounds, order, progress)
 
-        for work in works:
-            refuse_engine_only(order.decode, work.hints)
-        for index, work in enumerate(works):
-            segments = self._by_generate(work, order.decode, partial(progress.note, index))
-            yield Read(index, segments, 1, 1)
-
-    def _on_engine(self, works: list[_Work], order: Order) -> Iterator[Read]:
+    def _on_engine(
+        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
+    ) -> Iterator[Read]:
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -216,55 +208,71 @@ class Transcriber:
         options = order.decode
         aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
         parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
-        recordings: list[Reading] | list[Speech]
+        opened = zip(works, sounds, strict=True)
+        reads: Iterator[Read]
         if options.mode == "batched":
-            recordings = [self._speech(work) for work in works]
-            reads = BatchedReader(*parts).read(recordings, order.batch_size)
+            speeches = (self._speech(*each) for each in opened)
+            reads = BatchedReader(*parts).read(speeches, order.batch_size)
         else:
-            recordings = [self._reading(work) for work in works]
-            reads = SequentialReader(*parts).read(recordings, order.batch_size)
+            readings = (self._reading(*each) for each in opened)
+            reads = SequentialReader(*parts).read(readings, order.batch_size)
         for read in reads:
-            work = works[read.index]
-            work.language = recordings[read.index].language
-            work.segments += read.segments
+            works[read.index].take(read)
             yield read
 
-    def _reading(self, work: _Work) -> Reading:
-        from whisper_flash_attention.audio.mel import HOP
+    def _reading(self, work: Work, sound: Sound) -> Reading:
+        from whisper_flash_attention.audio.mel_windows import MelWindows
         from whisper_flash_attention.transcribe.sequential import Reading
 
-        features = self._features(work.samples)[0][0]
-        frames = max(1, work.samples.size // HOP)
-        return Reading(features, frames, work.task, work.language, work.hints)
+        features = MelWindows(
+            sound,
+            mel_bins=self.processor.feature_extractor.feature_size,
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
+        work.seconds = features.seconds
+        work.reading = Reading(features, work.task, work.language, work.hints)
+        return work.reading
 
-    def _speech(self, work: _Work) -> Speech:
-        from whisper_flash_attention.audio.vad import speech_chunks
+    def _speech(self, work: Work, sound: Sound) -> Speech:
+        from whisper_flash_attention.audio.long_speech import find_speech
         from whisper_flash_attention.transcribe.batched import Speech
 
-        chunks = speech_chunks(work.samples)
-        return Speech(chunks, work.seconds, work.task, work.language, work.hints)
+        work.seconds, chunks = find_speech(sound)
+        work.reading = Speech(chunks, work.seconds, work.task, work.language, work.hints)
+        return work.reading
 
     def _by_generate(
-        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None]
-    ) -> tuple[Segment, ...]:
-        from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
-
-        features, mask = self._features(work.samples)
-        work.language, segments = transcribe_by_generate(
-            self.model,
-            self.processor,
-            self._vocabulary,
-            features,
-            mask,
-            seconds=work.seconds,
-            language=work.language,
-            task=work.task,
-            options=options,
-            initial_prompt=work.hints.initial_prompt,
-            on_progress=on_progress,
+        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
+    ) -> Iterator[Read]:
+        """Read recordings one after the other, each whole, by the model's own `generate`."""
+        from whisper_flash_attention.transcribe.by_generate import (
+            refuse_engine_only,
+            transcribe_by_generate,
         )
-        work.segments += segments
-        return segments
+        from whisper_flash_attention.transcribe.sequential import Read
+
+        for work in works:
+            refuse_engine_only(order.decode, work.hints)
+        for index, (work, sound) in enumerate(zip(works, sounds, strict=True)):
+            samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
+            work.seconds = samples.size / SAMPLING_RATE
+            features, mask = self._features(samples)
+            work.language, segments = transcribe_by_generate(
+                self.model,
+                self.processor,
+                self._vocabulary,
+                features,
+                mask,
+                seconds=work.seconds,
+                language=work.language,
+                task=work.task,
+                options=order.decode,
+                initial_prompt=work.hints.initial_prompt,
+                on_progress=partial(progress.note, index),
+            )
+            work.segments += segments
+            yield Read(index, segments, 1, 1)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -287,59 +295,6 @@ class Transcriber:
         return features, (starts < samples.size).to(torch.int32)[None]
 
 
-@dataclass
-class _Work:
-    """A recording on its way: mono samples `[T]`, what is asked, and what was heard so far."""
-
-    samples: npt.NDArray[np.float32]
-    task: str
-    language: str | None
-    hints: Hints
-    segments: list[Segment] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, audio: Audio, wish: Wish) -> _Work:
-        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
-        return cls(samples, wish.options.task, wish.options.language, wish.hints)
-
-    @property
-    def seconds(self) -> float:
-        return self.samples.size / SAMPLING_RATE
-
-    def transcription(self, tokenizer: Any) -> Transcription:
-        segments = tuple(_within(segment, self.seconds) for segment in self.segments)
-        # Blanks between segments are in their tokens, where the language has any.
-        texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
-        # In a recording without any sound no language can be heard.
-        language = self.language or "en"
-        return Transcription("".join(texts).strip(), language, segments, self.seconds)
-
-
-@dataclass
-class _Progress:
-    """Tells the share of several recordings that is done, whenever it grows and is not all."""
-
-    recordings: int
-    tell: Callable[[float], None] | None
-    shares: dict[int, float] = field(default_factory=dict)
-    told: float = -1.0
-
-    def note(self, index: int, share: float) -> None:
-        """A recording is done to this share."""
-        self.shares[index] = share
-        reached = sum(self.shares.values()) / self.recordings
-        if self.tell is not None and self.told < reached < 1:
-            self.told = reached
-            self.tell(reached)
-
-
-def _within(segment: Segment, seconds: float) -> Segment:
-    """The segment, not reaching beyond the recording."""
-    if segment.end <= seconds:
-        return segment
-    return replace(segment, start=min(segment.start, seconds), end=seconds)
-
-
 def _check_features(processor: WhisperProcessor) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
     for name, value in WHISPER_FEATURES.items():
@@ -349,18 +304,3 @@ def _check_features(processor: WhisperProcessor) -> None:
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
-
-
-def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`."""
-    if isinstance(audio, np.ndarray):
-        is_floating = np.issubdtype(audio.dtype, np.floating)
-    else:
-        is_floating = audio.is_floating_point()
-    if audio.ndim != 1 or not is_floating:
-        kind = str(audio.dtype).removeprefix("torch.")
-        raise AudioError(
-            f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
-            f"{list(audio.shape)}"
-        )
-    return mono_samples(audio, SAMPLING_RATE)
