@@ -36,6 +36,8 @@ from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, 
 FRAMES = 3000
 # A text that was hard to read is no guide to the next window.
 UNSURE_TEMPERATURE = 0.5
+# Log-mel features of sound within two steps of 16 bits around 0 are less, whatever it is.
+FAINT = -0.75
 
 
 class Windows(Protocol):
@@ -145,8 +147,8 @@ class SequentialReader:
         windows = torch.stack([each.window(length) for each in active.values()])
         heard = {
             index: reading
-            for (index, reading), is_flat in zip(active.items(), _flat(windows), strict=True)
-            if not is_flat
+            for (index, reading), is_silent in zip(active.items(), _silent(windows), strict=True)
+            if not is_silent
         }
         kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
         taken = self._hear(list(heard.values()), kept) if heard else []
@@ -271,16 +273,18 @@ def _window(
     )
 
 
-def _flat(windows: Tensor) -> list[bool]:
-    """Of which windows `[B, mel bins, T]` the sound is one number: digital silence, for which
-    Whisper likes to invent words.
+def _silent(windows: Tensor) -> list[bool]:
+    """In which windows `[B, mel bins, T]` there is no sound; Whisper would invent words for it.
 
-    Beyond the end of a recording features are 0, in silence another constant.
+    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes.
+    Beyond the end of a recording features are 0.
     """
     sound = windows.flatten(1)
-    level = sound[:, :1]
-    flat: list[bool] = ((sound == level) | (sound == 0)).all(dim=1).tolist()
-    return flat
+    level, is_beyond = sound[:, :1], sound == 0
+    is_flat = ((sound == level) | is_beyond).all(dim=1)
+    is_faint = ((sound < FAINT) | is_beyond).all(dim=1)
+    silent: list[bool] = (is_flat | is_faint).tolist()
+    return silent
 
 
 def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:
