@@ -114,7 +114,8 @@ class DecodeOptions:
         suppress_tokens: ids that are never said; -1 stands for the checkpoint's own list. Tokens
             that steer the model (tasks, <|startoftranscript|> and the like) never are.
         suppress_blank: an answer begins neither with a blank nor with its end.
-        max_new_tokens: of an answer, its prefix not counted; None is all that fits.
+        min_new_tokens, max_new_tokens: of an answer, its prefix and its end not counted; None
+            leaves that to the model and its positions.
         without_timestamps: text alone; a segment is a whole window then.
         max_initial_timestamp: the latest second at which a window's first segment may begin.
         condition_on_previous_text: tell every window what was said before.
@@ -129,6 +130,9 @@ class DecodeOptions:
         word_timestamps: give segments their words, with times.
         hallucination_silence_threshold: silence longer than this (seconds) beside words that look
             invented is skipped; needs `word_timestamps`, and is for sequential mode.
+        vad_filter: batched mode looks for speech with a voice activity detector; False cuts
+            recordings into windows of 30 s instead. None is True in batched mode; sequential mode
+            has no detector.
 
     Raises:
         OptionError: an option makes no sense, alone or with another.
@@ -146,6 +150,7 @@ class DecodeOptions:
     no_repeat_ngram_size: int = 0
     suppress_tokens: tuple[int, ...] = (-1,)
     suppress_blank: bool = True
+    min_new_tokens: int | None = None
     max_new_tokens: int | None = None
     without_timestamps: bool = False
     max_initial_timestamp: float | None = 1.0
@@ -157,6 +162,7 @@ class DecodeOptions:
     clip_timestamps: tuple[float, ...] = ()
     word_timestamps: bool = False
     hallucination_silence_threshold: float | None = None
+    vad_filter: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -165,9 +171,12 @@ class DecodeOptions:
             raise OptionError(
                 f"temperature is {self.temperature!r}: give numbers from 0 to 2, at least one"
             )
+        if self.vad_filter and self.mode != "batched":
+            raise OptionError("vad_filter is of mode 'batched': give that, or leave it out")
         self._check_ranges()
-        for name in ("beam_size", "best_of", "max_new_tokens"):
+        for name in ("beam_size", "best_of"):
             _check_count(name, getattr(self, name), 1)
+        self._check_lengths()
         _check_count("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
         self._check_silence_to_skip()
@@ -187,6 +196,14 @@ class DecodeOptions:
             raise OptionError(
                 f"repetition_penalty is {self.repetition_penalty!r}: give a number above 0, at "
                 "most 10"
+            )
+
+    def _check_lengths(self) -> None:
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if (least or 0) < 0 or (most is not None and most < max(1, least or 0)):
+            raise OptionError(
+                f"min_new_tokens is {least!r}, max_new_tokens {most!r}: give whole numbers, the "
+                "second at least 1 and not below the first"
             )
 
     def _check_silence_to_skip(self) -> None:

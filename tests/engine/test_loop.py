@@ -89,6 +89,16 @@ def test_log_probabilities_are_those_of_the_tokens_and_their_end(model, device, 
     torch.testing.assert_close(decoded.sum_logprobs, wanted, rtol=0, atol=2e-3)
 
 
+def test_a_watched_token_has_the_probability_that_the_model_gives_it(model) -> None:
+    engine = Engine.of(model)
+    prompt = torch.tensor([[298, 5, 17]]).expand(2, -1)
+    request = Request(Rules((Suppress((9,)),)), 5, (), 0, watch=(9, 1))
+    decoded = engine.decode(engine.encode(features(2)), prompt, request)
+    with torch.no_grad():
+        wanted = model(features(2), decoder_input_ids=prompt).logits[:, 1].softmax(-1)[:, 9]
+    torch.testing.assert_close(decoded.watched, wanted)
+
+
 def test_a_temperature_flattens_what_is_drawn_and_not_what_is_told(model) -> None:
     engine = Engine.of(model)
     prompt = torch.tensor([[298, 5]]).expand(2, -1)

@@ -34,6 +34,9 @@ class Numbers:
 
     eos_token_id = 50256
 
+    def convert_ids_to_tokens(self, tokens: range) -> list[str]:
+        return [str(token) for token in tokens]
+
     def decode(self, tokens: list[int], **_: Any) -> str:
         return " ".join(map(str, tokens))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jiwer
 import numpy as np
 import pytest
@@ -54,6 +56,21 @@ def test_recordings_keep_their_own_words(transcriber, bundled_recordings) -> Non
     assert found[-1].segments == () and found[-1].text == ""
 
 
+def test_without_a_detector_windows_follow_one_another(transcriber, speech, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "silero_vad", None)
+    options = DecodeOptions(
+        mode="batched", vad_filter=False, temperature=0.0, min_new_tokens=9, max_new_tokens=9
+    )
+    recording = np.concatenate([np.zeros(30 * 16_000, np.float32), speech, speech])
+    found = transcriber.transcribe(recording, options=options, batch_size=2)
+    starts = [segment.start for segment in found.segments]
+    assert starts[0] >= 30 and starts[-1] >= 60
+    said = {30: 0, 60: 0}
+    for segment in found.segments:
+        said[30 if segment.start < 60 else 60] += len(segment.tokens)
+    assert said == {30: 9, 60: 9}
+
+
 def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
     from whisper_flash_attention.audio.vad import Chunk
     from whisper_flash_attention.generation.fitness import engine_for
@@ -79,6 +96,8 @@ def test_it_needs_the_engine(tiny_en: str, speech) -> None:
         slow.transcribe(speech, options=BATCHED)
     with pytest.raises(OptionError, match="unknown mode 'fast'"):
         DecodeOptions(mode="fast")
+    with pytest.raises(OptionError, match="vad_filter is of mode 'batched'"):
+        DecodeOptions(vad_filter=True)
 
 
 def test_words_have_times_in_their_chunks(transcriber, speech) -> None:

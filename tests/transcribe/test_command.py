@@ -125,13 +125,17 @@ def test_standard_input_is_a_recording(
 
 
 def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None:
-    arguments = ("--preset", "fast", "--batch-size", "4", "--word-timestamps")
+    arguments = ("--preset", "fast", "--no-vad", "--batch-size", "4", "--word-timestamps")
     more = ("--initial-prompt", "Names.", "--temperature", "0", "--temperature", "0.4")
     assert call(talks / "z.wav", *arguments, *more).code == 0
     asked = transcriber.calls[-1]
     assert asked["batch_size"] == 4
     assert asked["options"] == DecodeOptions(
-        mode="batched", temperature=(0.0, 0.4), initial_prompt="Names.", word_timestamps=True
+        mode="batched",
+        vad_filter=False,
+        temperature=(0.0, 0.4),
+        initial_prompt="Names.",
+        word_timestamps=True,
     )
     assert call(talks / "z.wav", "--no-condition-on-previous-text").code == 0
     assert not transcriber.calls[-1]["options"].condition_on_previous_text

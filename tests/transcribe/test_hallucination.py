@@ -133,7 +133,9 @@ class TwoWindows:
     def encode(self, windows: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(windows), 4, 8)
 
-    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def decode(
+        self, states: torch.Tensor, prompt: torch.Tensor, request: Request, meanwhile: object
+    ) -> Decoded:
         answer = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
         self.prompts.append(prompt[0].tolist())
         return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor([-1.0]))

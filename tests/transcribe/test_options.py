@@ -45,6 +45,9 @@ def test_beams_find_what_transformers_beams_find(transcriber, clip) -> None:
     assert said == [each for each in tokens if each < 50256]
     greedy = transcriber.transcribe(clip, temperature=0.0)
     assert found.segments[0].tokens == greedy.segments[0].tokens
+    assert found.segments[0].no_speech_prob == pytest.approx(
+        greedy.segments[0].no_speech_prob, abs=1e-4
+    )
     # The same tokens have the same log-probability, whichever way they were found.
     assert found.segments[0].avg_logprob == pytest.approx(greedy.segments[0].avg_logprob, abs=1e-3)
 

@@ -39,6 +39,21 @@ def find_speech(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float
     return len(heard.samples) / SAMPLING_RATE, cut(sound, spans)
 
 
+def cut_all(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, Iterator[Chunk]]:
+    """Length of a recording in seconds, and all of it in chunks, as `all_chunks`.
+
+    Raises:
+        AudioError: as `Sound.blocks`.
+    """
+    if sound.samples is not None:
+        seconds = sound.samples.size / SAMPLING_RATE
+        return seconds, vad.all_chunks(sound.samples, max_seconds)
+    size, step = sum(block.size for block in sound.blocks()), round(max_seconds * SAMPLING_RATE)
+    spans = ((begin, min(begin + step, size)) for begin in range(0, size, step))
+    chunks = (chunk for chunk in cut(sound, spans) if not vad.is_flat(chunk.samples))
+    return size / SAMPLING_RATE, chunks
+
+
 def cut(sound: Sound, spans: Iterable[tuple[int, int]]) -> Iterator[Chunk]:
     """Chunks of a recording, given first samples and ends in order."""
     blocks = sound.blocks()

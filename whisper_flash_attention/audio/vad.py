@@ -1,4 +1,4 @@
-"""Where somebody speaks, by Silero's voice activity detector, and speech in chunks of 30 s at most.
+"""A recording in chunks of 30 s at most: those of speech, by Silero's detector, or all of it.
 
 The detector comes with its own package (`silero-vad`, MIT licence), which is optional.
 """
@@ -49,6 +49,27 @@ def speech_chunks(
     """
     for begin, end in spans_of_speech(torch.from_numpy(samples), detector(), max_seconds):
         yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
+
+
+def all_chunks(
+    samples: npt.NDArray[np.float32], max_seconds: float = CHUNK_SECONDS
+) -> Iterator[Chunk]:
+    """Chunks of `max_seconds` that follow one another, without those of digital silence.
+
+    Args:
+        samples: mono `[T]` at 16 kHz.
+    """
+    size = round(max_seconds * SAMPLING_RATE)
+    for begin in range(0, len(samples), size):
+        chunk = Chunk(begin / SAMPLING_RATE, samples[begin : begin + size])
+        if not is_flat(chunk.samples):
+            yield chunk
+
+
+def is_flat(samples: npt.NDArray[np.float32]) -> bool:
+    """Whether all samples are one number; a few of them tell that nearly always."""
+    few = samples[:: 1 + len(samples) // 64]
+    return bool((few == few[0]).all() and (samples == samples[0]).all())
 
 
 def spans_of_speech(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,14 @@ def mono_samples(
             is not positive.
     """
     samples = unchecked_samples(clip, sampling_rate, wanted_rate)
-    if not np.isfinite(samples).all():
+    if not _all_finite(samples):
         raise AudioError("the samples hold numbers that are not finite")
     return samples
+
+
+def _all_finite(samples: npt.NDArray[np.float32]) -> bool:
+    """Whether all samples are finite: their squares' sum tells, unless it is too large itself."""
+    return math.isfinite(float(np.dot(samples, samples))) or bool(np.isfinite(samples).all())
 
 
 def unchecked_samples(

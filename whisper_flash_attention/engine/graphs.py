@@ -81,7 +81,18 @@ class Graphs:
 
 @cache
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device on which passes are recorded.
+    """The stream of a device on which passes are recorded."""
+    return _new_stream(device)
+
+
+@cache
+def copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which samples arrive beside what is computed."""
+    return _new_stream(device)
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that does not wait for the default one.
 
     It comes from the driver where that can be asked: the first of PyTorch's own streams brings all
     others with it, and each takes device memory.

@@ -52,6 +52,7 @@ class Asked(TypedDict, total=False):
     no_repeat_ngram_size: int
     suppress_tokens: Iterable[int]
     suppress_blank: bool
+    min_new_tokens: int | None
     max_new_tokens: int | None
     without_timestamps: bool
     max_initial_timestamp: float | None
@@ -59,6 +60,7 @@ class Asked(TypedDict, total=False):
     carry_initial_prompt: bool
     clip_timestamps: Iterable[float]
     word_timestamps: bool
+    vad_filter: bool | None
     hallucination_silence_threshold: float | None
 
 

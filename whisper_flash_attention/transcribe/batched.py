@@ -8,13 +8,16 @@ too, for no later window reads it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from torch import Tensor
 
+from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
@@ -23,9 +26,14 @@ from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece,
 from whisper_flash_attention.transcribe.prompting import Hints, Prompter
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.sequential import Read, segment_of
+from whisper_flash_attention.transcribe.staging import staged_ahead
+from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
+
+# Chunks are encoded, and words looked for, in so many groups for all slots.
+GROUPS = 4
 
 
 @dataclass
@@ -47,8 +55,26 @@ class Speech:
     hints: Hints = field(default_factory=Hints)
 
 
+@dataclass(frozen=True)
+class _Item:
+    """A chunk on its way, the number of its recording, and whether it is the first of it."""
+
+    index: int
+    owner: Speech
+    chunk: Chunk
+    is_first: bool
+
+    def __str__(self) -> str:
+        return f"the speech at {self.chunk.start:.1f} s of recording {self.index + 1}"
+
+
 class BatchedReader:
-    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time."""
+    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time.
+
+    Chunks share slots: one whose answer has ended makes room for the next. Where all answers have
+    one length, or tokens are drawn, they are decoded batch by batch; on a GPU the host is then one
+    batch ahead with samples and one behind with text, so that neither waits for the other.
+    """
 
     def __init__(
         self,
@@ -70,29 +96,89 @@ class BatchedReader:
         Args:
             recordings: taken when their first chunk's turn has come.
         """
-        waiting = (
-            (index, each, number == 0, chunk)
-            for index, each in enumerate(recordings)
-            for number, chunk in enumerate(each.chunks)
-        )
-        while batch := list(islice(waiting, batch_size)):
-            indices, owners, are_first, chunks = (list(each) for each in zip(*batch, strict=True))
-            states = self._encode(chunks)
-            self._detect_languages(owners, states)
-            answers = self._decoder.decode(states, list(map(self._prompt, owners, are_first)))
-            said = [self._segments(*each) for each in zip(chunks, answers, strict=True)]
-            if self._aligner is not None:
-                spoken = map(_window, owners, chunks, states, said)
-                said = [each.segments for each in self._aligner.add_words(list(spoken))]
-            for index, owner, chunk, segments in zip(indices, owners, chunks, said, strict=True):
-                done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
-                total = round(owner.seconds * FRAMES_PER_SECOND)
-                yield Read(index, segments, min(done, total), total)
+        in_slots = self._decoder.fits_slots
+        return (self._read_in_slots if in_slots else self._read_in_batches)(recordings, batch_size)
 
-    def _encode(self, chunks: list[Chunk]) -> Tensor:
+    def _read_in_slots(self, recordings: Iterable[Speech], slots: int) -> Iterator[Read]:
+        device = self._engine.weights.device
+        groups = staged_ahead(_batches(recordings, max(1, slots // GROUPS)), _clips, device)
+        ready: deque[Window] = deque()
+        order: deque[_Item] = deque()
+
+        def more(count: int) -> list[Window]:
+            while len(ready) < count and (group := next(groups, None)) is not None:
+                order.extend(group[0])
+                ready.extend(self._windows(*group))
+            return [ready.popleft() for _ in range(min(count, len(ready)))]
+
+        answered = decode_windows(self._engine, self._decoder, more, slots)
+        # Words are looked for in several chunks together.
+        together = 1 if self._aligner is None else max(1, slots // GROUPS)
+        done: dict[int, Read] = {}
+        while some := list(islice(answered, together)):
+            items = [window.owner for window, _ in some]
+            answers = [answer for _, answer in some]
+            states = [window.states for window, _ in some]
+            for reads in self._follow(items, states, partial(list, answers)):
+                done |= {id(item): read for item, read in zip(items, reads, strict=False)}
+            while order and id(order[0]) in done:
+                yield done.pop(id(order.popleft()))
+
+    def _windows(self, items: list[_Item], clips: list[Any]) -> list[Window]:
+        """Chunks with their states, and what they are told."""
+        states = self._encode(clips)
+        self._detect_languages([each.owner for each in items], states)
+        # States of their own: those of a group would be held until the last of it is done.
+        return [
+            Window(row.clone(), self._prompt(item), item)
+            for row, item in zip(states, items, strict=True)
+        ]
+
+    def _read_in_batches(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
+        device = self._engine.weights.device
+        behind: deque[Iterator[list[Read]]] = deque()
+        for batch, clips in staged_ahead(_batches(recordings, batch_size), _clips, device):
+            states = self._encode(clips)
+            self._detect_languages([each.owner for each in batch], states)
+            prompts = [self._prompt(each) for each in batch]
+            ready: list[Read] = []
+
+            def catch_up(ready: list[Read] = ready) -> None:
+                ready += _advance(behind)
+
+            later = self._decoder.decode_first(states, prompts, catch_up)
+            behind.append(self._follow(batch, states, later))
+            yield from ready
+            # A CPU has no time to spare while it decodes.
+            while behind and device.type == "cpu":
+                yield from _advance(behind)
+        while behind:
+            yield from _advance(behind)
+
+    def _follow(
+        self,
+        batch: list[_Item],
+        states: Tensor | list[Tensor],
+        later: Callable[[], list[Answer]],
+    ) -> Iterator[list[Read]]:
+        """What the host does of a batch while the device decodes the next.
+
+        Nothing is given where the device was asked for more, and the next batch may go first.
+        """
+        said = [
+            self._segments(each.chunk, answer) for each, answer in zip(batch, later(), strict=True)
+        ]
+        if self._aligner is not None:
+            spoken = [_window(*each) for each in zip(batch, states, said, strict=True)]
+            words = self._aligner.begin(spoken)
+            yield []
+            said = [each.segments for each in words()]
+        yield [_read(each, segments) for each, segments in zip(batch, said, strict=True)]
+
+    def _encode(self, clips: list[Any]) -> Tensor:
         weights = self._engine.weights
         features = log_mel(
-            [chunk.samples for chunk in chunks],
+            clips,
             mel_bins=weights.encoder.conv1.weight.shape[1],
             device=weights.device,
             dtype=weights.dtype,
@@ -110,11 +196,12 @@ class BatchedReader:
             for row, code in zip(rows, self._decoder.languages(states[rows]), strict=True):
                 owners[row].language = code
 
-    def _prompt(self, owner: Speech, is_first: bool) -> list[int]:
+    def _prompt(self, item: _Item) -> list[int]:
+        owner = item.owner
         assert owner.language is not None
         before = self._prompter.tokens(owner.hints.initial_prompt)
         return self._prompter.prompt(
-            owner.language, owner.task, before, owner.hints, is_first=is_first
+            owner.language, owner.task, before, owner.hints, is_first=item.is_first
         )
 
     def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
@@ -138,10 +225,39 @@ class BatchedReader:
         return [_up_to(chunk.seconds, piece) for piece in pieces]
 
 
-def _window(
-    owner: Speech, chunk: Chunk, states: Tensor, segments: tuple[Segment, ...]
-) -> SpokenWindow:
+def _batches(recordings: Iterable[Speech], size: int) -> Iterator[list[_Item]]:
+    waiting = (
+        _Item(index, owner, chunk, is_first=number == 0)
+        for index, owner in enumerate(recordings)
+        for number, chunk in enumerate(owner.chunks)
+    )
+    while batch := list(islice(waiting, size)):
+        yield batch
+
+
+def _clips(batch: list[_Item]) -> list[Samples]:
+    return [each.chunk.samples for each in batch]
+
+
+def _advance(behind: deque[Iterator[list[Read]]]) -> list[Read]:
+    """Take all batches that are behind one step further; what those say that are done."""
+    found: list[Read] = []
+    for each in list(behind):
+        if reads := next(each):
+            found += reads
+            behind.popleft()
+    return found
+
+
+def _read(item: _Item, segments: tuple[Segment, ...]) -> Read:
+    done = round((item.chunk.start + item.chunk.seconds) * FRAMES_PER_SECOND)
+    total = round(item.owner.seconds * FRAMES_PER_SECOND)
+    return Read(item.index, segments, min(done, total), total)
+
+
+def _window(item: _Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
     """What is needed to find the words of a chunk; nobody speaks right before it."""
+    owner, chunk = item.owner, item.chunk
     assert owner.language is not None
     return SpokenWindow(
         states=states,

@@ -25,7 +25,7 @@ SHARED = frozenset(
         *("temperature", "compression_ratio_threshold", "logprob_threshold"),
         *("no_speech_threshold", "condition_on_previous_text", "initial_prompt"),
         *("beam_size", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
-        *("best_of", "max_initial_timestamp"),
+        *("min_new_tokens", "max_new_tokens", "best_of", "max_initial_timestamp"),
     }
 )
 
@@ -105,8 +105,10 @@ def _search(options: DecodeOptions) -> dict[str, Any]:
         "length_penalty": options.length_penalty,
         "repetition_penalty": options.repetition_penalty,
         "no_repeat_ngram_size": options.no_repeat_ngram_size,
+        "min_new_tokens": options.min_new_tokens,
+        "max_new_tokens": options.max_new_tokens,
     }
-    usual = (None, 1.0, 1.0, 0)
+    usual = (None, 1.0, 1.0, 0, None, None)
     return {
         name: value
         for (name, value), each in zip(wanted.items(), usual, strict=True)

@@ -89,6 +89,7 @@ def transcribe_command(
     ] = False,
     preset_name: opt.PresetName = "balanced",
     mode: opt.Mode = None,
+    vad: opt.Vad = None,
     batch_size: Annotated[
         int,
         typer.Option(min=1, help="Windows at a time.", rich_help_panel=opt.DECODING_PANEL),
@@ -184,6 +185,7 @@ def transcribe_command(
     decode = preset(
         preset_name,
         mode=mode,
+        vad_filter=vad,
         word_timestamps=word_timestamps or highlight_words or None,
         initial_prompt=initial_prompt,
         carry_initial_prompt=carry_initial_prompt,

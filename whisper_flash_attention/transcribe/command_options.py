@@ -33,7 +33,16 @@ PresetName = Annotated[
 ]
 Mode = Annotated[
     str | None,
-    _decoding(metavar="NAME", help="sequential, or batched (needs the extra vad)."),
+    _decoding(metavar="NAME", help="sequential, or batched (needs the extra vad, or --no-vad)."),
+]
+Vad = Annotated[
+    bool | None,
+    _decoding(
+        "--vad/--no-vad",
+        help="In batched mode, find speech by Silero's detector, or cut recordings into windows of "
+        "30 s, which needs no extra.",
+        show_default="--vad",
+    ),
 ]
 WordTimestamps = Annotated[
     bool | None,

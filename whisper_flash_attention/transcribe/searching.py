@@ -11,6 +11,7 @@ from __future__ import annotations
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.engine.rules import (
+    MinLength,
     NoRepeatNgram,
     Normalise,
     RepetitionPenalty,
@@ -39,19 +40,22 @@ class Search:
         wanted = self._options.best_of if temperature > 0 else self._options.beam_size
         return wanted or 1
 
-    def request(self, begin: int, length: int, temperature: float) -> Request:
+    def request(
+        self, begin: int, length: int, temperature: float, watch: tuple[int, int] | None = None
+    ) -> Request:
         """What the engine is asked for.
 
         Args:
             begin: where in the prompt the answer begins.
             length: of the prompt.
+            watch: as the engine takes it.
         """
         words, options = self._vocabulary, self._options
         most = words.positions
         if options.max_new_tokens is not None:
             most = min(most, length + options.max_new_tokens)
         beams = self._beams() if temperature == 0 and self.width(temperature) > 1 else None
-        rules = self._rules(begin)
+        rules = self._rules(begin, length)
         return Request(
             # Beams add up log-probabilities, which must be those of what the rules left.
             rules=Rules((*rules, Normalise()) if beams else rules),
@@ -62,6 +66,7 @@ class Search:
             temperature=temperature or 1.0,
             beams=beams,
             want_logprobs=beams is None,
+            watch=watch,
         )
 
     def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
@@ -100,7 +105,7 @@ class Search:
             candidates=2 * size,
         )
 
-    def _rules(self, begin: int) -> tuple[Rule, ...]:
+    def _rules(self, begin: int, length: int) -> tuple[Rule, ...]:
         options = self._options
         rules: list[Rule] = []
         if options.repetition_penalty != 1:
@@ -110,6 +115,8 @@ class Search:
         rules.append(Suppress(self._suppressed))
         if options.suppress_blank:
             rules.append(SuppressAtBegin(self._vocabulary.at_begin, begin))
+        if options.min_new_tokens:
+            rules.append(MinLength(length + options.min_new_tokens, (self._vocabulary.end,)))
         rules.append(self._timestamps(begin))
         return tuple(rules)
 

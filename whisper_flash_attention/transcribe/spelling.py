@@ -54,7 +54,7 @@ class Speller:
 
     def _characters(self, tokens: Sequence[int]) -> list[Spelled]:
         """The shortest runs of tokens that end where a character does."""
-        parts = [self._bytes(name) for name in self._tokenizer.convert_ids_to_tokens(list(tokens))]
+        parts = [token_bytes(name) for name in self._tokenizer.convert_ids_to_tokens(list(tokens))]
         whole = _decode(b"".join(parts))
         found: list[Spelled] = []
         run, count, offset = b"", 0, 0
@@ -71,10 +71,11 @@ class Speller:
             found.append(Spelled(_decode(run), count))
         return found
 
-    @staticmethod
-    def _bytes(name: str) -> bytes:
-        disguised = _disguised_bytes()
-        return bytes(disguised[character] for character in name)
+
+def token_bytes(name: str) -> bytes:
+    """The bytes of the text that a token stands for, by its name in the vocabulary."""
+    disguised = _disguised_bytes()
+    return bytes(disguised[character] for character in name)
 
 
 def _decode(some: bytes) -> str:

@@ -17,6 +17,7 @@ from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
+from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.work import Progress, Work, open_sounds
@@ -57,6 +58,7 @@ class Transcriber:
         self.model = model
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
+        self._tokenizer = Detokenizer(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -187,7 +189,7 @@ class Transcriber:
             progress.note(0, 0.0)
         for read in self._read(works, order, progress):
             progress.note(read.index, read.done / read.total)
-        return [each.transcription(self.processor.tokenizer) for each in works]
+        return [each.transcription(self._tokenizer) for each in works]
 
     def _read(self, works: list[Work], order: Order, progress: Progress) -> Iterator[Read]:
         """Read recordings, of which a few are open at a time, and note what their windows say."""
@@ -208,7 +210,7 @@ class Transcriber:
         assert not isinstance(engine, Handover)
         options = order.decode
         aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
-        parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
+        parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         opened = zip(works, sounds, strict=True)
         reads: Iterator[Read]
         if options.mode == "batched":
@@ -238,11 +240,12 @@ class Transcriber:
         return work.reading
 
     def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
-        from whisper_flash_attention.audio.long_speech import find_speech
+        from whisper_flash_attention.audio.long_speech import cut_all, find_speech
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
-        work.seconds, chunks = find_speech(sound)
+        find = cut_all if options.vad_filter is False else find_speech
+        work.seconds, chunks = find(sound)
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.reading = Speech(chunks, work.seconds, work.task, work.language, work.hints)
         return work.reading

@@ -8,7 +8,7 @@ the model itself runs on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -113,16 +113,27 @@ class WordAligner:
             OptionError: a language or task that the model does not know.
             NotFinite: the model computed NaN or infinity.
         """
+        return self.begin(windows)()
+
+    def begin(self, windows: Sequence[SpokenWindow]) -> Callable[[], list[WindowWords]]:
+        """Have the device begin with it, and return the function that gives what `add_words` does.
+
+        That function waits for the device, and raises what `add_words` raises.
+        """
         texts = [
             [token for segment in window.segments for token in self._text(segment)]
             for window in windows
         ]
         spoken = [index for index, text in enumerate(texts) if text]
         aligned = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
-        timings = dict(zip(spoken, aligned, strict=True))
-        return [
-            self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
-        ]
+
+        def finish() -> list[WindowWords]:
+            timings = dict(zip(spoken, aligned, strict=True))
+            return [
+                self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
+            ]
+
+        return finish
 
     def _text(self, segment: Segment) -> list[int]:
         return [token for token in segment.tokens if token < self._end]
