@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 
@@ -27,7 +24,7 @@ class FakeTranscriber:
 
     def transcribe(
         self,
-        audio: npt.NDArray[np.float32],
+        audio: Sound,
         *,
         on_progress: Callable[[float], None],
         **options: Any,
@@ -36,5 +33,6 @@ class FakeTranscriber:
         self.before(len(self.calls))
         on_progress(0.5)
         self.calls.append(options)
-        seconds = len(audio) / SAMPLING_RATE
+        seconds = audio.seconds
+        assert seconds is not None
         return Transcription(self.segment.text, "en", (self.segment,), seconds)

@@ -135,6 +135,18 @@ def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None
     )
     assert call(talks / "z.wav", "--no-condition-on-previous-text").code == 0
     assert not transcriber.calls[-1]["options"].condition_on_previous_text
+    more = ("--beam-size", "2", "--best-of", "3", "--hotwords", "Istio", "--prefix", "So,")
+    more += ("--suppress-tokens", "-1,11", "--without-timestamps", "--max-new-tokens", "20")
+    assert call(talks / "z.wav", *more).code == 0
+    assert transcriber.calls[-1]["options"] == DecodeOptions(
+        beam_size=2,
+        best_of=3,
+        hotwords="Istio",
+        prefix="So,",
+        suppress_tokens=(-1, 11),
+        without_timestamps=True,
+        max_new_tokens=20,
+    )
     outcome = call(talks / "z.wav", "--preset", "best")
     assert outcome.code == 2 and "possible: fast, balanced, accurate" in outcome.stderr
 
@@ -234,6 +246,9 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
 
 def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
     for options, expected in (
+        (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
+        (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),
+        (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 or more"),
         (("-f", "srt", "--max-line-width", "0"), "max_line_width must be at least 1, got 0"),
         (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
         (("-f", "srt", "--max-gap", "-1"), "max_gap must be seconds"),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Event
+from typing import TypeVar
 
 from whisper_flash_attention.audio.load import (
     SAMPLING_RATE,
@@ -20,6 +22,7 @@ from whisper_flash_attention.audio.load import (
     join_blocks,
     stream_audio,
 )
+from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
@@ -33,6 +36,18 @@ class Loaded:
     source: Source
     samples: Samples | None = None
     error: AudioError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One recording that can be read, or the error that came instead."""
+
+    source: Source
+    sound: Sound | None = None
+    error: AudioError | None = None
+
+
+Result = TypeVar("Result")
 
 
 def load_ahead(
@@ -62,19 +77,25 @@ def load_ahead(
     for name, number in (("workers", workers), ("ahead", ahead), ("sampling_rate", sampling_rate)):
         if number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}")
-    return _in_order(iter(sources), workers, ahead, sampling_rate)
+    return _in_order(iter(sources), workers, ahead, partial(_load, sampling_rate))
+
+
+def open_ahead(sources: Iterable[Source]) -> Iterator[Opened]:
+    """As `load_ahead`, with what `open_sound` gives: long recordings stay in their files."""
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    return _in_order(iter(sources), workers, workers + 1, _open)
 
 
 def _in_order(
-    sources: Iterator[Source], workers: int, ahead: int, sampling_rate: int
-) -> Iterator[Loaded]:
+    sources: Iterator[Source], workers: int, ahead: int, work: Callable[[Source, Event], Result]
+) -> Iterator[Result]:
     stop = Event()
-    pending: deque[Future[Loaded]] = deque()
+    pending: deque[Future[Result]] = deque()
     executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="load_ahead")
     try:
         while True:
             for source in islice(sources, ahead - len(pending)):
-                pending.append(executor.submit(_load, source, sampling_rate, stop))
+                pending.append(executor.submit(work, source, stop))
             if not pending:
                 return
             # Kept under no name here, so that the caller alone decides how long it lives.
@@ -84,7 +105,14 @@ def _in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(source: Source, sampling_rate: int, stop: Event) -> Loaded:
+def _open(source: Source, stop: Event) -> Opened:
+    try:
+        return Opened(source, open_sound(source, stop=stop))
+    except AudioError as error:
+        return Opened(source, error=error)
+
+
+def _load(sampling_rate: int, source: Source, stop: Event) -> Loaded:
     blocks: list[Samples] = []
     try:
         for block in stream_audio(source, sampling_rate=sampling_rate):

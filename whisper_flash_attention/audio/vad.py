@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from whisper_flash_attention.audio.load import SAMPLING_RATE
-from whisper_flash_attention.audio.voice import speech_probabilities
+from whisper_flash_attention.audio.voice import Heard, Voice
 from whisper_flash_attention.errors import MissingPackage
 
 # Whisper leaves speech that reaches to the end of its 30 s to the next window; silence behind it
@@ -50,23 +50,37 @@ def speech_chunks(
     Raises:
         MissingPackage: Silero's package is not installed.
     """
-    begin = end = None
-    for start, stop in _speech(samples, max_seconds):
-        if begin is not None and end is not None and stop - begin > max_seconds * SAMPLING_RATE:
-            yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
-            begin = None
-        begin = start if begin is None else begin
-        end = stop
-    if begin is not None:
+    heard = Heard(Voice(detector()).hear(samples).tolist())
+    for begin, end in spans_of_speech(torch.from_numpy(samples), heard, max_seconds):
         yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
 
 
-def _speech(samples: npt.NDArray[np.float32], max_seconds: float) -> list[tuple[int, int]]:
-    """First and last sample of every stretch of speech."""
-    detector, find = _detector()
+def spans_of_speech(
+    samples: torch.Tensor, detector: Any, max_seconds: float
+) -> Iterator[tuple[int, int]]:
+    """First sample and end of every chunk of speech, in order.
+
+    Args:
+        samples: mono `[T]` at 16 kHz.
+        detector: tells the probability of speech in 512 samples, as Silero's model does.
+    """
+    begin = end = None
+    for start, stop in _speech(samples, detector, max_seconds):
+        if begin is not None and end is not None and stop - begin > max_seconds * SAMPLING_RATE:
+            yield begin, end
+            begin = None
+        begin = start if begin is None else begin
+        end = stop
+    if begin is not None and end is not None:
+        yield begin, end
+
+
+def _speech(samples: torch.Tensor, detector: Any, max_seconds: float) -> list[tuple[int, int]]:
+    """First sample and end of every stretch of speech."""
+    find = _detector()[1]
     found = find(
-        torch.from_numpy(samples),
-        _Heard(speech_probabilities(detector, samples)),
+        samples,
+        detector,
         sampling_rate=SAMPLING_RATE,
         max_speech_duration_s=max_seconds,
         min_silence_duration_ms=PAUSE_MS,
@@ -75,17 +89,9 @@ def _speech(samples: npt.NDArray[np.float32], max_seconds: float) -> list[tuple[
     return [(stretch["start"], stretch["end"]) for stretch in found]
 
 
-class _Heard:
-    """Stands in for the detector where its answers are known: gives them one after the other."""
-
-    def __init__(self, probabilities: torch.Tensor) -> None:
-        self._answers = iter(probabilities)
-
-    def reset_states(self) -> None:
-        """Called before the first frame, when there is nothing to forget."""
-
-    def __call__(self, frame: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-        return next(self._answers)
+def detector() -> Any:
+    """Silero's model. Raises `MissingPackage` where its package is not installed."""
+    return _detector()[0]
 
 
 @lru_cache(maxsize=1)

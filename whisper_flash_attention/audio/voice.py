@@ -7,6 +7,7 @@ remembers goes from one to the next. Numbers are those of the package's own call
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,47 @@ FRAME, BEFORE = 512, 64
 FRAMES_AT_ONCE = 512
 
 
-def speech_probabilities(detector: Any, samples: npt.NDArray[np.float32]) -> Tensor:
-    """Probabilities of speech, `[N]` float32, in the frames of a recording.
+class Voice:
+    """Listens to one recording, block by block.
 
     Args:
         detector: what `silero_vad.load_silero_vad` gives.
-        samples: mono `[T]` at 16 kHz, not empty; silence is added to fill the last frame.
     """
-    room = np.zeros(BEFORE + -(-samples.size // FRAME) * FRAME, np.float32)
-    room[BEFORE : BEFORE + samples.size] = samples
-    frames = torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
-    with torch.inference_mode():
+
+    def __init__(self, detector: Any) -> None:
+        self._before = np.zeros(BEFORE, np.float32)
         try:
-            network = _Network(detector)
+            self._network: _Network | _FrameByFrame = _Network(detector)
         except AttributeError:  # a release of the package that is built in another way
-            return _one_by_one(detector, frames[:, BEFORE:])
-        return torch.cat([network.probabilities(part) for part in frames.split(FRAMES_AT_ONCE)])
+            self._network = _FrameByFrame(detector)
+
+    def hear(self, block: npt.NDArray[np.float32]) -> Tensor:
+        """Probabilities of speech, `[N]` float32, in the next frames.
+
+        Args:
+            block: mono `[T]` at 16 kHz, T above 0 and, but in the last block, a multiple of
+                `FRAME`; silence is added to fill the last frame.
+        """
+        silence = np.zeros(-block.size % FRAME, np.float32)
+        room = np.concatenate([self._before, block, silence])
+        self._before = room[-BEFORE:].copy()
+        frames = torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
+        with torch.inference_mode():
+            parts = frames.split(FRAMES_AT_ONCE)
+            return torch.cat([self._network.probabilities(part) for part in parts])
+
+
+class Heard:
+    """Stands in for the detector where its answers are known: gives them one after the other."""
+
+    def __init__(self, probabilities: Iterable[float]) -> None:
+        self._answers: Iterator[float] = iter(probabilities)
+
+    def reset_states(self) -> None:
+        """Called before the first frame, when there is nothing to forget."""
+
+    def __call__(self, frame: Tensor, sampling_rate: int) -> Tensor:
+        return torch.tensor(next(self._answers))
 
 
 class _Network:
@@ -49,7 +75,7 @@ class _Network:
         self._output = network.decoder.decoder
         cell = network.decoder.rnn
         inputs, hidden = cell.weight_ih.shape[1], cell.weight_hh.shape[1]
-        self._memory = torch.nn.LSTM(inputs, hidden)
+        self._memory = torch.nn.LSTM(inputs, hidden).requires_grad_(False)
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             getattr(self._memory, f"{name}_l0").copy_(getattr(cell, name))
         self._state: tuple[Tensor, Tensor] | None = None
@@ -62,7 +88,14 @@ class _Network:
         return found
 
 
-def _one_by_one(detector: Any, frames: Tensor) -> Tensor:
-    """By the package's own call for each of `frames` `[N, FRAME]`."""
-    detector.reset_states()
-    return torch.stack([detector(frame, SAMPLING_RATE).reshape(()) for frame in frames])
+class _FrameByFrame:
+    """The same by the package's own call for each frame."""
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+        detector.reset_states()
+
+    def probabilities(self, frames: Tensor) -> Tensor:
+        """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
+        found = (self._detector(frame, SAMPLING_RATE) for frame in frames[:, BEFORE:])
+        return torch.stack([each.reshape(()) for each in found])

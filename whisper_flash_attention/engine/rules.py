@@ -3,14 +3,12 @@
 Every class corresponds to one logits processor of Transformers and does the same float32
 operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
 `.item()` and shapes that depend on data. Tables of tokens are made once per vocabulary and device,
-at the first call: run once before capturing a CUDA graph.
+at the first call: run once before capturing a CUDA graph. Sources: Transformers'
+generation/logits_process.py; for the grammar `ApplyTimestampRules` in OpenAI's decoding.py.
 
 `Rules` is an ordered tuple of them. Where it holds only masks and Whisper's timestamp grammar,
 `Rules.fused` describes it as small tensors for the kernels `logits` and `pick`: they are data, so
 that one captured graph serves any such rules.
-
-Sources: transformers/generation/logits_process.py; for the grammar, `ApplyTimestampRules` in
-OpenAI's whisper/decoding.py.
 """
 
 from __future__ import annotations
@@ -241,12 +239,14 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """No `size` tokens in a row twice (`NoRepeatNGramLogitsProcessor`)."""
+    """No `size` tokens in a row twice behind the first `ignore` (`NoRepeatNGram...`)."""
 
     size: int
+    ignore: int = 0
 
     def __post_init__(self) -> None:
         _check_whole("size", self.size, 1)
+        _check_whole("ignore", self.ignore, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         tokens, vocabulary = history.known, scores.shape[-1]
@@ -256,7 +256,8 @@ class NoRepeatNgram:
         ends = torch.arange(windows.shape[1], device=tokens.device) + self.size
         places = history.lengths + torch.arange(1 - self.size, 0, device=tokens.device)
         prefix = tokens.gather(1, places.expand(tokens.shape[0], -1).clamp(min=0))
-        same = (windows[..., :-1] == prefix.unsqueeze(1)).all(dim=-1) & (ends <= history.lengths)
+        same = (windows[..., :-1] == prefix.unsqueeze(1)).all(dim=-1)
+        same = same & (ends <= history.lengths) & (ends >= self.ignore + self.size)
         banned = scores.new_zeros((scores.shape[0], vocabulary + 1), dtype=torch.bool)
         banned.scatter_(1, windows[..., -1].clamp(max=vocabulary).where(same, vocabulary), True)
         return scores.masked_fill(banned[:, :vocabulary], -math.inf)
@@ -317,6 +318,14 @@ class TopP:
         remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - self.p)
         remove[..., -self.keep :] = False
         return scores.masked_fill(remove.scatter(1, order, remove), self.fill)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Scores as log-probabilities of what is left (`LogitNormalization`)."""
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        return torch.log_softmax(scores, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ too, for no later window reads it again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,7 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.prompting import Hints, Prompter
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.sequential import Read, segment_of
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
@@ -36,12 +37,14 @@ class Speech:
         seconds: length of the recording.
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected, in the first chunk.
+        hints: what its chunks are told.
     """
 
     chunks: Iterable[Chunk]
     seconds: float
     task: str
     language: str | None
+    hints: Hints = field(default_factory=Hints)
 
 
 class BatchedReader:
@@ -59,22 +62,29 @@ class BatchedReader:
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._before = self._decoder.initial_tokens()
+        self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
-        """Read all recordings, in their order; every chunk is given as it is done."""
-        waiting = ((i, chunk) for i, each in enumerate(recordings) for chunk in each.chunks)
+    def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
+        """Read all recordings, in their order; every chunk is given as it is done.
+
+        Args:
+            recordings: taken when their first chunk's turn has come.
+        """
+        waiting = (
+            (index, each, number == 0, chunk)
+            for index, each in enumerate(recordings)
+            for number, chunk in enumerate(each.chunks)
+        )
         while batch := list(islice(waiting, batch_size)):
-            owners = [recordings[index] for index, _ in batch]
-            states = self._encode([chunk for _, chunk in batch])
+            indices, owners, are_first, chunks = (list(each) for each in zip(*batch, strict=True))
+            states = self._encode(chunks)
             self._detect_languages(owners, states)
-            answers = self._decoder.decode(states, [self._prompt(each) for each in owners])
-            chunks = [chunk for _, chunk in batch]
+            answers = self._decoder.decode(states, list(map(self._prompt, owners, are_first)))
             said = [self._segments(*each) for each in zip(chunks, answers, strict=True)]
             if self._aligner is not None:
                 spoken = map(_window, owners, chunks, states, said)
                 said = [each.segments for each in self._aligner.add_words(list(spoken))]
-            for (index, chunk), owner, segments in zip(batch, owners, said, strict=True):
+            for index, owner, chunk, segments in zip(indices, owners, chunks, said, strict=True):
                 done = round((chunk.start + chunk.seconds) * FRAMES_PER_SECOND)
                 total = round(owner.seconds * FRAMES_PER_SECOND)
                 yield Read(index, segments, min(done, total), total)
@@ -100,9 +110,12 @@ class BatchedReader:
             for row, code in zip(rows, self._decoder.languages(states[rows]), strict=True):
                 owners[row].language = code
 
-    def _prompt(self, owner: Speech) -> list[int]:
+    def _prompt(self, owner: Speech, is_first: bool) -> list[int]:
         assert owner.language is not None
-        return self._vocabulary.prompt(owner.language, owner.task, self._before)
+        before = self._prompter.tokens(owner.hints.initial_prompt)
+        return self._prompter.prompt(
+            owner.language, owner.task, before, owner.hints, is_first=is_first
+        )
 
     def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
         if self._decoder.is_silent(answer):

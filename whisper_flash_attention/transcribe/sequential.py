@@ -10,17 +10,24 @@ features are normalised over the whole recording, and zeros follow its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.cutting import (
+    FRAMES_PER_SECOND,
+    Piece,
+    cut,
+    ends_in_silence,
+)
+from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
+from whisper_flash_attention.transcribe.prompting import Hints, Prompter
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
@@ -31,29 +38,45 @@ FRAMES = 3000
 UNSURE_TEMPERATURE = 0.5
 
 
+class Windows(Protocol):
+    """Features of one recording, as `MelWindows` has them."""
+
+    @property
+    def frames(self) -> int:
+        """Of the recording, at least 1."""
+
+    def window(self, start: int, length: int) -> Tensor:
+        """Features `[mel bins, length]` from frame `start` on; starts do not decrease."""
+
+
 @dataclass
 class Reading:
     """A recording that is being read.
 
     Args:
-        features: of all of it, `[mel bins, frames]`, or more.
-        frames: of the recording; features beyond are silence.
+        features: of which windows are taken.
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected.
+        hints: what its windows are told.
         said: tokens so far, the initial prompt's first.
         reset: from which of them on they are told to the next window.
         seek: the frame at which the next window begins.
         last_speech: where the last word ended, in seconds, if words are looked for.
     """
 
-    features: Tensor
-    frames: int
+    features: Windows
     task: str
     language: str | None
+    hints: Hints = field(default_factory=Hints)
     said: list[int] = field(default_factory=list)
     reset: int = 0
     seek: int = 0
     last_speech: float = 0.0
+
+    @property
+    def frames(self) -> int:
+        """Of the recording; features beyond are silence."""
+        return self.features.frames
 
     @property
     def is_done(self) -> bool:
@@ -61,8 +84,7 @@ class Reading:
 
     def window(self, length: int) -> Tensor:
         """Features of the next window, `[mel bins, length]`, zeros beyond the end."""
-        part = self.features[:, self.seek : self.seek + length]
-        return torch.nn.functional.pad(part, (0, length - part.shape[1]))
+        return self.features.window(self.seek, length)
 
 
 @dataclass(frozen=True)
@@ -97,20 +119,20 @@ class SequentialReader:
         self._options = options
         self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._initial = self._decoder.initial_tokens()
+        self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
+    def read(self, readings: Iterable[Reading], batch_size: int) -> Iterator[Read]:
         """Read all recordings; every window is given as it is done.
 
         Args:
-            readings: what they are; their state goes on with the windows.
+            readings: taken as there is room for them; their state goes on with the windows.
             batch_size: windows at a time, at most.
         """
         waiting = iter(enumerate(readings))
         active: dict[int, Reading] = {}
         while True:
             for index, reading in islice(waiting, batch_size - len(active)):
-                reading.said[:0] = self._initial
+                reading.said[:0] = self._prompter.tokens(reading.hints.initial_prompt)
                 active[index] = reading
             if not active:
                 return
@@ -140,20 +162,22 @@ class SequentialReader:
         states = self._engine.encode(windows)
         self._detect_languages(readings, states)
         answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
-        starts = [reading.seek for reading in readings]
+        starts, length = [reading.seek for reading in readings], windows.shape[2]
         taken = [
-            self._take(reading, answer, windows.shape[2])
+            self._take(reading, answer, length)
             for reading, answer in zip(readings, answers, strict=True)
         ]
-        if self._aligner is None:
-            return taken
-        spoken = [
-            _window(reading, states[row], taken[row], starts[row], windows.shape[2])
-            for row, reading in enumerate(readings)
-        ]
-        for row, found in enumerate(self._aligner.add_words(spoken)):
-            taken[row] = found.segments
-            _go_on_behind_words(readings[row], found, starts[row], windows.shape[2])
+        if self._aligner is not None:
+            spoken = [
+                _window(reading, states[row], taken[row], starts[row], length)
+                for row, reading in enumerate(readings)
+            ]
+            for row, found in enumerate(self._aligner.add_words(spoken)):
+                taken[row] = self._go_on_behind_words(
+                    readings[row], answers[row], found, starts[row], length
+                )
+        for reading, answer, segments in zip(readings, answers, taken, strict=True):
+            self._note(reading, answer, segments)
         return taken
 
     def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
@@ -165,11 +189,17 @@ class SequentialReader:
 
     def _prompt(self, reading: Reading) -> list[int]:
         assert reading.language is not None
-        before = reading.said[reading.reset :]
-        return self._vocabulary.prompt(reading.language, reading.task, before)
+        return self._prompter.prompt(
+            reading.language,
+            reading.task,
+            reading.said,
+            reading.hints,
+            is_first=reading.seek == 0,
+            forgotten=reading.reset,
+        )
 
     def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
-        """Note what a window says, if anything, and move on."""
+        """What a window says, if anything; the recording moves on."""
         frames = min(length, reading.frames - reading.seek)
         if self._decoder.is_silent(answer):
             reading.seek += frames
@@ -179,11 +209,42 @@ class SequentialReader:
         # A window that says that nothing was complete would be read for ever.
         reading.seek += advance or frames
         spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
-        for piece, _ in spoken:
-            reading.said += piece.tokens
+        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
+
+    def _go_on_behind_words(
+        self, reading: Reading, answer: Answer, found: WindowWords, start: int, length: int
+    ) -> tuple[Segment, ...]:
+        """A window's segments with words; what is read again is read from behind the last word."""
+        before, reading.last_speech = reading.last_speech, found.last_speech
+        is_partly = reading.seek < min(start + length, reading.frames)
+        if is_partly and found.last_word_end is not None:
+            behind = round(found.last_word_end * FRAMES_PER_SECOND)
+            reading.seek = behind if behind > start else reading.seek
+        threshold = self._options.hallucination_silence_threshold
+        if threshold is None or not found.segments:
+            return found.segments
+        heard = Heard(
+            segments=found.segments,
+            start=start,
+            frames=min(length, reading.frames - start),
+            length=length,
+            total=reading.frames,
+            seek=reading.seek,
+            last_speech=before,
+            ends_in_silence=ends_in_silence(answer.tokens, self._vocabulary),
+        )
+        kept, reading.seek = skip_silence(heard, threshold)
+        reading.last_speech = last_end(kept) if kept else before
+        return kept
+
+    def _note(self, reading: Reading, answer: Answer, segments: tuple[Segment, ...]) -> None:
+        """Remember what a window said, for the next ones, unless it was silent."""
+        if self._decoder.is_silent(answer):
+            return
+        for segment in segments:
+            reading.said += segment.tokens
         if not self._options.condition_on_previous_text or self._is_unsure(answer):
             reading.reset = len(reading.said)
-        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
 
     def _is_unsure(self, answer: Answer) -> bool:
         return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
@@ -208,15 +269,6 @@ def _window(
         task=reading.task,
         last_speech=reading.last_speech,
     )
-
-
-def _go_on_behind_words(reading: Reading, found: WindowWords, start: int, length: int) -> None:
-    """A window that is read again in part is read again from behind its last word."""
-    reading.last_speech = found.last_speech
-    is_partly = reading.seek < min(start + length, reading.frames)
-    if is_partly and found.last_word_end is not None:
-        behind = round(found.last_word_end * FRAMES_PER_SECOND)
-        reading.seek = behind if behind > start else reading.seek
 
 
 def _flat(windows: Tensor) -> list[bool]:

@@ -8,9 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
-from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.ahead import Loaded, load_ahead
-from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.audio.ahead import Opened, open_ahead
+from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.transcribe.destination import Destination
@@ -57,21 +56,22 @@ class Session:
 
         Raises what `open_model` raises, and what would be the same for every recording.
         """
-        loads = cast("Generator[Loaded]", load_ahead(entry.source() for entry in inputs))
-        with self.progress, closing(loads):
+        sounds = cast("Generator[Opened]", open_ahead(entry.source() for entry in inputs))
+        with self.progress, closing(sounds):
             for entry in inputs:
                 self.progress.begin(entry.name)
-                self._take(entry, next(loads), open_model)
+                self._take(entry, next(sounds), open_model)
 
-    def _take(self, entry: Input, loaded: Loaded, open_model: Callable[[], Transcriber]) -> None:
-        if loaded.samples is None:
-            self._fail(str(loaded.error))
+    def _take(self, entry: Input, opened: Opened, open_model: Callable[[], Transcriber]) -> None:
+        if opened.sound is None:
+            self._fail(str(opened.error))
             return
         self.transcriber = self.transcriber or open_model()
         try:
-            transcription = self._transcribe(self.transcriber, loaded.samples)
+            transcription = self._transcribe(self.transcriber, opened.sound)
         except (AudioError, NotFinite) as error:
-            self._fail(f"{entry.name}: {error}")
+            reason = str(error).removeprefix(f"{entry.name}: ")  # of one that is not held
+            self._fail(f"{entry.name}: {reason}")
             return
         self._warn_of_words(transcription)
         try:
@@ -86,17 +86,17 @@ class Session:
         self.failures += 1
         self.progress.tell(f"error: {message}")
 
-    def _transcribe(self, transcriber: Transcriber, samples: Samples) -> Transcription:
+    def _transcribe(self, transcriber: Transcriber, sound: Sound) -> Transcription:
         started = time.perf_counter()
-        length = samples.size / SAMPLING_RATE
 
         def show(share: float) -> None:
-            worked = self.work_seconds + time.perf_counter() - started
             self.progress.advance(share)
-            self.progress.measure(self.audio_seconds + share * length, worked)
+            if sound.seconds is not None:
+                worked = self.work_seconds + time.perf_counter() - started
+                self.progress.measure(self.audio_seconds + share * sound.seconds, worked)
 
         transcription = transcriber.transcribe(
-            samples,
+            sound,
             language=self.options.language,
             task=self.options.task,
             options=self.decode,

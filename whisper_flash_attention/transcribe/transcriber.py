@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import closing
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.waveforms import mono_samples
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
+from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.load import join_blocks
+from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.work import Progress, Work, open_sounds
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
 
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.sequential import Read, Reading
-
-    Audio = str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor
+    from whisper_flash_attention.transcribe.work import Audio
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
@@ -106,93 +107,96 @@ class Transcriber:
         """Codes of the languages that the model knows; `("en",)` if it is English-only."""
         return tuple(self._vocabulary.languages) or ("en",)
 
+    @overload
     def transcribe(
         self,
         audio: Audio,
         *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
         on_progress: Callable[[float], None] | None = None,
-    ) -> Transcription:
-        """Transcribe one recording.
+        **asked: Unpack[Asked],
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Transcription | list[Transcription]:
+        """Transcribe one recording, or several side by side.
 
         Args:
-            audio: a file, or mono samples `[T]` in floating point at 16 kHz.
-            language: name or code of the language spoken; None detects it in the first 30 s.
-            task: "transcribe", or "translate" into English.
-            options: how windows are decoded; None is OpenAI's sequential algorithm with its
-                thresholds and temperatures.
-            batch_size: chunks at a time in batched mode.
-            on_progress: called with the share that is done, from 0.0, before each window.
+            audio: a file, or mono samples `[T]` in floating point at 16 kHz; or a list of them.
+            on_progress: called with the share that is done, from 0.0, as windows are read.
+            **asked: `language`, `task`, `initial_prompt`, `hotwords`, `prefix`, `options`,
+                `batch_size` and the fields of `DecodeOptions`, as `Asked` describes them.
+
+        Returns:
+            A transcription, or a list of them in the order of a list.
 
         Raises:
-            AudioError: the file cannot be read, or the samples are not such.
+            AudioError: a file cannot be read, or the samples are not such; nothing is returned.
             MissingPackage: batched mode needs a package that is not installed.
-            OptionError: the language or task is unknown, or this model cannot do it.
+            OptionError: an option makes no sense, or this model cannot do what is asked.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            return self._by_generate(work, options or DecodeOptions(), on_progress)
-        if on_progress is not None:
-            on_progress(0.0)
-        for read in self._read([work], options, batch_size):
-            if on_progress is not None and read.done < read.total:
-                on_progress(read.done / read.total)
-        return work.transcription(self.processor.tokenizer)
+        if isinstance(audio, list | tuple):
+            return self._all(audio, asked, on_progress)
+        return self._all([audio], asked, on_progress)[0]
 
     def transcribe_many(
-        self,
-        recordings: Sequence[Audio],
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
+        self, recordings: Sequence[Audio], **asked: Unpack[Asked]
     ) -> list[Transcription]:
         """Transcribe several recordings, whose windows are decoded side by side.
 
-        What is read is held in memory; the arguments are those of `transcribe`.
-
-        Args:
-            batch_size: windows at a time, at most.
-
-        Raises:
-            AudioError, OptionError, UnsupportedAttention: as `transcribe`; nothing is returned.
+        The arguments and errors are those of `transcribe`. What is the same for all is given once;
+        what differs (language, task, prompts) is a list with one for each.
         """
-        works = [_Work.of(self, audio, language, task) for audio in recordings]
-        if not self.runs_on_engine:
-            return [self._by_generate(each, options or DecodeOptions(), None) for each in works]
-        for _ in self._read(works, options, batch_size):
-            pass
-        return [each.transcription(self.processor.tokenizer) for each in works]
+        return self._all(recordings, asked, None)
 
-    def stream(
-        self,
-        audio: Audio,
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
-    ) -> Iterator[Segment]:
+    def stream(self, audio: Audio, **asked: Unpack[Asked]) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
         The arguments and errors are those of `transcribe`.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            yield from self._by_generate(work, options or DecodeOptions(), None).segments
-            return
-        for read in self._read([work], options, batch_size):
-            yield from (_within(segment, work.seconds) for segment in read.segments)
+        order = Order.of(asked, 1, self.languages)
+        work = Work(audio, order.wishes[0])
+        for read in self._read([work], order, Progress(1)):
+            yield from (work.within(segment) for segment in read.segments)
 
-    def _read(
-        self, works: list[_Work], options: DecodeOptions | None, batch_size: int
+    def _all(
+        self,
+        recordings: Sequence[Audio],
+        asked: Asked,
+        on_progress: Callable[[float], None] | None,
+    ) -> list[Transcription]:
+        order = Order.of(asked, len(recordings), self.languages)
+        works = [Work(*each) for each in zip(recordings, order.wishes, strict=True)]
+        progress = Progress(len(works), on_progress)
+        if works:
+            progress.note(0, 0.0)
+        for read in self._read(works, order, progress):
+            progress.note(read.index, read.done / read.total)
+        return [each.transcription(self.processor.tokenizer) for each in works]
+
+    def _read(self, works: list[Work], order: Order, progress: Progress) -> Iterator[Read]:
+        """Read recordings, of which a few are open at a time, and note what their windows say."""
+        read = self._on_engine if self.runs_on_engine else self._by_generate
+        with closing(open_sounds(works)) as sounds:
+            yield from read(works, sounds, order, progress)
+
+    def _on_engine(
+        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
     ) -> Iterator[Read]:
-        """Read recordings on the engine, and note what their windows say."""
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -201,64 +205,74 @@ class Transcriber:
 
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
-        options = options or DecodeOptions()
+        options = order.decode
         aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
         parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
-        recordings: list[Reading] | list[Speech]
+        opened = zip(works, sounds, strict=True)
+        reads: Iterator[Read]
         if options.mode == "batched":
-            recordings = [self._speech(work) for work in works]
-            reads = BatchedReader(*parts).read(recordings, batch_size)
+            speeches = (self._speech(*each) for each in opened)
+            reads = BatchedReader(*parts).read(speeches, order.batch_size)
         else:
-            recordings = [self._reading(work) for work in works]
-            reads = SequentialReader(*parts).read(recordings, batch_size)
+            readings = (self._reading(*each) for each in opened)
+            reads = SequentialReader(*parts).read(readings, order.batch_size)
         for read in reads:
-            work = works[read.index]
-            work.language = recordings[read.index].language
-            work.segments += read.segments
+            works[read.index].take(read)
             yield read
 
-    def _reading(self, work: _Work) -> Reading:
-        from whisper_flash_attention.audio.mel import HOP
+    def _reading(self, work: Work, sound: Sound) -> Reading:
+        from whisper_flash_attention.audio.mel_windows import MelWindows
         from whisper_flash_attention.transcribe.sequential import Reading
 
-        features = self._features(work.samples)[0][0]
-        return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
+        features = MelWindows(
+            sound,
+            mel_bins=self.processor.feature_extractor.feature_size,
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
+        work.seconds = features.seconds
+        work.reading = Reading(features, work.task, work.language, work.hints)
+        return work.reading
 
-    def _speech(self, work: _Work) -> Speech:
-        from whisper_flash_attention.audio.vad import speech_chunks
+    def _speech(self, work: Work, sound: Sound) -> Speech:
+        from whisper_flash_attention.audio.long_speech import find_speech
         from whisper_flash_attention.transcribe.batched import Speech
 
-        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
+        work.seconds, chunks = find_speech(sound)
+        work.reading = Speech(chunks, work.seconds, work.task, work.language, work.hints)
+        return work.reading
 
     def _by_generate(
-        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
-    ) -> Transcription:
-        from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
-
-        for what, is_wanted in (
-            (f"mode {options.mode!r}", options.mode != "sequential"),
-            ("word_timestamps", options.word_timestamps),
-        ):
-            if is_wanted:
-                raise OptionError(
-                    f"{what} needs the decode engine, which does not run this model as it is "
-                    "(`whisper-flash doctor` says when it does): do without"
-                )
-        features, mask = self._features(work.samples)
-        work.language, segments = transcribe_by_generate(
-            self.model,
-            self.processor,
-            self._vocabulary,
-            features,
-            mask,
-            seconds=work.seconds,
-            language=work.language,
-            task=work.task,
-            options=options,
-            on_progress=on_progress,
+        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
+    ) -> Iterator[Read]:
+        """Read recordings one after the other, each whole, by the model's own `generate`."""
+        from whisper_flash_attention.transcribe.by_generate import (
+            refuse_engine_only,
+            transcribe_by_generate,
         )
-        work.segments += segments
-        return work.transcription(self.processor.tokenizer)
+        from whisper_flash_attention.transcribe.sequential import Read
+
+        for work in works:
+            refuse_engine_only(order.decode, work.hints)
+        for index, (work, sound) in enumerate(zip(works, sounds, strict=True)):
+            samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
+            work.seconds = samples.size / SAMPLING_RATE
+            features, mask = self._features(samples)
+            work.language, segments = transcribe_by_generate(
+                self.model,
+                self.processor,
+                self._vocabulary,
+                features,
+                mask,
+                seconds=work.seconds,
+                language=work.language,
+                task=work.task,
+                options=order.decode,
+                initial_prompt=work.hints.initial_prompt,
+                on_progress=partial(progress.note, index),
+            )
+            work.segments += segments
+            yield Read(index, segments, 1, 1)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -281,42 +295,6 @@ class Transcriber:
         return features, (starts < samples.size).to(torch.int32)[None]
 
 
-@dataclass
-class _Work:
-    """A recording on its way: mono samples `[T]`, what is asked, and what was heard so far."""
-
-    samples: npt.NDArray[np.float32]
-    task: str
-    language: str | None
-    segments: list[Segment] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, transcriber: Transcriber, audio: Audio, language: str | None, task: str) -> _Work:
-        options = TranscribeOptions(language=language, task=task)
-        options.check_model(transcriber.languages)
-        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
-        return cls(samples, task, options.language)
-
-    @property
-    def seconds(self) -> float:
-        return self.samples.size / SAMPLING_RATE
-
-    def transcription(self, tokenizer: Any) -> Transcription:
-        segments = tuple(_within(segment, self.seconds) for segment in self.segments)
-        # Blanks between segments are in their tokens, where the language has any.
-        texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
-        # In a recording without any sound no language can be heard.
-        language = self.language or "en"
-        return Transcription("".join(texts).strip(), language, segments, self.seconds)
-
-
-def _within(segment: Segment, seconds: float) -> Segment:
-    """The segment, not reaching beyond the recording."""
-    if segment.end <= seconds:
-        return segment
-    return replace(segment, start=min(segment.start, seconds), end=seconds)
-
-
 def _check_features(processor: WhisperProcessor) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
     for name, value in WHISPER_FEATURES.items():
@@ -326,18 +304,3 @@ def _check_features(processor: WhisperProcessor) -> None:
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
-
-
-def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`."""
-    if isinstance(audio, np.ndarray):
-        is_floating = np.issubdtype(audio.dtype, np.floating)
-    else:
-        is_floating = audio.is_floating_point()
-    if audio.ndim != 1 or not is_floating:
-        kind = str(audio.dtype).removeprefix("torch.")
-        raise AudioError(
-            f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
-            f"{list(audio.shape)}"
-        )
-    return mono_samples(audio, SAMPLING_RATE)

@@ -20,8 +20,9 @@ from torch import Tensor
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules, Suppress, SuppressAtBegin, Timestamps
-from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
+from whisper_flash_attention.engine.rules import Rules
+from whisper_flash_attention.transcribe.searching import Search
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Answer:
     """What a window says.
 
     Args:
-        tokens: without the prompt and the end.
+        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
         text: theirs, without timestamps.
-        avg_logprob: mean log-probability of the tokens and the end.
+        avg_logprob: mean log-probability of the tokens and the end, without the prefix.
         no_speech_prob: probability that nobody speaks; None if that was not asked for.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
@@ -55,14 +56,7 @@ class WindowDecoder:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
-
-    def initial_tokens(self) -> list[int]:
-        """The initial prompt, as what was said before; none if there is none."""
-        prompt = (self._options.initial_prompt or "").strip()
-        if not prompt:
-            return []
-        tokens: list[int] = self._tokenizer.encode(f" {prompt}", add_special_tokens=False)
-        return tokens
+        self._search = Search(vocabulary, options)
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """The first good answer of every window; where there is none, the likeliest.
@@ -109,50 +103,31 @@ class WindowDecoder:
         silence: Sequence[float | None],
     ) -> dict[int, Answer]:
         answers = {}
-        for group in _of_one_length(prompts, indices):
+        width = self._search.width(temperature)
+        for group in self._alike(prompts, indices):
             rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = self._request(rows.shape[1], temperature)
+            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
+            request = self._search.request(begin, length, temperature)
+            rows = rows.repeat_interleave(width, dim=0)
             decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.sum_logprobs is not None
-            said = decoded.sequences[:, rows.shape[1] :].tolist()
-            for index, tokens, total in zip(
-                group, said, decoded.sum_logprobs.tolist(), strict=True
-            ):
-                answers[index] = self._answer(tokens, total, temperature, silence[index])
+            found = self._search.best(decoded, len(group), length)
+            for index, (tokens, total) in zip(group, found, strict=True):
+                prefix = prompts[index][begin:]
+                answers[index] = self._answer(prefix, tokens, total, temperature, silence[index])
         return answers
 
-    def _request(self, begin: int, temperature: float) -> Request:
-        words = self._vocabulary
-        latest = self._options.max_initial_timestamp
-        rules = (
-            Suppress(words.suppressed),
-            SuppressAtBegin(words.at_begin, begin),
-            Timestamps(
-                timestamp_begin=words.timestamp_begin,
-                begin_index=begin,
-                eos=words.end,
-                no_timestamps=words.no_timestamps,
-                max_initial=None if latest is None else round(latest / PRECISION),
-            ),
-        )
-        return Request(
-            rules=Rules(rules),
-            max_length=words.positions,
-            eos=(words.end,),
-            pad=words.end,
-            sample=temperature > 0,
-            temperature=temperature or 1.0,
-            want_logprobs=True,
-        )
-
     def _answer(
-        self, row: list[int], total: float, temperature: float, silence: float | None
+        self,
+        prefix: Sequence[int],
+        tokens: Sequence[int],
+        total: float,
+        temperature: float,
+        silence: float | None,
     ) -> Answer:
-        end = self._vocabulary.end
-        tokens = row[: row.index(end)] if end in row else row
-        text = self.text(tokens)
+        said = (*prefix, *tokens)
+        text = self.text(said)
         return Answer(
-            tokens=tuple(tokens),
+            tokens=said,
             text=text,
             avg_logprob=total / (len(tokens) + 1),
             no_speech_prob=silence,
@@ -198,7 +173,7 @@ class WindowDecoder:
     def _first_logits(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
         """The model's logits after every prompt, `[B, V]` float32."""
         found: dict[int, Tensor] = {}
-        for group in _of_one_length(prompts, range(len(prompts))):
+        for group in self._alike(prompts, range(len(prompts))):
             rows = torch.tensor([prompts[index] for index in group], device=states.device)
             request = Request(Rules(), rows.shape[1] + 1, (), 0, want_logits=True)
             decoded = self._engine.decode(_rows(states, group), rows, request)
@@ -206,18 +181,19 @@ class WindowDecoder:
             found |= dict(zip(group, decoded.logits[0], strict=True))
         return torch.stack([found[index] for index in range(len(prompts))])
 
+    def _alike(self, prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
+        """The indices in groups of prompts of one length, whose answers begin at one place."""
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in indices:
+            begin = self._vocabulary.answer_begin(prompts[index])
+            groups[len(prompts[index]), begin].append(index)
+        return list(groups.values())
+
 
 def compression_ratio(text: str) -> float:
     """Bytes of a text to its bytes when compressed by zlib: above 2.4 it repeats itself."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
-
-
-def _of_one_length(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index in indices:
-        groups[len(prompts[index])].append(index)
-    return list(groups.values())
 
 
 def _rows(states: Tensor, indices: list[int]) -> Tensor:
