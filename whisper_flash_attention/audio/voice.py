@@ -49,8 +49,10 @@ class Voice:
         self._before = room[-BEFORE:].copy()
         frames = torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
         with torch.inference_mode():
-            parts = frames.split(FRAMES_AT_ONCE)
-            return torch.cat([self._network.probabilities(part) for part in parts])
+            parts = range(0, len(frames), FRAMES_AT_ONCE)
+            return torch.cat(
+                [self._network.probabilities(frames[i : i + FRAMES_AT_ONCE]) for i in parts]
+            )
 
 
 class Heard:

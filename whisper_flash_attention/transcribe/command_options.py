@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.batch_size import MOST_ON_GPU, ON_CPU
 
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
 
@@ -31,6 +32,15 @@ PresetName = Annotated[
 Mode = Annotated[
     str | None,
     _decoding(metavar="NAME", help="sequential, or batched (needs the extra vad)."),
+]
+BatchSize = Annotated[
+    str,
+    _decoding(
+        metavar="N",
+        help="Windows at a time: of so many recordings, or chunks of speech in batched mode. auto "
+        f"is {ON_CPU} on a CPU; on a GPU what fits into half of its free memory, at most "
+        f"{MOST_ON_GPU['sequential']}, or {MOST_ON_GPU['batched']} chunks.",
+    ),
 ]
 WordTimestamps = Annotated[
     bool | None,
