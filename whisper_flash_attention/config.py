@@ -72,6 +72,15 @@ def _check_count(name: str, value: int | None, least: int) -> None:
         raise OptionError(f"{name} is {value!r}: give a whole number, {least} or more")
 
 
+def _ascending(seconds: Iterable[float]) -> tuple[float, ...]:
+    found = tuple(seconds)
+    if any(not 0 <= each < math.inf for each in found) or list(found) != sorted(set(found)):
+        raise OptionError(
+            f"clip_timestamps is {seconds!r}: give seconds from 0 on, each above the one before"
+        )
+    return found
+
+
 def _token_ids(tokens: Iterable[Any]) -> tuple[int, ...]:
     found = tuple(tokens)
     if not all(isinstance(each, int) and each >= -1 for each in found):
@@ -115,6 +124,8 @@ class DecodeOptions:
         hotwords: words to listen for; every window is told, as if they had been said before.
         prefix: what the answer of a recording's first window begins with; that window is told no
             hotwords.
+        clip_timestamps: start, end, start, end ... in seconds of what is read; the last end may be
+            left out, and without any all is read.
         word_timestamps: give segments their words, with times.
         hallucination_silence_threshold: silence longer than this (seconds) beside words that look
             invented is skipped; needs `word_timestamps`, and is for sequential mode.
@@ -143,6 +154,7 @@ class DecodeOptions:
     carry_initial_prompt: bool = False
     hotwords: str | None = None
     prefix: str | None = None
+    clip_timestamps: tuple[float, ...] = ()
     word_timestamps: bool = False
     hallucination_silence_threshold: float | None = None
 
@@ -159,6 +171,7 @@ class DecodeOptions:
         _check_count("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
         self._check_silence_to_skip()
+        object.__setattr__(self, "clip_timestamps", _ascending(self.clip_timestamps))
 
     def _check_ranges(self) -> None:
         chance, latest = self.no_speech_threshold, self.max_initial_timestamp

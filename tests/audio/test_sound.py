@@ -12,7 +12,6 @@ import pytest
 
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio.ahead import open_ahead
 from whisper_flash_attention.audio.long_speech import cut as chunks_between
 from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.errors import AudioError
@@ -91,14 +90,3 @@ def test_a_damaged_recording_is_told_of_once(
         [chunk] = chunks_between(found, [(size - 1000, size)])
     assert chunk.samples.size == 1000
     assert caplog.text.count("is damaged or cut off") == 1
-
-
-def test_many_are_opened_ahead_in_their_order(long_wave: Path, tmp_path: Path) -> None:
-    clips = [recording.path for recording in bundled_recordings()]
-    sources = [clips[0], tmp_path / "missing.wav", long_wave, clips[1]]
-    found = list(open_ahead(sources))
-    assert [each.source for each in found] == sources
-    assert "no such file" in str(found[1].error) and found[1].sound is None
-    for each, path in zip(found, sources, strict=True):
-        if each.sound is not None:
-            np.testing.assert_array_equal(each.sound.samples, load_audio(path))

@@ -146,6 +146,7 @@ def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None
     assert not transcriber.calls[-1]["options"].condition_on_previous_text
     more = ("--beam-size", "2", "--best-of", "3", "--hotwords", "Istio", "--prefix", "So,")
     more += ("--suppress-tokens", "-1,11", "--without-timestamps", "--max-new-tokens", "20")
+    more += ("--clip-timestamps", "0.5,2")
     assert call(talks / "z.wav", *more).code == 0
     assert transcriber.calls[-1]["options"] == DecodeOptions(
         beam_size=2,
@@ -155,6 +156,7 @@ def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None
         suppress_tokens=(-1, 11),
         without_timestamps=True,
         max_new_tokens=20,
+        clip_timestamps=(0.5, 2.0),
     )
     outcome = call(talks / "z.wav", "--preset", "best")
     assert outcome.code == 2 and "possible: fast, balanced, accurate" in outcome.stderr

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.transcribe.test_cutting import WORDS, at
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.transcribe.hallucination import Heard, looks_invented, skip_silence
 from whisper_flash_attention.transcribe.segments import Segment, Word
+from whisper_flash_attention.transcribe.sequential import Reading, SequentialReader
+from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords
 
 
 def said(start: float, end: float, *, probability: float = 0.9, words: int = 4) -> Segment:
@@ -104,3 +113,80 @@ def test_reading_always_goes_on(
     kept, seek = skip_silence(window, threshold)
     assert kept == window.segments[: len(kept)]
     assert seek > window.start
+
+
+A, B, C = 11, 12, 13
+ANSWERS = (
+    (at(0), A, at(3), at(20), B, at(22)),
+    (at(4), C, at(9)),
+)
+
+
+class TwoWindows:
+    """An engine that gives one answer after the other, and notes its prompts."""
+
+    weights = SimpleNamespace(encoder=SimpleNamespace(positions=torch.zeros(1500, 1)))
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+
+    def encode(self, windows: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(windows), 4, 8)
+
+    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+        answer = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
+        self.prompts.append(prompt[0].tolist())
+        return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor([-1.0]))
+
+
+class Doubter:
+    """An aligner that finds four words in each segment, and does not believe in B."""
+
+    def add_words(self, windows: list[SpokenWindow]) -> list[WindowWords]:
+        [window] = windows
+        segments = []
+        for each in window.segments:
+            doubt = 0.01 if B in each.tokens else 0.9
+            words = said(each.start, each.end, probability=doubt).words
+            segments.append(replace(each, words=words))
+        end = segments[-1].end
+        return [WindowWords(tuple(segments), end, end)]
+
+
+class Letters:
+    """A letter per token."""
+
+    def decode(self, tokens: list[int], **_: object) -> str:
+        return "".join(chr(65 + token) for token in tokens)
+
+
+class Ramp:
+    """Features that differ everywhere."""
+
+    frames = 5000
+
+    def window(self, start: int, length: int) -> torch.Tensor:
+        return torch.arange(80.0 * length).view(80, length) + 1
+
+
+@pytest.mark.parametrize("threshold", [None, 2.0])
+def test_the_reader_goes_back_to_what_it_doubts_and_does_not_repeat_it(
+    threshold: float | None,
+) -> None:
+    engine = TwoWindows()
+    options = DecodeOptions(
+        temperature=0.0,
+        no_speech_threshold=None,
+        word_timestamps=True,
+        hallucination_silence_threshold=threshold,
+    )
+    reader = SequentialReader(engine, WORDS, Letters(), options, Doubter())  # type: ignore[arg-type]
+    reads = list(reader.read([Reading(Ramp(), "transcribe", "en")], 1))
+    tokens = [token for read in reads for segment in read.segments for token in segment.tokens]
+    spoken = [token for token in tokens if token in (A, B, C)]
+    assert spoken == ([A, B, C] if threshold is None else [A, C])
+    assert [read.done for read in reads] == [3000 if threshold is None else 2000, 5000]
+    assert (B in engine.prompts[1]) is (threshold is None)
+    assert A in engine.prompts[1]
+    begins = reads[1].segments[0].start
+    assert begins == (30.0 if threshold is None else 20.0)

@@ -49,6 +49,24 @@ def test_beams_find_what_transformers_beams_find(transcriber, clip) -> None:
     assert found.segments[0].avg_logprob == pytest.approx(greedy.segments[0].avg_logprob, abs=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_gpu_searches_and_draws_as_well(tiny_en: str, bundled_recordings, dtype: str) -> None:
+    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", dtype=dtype)
+    paths = [each.path for each in bundled_recordings]
+    spoken = [each.transcript for each in bundled_recordings]
+    for options in ({"beam_size": 5, "temperature": 0.0}, {"best_of": 5, "temperature": 0.2}):
+        torch.manual_seed(0)
+        found = on_gpu.transcribe(paths, **options)
+        for each, transcript in zip(found, spoken, strict=True):
+            assert word_error_rate(transcript, each.text) < 0.35
+            assert -1 < each.segments[0].avg_logprob < 0
+    greedy = on_gpu.transcribe(paths[4], temperature=0.0, repetition_penalty=1.1)
+    assert word_error_rate(spoken[4], greedy.text) < 0.35
+    begun = on_gpu.transcribe(paths[0], temperature=0.0, prefix="Sir John Dashwould")
+    assert begun.text.startswith("Sir John Dashwould")
+
+
 def test_of_several_draws_the_likeliest_is_kept(transcriber, clip) -> None:
     def drawn(seed: int, best_of: int) -> float:
         torch.manual_seed(seed)
@@ -72,12 +90,13 @@ def test_hotwords_and_prefix_guide_one_recording_and_not_the_other(
         hotwords=[None, "Mr. Jon Dashwould and Mr. Jon Dashwould's wife.", None],
         prefix=[None, None, "Sir John Dashwould"],
         mode=mode,
+        temperature=0.0,
     )
     plain, hot, begun = (each.text for each in both)
     assert "Dashwood" in plain and "Dashwould" not in plain
     assert "Dashwould" in hot
     assert begun.startswith("Sir John Dashwould")
-    assert plain == transcriber.transcribe(path, mode=mode).text
+    assert plain == transcriber.transcribe(path, mode=mode, temperature=0.0).text
 
 
 def test_words_of_a_prefix_have_times_too(transcriber, clip) -> None:
@@ -114,6 +133,24 @@ def test_nothing_is_said_twice_where_that_is_forbidden(transcriber, bundled_reco
     assert len({*zip(tokens, tokens[1:], tokens[2:], strict=False)}) == len(tokens) - 2
 
 
+@pytest.mark.parametrize("mode", ["sequential", "batched"])
+def test_only_the_parts_asked_for_are_read(transcriber, bundled_recordings, mode) -> None:
+    clips = [load_audio(each.path) for each in bundled_recordings]
+    samples = np.concatenate([clips[0], clips[4], clips[0], clips[4]])
+    begin = clips[0].size / 16_000
+    end = begin + clips[4].size / 16_000
+    options = {"mode": mode, "temperature": 0.0, "condition_on_previous_text": False}
+    found = transcriber.transcribe(samples, clip_timestamps=(begin, end), **options)
+    assert word_error_rate(bundled_recordings[4].transcript, found.text) < 0.2
+    assert found.segments[0].start > begin - 0.1 and found.segments[-1].end < end + 0.1
+    assert found.seconds == samples.size / 16_000
+    last = begin + end
+    twice = transcriber.transcribe(samples, clip_timestamps=(begin, end, last), **options)
+    spoken = f"{bundled_recordings[4].transcript} {bundled_recordings[4].transcript}"
+    assert word_error_rate(spoken, twice.text) < 0.2
+    assert transcriber.transcribe(samples, clip_timestamps=(1000,), **options).text == ""
+
+
 def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcriber, clip) -> None:
     shares: list[float] = []
     options = DecodeOptions(without_timestamps=True)
@@ -146,6 +183,8 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
             {"hallucination_silence_threshold": -1.0, "word_timestamps": True},
             "is -1.0: give seconds, 0 or more",
         ),
+        ({"clip_timestamps": [3.0, 2.0]}, "clip_timestamps is .*each above the one before"),
+        ({"clip_timestamps": [-1.0]}, "clip_timestamps is .*give seconds from 0 on"),
         ({"task": ["transcribe", "translate"]}, "'translate' needs a multilingual model"),
     ],
 )

@@ -57,6 +57,7 @@ class Asked(TypedDict, total=False):
     max_initial_timestamp: float | None
     condition_on_previous_text: bool
     carry_initial_prompt: bool
+    clip_timestamps: Iterable[float]
     word_timestamps: bool
     hallucination_silence_threshold: float | None
 

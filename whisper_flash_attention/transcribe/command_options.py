@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.batch_size import MOST_ON_GPU, ON_CPU
+
+Number = TypeVar("Number", int, float)
 
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
 
@@ -66,6 +69,13 @@ WithoutTimestamps = Annotated[
     _decoding("--without-timestamps", help="Text alone: a segment is a window of 30 s."),
 ]
 MaxNewTokens = Annotated[int | None, _decoding(metavar="N", help="Of a window's answer.")]
+ClipTimestamps = Annotated[
+    str | None,
+    _decoding(
+        metavar="SECONDS",
+        help="Read parts alone: start,end,start,end ... The last end may be left out.",
+    ),
+]
 HallucinationSilence = Annotated[
     float | None,
     _decoding(
@@ -113,11 +123,24 @@ def token_ids(text: str | None) -> tuple[int, ...] | None:
     Raises:
         OptionError: something between two commas is not a number.
     """
+    return _numbers("--suppress-tokens", "ids of tokens", int, text)
+
+
+def seconds(text: str | None) -> tuple[float, ...] | None:
+    """The seconds of a list with commas; none of an empty one.
+
+    Raises:
+        OptionError: something between two commas is not a number.
+    """
+    return _numbers("--clip-timestamps", "seconds", float, text)
+
+
+def _numbers(
+    option: str, what: str, kind: Callable[[str], Number], text: str | None
+) -> tuple[Number, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(each) for each in text.split(",")) if text.strip() else ()
+        return tuple(kind(each) for each in text.split(",")) if text.strip() else ()
     except ValueError as error:
-        raise OptionError(
-            f"--suppress-tokens is {text!r}: give ids of tokens with commas between"
-        ) from error
+        raise OptionError(f"{option} is {text!r}: give {what} with commas between") from error

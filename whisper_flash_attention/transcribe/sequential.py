@@ -36,6 +36,8 @@ from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, 
 FRAMES = 3000
 # A text that was hard to read is no guide to the next window.
 UNSURE_TEMPERATURE = 0.5
+# Log-mel features of sound within two steps of 16 bits around 0 are less, whatever it is.
+FAINT = -0.75
 
 
 class Windows(Protocol):
@@ -58,9 +60,11 @@ class Reading:
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected.
         hints: what its windows are told.
+        parts: first frames and ends of what is read, in order; None is all.
         said: tokens so far, the initial prompt's first.
         reset: from which of them on they are told to the next window.
         seek: the frame at which the next window begins.
+        end: the frame at which the part ends that it belongs to.
         last_speech: where the last word ended, in seconds, if words are looked for.
     """
 
@@ -68,10 +72,15 @@ class Reading:
     task: str
     language: str | None
     hints: Hints = field(default_factory=Hints)
+    parts: tuple[tuple[int, int], ...] | None = None
     said: list[int] = field(default_factory=list)
     reset: int = 0
     seek: int = 0
+    end: int = 0
     last_speech: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.go_on()
 
     @property
     def frames(self) -> int:
@@ -82,9 +91,27 @@ class Reading:
     def is_done(self) -> bool:
         return self.seek >= self.frames
 
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing was read."""
+        return self.seek == (self.parts[0][0] if self.parts else 0)
+
+    def go_on(self) -> None:
+        """Move on to the next part if this one was read to its end."""
+        parts = ((0, self.frames),) if self.parts is None else self.parts
+        for begin, end in parts:
+            if self.seek < end:
+                self.seek, self.end = max(self.seek, begin), end
+                return
+        self.seek = self.end = self.frames
+
     def window(self, length: int) -> Tensor:
         """Features of the next window, `[mel bins, length]`, zeros beyond the end."""
-        return self.features.window(self.seek, length)
+        if self.end == self.frames:
+            return self.features.window(self.seek, length)
+        covered = min(length, self.end - self.seek)
+        part = self.features.window(self.seek, covered)
+        return torch.nn.functional.pad(part, (0, length - covered))
 
 
 @dataclass(frozen=True)
@@ -145,15 +172,16 @@ class SequentialReader:
         windows = torch.stack([each.window(length) for each in active.values()])
         heard = {
             index: reading
-            for (index, reading), is_flat in zip(active.items(), _flat(windows), strict=True)
-            if not is_flat
+            for (index, reading), is_silent in zip(active.items(), _silent(windows), strict=True)
+            if not is_silent
         }
         kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
         taken = self._hear(list(heard.values()), kept) if heard else []
         segments = dict(zip(heard, taken, strict=True))
         for index, reading in active.items():
             if index not in heard:
-                reading.seek += length
+                reading.seek = min(reading.seek + length, reading.end)
+            reading.go_on()
             done = min(reading.seek, reading.frames)
             yield Read(index, segments.get(index, ()), done, reading.frames)
 
@@ -194,20 +222,20 @@ class SequentialReader:
             reading.task,
             reading.said,
             reading.hints,
-            is_first=reading.seek == 0,
+            is_first=reading.is_first,
             forgotten=reading.reset,
         )
 
     def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
         """What a window says, if anything; the recording moves on."""
-        frames = min(length, reading.frames - reading.seek)
+        frames = min(length, reading.end - reading.seek)
         if self._decoder.is_silent(answer):
             reading.seek += frames
             return ()
         offset = reading.seek / FRAMES_PER_SECOND
         pieces, advance = cut(answer.tokens, frames, self._vocabulary)
         # A window that says that nothing was complete would be read for ever.
-        reading.seek += advance or frames
+        reading.seek = min(reading.seek + (advance or frames), reading.end)
         spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
         return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
 
@@ -216,7 +244,7 @@ class SequentialReader:
     ) -> tuple[Segment, ...]:
         """A window's segments with words; what is read again is read from behind the last word."""
         before, reading.last_speech = reading.last_speech, found.last_speech
-        is_partly = reading.seek < min(start + length, reading.frames)
+        is_partly = reading.seek < min(start + length, reading.end)
         if is_partly and found.last_word_end is not None:
             behind = round(found.last_word_end * FRAMES_PER_SECOND)
             reading.seek = behind if behind > start else reading.seek
@@ -226,7 +254,7 @@ class SequentialReader:
         heard = Heard(
             segments=found.segments,
             start=start,
-            frames=min(length, reading.frames - start),
+            frames=min(length, reading.end - start),
             length=length,
             total=reading.frames,
             seek=reading.seek,
@@ -263,7 +291,7 @@ def _window(
         states=states,
         segments=segments,
         start=start / FRAMES_PER_SECOND,
-        frames=min(length, reading.frames - start),
+        frames=min(length, reading.end - start),
         seconds=reading.frames / FRAMES_PER_SECOND,
         language=reading.language,
         task=reading.task,
@@ -271,16 +299,18 @@ def _window(
     )
 
 
-def _flat(windows: Tensor) -> list[bool]:
-    """Of which windows `[B, mel bins, T]` the sound is one number: digital silence, for which
-    Whisper likes to invent words.
+def _silent(windows: Tensor) -> list[bool]:
+    """In which windows `[B, mel bins, T]` there is no sound; Whisper would invent words for it.
 
-    Beyond the end of a recording features are 0, in silence another constant.
+    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes.
+    Beyond the end of a recording features are 0.
     """
     sound = windows.flatten(1)
-    level = sound[:, :1]
-    flat: list[bool] = ((sound == level) | (sound == 0)).all(dim=1).tolist()
-    return flat
+    level, is_beyond = sound[:, :1], sound == 0
+    is_flat = ((sound == level) | is_beyond).all(dim=1)
+    is_faint = ((sound < FAINT) | is_beyond).all(dim=1)
+    silent: list[bool] = (is_flat | is_faint).tolist()
+    return silent
 
 
 def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.load import join_blocks
 from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
@@ -278,10 +279,10 @@ class Transcriber:
 
         reads: Iterator[Read]
         if options.mode == "batched":
-            speeches = (self._speech(*each) for each in begun())
+            speeches = (self._speech(*each, options) for each in begun())
             reads = BatchedReader(*parts).read(speeches, order.batch_size)
         else:
-            readings = (self._reading(*each) for each in begun())
+            readings = (self._reading(*each, options) for each in begun())
             reads = SequentialReader(*parts).read(readings, order.batch_size)
         for read in reads:
             work = active[read.index]
@@ -290,8 +291,9 @@ class Transcriber:
                 del active[read.index]
             yield read.index, work, read
 
-    def _reading(self, work: Work, sound: Sound) -> Reading:
+    def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
         from whisper_flash_attention.audio.mel_windows import MelWindows
+        from whisper_flash_attention.transcribe.clips import frames_of, spans_of
         from whisper_flash_attention.transcribe.sequential import Reading
 
         features = MelWindows(
@@ -301,14 +303,17 @@ class Transcriber:
             dtype=self.model.dtype,
         )
         work.seconds = features.seconds
-        work.reading = Reading(features, work.task, work.language, work.hints)
+        parts = frames_of(spans_of(options.clip_timestamps), features.frames)
+        work.reading = Reading(features, work.task, work.language, work.hints, parts)
         return work.reading
 
-    def _speech(self, work: Work, sound: Sound) -> Speech:
+    def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
         from whisper_flash_attention.audio.long_speech import find_speech
         from whisper_flash_attention.transcribe.batched import Speech
+        from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
         work.seconds, chunks = find_speech(sound)
+        chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.chunks = Outstanding(chunks)
         work.is_done = work.chunks.are_done
         work.reading = Speech(work.chunks, work.seconds, work.task, work.language, work.hints)

@@ -168,6 +168,8 @@ def _sound(opened: Opened) -> Sound:
 
 def _mono_samples(audio: npt.NDArray[np.floating[Any]] | Tensor) -> npt.NDArray[np.float32]:
     """Check samples that a caller brings, and return them as float32 `[T]`."""
+    if not hasattr(audio, "dtype"):
+        raise AudioError(f"a recording is a path, or samples, but got {type(audio).__name__}")
     if isinstance(audio, np.ndarray):
         is_floating = np.issubdtype(audio.dtype, np.floating)
     else:
