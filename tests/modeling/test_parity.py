@@ -55,12 +55,13 @@ def test_beams(english, clips, same_ids) -> None:
 
 
 def test_language_detection_and_tasks(multilingual, clips, same_ids) -> None:
-    inputs = multilingual.features(*clips[:2])
+    inputs = multilingual.features(clips[1], clips[4])
     found = multilingual.ours.detect_language(inputs["input_features"])
     assert torch.equal(found, multilingual.stock.detect_language(inputs["input_features"]))
     assert multilingual.processor.batch_decode(found[:, None]) == ["<|en|>", "<|en|>"]
     same_ids(multilingual, inputs)
-    same_ids(multilingual, inputs, language="de", task="translate")
+    # Of English that is taken for German an answer may go on and on.
+    same_ids(multilingual, inputs, language="de", task="translate", max_new_tokens=40)
 
 
 def test_multilingual_timestamps_and_beams(multilingual, clips, same_ids) -> None:

@@ -130,14 +130,13 @@ def test_what_was_said_before_guides_the_spelling(transcriber, bundled_recording
 
 
 def test_a_model_that_the_engine_does_not_run_takes_the_same_options(
-    transcriber, speech, tiny_en
+    transcriber, speech, heard, tiny_en
 ) -> None:
     slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
     assert not slow.runs_on_engine
     torch.manual_seed(0)
     found = slow.transcribe(speech, options=DecodeOptions(temperature=0.0))
-    fast = transcriber.transcribe(speech, options=DecodeOptions(temperature=0.0))
-    assert found.text == fast.text
+    assert found.text == heard.text  # of which no threshold would have found fault
     assert next(slow.stream(speech[: 16_000 * 4])).start < 1
 
 
