@@ -15,14 +15,13 @@ import torch
 from whisper_flash_attention.audio import vad
 from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import CHUNK_SECONDS, Chunk
+from whisper_flash_attention.audio.vad import CHUNK_SECONDS, WINDOW_SECONDS, Chunk
+from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
 from whisper_flash_attention.audio.waveforms import check_finite
 from whisper_flash_attention.errors import AudioError
 
-# Silero's model looks at so many samples at a time.
-LOOK = 512
-# So many looks are taken from one block.
-LOOKS = 1000
+# Of the detector, in a block.
+FRAMES = 1024
 
 
 def find_speech(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, Iterator[Chunk]]:
@@ -36,12 +35,17 @@ def find_speech(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float
         check_finite(sound.samples)
         seconds = sound.samples.size / SAMPLING_RATE
         return seconds, vad.speech_chunks(sound.samples, max_seconds)
-    heard = _Heard(sound)
-    spans = vad.spans_of_speech(heard.samples, heard, max_seconds)
-    return len(heard.samples) / SAMPLING_RATE, cut(sound, spans)
+    voice, probabilities, size = Voice(vad.detector()), array("f"), 0
+    for block in sound.blocks(FRAME * FRAMES / SAMPLING_RATE):
+        size += block.size
+        probabilities.extend(voice.hear(block).tolist())
+    # In place of the samples, whose number alone matters now.
+    stand_in = torch.zeros(1).expand(size)
+    spans = vad.spans_of_speech(stand_in, Heard(probabilities), max_seconds)
+    return size / SAMPLING_RATE, cut(sound, spans)
 
 
-def cut_all(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, Iterator[Chunk]]:
+def cut_all(sound: Sound, max_seconds: float = WINDOW_SECONDS) -> tuple[float, Iterator[Chunk]]:
     """Length of a recording in seconds, and all of it in chunks, as `all_chunks`.
 
     Raises:
@@ -69,30 +73,3 @@ def cut(sound: Sound, spans: Iterable[tuple[int, int]]) -> Iterator[Chunk]:
                 raise AudioError(f"{sound.name}: became shorter while it was read")
             room = np.concatenate([kept, block])
         yield Chunk(begin / SAMPLING_RATE, room[begin - first : end - first].copy())
-
-
-class _Heard:
-    """A detector that was asked before: its answers on a recording, one after the other.
-
-    Attributes:
-        samples: a stand-in `[T]` for the recording's samples, which takes no memory.
-    """
-
-    def __init__(self, sound: Sound) -> None:
-        self._probabilities = array("f")
-        detector, size = vad.detector(), 0
-        detector.reset_states()
-        with torch.no_grad():
-            for block in sound.blocks(LOOK * LOOKS / SAMPLING_RATE):
-                size += block.size
-                looks = torch.from_numpy(np.pad(block, (0, -block.size % LOOK))).view(-1, LOOK)
-                self._probabilities.extend(detector(each, SAMPLING_RATE).item() for each in looks)
-        self.samples = torch.zeros(1).expand(size)
-        self._next = 0
-
-    def reset_states(self) -> None:
-        self._next = 0
-
-    def __call__(self, look: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-        self._next += 1
-        return torch.tensor(self._probabilities[self._next - 1])

@@ -1,4 +1,4 @@
-"""A recording in chunks of 30 s at most: those of speech, by Silero's detector, or all of it.
+"""A recording in chunks for Whisper: those of speech, by Silero's detector, or all of it.
 
 The detector comes with its own package (`silero-vad`, MIT licence), which is optional.
 """
@@ -16,9 +16,14 @@ import numpy.typing as npt
 import torch
 
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.voice import Heard, Voice
 from whisper_flash_attention.errors import MissingPackage
 
-CHUNK_SECONDS = 30.0
+# Whisper leaves speech that reaches to the end of its 30 s to the next window; silence behind it
+# says that it is whole.
+CHUNK_SECONDS = 27.0
+# What Whisper sees at once: the length of windows that follow one another.
+WINDOW_SECONDS = 30.0
 # Shorter pauses do not part speech, and so much around speech belongs to it.
 PAUSE_MS, AROUND_MS = 500, 200
 
@@ -47,12 +52,13 @@ def speech_chunks(
     Raises:
         MissingPackage: Silero's package is not installed.
     """
-    for begin, end in spans_of_speech(torch.from_numpy(samples), detector(), max_seconds):
+    heard = Heard(Voice(detector()).hear(samples).tolist())
+    for begin, end in spans_of_speech(torch.from_numpy(samples), heard, max_seconds):
         yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
 
 
 def all_chunks(
-    samples: npt.NDArray[np.float32], max_seconds: float = CHUNK_SECONDS
+    samples: npt.NDArray[np.float32], max_seconds: float = WINDOW_SECONDS
 ) -> Iterator[Chunk]:
     """Chunks of `max_seconds` that follow one another, without those of digital silence.
 

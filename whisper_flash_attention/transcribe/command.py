@@ -15,6 +15,7 @@ from rich.console import Console
 
 from whisper_flash_attention.config import TranscribeOptions, preset
 from whisper_flash_attention.transcribe import command_options as opt
+from whisper_flash_attention.transcribe.batch_size import parse_batch_size
 from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
@@ -90,10 +91,7 @@ def transcribe_command(
     preset_name: opt.PresetName = "balanced",
     mode: opt.Mode = None,
     vad: opt.Vad = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, help="Windows at a time.", rich_help_panel=opt.DECODING_PANEL),
-    ] = 16,
+    batch_size: opt.BatchSize = "auto",
     word_timestamps: opt.WordTimestamps = None,
     initial_prompt: opt.InitialPrompt = None,
     carry_initial_prompt: opt.CarryInitialPrompt = None,
@@ -207,11 +205,12 @@ def transcribe_command(
         logprob_threshold=logprob_threshold,
         no_speech_threshold=no_speech_threshold,
     )
+    windows = parse_batch_size(batch_size)
     destination.prepare(inputs)
     todo = [entry for entry in inputs if not destination.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo])
-    session = Session(options, decode, batch_size, destination, progress, headed=len(inputs) > 1)
+    session = Session(*(options, decode, windows, destination, progress), headed=len(inputs) > 1)
     try:
         with ExitStack() as stack, warnings_told(progress.tell):
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.batch_size import MOST_ON_GPU, ON_CPU
 
 Number = TypeVar("Number", int, float)
 
@@ -42,6 +43,15 @@ Vad = Annotated[
         help="In batched mode, find speech by Silero's detector, or cut recordings into windows of "
         "30 s, which needs no extra.",
         show_default="--vad",
+    ),
+]
+BatchSize = Annotated[
+    str,
+    _decoding(
+        metavar="N",
+        help="Windows at a time: of so many recordings, or chunks of speech in batched mode. auto "
+        f"is {ON_CPU} on a CPU; on a GPU what fits into half of its free memory, at most "
+        f"{MOST_ON_GPU['sequential']}, or {MOST_ON_GPU['batched']} chunks.",
     ),
 ]
 WordTimestamps = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from types import MappingProxyType
@@ -21,7 +21,13 @@ from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
 from whisper_flash_attention.transcribe.spelling import Speller
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.work import Progress, Work, open_sounds
+from whisper_flash_attention.transcribe.work import (
+    Outstanding,
+    Progress,
+    Work,
+    open_sounds,
+    sound_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +36,9 @@ if TYPE_CHECKING:
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.reading import Read, Reading
     from whisper_flash_attention.transcribe.work import Audio
+
+    # A recording's number, the recording, and what a window of it gave.
+    Heard = tuple[int, Work, Read]
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
@@ -176,8 +185,54 @@ class Transcriber:
         """
         order = Order.of(asked, 1, self.languages)
         work = Work(audio, order.wishes[0])
-        for read in self._read([work], order, Progress(1)):
+        for _, _, read in self._read_all([work], order, Progress(1)):
             yield from (work.within(segment) for segment in read.segments)
+
+    def transcribe_each(
+        self,
+        recordings: Iterable[Audio],
+        *,
+        on_progress: Callable[[int, float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Generator[tuple[int, Transcription]]:
+        """Transcribe any number of recordings side by side, and give each as soon as it is done.
+
+        Recordings are taken when there is room for them. About `batch_size` of them are under way
+        at a time, so that memory does not grow with their number. In batched mode on a GPU another
+        thread takes them, ahead, and tells that they begin.
+
+        Args:
+            recordings: as for `transcribe`; what is asked is the same for all of them.
+            on_progress: called with a recording's number and the share of it that is done, from
+                0.0, as windows are read.
+
+        Returns:
+            Numbers of recordings, counted from 0, with their transcriptions, in the order in which
+            they are done.
+
+        Raises:
+            as `transcribe`; what is under way then is lost.
+        """
+        order = Order.of(asked, 1, self.languages)
+        note = on_progress or (lambda index, share: None)
+        works: dict[int, Work] = {}
+
+        def opened() -> Iterator[tuple[Work, Sound]]:
+            for index, audio in enumerate(recordings):
+                note(index, 0.0)
+                works[index] = Work(audio, order.wishes[0])
+                yield works[index], sound_of(audio)
+
+        for index, work, read in self._read(opened(), order, note):
+            if not work.is_done:
+                note(index, read.done / read.total)
+            yield from self._take_done(works)
+        yield from self._take_done(works)
+
+    def _take_done(self, works: dict[int, Work]) -> Iterator[tuple[int, Transcription]]:
+        # A copy: another thread may add to them.
+        for index in [index for index, work in list(works.items()) if work.is_done]:
+            yield index, works.pop(index).transcription(self._tokenizer)
 
     def _all(
         self,
@@ -190,19 +245,25 @@ class Transcriber:
         progress = Progress(len(works), on_progress)
         if works:
             progress.note(0, 0.0)
-        for read in self._read(works, order, progress):
-            progress.note(read.index, read.done / read.total)
+        for index, _, read in self._read_all(works, order, progress):
+            progress.note(index, read.done / read.total)
         return [each.transcription(self._tokenizer) for each in works]
 
-    def _read(self, works: list[Work], order: Order, progress: Progress) -> Iterator[Read]:
-        """Read recordings, of which a few are open at a time, and note what their windows say."""
-        read = self._on_engine if self.runs_on_engine else self._by_generate
+    def _read_all(self, works: Sequence[Work], order: Order, progress: Progress) -> Iterator[Heard]:
+        """Read recordings, of which a few are open at a time."""
         with closing(open_sounds(works)) as sounds:
-            yield from read(works, sounds, order, progress)
+            yield from self._read(zip(works, sounds, strict=True), order, progress.note)
 
-    def _on_engine(
-        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
-    ) -> Iterator[Read]:
+    def _read(
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+    ) -> Iterator[Heard]:
+        """Read recordings, which are taken as there is room, and note what their windows say."""
+        if self.runs_on_engine:
+            yield from self._on_engine(opened, order)
+        else:
+            yield from self._by_generate(opened, order, note)
+
+    def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -215,17 +276,28 @@ class Transcriber:
         if options.word_timestamps:
             aligner = WordAligner(self.model, self.processor, self._speller)
         parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
-        opened = zip(works, sounds, strict=True)
+        active: dict[int, Work] = {}
+
+        def begun() -> Iterator[tuple[Work, Sound]]:
+            for index, (work, sound) in enumerate(opened):
+                active[index] = work
+                yield work, sound
+                if work.is_done:
+                    active.pop(index, None)  # nobody speaks in it
+
         reads: Iterator[Read]
         if options.mode == "batched":
-            speeches = (self._speech(*each, options) for each in opened)
+            speeches = (self._speech(*each, options) for each in begun())
             reads = BatchedReader(*parts).read(speeches, order.batch_size)
         else:
-            readings = (self._reading(*each, options) for each in opened)
+            readings = (self._reading(*each, options) for each in begun())
             reads = SequentialReader(*parts).read(readings, order.batch_size)
         for read in reads:
-            works[read.index].take(read)
-            yield read
+            work = active[read.index]
+            work.take(read)
+            if work.is_done:
+                active.pop(read.index, None)
+            yield read.index, work, read
 
     def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
         from whisper_flash_attention.audio.mel_windows import MelWindows
@@ -251,12 +323,14 @@ class Transcriber:
         find = cut_all if options.vad_filter is False else find_speech
         work.seconds, chunks = find(sound)
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
-        work.reading = Speech(chunks, work.seconds, work.task, work.language, work.hints)
+        work.chunks = Outstanding(chunks)
+        work.is_done = work.chunks.are_done
+        work.reading = Speech(work.chunks, work.seconds, work.task, work.language, work.hints)
         return work.reading
 
     def _by_generate(
-        self, works: list[Work], sounds: Iterator[Sound], order: Order, progress: Progress
-    ) -> Iterator[Read]:
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+    ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
         from whisper_flash_attention.transcribe.by_generate import (
             refuse_engine_only,
@@ -264,9 +338,8 @@ class Transcriber:
         )
         from whisper_flash_attention.transcribe.reading import Read
 
-        for work in works:
+        for index, (work, sound) in enumerate(opened):
             refuse_engine_only(order.decode, work.hints)
-        for index, (work, sound) in enumerate(zip(works, sounds, strict=True)):
             samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
             work.seconds = samples.size / SAMPLING_RATE
             features, mask = self._features(samples)
@@ -281,10 +354,11 @@ class Transcriber:
                 task=work.task,
                 options=order.decode,
                 initial_prompt=work.hints.initial_prompt,
-                on_progress=partial(progress.note, index),
+                on_progress=partial(note, index),
             )
             work.segments += segments
-            yield Read(index, segments, 1, 1)
+            work.is_done = True
+            yield index, work, Read(index, segments, 1, 1)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.

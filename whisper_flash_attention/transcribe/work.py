@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.ahead import Opened, open_ahead
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.audio.waveforms import unchecked_samples
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
@@ -23,6 +23,7 @@ from whisper_flash_attention.transcribe.segments import Segment, Transcription
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from whisper_flash_attention.audio.vad import Chunk
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.reading import Read, Reading
 
@@ -38,6 +39,8 @@ class Work:
         language: code of the language spoken; None until it is detected.
         seconds: length of the recording, once it is open.
         reading: what a reader works on, as long as it does.
+        chunks: of speech, in batched mode.
+        is_done: whether all of it was heard.
     """
 
     audio: Audio
@@ -46,6 +49,8 @@ class Work:
     seconds: float = 0.0
     segments: list[Segment] = field(default_factory=list)
     reading: Reading | Speech | None = None
+    chunks: Outstanding | None = None
+    is_done: bool = False
 
     def __post_init__(self) -> None:
         self.language = self.wish.options.language
@@ -63,7 +68,12 @@ class Work:
         assert self.reading is not None
         self.language = self.reading.language
         self.segments += read.segments
-        if read.done >= read.total:
+        if self.chunks is None:
+            self.is_done = read.done >= read.total
+        else:  # what follows the last speech is not read
+            self.chunks.answered()
+            self.is_done = self.chunks.are_done
+        if self.is_done:
             self.reading = None
 
     def within(self, segment: Segment) -> Segment:
@@ -79,6 +89,35 @@ class Work:
         # In a recording without any sound no language can be heard.
         language = self.language or "en"
         return Transcription("".join(texts).strip(), language, segments, self.seconds)
+
+
+class Outstanding:
+    """Chunks of a recording, and whether all of them were answered.
+
+    The next one is looked at ahead, so that the last is known for the last. One thread may take
+    them while another tells that they were answered.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = iter(chunks)
+        self._next = next(self._chunks, None)
+        self._given = self._answered = 0  # each is counted by one thread
+
+    def __iter__(self) -> Iterator[Chunk]:
+        while self._next is not None:
+            # In this order: whoever finds that no chunk is left knows of all that were given.
+            chunk = self._next
+            self._given += 1
+            self._next = next(self._chunks, None)
+            yield chunk
+
+    def answered(self) -> None:
+        """One of the chunks that were given was answered."""
+        self._answered += 1
+
+    @property
+    def are_done(self) -> bool:
+        return self._next is None and self._given == self._answered
 
 
 @dataclass
@@ -108,12 +147,19 @@ def open_sounds(works: Sequence[Work]) -> Generator[Sound]:
     files = [work.audio for work in works if isinstance(work.audio, str | Path)]
     with closing(cast("Generator[Opened]", open_ahead(files))) as opened:
         for work in works:
-            if isinstance(work.audio, Sound):
-                yield work.audio
-            elif isinstance(work.audio, str | Path):
-                yield _sound(next(opened))
-            else:
-                yield Sound(_mono_samples(work.audio))
+            is_file = isinstance(work.audio, str | Path)
+            yield _sound(next(opened)) if is_file else sound_of(work.audio)
+
+
+def sound_of(audio: Audio) -> Sound:
+    """What is heard of a recording.
+
+    Raises:
+        AudioError: the file cannot be read, or samples are not such.
+    """
+    if isinstance(audio, Sound):
+        return audio
+    return open_sound(audio) if isinstance(audio, str | Path) else Sound(_mono_samples(audio))
 
 
 def _sound(opened: Opened) -> Sound:
