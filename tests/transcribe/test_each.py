@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_ident
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,10 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.errors import AudioError
-from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.errors import AudioError, NotFinite
+from whisper_flash_attention.transcribe import Transcriber, batched
+from whisper_flash_attention.transcribe.batched import BatchedReader
+from whisper_flash_attention.transcribe.windows import WindowDecoder
 from whisper_flash_attention.transcribe.work import Outstanding
 
 ONCE = DecodeOptions(temperature=0.0)
@@ -51,6 +57,61 @@ def test_all_are_given_once_with_their_own_words(transcriber, snippets, options)
     assert "Dashwood" in found[0].text and found[1].text == "" and found[3].text
     assert found[0].text == transcriber.transcribe(snippets[0], options=options).text
     assert all(each[0] == 0 and each == sorted(each) and each[-1] < 1 for each in shares.values())
+
+
+@pytest.fixture
+def threaded(monkeypatch) -> None:
+    """Batches are staged by a thread, one ahead, as for a GPU."""
+
+    def staged(batches: Iterator[Any], clips_of: Any, device: Any) -> Generator[Any]:
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(next, batches, None)
+                yield batch, clips_of(batch)
+
+    monkeypatch.setattr(batched, "staged_ahead", staged)
+
+
+@pytest.mark.usefixtures("threaded")
+def test_a_thread_may_take_them(transcriber, snippets) -> None:
+    threads = set()
+    found = dict(
+        transcriber.transcribe_each(
+            iter(snippets),
+            options=BATCHED,
+            batch_size=4,
+            on_progress=lambda index, share: threads.add(get_ident()),
+        )
+    )
+    assert sorted(found) == [0, 1, 2, 3] and threads - {get_ident()}
+    assert "Dashwood" in found[0].text and found[1].text == "" and found[3].text
+
+
+@pytest.mark.usefixtures("threaded")
+@pytest.mark.parametrize("in_slots", [False, True])
+def test_behind_an_error_no_thread_takes_more(
+    transcriber, snippets, monkeypatch, in_slots: bool
+) -> None:
+    taken = []
+
+    def recordings() -> Iterator[np.ndarray]:
+        for number in range(9):
+            taken.append(number)
+            sleep(0.1 * (number > 0))  # while the first is decoded
+            yield snippets[3]
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise NotFinite("not finite")
+
+    monkeypatch.setattr(WindowDecoder, "fits_slots", in_slots)
+    monkeypatch.setattr(BatchedReader, "_encode", fail)
+    waiting = recordings()
+    with pytest.raises(NotFinite):
+        list(transcriber.transcribe_each(waiting, options=BATCHED, batch_size=1))
+    before = len(taken)
+    next(waiting)  # nobody else is in it
+    assert len(taken) == before + 1 < 9
 
 
 def test_recordings_are_taken_as_there_is_room_and_let_go(transcriber, snippets) -> None:

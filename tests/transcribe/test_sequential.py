@@ -11,7 +11,7 @@ import torch
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.transcribe import Transcriber, Transcription
+from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription
 
 Samples = npt.NDArray[np.float32]
 # Without a draw of random numbers, so that both must say the same.
@@ -112,6 +112,31 @@ def test_silence_in_one_recording_does_not_hold_up_others(transcriber, speech) -
     found = transcriber.transcribe_many(recordings, options=options, batch_size=2)
     assert [each.text for each in found] == [each.text for each in alone]
     assert found[0].segments == () and found[1].segments[0].start >= 30
+
+
+def timed(segment: Segment) -> tuple[object, ...]:
+    """What it says, and when."""
+    words = [(word.start, word.end, word.text) for word in segment.words]
+    return segment.start, segment.end, segment.tokens, words
+
+
+def test_parts_words_and_notes_are_the_same_side_by_side(transcriber, speech) -> None:
+    """In slots and in batches; the second part of a recording is told what the first said."""
+    options = DecodeOptions(
+        word_timestamps=True,
+        clip_timestamps=(1.0, 6.0, 7.0, 9.0),
+        hallucination_silence_threshold=1.0,
+        **PLAIN,  # type: ignore[arg-type]
+    )
+    silence = np.zeros(8 * 16_000, np.float32)
+    recordings = [np.concatenate([silence, speech[: 3 * 16_000]]), speech[: 10 * 16_000]]
+    alone = [transcriber.transcribe(each, options=options) for each in recordings]
+    found = transcriber.transcribe_many(recordings, options=options, batch_size=2)
+    assert [list(map(timed, each.segments)) for each in found] == [
+        list(map(timed, each.segments)) for each in alone
+    ]
+    starts = [word.start for segment in found[1].segments for word in segment.words]
+    assert min(starts) < 6 and max(starts) >= 6.9
 
 
 def test_segments_come_as_windows_are_read(transcriber, speech, heard) -> None:
