@@ -118,9 +118,13 @@ def test_the_window_that_is_not_finite_is_named(transcriber, engine, states) -> 
         ({"max_new_tokens": 50}, True),
         ({"min_new_tokens": 20, "max_new_tokens": 50}, True),
         ({"min_new_tokens": 50, "max_new_tokens": 50}, False),
+        ({"without_timestamps": True, "suppress_blank": False}, True),
+        ({"beam_size": 2}, False),
+        ({"no_repeat_ngram_size": 3}, False),
+        ({"repetition_penalty": 1.1}, False),
     ],
 )
-def test_slots_are_for_answers_that_end_at_different_places(
+def test_slots_are_for_what_kernels_choose_and_answers_that_end_at_different_places(
     transcriber, engine, options, fits: bool
 ) -> None:
     assert decoder_of(transcriber, engine, **options).fits_slots == fits

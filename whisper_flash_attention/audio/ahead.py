@@ -13,13 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from threading import Event
 
-from whisper_flash_attention.audio.load import (
-    SAMPLING_RATE,
-    Samples,
-    Source,
-    join_blocks,
-    stream_audio,
-)
+from whisper_flash_attention.audio.load import Source
+from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
@@ -27,22 +22,18 @@ MOST_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """One recording: mono float32 samples `[T]` within [-1, 1], or the error that came instead."""
+class Opened:
+    """One recording that can be read, or the error that came instead."""
 
     source: Source
-    samples: Samples | None = None
+    sound: Sound | None = None
     error: AudioError | None = None
 
 
-def load_ahead(
-    sources: Iterable[Source],
-    *,
-    workers: int | None = None,
-    ahead: int | None = None,
-    sampling_rate: int = SAMPLING_RATE,
-) -> Iterator[Loaded]:
-    """Decode recordings as `load_audio` does, in threads, and give them in their order.
+def open_ahead(
+    sources: Iterable[Source], *, workers: int | None = None, ahead: int | None = None
+) -> Iterator[Opened]:
+    """Open recordings as `open_sound` does, in threads, and give them in their order.
 
     A recording that cannot be read gives its error, and the others go on. Closing the iterator
     stops the threads, each after the block that it is decoding.
@@ -52,29 +43,26 @@ def load_ahead(
         workers: threads; if left out one per core, but at most 4.
         ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
             included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
-        sampling_rate: of the samples, in Hz.
 
     Raises:
         OptionError: at once, if a number is below 1.
     """
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
     ahead = workers + 1 if ahead is None else ahead
-    for name, number in (("workers", workers), ("ahead", ahead), ("sampling_rate", sampling_rate)):
+    for name, number in (("workers", workers), ("ahead", ahead)):
         if number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}")
-    return _in_order(iter(sources), workers, ahead, sampling_rate)
+    return _in_order(iter(sources), workers, ahead)
 
 
-def _in_order(
-    sources: Iterator[Source], workers: int, ahead: int, sampling_rate: int
-) -> Iterator[Loaded]:
+def _in_order(sources: Iterator[Source], workers: int, ahead: int) -> Iterator[Opened]:
     stop = Event()
-    pending: deque[Future[Loaded]] = deque()
-    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="load_ahead")
+    pending: deque[Future[Opened]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="open_ahead")
     try:
         while True:
             for source in islice(sources, ahead - len(pending)):
-                pending.append(executor.submit(_load, source, sampling_rate, stop))
+                pending.append(executor.submit(_open, source, stop))
             if not pending:
                 return
             # Kept under no name here, so that the caller alone decides how long it lives.
@@ -84,13 +72,8 @@ def _in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(source: Source, sampling_rate: int, stop: Event) -> Loaded:
-    blocks: list[Samples] = []
+def _open(source: Source, stop: Event) -> Opened:
     try:
-        for block in stream_audio(source, sampling_rate=sampling_rate):
-            blocks.append(block)
-            if stop.is_set():
-                break  # nobody will see the result
+        return Opened(source, open_sound(source, stop=stop))
     except AudioError as error:
-        return Loaded(source, error=error)
-    return Loaded(source, join_blocks(blocks))
+        return Opened(source, error=error)

@@ -51,7 +51,7 @@ class Parts:
         )
         chunks = [Chunk(i * SECONDS_PER_CLIP, window) for i, window in enumerate(windows)]
         speech = Speech(chunks, SECONDS_PER_CLIP * len(chunks), "transcribe", "en")
-        self._batch = [Item(0, speech, chunk) for chunk in chunks]
+        self._batch = [Item(0, speech, chunk, is_first=chunk is chunks[0]) for chunk in chunks]
 
     def measure(self) -> dict[str, float]:
         """Seconds of every part, the median of a few rounds."""

@@ -50,7 +50,7 @@ class Request:
         want_scores, want_logits: keep the float32 scores [B, V] of every step, after and before
             the rules.
         watch: a token and a position in the prompt: how likely that token was right behind it,
-            before any rule, is wanted too; not by beams.
+            before any rule, is wanted too; of every row of a prompt, those of beams, too.
         cross_attention: "projected" (keys and values per layer), "absorbed" (the encoder's states
             themselves) or "auto".
         on_token: called with the new tokens [B] of every step; slows the decode down.
@@ -76,7 +76,6 @@ class Request:
                 f"cross_attention {self.cross_attention!r}: give one of "
                 f"{', '.join(CROSS_ATTENTION)}"
             )
-        assert self.watch is None or self.beams is None
 
 
 @dataclass(frozen=True)

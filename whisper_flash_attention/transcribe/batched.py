@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -22,8 +23,10 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.prompting import Hints, Prompter
+from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.segments import Segment
-from whisper_flash_attention.transcribe.sequential import Read, segment_of
+from whisper_flash_attention.transcribe.sequential import segment_of
 from whisper_flash_attention.transcribe.staging import staged_ahead
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
@@ -43,24 +46,31 @@ class Speech:
         seconds: length of the recording.
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected, in the first chunk.
+        hints: what its chunks are told.
     """
 
     chunks: Iterable[Chunk]
     seconds: float
     task: str
     language: str | None
+    hints: Hints = field(default_factory=Hints)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A chunk on its way, and the number of its recording."""
+    """A chunk on its way, the number of its recording, and whether it is the first of it."""
 
     index: int
     owner: Speech
     chunk: Chunk
+    is_first: bool
 
     def __str__(self) -> str:
         return f"the speech at {self.chunk.start:.1f} s of recording {self.index + 1}"
+
+
+# A batch, and its clips where they are to be encoded.
+_Staged = tuple[list[Item], list[Any]]
 
 
 class BatchedReader:
@@ -85,16 +95,25 @@ class BatchedReader:
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._before = self._decoder.initial_tokens()
+        self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
-        """Read all recordings, in their order; every chunk is given as it is done."""
+    def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
+        """Read all recordings, in their order; every chunk is given as it is done.
+
+        Args:
+            recordings: taken when their first chunk's turn has come.
+        """
         in_slots = self._decoder.fits_slots
-        return (self._read_in_slots if in_slots else self._read_in_batches)(recordings, batch_size)
+        size = max(1, batch_size // GROUPS) if in_slots else batch_size
+        staged = staged_ahead(_batches(recordings, size), _clips, self._engine.weights.device)
+        # Behind an error no thread takes recordings any more.
+        with closing(staged):
+            if in_slots:
+                yield from self._read_in_slots(staged, batch_size)
+            else:
+                yield from self._read_in_batches(staged)
 
-    def _read_in_slots(self, recordings: list[Speech], slots: int) -> Iterator[Read]:
-        device = self._engine.weights.device
-        groups = staged_ahead(_batches(recordings, max(1, slots // GROUPS)), _clips, device)
+    def _read_in_slots(self, groups: Iterator[_Staged], slots: int) -> Iterator[Read]:
         ready: deque[Window] = deque()
         order: deque[Item] = deque()
 
@@ -135,17 +154,16 @@ class BatchedReader:
         self._detect_languages([each.owner for each in items], states)
         # States of their own: those of a group would be held until the last of it is done.
         return [
-            Window(row.clone(), self._prompt(item.owner), item)
+            Window(row.clone(), self._prompt(item), item)
             for row, item in zip(states, items, strict=True)
         ]
 
-    def _read_in_batches(self, recordings: list[Speech], batch_size: int) -> Iterator[Read]:
-        device = self._engine.weights.device
+    def _read_in_batches(self, batches: Iterator[_Staged]) -> Iterator[Read]:
         behind: deque[Iterator[list[Read]]] = deque()
-        for batch, clips in staged_ahead(_batches(recordings, batch_size), _clips, device):
+        for batch, clips in batches:
             states = self._encode(clips)
             self._detect_languages([each.owner for each in batch], states)
-            prompts = [self._prompt(each.owner) for each in batch]
+            prompts = [self._prompt(each) for each in batch]
             ready: list[Read] = []
 
             def catch_up(ready: list[Read] = ready) -> None:
@@ -198,9 +216,13 @@ class BatchedReader:
             for row, code in zip(rows, self._decoder.languages(states[rows]), strict=True):
                 owners[row].language = code
 
-    def _prompt(self, owner: Speech) -> list[int]:
+    def _prompt(self, item: Item) -> list[int]:
+        owner = item.owner
         assert owner.language is not None
-        return self._vocabulary.prompt(owner.language, owner.task, self._before)
+        before = self._prompter.tokens(owner.hints.initial_prompt)
+        return self._prompter.prompt(
+            owner.language, owner.task, before, owner.hints, is_first=item.is_first
+        )
 
     def segments(
         self, batch: Sequence[Item], answers: Sequence[Answer]
@@ -231,11 +253,11 @@ class BatchedReader:
         return [_up_to(chunk.seconds, piece) for piece in pieces]
 
 
-def _batches(recordings: list[Speech], size: int) -> Iterator[list[Item]]:
+def _batches(recordings: Iterable[Speech], size: int) -> Iterator[list[Item]]:
     waiting = (
-        Item(index, owner, chunk)
+        Item(index, owner, chunk, is_first=number == 0)
         for index, owner in enumerate(recordings)
-        for chunk in owner.chunks
+        for number, chunk in enumerate(owner.chunks)
     )
     while batch := list(islice(waiting, size)):
         yield batch

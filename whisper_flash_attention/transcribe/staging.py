@@ -5,7 +5,7 @@ A thread of its own does it, whose time is spent in copies that other threads ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,11 +24,11 @@ CLIPS_AT_A_TIME = 32
 
 def staged_ahead(
     batches: Iterator[Batch], clips_of: Callable[[Batch], list[Clip]], device: torch.device
-) -> Iterator[tuple[Batch, list[Any]]]:
+) -> Generator[tuple[Batch, list[Any]]]:
     """Each batch, and its clips on the device; the next batch is made ready meanwhile.
 
     What `batches` raises is raised where its batch would come. On a CPU nothing is copied, and
-    nothing is done ahead.
+    nothing is done ahead. Once this generator is closed, no batch is taken any more.
 
     Args:
         batches: taken from another thread if there is a GPU.

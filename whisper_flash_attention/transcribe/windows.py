@@ -20,17 +20,13 @@ from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.plan import stays_on_device
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import (
-    MinLength,
-    Rules,
-    Suppress,
-    SuppressAtBegin,
-    Timestamps,
-)
+from whisper_flash_attention.engine.rules import Rules
 from whisper_flash_attention.engine.slots import Finished, Job
 from whisper_flash_attention.engine.transfer import to_device
-from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
+from whisper_flash_attention.transcribe.searching import Search
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 
 def _nothing() -> None:
@@ -42,9 +38,9 @@ class Answer:
     """What a window says.
 
     Args:
-        tokens: without the prompt and the end.
+        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
         text: theirs, without timestamps.
-        avg_logprob: mean log-probability of the tokens and the end.
+        avg_logprob: mean log-probability of the tokens and the end, without the prefix.
         no_speech_prob: probability that nobody speaks; None if that was not asked for.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
@@ -60,8 +56,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A row as it was decoded: tokens up to the end and beyond, their log-probabilities' sum."""
+    """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
 
+    prefix: Sequence[int]
     tokens: list[int]
     sum_logprobs: float
     no_speech_prob: float | None
@@ -77,14 +74,7 @@ class WindowDecoder:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
-
-    def initial_tokens(self) -> list[int]:
-        """The initial prompt, as what was said before; none if there is none."""
-        prompt = (self._options.initial_prompt or "").strip()
-        if not prompt:
-            return []
-        tokens: list[int] = self._tokenizer.encode(f" {prompt}", add_special_tokens=False)
-        return tokens
+        self._search = Search(vocabulary, options)
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """The first good answer of every window; where there is none, the likeliest.
@@ -141,8 +131,8 @@ class WindowDecoder:
     def fits_slots(self) -> bool:
         """Whether first answers can share slots, and end at different places."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
-        is_greedy = self._options.temperatures[0] == 0
-        return is_greedy and (most is None or (least or 0) < most)
+        request = self._search.request(1, 1, self._options.temperatures[0])
+        return stays_on_device(request) and (most is None or (least or 0) < most)
 
     @property
     def max_length(self) -> int:
@@ -151,12 +141,17 @@ class WindowDecoder:
 
     def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
         """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
-        request = self._request(len(prompt), self._options.temperatures[0], self._watch(prompt))
+        begin, first = self._vocabulary.answer_begin(prompt), self._options.temperatures[0]
+        request = self._search.request(begin, len(prompt), first, self._watch(prompt))
         return Job(states, prompt, request, tag)
 
     def answer(self, finished: Finished) -> Answer:
         """The first answer of a window that was decoded in a slot."""
-        said = _Said(list(finished.tokens), finished.sum_logprob, finished.watched)
+        prompt, tokens = finished.job.prompt, list(finished.tokens)
+        if tokens and tokens[-1] == self._vocabulary.end:
+            tokens.pop()
+        prefix = prompt[self._vocabulary.answer_begin(prompt) :]
+        said = _Said(prefix, tokens, finished.sum_logprob, finished.watched)
         return self._answer(said, self._options.temperatures[0])
 
     def is_last(self, first: Answer) -> bool:
@@ -197,19 +192,21 @@ class WindowDecoder:
         """
         found: dict[int, _Said] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
+        width = self._search.width(temperature)
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
+            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
             watch = self._watch(prompts[group[0]]) if known is None else None
-            request = self._request(rows.shape[1], temperature, watch)
+            request = self._search.request(begin, length, temperature, watch)
+            rows = rows.repeat_interleave(width, dim=0)
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
             if decoded.watched is not None:
-                silent = decoded.watched.tolist()
-            assert decoded.sum_logprobs is not None
-            said = decoded.sequences[:, rows.shape[1] :].tolist()
-            each = map(_Said, said, decoded.sum_logprobs.tolist(), silent)
-            found |= dict(zip(group, each, strict=True))
+                silent = decoded.watched[::width].tolist()
+            best = self._search.best(decoded, len(group), length)
+            for index, (tokens, total), probability in zip(group, best, silent, strict=True):
+                found[index] = _Said(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
 
     def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
@@ -226,41 +223,13 @@ class WindowDecoder:
             groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
         return list(groups.values())
 
-    def _request(self, begin: int, temperature: float, watch: tuple[int, int] | None) -> Request:
-        words = self._vocabulary
-        latest = self._options.max_initial_timestamp
-        least, most = self._options.min_new_tokens, self._options.max_new_tokens
-        rules = (
-            Suppress(words.suppressed),
-            SuppressAtBegin(words.at_begin, begin),
-            *((MinLength(begin + least, (words.end,)),) if least else ()),
-            Timestamps(
-                timestamp_begin=words.timestamp_begin,
-                begin_index=begin,
-                eos=words.end,
-                no_timestamps=words.no_timestamps,
-                max_initial=None if latest is None else round(latest / PRECISION),
-            ),
-        )
-        return Request(
-            rules=Rules(rules),
-            max_length=words.positions if most is None else min(words.positions, begin + most),
-            eos=(words.end,),
-            pad=words.end,
-            sample=temperature > 0,
-            temperature=temperature or 1.0,
-            want_logprobs=True,
-            watch=watch,
-        )
-
     def _answer(self, said: _Said, temperature: float) -> Answer:
-        end, row = self._vocabulary.end, said.tokens
-        tokens = row[: row.index(end)] if end in row else row
+        tokens = (*said.prefix, *said.tokens)
         text = self.text(tokens)
         return Answer(
-            tokens=tuple(tokens),
+            tokens=tokens,
             text=text,
-            avg_logprob=said.sum_logprobs / (len(tokens) + 1),
+            avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
             no_speech_prob=said.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
