@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Event
+from typing import TypeVar
 
 from whisper_flash_attention.audio.load import (
     SAMPLING_RATE,
@@ -24,6 +26,9 @@ from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
 MOST_WORKERS = 4
+
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +62,48 @@ def load_ahead(
     Raises:
         OptionError: at once, if a number is below 1.
     """
+    if sampling_rate < 1:
+        raise OptionError(f"sampling_rate must be at least 1, got {sampling_rate}")
+    load = partial(_load, sampling_rate=sampling_rate)
+    return work_ahead(sources, load, workers=workers, ahead=ahead)
+
+
+def work_ahead(
+    entries: Iterable[Entry],
+    work: Callable[[Entry, Event], Result],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[Result]:
+    """Do the same with many entries in threads, and give the results in the entries' order.
+
+    Args:
+        entries: taken as they are needed, in the caller's thread.
+        work: called in a thread with an entry and an event; when that is set, nobody will see the
+            result, and the work may be left. What it raises is raised in the caller's thread.
+        workers, ahead: as for `load_ahead`.
+
+    Raises:
+        OptionError: at once, if a number is below 1.
+    """
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
     ahead = workers + 1 if ahead is None else ahead
-    for name, number in (("workers", workers), ("ahead", ahead), ("sampling_rate", sampling_rate)):
+    for name, number in (("workers", workers), ("ahead", ahead)):
         if number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}")
-    return _in_order(iter(sources), workers, ahead, sampling_rate)
+    return _in_order(iter(entries), work, workers, ahead)
 
 
 def _in_order(
-    sources: Iterator[Source], workers: int, ahead: int, sampling_rate: int
-) -> Iterator[Loaded]:
+    entries: Iterator[Entry], work: Callable[[Entry, Event], Result], workers: int, ahead: int
+) -> Iterator[Result]:
     stop = Event()
-    pending: deque[Future[Loaded]] = deque()
-    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="load_ahead")
+    pending: deque[Future[Result]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="work_ahead")
     try:
         while True:
-            for source in islice(sources, ahead - len(pending)):
-                pending.append(executor.submit(_load, source, sampling_rate, stop))
+            for entry in islice(entries, ahead - len(pending)):
+                pending.append(executor.submit(work, entry, stop))
             if not pending:
                 return
             # Kept under no name here, so that the caller alone decides how long it lives.
@@ -84,7 +113,7 @@ def _in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(source: Source, sampling_rate: int, stop: Event) -> Loaded:
+def _load(source: Source, stop: Event, sampling_rate: int) -> Loaded:
     blocks: list[Samples] = []
     try:
         for block in stream_audio(source, sampling_rate=sampling_rate):
