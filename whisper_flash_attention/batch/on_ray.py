@@ -95,10 +95,11 @@ class Pool:
         number = workers or max(1, int(sum(cores)) // CORES_PER_WORKER)
         beside = math.ceil(number / len(cores))  # models on one machine
         left = min(1.0, min(cores) / 2)
-        # Not as much as a model has, or Ray Data would have models decode between two groups.
+        # Room for two decoding tasks. Not as much for one as a model has, or Ray Data would have
+        # models decode between two groups.
         return cls(
             *(number, 0.0, (min(cores) - left) / beside, max(1, int(min(cores) / beside))),
-            decode_cpus=0.99 * left,
+            decode_cpus=0.49 * left,
         )
 
 
@@ -212,7 +213,10 @@ def _pass(ray: Any, items: Sequence[Item], work: Work, pool: Pool) -> Iterator[l
             _raise_if_fatal(table.column("fatal").to_pylist())
             yield [json.loads(each) for each in table.column("row").to_pylist()]
     except ray.exceptions.RayError as error:
-        raise BatchError(f"Ray gave up: {error}; the same command goes on") from error
+        told = str(error).strip().splitlines() or [""]
+        raise BatchError(
+            f"Ray gave up ({type(error).__name__}: {told[-1]}); the same command goes on"
+        ) from error
     finally:
         context.enable_progress_bars = had_bars
         ray.kill(attempts)
