@@ -197,6 +197,7 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
         ({"subtitles": ["ass"]}, "possible: srt, vtt"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"group_files": 0}, "group_files must be at least 1"),
         ({"group_hours": 0.0}, "group_hours must be more than 0"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -70,7 +70,7 @@ def test_groups_are_bounded_in_files_and_length() -> None:
     assert sizes(1, 100.0) == [4, 3]
     assert sizes(100, 2.0) == [2, 2, 2, 1]
     assert sizes(100, 2.5) == [3, 3, 1]
-    alone = Work(FakeModel(), alone=True)
+    alone = Work(FakeModel()).alone()
     assert [len(group) for group in grouped(heard(1, 2, 3), alone)] == [1, 1, 1]
     assert list(grouped([], alone)) == []
 
@@ -82,8 +82,19 @@ def test_what_is_decoded_together_is_about_a_group() -> None:
 
     assert counts(Work(FakeModel(), Asked(batch_size=1)), None) == [4, 4, 2]
     assert counts(Work(FakeModel(), group_hours=2.0), 3_600.0) == [2] * 5
-    assert counts(Work(FakeModel(), alone=True), None) == [1] * 10
+    assert counts(Work(FakeModel()).alone(), None) == [1] * 10
     assert list(planned([], Work(FakeModel()))) == []
+
+
+def test_a_small_archive_is_shared_out_among_the_workers() -> None:
+    items = [Item(str(number), "a.wav", seconds=36.0) for number in range(100)]  # 1 h
+    shared = Work(FakeModel()).shared(items, workers=5)
+    assert (shared.group_hours, shared.most_files) == (pytest.approx(0.05), 5)
+    shared = Work(FakeModel(), group_hours=0.01, group_files=2).shared(items, workers=5)
+    assert (shared.group_hours, shared.most_files) == (0.01, 2)
+    unknown = [Item(str(number), "a.wav") for number in range(100)]
+    shared = Work(FakeModel(), Asked(batch_size=1)).shared(unknown, workers=1)
+    assert (shared.group_hours, shared.most_files) == (4.0, 4)
 
 
 def test_one_that_raises_costs_no_other() -> None:

@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ def run_on_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         pool = Pool.of(nodes, work.workers, gpus_per_worker)
         missing = {item.id: item for item in items}
-        for each in (work, replace(work, alone=True)):
+        for each in (work.shared(items, pool.workers), work.alone()):
             for rows in _pass(ray, list(missing.values()), each, pool):
                 for row in rows:
                     missing.pop(row["id"], None)
@@ -156,24 +156,34 @@ def _connected(address: str | None) -> Iterator[Any]:
         raise MissingPackage(
             "engine 'ray' needs Ray Data: pip install 'whisper-flash-attention[ray]'"
         ) from error
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what we raise says it, too
-    if ray.is_initialized():
-        yield ray
-        return
+    with _quiet():
+        if ray.is_initialized():
+            yield ray
+            return
+        # Of a cluster that is there already it is not ours to say whether it has a dashboard.
+        own = {"include_dashboard": False} if address is None else {}
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise BatchError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's log off the screen: what ends a run is raised, and says it, too."""
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, include_dashboard=_no(address))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BatchError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
-    try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
-
-
-def _no(address: str | None) -> bool | None:
-    """No dashboard for a cluster that we start; of another that is not ours to say."""
-    return False if address is None else None
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _pass(ray: Any, items: Sequence[Item], work: Work, pool: Pool) -> Iterator[list[Row]]:

@@ -53,6 +53,7 @@ def run_batch(
     cluster: Cluster = Cluster(),
     workers: int | None = None,
     group_hours: float = 4.0,
+    group_files: int | None = None,
     output_format: str = "jsonl",
     subtitles: Sequence[str] = (),
     resume: bool = True,
@@ -71,6 +72,8 @@ def run_batch(
         cluster: where "ray" runs.
         workers: threads that decode ("local"), or models ("ray"); None chooses.
         group_hours: hours of audio that a model has side by side; bounds the memory.
+        group_files: the most recordings that a model has side by side; None is 4 times the windows
+            that are decoded at a time. (Of a small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
         subtitles: "srt", "vtt" or both, as files below `output/subtitles`.
         resume: keep what earlier runs finished; otherwise their results are set aside.
@@ -89,7 +92,7 @@ def run_batch(
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
-    work = Work(opener, asked, group_hours, workers)
+    work = Work(opener, asked, group_hours, group_files, workers)
     _check(str(output), engine, output_format, subtitles, limit)
     shown = console or Console(quiet=True)
     archive = read_archive(str(source))

@@ -98,7 +98,7 @@ def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
     for item in items:
         some.append(item)
         length += item.expected_seconds or 0.0
-        if len(some) >= work.group_files or length >= work.group_seconds:
+        if len(some) >= work.most_files or length >= work.most_seconds:
             yield some
             some, length = [], 0.0
     if some:
@@ -115,7 +115,7 @@ def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:
     for each in decoded:
         group.append(each)
         length += each.seconds
-        if len(group) >= work.group_files or length >= work.group_seconds:
+        if len(group) >= work.most_files or length >= work.most_seconds:
             yield group
             group, length = [], 0.0
     if group:
