@@ -16,7 +16,7 @@ from rich.console import Console
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive, write_wav
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import Recording
-from whisper_flash_attention.batch import Asked, Model, Summary, run_batch
+from whisper_flash_attention.batch import Asked, Cluster, Model, Summary, run_batch
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
@@ -197,6 +197,7 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
         ({"subtitles": ["ass"]}, "possible: srt, vtt"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"workers": 0}, "workers must be at least 1"),
+        ({"cluster": Cluster("auto")}, "are for engine 'ray'"),
         ({"group_files": 0}, "group_files must be at least 1"),
         ({"group_hours": 0.0}, "group_hours must be more than 0"),
     ):

@@ -94,6 +94,8 @@ def run_batch(
     opener = Model(model) if isinstance(model, str) else model
     work = Work(opener, asked, group_hours, group_files, workers)
     _check(str(output), engine, output_format, subtitles, limit)
+    if engine != "ray" and cluster != Cluster():
+        raise OptionError("address and gpus_per_worker are for engine 'ray'")
     shown = console or Console(quiet=True)
     archive = read_archive(str(source))
     check_protocols(archive.items)
