@@ -1,8 +1,10 @@
 """Measure `whisper-flash batch`: the same rows on both engines, files per second, memory.
 
-    python benchmarks/archive.py --audio recordings --output benchmarks/results/archive-cpu.json
+    python benchmarks/archive.py --output benchmarks/results/archive-cpu.json
+    python benchmarks/archive.py --audio recordings --rounds 0 \\
+        --output benchmarks/results/archive-rows-cpu.json
 
-Same rows: the recordings of a folder with a real model by the engines `local` and `ray` (two
+Same rows, if there are recordings: a real model on them by the engines `local` and `ray` (two
 workers); apart from the seconds that they took, rows must be equal. Overhead: copies of a clip of
 1 s go through all stages with a transcriber that does nothing; files per second of whole runs, the
 start of Ray's workers included, and beyond the start (`beyond_start`: how many more files in how
@@ -264,7 +266,7 @@ def main(
     audio: Annotated[Path | None, typer.Option(help="Folder of recordings to compare.")] = None,
     model: Annotated[str, typer.Option(help="To compare with.")] = "package:tiny.en",
     counts: Annotated[list[int] | None, typer.Option(help="Copies; repeatable.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of each count and engine.")] = 2,
+    rounds: Annotated[int, typer.Option(min=0, help="Of each count and engine.")] = 2,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     commit: Annotated[str | None, typer.Option(help="The commit, instead of git's word.")] = None,
 ) -> None:
@@ -279,7 +281,7 @@ def main(
             console.print(f"{equal['equal']} of {equal['recordings']} rows are equal")
             document["writing"] = measure_writing(folder / "writing", rows)
         document["overhead"] = []
-        for count in counts or [2_000, 20_000]:
+        for count in (counts or [2_000, 20_000]) if rounds else []:
             copies = make_copies(folder, count)
             for number in range(rounds):
                 for engine in ("local", "ray"):

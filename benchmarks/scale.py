@@ -5,7 +5,7 @@
 
 Measured, from benchmarks/results: how fast a GPU is (throughput-h100.json if it is there, else the
 benchmark's large setting), how fast a core decodes (front-end.json), how fast one driver writes
-(archive-cpu.json). Assumed, as `Assumptions` has it: the archive, its format, failures. The time of
+(archive-rows-cpu.json). Assumed, as `Assumptions` has it: the archive, its format, failures. The time of
 a whole archive is simulated: workers take groups, longest recordings first, fail now and then, and
 a group that was lost is done again.
 """
@@ -89,7 +89,7 @@ def read_measured(assumed: Assumptions, folder: Path = RESULTS) -> Measured:
     """Read the committed results."""
     decoding = json.loads((folder / "front-end.json").read_text())["decoding"]
     (core,) = (row["times_real"] for row in decoding if row["format"] == assumed.codec)
-    writing = json.loads((folder / "archive-cpu.json").read_text())["writing"]
+    writing = json.loads((folder / "archive-rows-cpu.json").read_text())["writing"]
     gpu, source = gpu_rates(folder)
     rate, size = writing["rows_per_second"], writing["bytes_per_audio_second"]
     return Measured(gpu, source, core, rate, size)
@@ -249,7 +249,7 @@ def tables(measured: Measured, assumed: Assumptions) -> str:
         f"GPU: benchmarks/results/{measured.source}.\n"
         f"A core decodes {assumed.codec} {measured.core:,.0f} x real time (front-end.json); one "
         f"driver writes {measured.rows:,.0f} rows/s,\n{measured.row_bytes:.0f} bytes per second of "
-        f"speech (archive-cpu.json). A GPU fails once in {hours}."
+        f"speech (archive-rows-cpu.json). A GPU fails once in {hours}."
     )
     parts = (needs(measured, assumed), failures(measured, assumed), times(measured, assumed))
     return "\n\n".join([told, *("\n".join(lines) for lines in parts)])
