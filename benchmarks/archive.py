@@ -141,7 +141,11 @@ def run_once(settings: dict[str, Any], connection: Any) -> None:
 
         # Workers know nothing of this script.
         ray.cloudpickle.register_pickle_by_value(sys.modules[DoNothing.__module__])
-        ray.init(num_cpus=CORES, include_dashboard=False, logging_level=logging.ERROR)
+        ray.init(
+            num_cpus=settings.pop("cores", CORES),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
     model = settings.pop("model")
     started = time.monotonic()
     with Watch() as watch:

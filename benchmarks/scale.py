@@ -5,9 +5,9 @@
 
 Measured, from benchmarks/results: how fast a GPU is (throughput-h100.json if it is there, else the
 benchmark's large setting), how fast a core decodes (front-end.json), how fast one driver writes
-(archive-rows-cpu.json). Assumed, as `Assumptions` has it: the archive, its format, failures. The time of
-a whole archive is simulated: workers take groups, longest recordings first, fail now and then, and
-a group that was lost is done again.
+(archive-rows-cpu.json). Assumed, as `Assumptions` has it: the archive, its format, failures. The
+time of a whole archive is simulated: workers take groups, longest recordings first, fail now and
+then, and a group that was lost is done again.
 """
 
 from __future__ import annotations
