@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -37,11 +38,13 @@ COUNT = 14
 def ray() -> Iterator[Any]:
     """A cluster of two cores, for all tests: it takes seconds to start."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: the extra ray brings it")
-    # Workers import the fakes by their module's name.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *sys.path])
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers import the fakes by their module's name.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), *sys.path]))
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        yield ray
+        ray.shutdown()
+        gc.collect()  # what Ray left open is told of here, and not in another test
 
 
 @pytest.fixture
