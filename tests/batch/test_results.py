@@ -128,8 +128,10 @@ def test_results_of_other_settings_are_refused_or_set_aside(
     open_again()
     open_again({"model": "base"})  # nothing is there yet that would not fit
     write_shard(tmp_path, 0, [good("a")], "jsonl")
+    (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(OptionError, match="model 'base', now 'tiny'"):
         open_again()
+    assert (tmp_path / "summary.json").exists()
     assert open_again({"model": "base", "new": 1}).ids == {"a"}
     assert open_again(resume=False).ids == set()
     (aside,) = tmp_path.glob("earlier-*")

@@ -92,13 +92,14 @@ def prepare(
         OptionError: the results that are there were made with other settings.
         BatchError: the folder cannot be read or written.
     """
+    if resume:
+        _check_settings(folder, settings)
     with _as_batch_error(folder):
         for path in folder.glob(f".*{TEMPORARY}"):
             path.unlink()
         (folder / SUMMARY).unlink(missing_ok=True)
         if not resume:
             _set_aside_all(folder, tell)
-    _check_settings(folder, settings)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode() + b"\n")
     finished = Finished()
     for shard in _without_replaced(folder):
