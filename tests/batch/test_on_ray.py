@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,16 @@ def test_a_recording_that_kills_every_worker_costs_no_other(
     summary = run(archive, tmp_path / "out", FakeModel(dies_at=1_604))
     assert texts(tmp_path / "out") == expected() | {"004.wav": None}
     assert summary.errors == {"WorkerDied": 1}
+
+
+@pytest.mark.slow
+def test_workers_that_all_die_end_the_run(ray: Any, archive: Path, tmp_path: Path) -> None:
+    for number in range(2, COUNT):
+        (archive / f"{number:03d}.wav").unlink()
+    shutil.copy(archive / "000.wav", archive / "001.wav")
+    with pytest.raises(BatchError, match="every worker died"):
+        run(archive, tmp_path / "out", FakeModel(dies_at=1_600))
+    assert all_rows(tmp_path / "out") == {}
 
 
 def test_a_driver_that_is_killed_and_a_shard_that_is_damaged(

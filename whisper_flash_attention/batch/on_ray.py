@@ -120,7 +120,7 @@ def run_on_ray(
 
     Raises:
         MissingPackage: Ray Data is not installed.
-        BatchError: the cluster cannot be reached, or lacks what is asked for.
+        BatchError: the cluster cannot be reached, lacks what is asked for, or all workers die.
         WhisperFlashError: what would be the same for every recording.
     """
     with _connected(address) as ray:
@@ -134,6 +134,12 @@ def run_on_ray(
                 yield rows
             if not missing:
                 return
+            if len(missing) == len(items) > 1:
+                raise BatchError(
+                    "every worker died that had a recording, which is not due to one of them: do "
+                    "models fit in the memory (--workers, --group-hours)? Ray's log says what "
+                    "happened"
+                )
             logger.warning("workers died, again and again, that had %d recordings", len(missing))
         yield [
             failed_row(
