@@ -15,7 +15,17 @@ import whisper_flash_attention
 PACKAGE = Path(whisper_flash_attention.__file__).parent
 
 # Folder -> what it must not import. Imports go one way.
-ABOVE = ("weights", "audio", "transcribe", "benchmark", "cli", "doctor", "modeling", "generation")
+ABOVE = (
+    "weights",
+    "audio",
+    "transcribe",
+    "benchmark",
+    "cli",
+    "doctor",
+    "modeling",
+    "generation",
+    "batch",
+)
 FORBIDDEN = {
     "kernels": (*ABOVE, "engine", "flash_attention", "cache", "compat"),
     "flash_attention": (*ABOVE, "engine", "kernels"),
@@ -23,8 +33,9 @@ FORBIDDEN = {
     "generation": tuple(name for name in ABOVE if name != "generation"),
     "weights": (*ABOVE[1:], "engine", "kernels", "flash_attention"),
     "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
-    "transcribe": ("benchmark", "cli", "doctor"),
-    "benchmark": ("cli", "doctor"),
+    "transcribe": ("benchmark", "cli", "doctor", "batch"),
+    "benchmark": ("cli", "doctor", "batch"),
+    "batch": ("benchmark", "cli", "doctor", "engine", "generation", "modeling", "weights"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command `whisper-flash`: transcribe, parity, doctor, benchmark.
+"""The command `whisper-flash`: transcribe, batch, parity, doctor, benchmark.
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from whisper_flash_attention._version import __version__
+from whisper_flash_attention.batch.command import batch_command
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.parity.command import parity_command
 from whisper_flash_attention.transcribe.command import transcribe_command
@@ -46,6 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("transcribe")(transcribe_command)
+app.command("batch")(batch_command)
 app.command("parity")(parity_command)
 
 

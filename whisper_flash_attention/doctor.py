@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIP = "pip install 'whisper-flash-attention[{}]'"
-REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "typer", "rich")
+REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "fsspec", "typer", "rich")
 # Distribution -> what it is for, and the extra that brings it.
 OPTIONAL = {
     "xformers": ("an attention back-end", "xformers"),
     "flash-attn": ("an attention back-end", "flash"),
     "matplotlib": ("the benchmark's plots", "plots"),
+    "ray": ("archives on many machines", "ray"),
+    "pyarrow": ("results and manifests of archives as parquet", "parquet"),
     "nvidia-ml-py": ("the benchmark's VRAM as the driver sees it", "bench"),
     "datasets": ("the benchmark on LibriSpeech", "bench"),
 }

@@ -9,6 +9,7 @@
     ├── MissingPackage           an optional package is needed; the message names the extra
     ├── IncompatibleTransformers a Transformers internal that we lean on has changed
     ├── NotFinite                the model computed NaN or infinity
+    ├── BatchError               results of an archive cannot be written, or are not to be trusted
     └── BenchmarkError           the benchmark cannot do what was asked
 
 Every message says what was asked, what was found and what to do. The command line prints
@@ -50,6 +51,10 @@ class IncompatibleTransformers(WhisperFlashError, ImportError):
 
 class NotFinite(WhisperFlashError, ArithmeticError):
     """The model computed NaN or infinity, so that its tokens would mean nothing."""
+
+
+class BatchError(WhisperFlashError, RuntimeError):
+    """Results of an archive cannot be written or read, or the workers on it came to an end."""
 
 
 class BenchmarkError(WhisperFlashError, RuntimeError):

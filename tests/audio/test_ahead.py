@@ -49,7 +49,7 @@ def numbers(count: int) -> list[Source]:
 
 
 def threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("open_ahead")]
+    return [each.name for each in threading.enumerate() if each.name.startswith("work_ahead")]
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(None, None), (1, 1), (3, 1), (2, 7)])

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from threading import Event
+from typing import TypeVar
 
 from whisper_flash_attention.audio.load import Source
 from whisper_flash_attention.audio.sound import Sound, open_sound
@@ -19,6 +20,9 @@ from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
 MOST_WORKERS = 4
+
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +51,45 @@ def open_ahead(
     Raises:
         OptionError: at once, if a number is below 1.
     """
+    return work_ahead(sources, _open, workers=workers, ahead=ahead)
+
+
+def work_ahead(
+    entries: Iterable[Entry],
+    work: Callable[[Entry, Event], Result],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[Result]:
+    """Do the same with many entries in threads, and give the results in the entries' order.
+
+    Args:
+        entries: taken as they are needed, in the caller's thread.
+        work: called in a thread with an entry and an event; when that is set, nobody will see the
+            result, and the work may be left. What it raises is raised in the caller's thread.
+        workers, ahead: as for `open_ahead`.
+
+    Raises:
+        OptionError: at once, if a number is below 1.
+    """
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
     ahead = workers + 1 if ahead is None else ahead
     for name, number in (("workers", workers), ("ahead", ahead)):
         if number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}")
-    return _in_order(iter(sources), workers, ahead)
+    return _in_order(iter(entries), work, workers, ahead)
 
 
-def _in_order(sources: Iterator[Source], workers: int, ahead: int) -> Iterator[Opened]:
+def _in_order(
+    entries: Iterator[Entry], work: Callable[[Entry, Event], Result], workers: int, ahead: int
+) -> Iterator[Result]:
     stop = Event()
-    pending: deque[Future[Opened]] = deque()
-    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="open_ahead")
+    pending: deque[Future[Result]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="work_ahead")
     try:
         while True:
-            for source in islice(sources, ahead - len(pending)):
-                pending.append(executor.submit(_open, source, stop))
+            for entry in islice(entries, ahead - len(pending)):
+                pending.append(executor.submit(work, entry, stop))
             if not pending:
                 return
             # Kept under no name here, so that the caller alone decides how long it lives.

@@ -1,0 +1,102 @@
+"""The command line: what it says, and its exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.batch.fakes import FakeModel, all_rows, write_archive
+from whisper_flash_attention.batch import command
+from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.cli import app
+from whisper_flash_attention.errors import WeightsError
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_archive(tmp_path / "archive", 3)
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "Model", lambda source, *where: FakeModel(source, raises_at=1_602))
+
+
+def call(*arguments: str | Path) -> tuple[int, str]:
+    words = ["batch", *(str(argument) for argument in arguments)]
+    result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.stdout == ""
+    return result.exit_code, result.stderr
+
+
+def test_errors_of_some_are_exit_code_1(archive: Path, tmp_path: Path) -> None:
+    code, told = call(archive, "--output", tmp_path / "out", "--subtitles", "srt, vtt")
+    assert code == 1
+    assert "error: 002.wav: this one cannot be heard" in told
+    assert "1 RuntimeError" in told
+    assert "--retry-errors does again what failed" in told
+    assert len(list((tmp_path / "out" / "subtitles").iterdir())) == 4
+    (archive / "002.wav").unlink()
+    code, told = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")
+    assert code == 0
+    assert set(all_rows(tmp_path / "other")) == {"000.wav", "001.wav"}
+    assert "2 (0.00 h of audio)" in told
+
+
+def test_the_same_command_goes_on(archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(archive, "-o", out, "--limit", "2")[0] == 0
+    code, told = call(archive, "-o", out)
+    assert code == 1
+    assert "2 of 3 are there already" in told
+    code, told = call(archive, "-o", out, "--model", "other")
+    assert code == 2
+    assert told.startswith("error: ")
+    assert "model 'small', now 'other'" in told
+    code, told = call(archive, "-o", out, "--model", "other", "--no-resume")
+    assert "2 earlier shards are in" in told
+    assert len(all_rows(out)) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nowhere",),
+        ("nowhere", "-o", "out"),
+        (".", "-o", "out", "--engine", "slurm"),
+        (".", "-o", "out", "--task", "sing"),
+        (".", "-o", "out", "--limit", "0"),
+    ],
+)
+def test_misuse_is_exit_code_2(
+    arguments: tuple[str, ...], archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archive)
+    assert call(*arguments)[0] == 2
+    assert not Path("out").exists()
+
+
+def test_no_model_is_exit_code_2(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: FakeModel) -> None:
+        raise WeightsError("there is no such checkpoint")
+
+    monkeypatch.setattr(FakeModel, "open", missing)
+    assert call(archive, "-o", tmp_path / "out") == (2, "error: there is no such checkpoint\n")
+
+
+def test_an_interruption_says_how_to_go_on(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Sink, rows: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sink, "take", interrupt)
+    code, told = call(archive, "-o", tmp_path / "out")
+    assert code == 130
+    assert told.splitlines()[-1] == "interrupted: the same command goes on"

@@ -1,0 +1,165 @@
+"""What is wrong with one recording costs no other; what is wrong with all is raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.batch.fakes import FakeModel, FakeSpeech, write_wav
+from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.batch.model import Asked, shifted
+from whisper_flash_attention.batch.stages import (
+    Decoded,
+    DeviceLost,
+    TranscribeStage,
+    decode,
+    grouped,
+    planned,
+)
+from whisper_flash_attention.batch.work import Work
+from whisper_flash_attention.config import TranscribeOptions
+from whisper_flash_attention.errors import MissingPackage, OptionError
+from whisper_flash_attention.transcribe import Segment, Transcription, Word
+
+
+def heard(*sizes: int, **fields: Any) -> list[Decoded]:
+    return [
+        Decoded(Item(str(size), f"{size}.wav", **fields), np.zeros(size, np.float32))
+        for size in sizes
+    ]
+
+
+def test_a_part_is_decoded_from_a_file_and_from_a_url(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", 16_000)
+    whole = decode(Item("a", str(path)))
+    part = decode(Item("a", f"file://{path}", start=0.25, end=0.75))
+    assert whole.samples is not None
+    assert part.samples is not None
+    assert whole.seconds == 1.0
+    np.testing.assert_array_equal(part.samples, whole.samples[4_000:12_000])
+
+
+def test_what_cannot_be_decoded_is_a_row(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    good = write_wav(tmp_path / "a.wav")
+    for item, kind in (
+        (Item("1", str(text)), "AudioError"),
+        (Item("2", str(tmp_path / "nowhere.wav")), "AudioError"),
+        (Item("3", f"file://{tmp_path}/nowhere.wav"), "FileNotFoundError"),
+        (Item("4", str(good), start=10.0), "AudioError"),
+        (Item("5", f"file://{text}"), "AudioError"),
+    ):
+        row = decode(item).failure
+        assert row is not None
+        assert row["error_kind"] == kind
+        assert item.path in row["error"]
+        assert row["id"] == item.id
+
+
+def test_groups_are_bounded_in_files_and_length() -> None:
+    def sizes(files: int, seconds: float) -> list[int]:
+        # Four recordings for each window that is decoded at a time.
+        work = Work(FakeModel(), Asked(batch_size=files), seconds / 3_600)
+        return [len(group) for group in grouped(heard(*[16_000] * 7), work)]
+
+    assert sizes(1, 100.0) == [4, 3]
+    assert sizes(100, 2.0) == [2, 2, 2, 1]
+    assert sizes(100, 2.5) == [3, 3, 1]
+    alone = Work(FakeModel()).alone()
+    assert [len(group) for group in grouped(heard(1, 2, 3), alone)] == [1, 1, 1]
+    assert list(grouped([], alone)) == []
+
+
+def test_what_is_decoded_together_is_about_a_group() -> None:
+    def counts(work: Work, seconds: float | None) -> list[int]:
+        items = [Item(str(number), "a.wav", seconds=seconds) for number in range(10)]
+        return [len(some) for some in planned(items, work)]
+
+    assert counts(Work(FakeModel(), Asked(batch_size=1)), None) == [4, 4, 2]
+    assert counts(Work(FakeModel(), group_hours=2.0), 3_600.0) == [2] * 5
+    assert counts(Work(FakeModel()).alone(), None) == [1] * 10
+    assert list(planned([], Work(FakeModel()))) == []
+
+
+def test_a_small_archive_is_shared_out_among_the_workers() -> None:
+    items = [Item(str(number), "a.wav", seconds=36.0) for number in range(100)]  # 1 h
+    shared = Work(FakeModel()).shared(items, workers=5)
+    assert (shared.group_hours, shared.most_files) == (pytest.approx(0.05), 5)
+    shared = Work(FakeModel(), group_hours=0.01, group_files=2).shared(items, workers=5)
+    assert (shared.group_hours, shared.most_files) == (0.01, 2)
+    unknown = [Item(str(number), "a.wav") for number in range(100)]
+    shared = Work(FakeModel(), Asked(batch_size=1)).shared(unknown, workers=1)
+    assert (shared.group_hours, shared.most_files) == (4.0, 4)
+
+
+def test_one_that_raises_costs_no_other() -> None:
+    stage = TranscribeStage(FakeModel(raises_at=2), Asked())
+    failed = decode(Item("gone", "/nowhere.wav"))
+    rows = stage.rows([*heard(1, 2), failed, *heard(3)])
+    assert [row["id"] for row in rows] == ["1", "2", "gone", "3"]
+    assert [row["text"] for row in rows] == ["1 transcribe", None, None, "3 transcribe"]
+    assert (rows[1]["error_kind"], rows[1]["error"]) == ("RuntimeError", "this one cannot be heard")
+    assert rows[2] == failed.failure
+
+
+def test_each_is_asked_what_its_row_says() -> None:
+    stage = TranscribeStage(FakeModel(), Asked(TranscribeOptions("german")))
+    group = [*heard(1), *heard(2, task="translate"), *heard(3, language="en", prompt="Ann")]
+    rows = stage.rows(group)
+    assert [row["text"] for row in rows] == [
+        "1 transcribe",
+        "2 translate",
+        "3 transcribe after Ann",
+    ]
+    assert [row["language"] for row in rows] == ["de", "de", "en"]
+
+
+def test_times_are_those_of_the_whole_recording() -> None:
+    text = Transcription(
+        "a", "en", (Segment(0.5, 1.0, "a", words=(Word(0.5, 0.75, "a", 1.0),)),), 1.0
+    )
+    (segment,) = shifted(text, 10.0).segments
+    assert (segment.start, segment.end) == (10.5, 11.0)
+    assert (segment.words[0].start, segment.words[0].end) == (10.5, 10.75)
+    assert shifted(text, 0.0) == text
+    (row,) = TranscribeStage(FakeModel(), Asked()).rows(heard(16_000, start=10.0))
+    assert row["seconds"] == 1.0
+    assert row["segments"][0]["start"] == 10.0
+
+
+def test_time_is_shared_out_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TranscribeStage(FakeModel(waits=0.02), Asked()).rows(heard(1_000, 3_000))
+    assert rows[1]["seconds_taken"] == pytest.approx(3 * rows[0]["seconds_taken"])
+    assert rows[0]["seconds_taken"] + rows[1]["seconds_taken"] >= 0.02
+
+
+def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> TranscribeStage:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FakeSpeech, "transcribe_many", refuse)
+    return TranscribeStage(FakeModel(), Asked())
+
+
+def test_what_would_be_the_same_for_all_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingPackage):
+        raising(MissingPackage("vad"), monkeypatch).rows(heard(1))
+    with pytest.raises(OptionError):
+        raising(OptionError("mode"), monkeypatch).rows(heard(1))
+    with pytest.raises(DeviceLost):
+        raising(torch.AcceleratorError("illegal access"), monkeypatch).rows(heard(1))
+
+
+def test_an_option_of_one_row_is_an_error_of_that_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = raising(OptionError("no German"), monkeypatch).rows(heard(1, language="de"))
+    assert row["error_kind"] == "OptionError"
+
+
+def test_a_model_that_cannot_do_what_is_asked_is_not_begun_with() -> None:
+    with pytest.raises(OptionError, match="English-only"):
+        TranscribeStage(FakeModel(languages=("en",)), Asked(TranscribeOptions("de")))

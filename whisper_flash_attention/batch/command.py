@@ -1,0 +1,230 @@
+"""The command `whisper-flash batch`: an archive in, shards of rows out; stopped, it goes on.
+
+Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or the run cannot go on; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from whisper_flash_attention.batch.model import Asked, Model
+from whisper_flash_attention.batch.run import Cluster, run_batch
+from whisper_flash_attention.batch.summary import Summary
+from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.transcribe.quiet import warnings_told
+
+EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
+RESULTS_PANEL, DECODING_PANEL, MACHINES_PANEL = "Results", "Decoding", "Machines"
+
+
+def batch_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder, a quoted pattern, or a manifest (csv, jsonl, parquet) with id and "
+            "path, and perhaps language, task, prompt, start, end (seconds). All of them local or "
+            "at a URL (s3://, gs://, https:// ...).",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Local folder of the results."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder, "
+            "OpenAI .pt file, or package:tiny.en.",
+        ),
+    ] = "small",
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="local: one model in this process. ray: any number, by Ray Data (extra ray).",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster, or auto for the one that this machine is part of. Left out: "
+            "one on this machine, for this run.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="ray: models (left out: one per GPU, or per 4 cores). local: threads that decode "
+            "recordings ahead.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="ray: GPUs of a model, 0.5 to have two on one. Left out: 1 if there are any.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = None,
+    group_hours: Annotated[
+        float,
+        typer.Option(
+            help="Hours of audio that a model has side by side: 0.23 GB each, twice (one group is "
+            "decoded while the last is transcribed).",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = 4.0,
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINES_PANEL),
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            help="Keep what is finished. Otherwise earlier results are moved to a folder in DIR.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = True,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors",
+            help="Do recordings again that failed in earlier runs.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most recordings of this run.", rich_help_panel=RESULTS_PANEL),
+    ] = None,
+    output_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Of the shards: jsonl, or parquet (extra parquet).",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = "jsonl",
+    subtitles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="srt, vtt or srt,vtt: files in DIR/subtitles beside the shards.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            *("--language", "-l"),
+            help="Spoken language: german or de. Detected if left out.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
+        ),
+    ] = "transcribe",
+    preset_name: Annotated[
+        str,
+        typer.Option(
+            "--preset",
+            metavar="NAME",
+            help="accurate, balanced or fast, as `whisper-flash transcribe` has them.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = "accurate",
+    word_timestamps: Annotated[
+        bool | None,
+        typer.Option(
+            "--word-timestamps", help="Give words their times.", rich_help_panel=DECODING_PANEL
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Windows or chunks that are decoded at a time.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = 16,
+) -> None:
+    """Transcribe a whole archive, on this machine or on many.
+
+    Results are rows (id, path, text, language, segments, seconds, error ...) in shards: whole files
+    DIR/part-*.jsonl or .parquet. Whatever stops the run, the same command goes on after the last
+    shard; no recording is there twice. DIR/summary.json is written at the end.
+
+    [b]Examples[/b]
+
+      whisper-flash batch recordings --output texts
+
+      whisper-flash batch 'talks/**/*.mp3' --output texts --subtitles srt,vtt
+
+      whisper-flash batch calls.csv --output texts --preset balanced --format parquet
+
+      whisper-flash batch s3://bucket/calls --output texts --engine ray --address auto
+
+      whisper-flash batch calls.csv --output texts --limit 100  [dim](a trial; then without)[/dim]
+
+    [b]Exit codes[/b]: 0 all done; 1 some recordings failed (they have rows with their error); 2
+    misuse, or the run cannot go on (no model, a full disk); 130 interrupted.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    asked = Asked(
+        TranscribeOptions(language=language, task=task),
+        preset(preset_name, word_timestamps=word_timestamps),
+        batch_size,
+    )
+    try:
+        with warnings_told(lambda line: console.print(line, markup=False)):
+            summary = run_batch(
+                source,
+                output,
+                model=Model(model, device, dtype),
+                asked=asked,
+                engine=engine,
+                cluster=Cluster(address, gpus_per_worker),
+                workers=workers,
+                group_hours=group_hours,
+                output_format=output_format,
+                subtitles=[name.strip() for name in subtitles.split(",")] if subtitles else (),
+                resume=resume,
+                retry_errors=retry_errors,
+                limit=limit,
+                console=console,
+            )
+    except KeyboardInterrupt as error:
+        console.print("interrupted: the same command goes on", markup=False)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    _show(summary, console)
+    if not summary.all_well:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _show(summary: Summary, console: Console) -> None:
+    console.print(summary.table())
+    if summary.failed:
+        console.print("the same command with --retry-errors does again what failed", markup=False)

@@ -1,0 +1,86 @@
+"""One recording of an archive, as it travels between the stages."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cache
+
+from whisper_flash_attention.config import TASKS, language_code
+from whisper_flash_attention.errors import OptionError
+
+# A guess at a recording's length from its size, for the order of work and the time left: 128 kbit/s
+# of mp3 are 16 kB/s. Nothing else rests on it.
+BYTES_PER_SECOND = 16_000
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What is to be transcribed.
+
+    Args:
+        id: by which results are found, unique in the archive.
+        path: a local file, or a URL that fsspec opens.
+        language: name or code, kept as its code; None leaves it to the run's options.
+        task: "transcribe" or "translate"; None leaves it to the run's options.
+        prompt: what was said before, as it were; None leaves it to the run's options.
+        start, end: the part of the recording to transcribe, in seconds; all of it if left out.
+        seconds: its length as far as it can be told without opening it.
+
+    Raises:
+        OptionError: a value that makes no sense.
+    """
+
+    id: str
+    path: str
+    language: str | None = None
+    task: str | None = None
+    prompt: str | None = None
+    start: float = 0.0
+    end: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise OptionError("the id is missing")
+        if not self.path:
+            raise OptionError("the path is missing")
+        if self.language is not None:
+            object.__setattr__(self, "language", _code(self.language))
+        if self.task is not None and self.task not in TASKS:
+            raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+        for name in ("start", "end", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise OptionError(f"{name} must be seconds, not negative, but is {value}")
+        if self.end is not None and self.end <= self.start:
+            raise OptionError(f"end must be after start, but is {self.end} s, start {self.start} s")
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """Seconds of audio to transcribe, as far as they can be told without opening it."""
+        if self.end is not None:
+            return self.end - self.start
+        return None if self.seconds is None else max(0.0, self.seconds - self.start)
+
+    def to_json(self) -> str:
+        """Return a line that `from_json` makes an equal item of."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Item:
+        """Rebuild what `to_json` gave."""
+        return cls(**json.loads(line))
+
+
+def longest_first(items: list[Item]) -> list[Item]:
+    """The order of work: no long recording is left for the end, when the other workers are idle.
+
+    Those of unknown length come last, in the order in which they were given.
+    """
+    return sorted(items, key=lambda item: -(item.expected_seconds or 0.0))
+
+
+# Manifests name a few languages many times.
+_code = cache(language_code)

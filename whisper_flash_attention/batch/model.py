@@ -1,0 +1,111 @@
+"""The only place where an archive's stages and `Transcriber` meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
+from whisper_flash_attention.transcribe.segments import Segment, Transcription
+
+
+class Speech(Protocol):
+    """What the stages need of a `Transcriber`."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the model knows."""
+
+    def transcribe_many(
+        self,
+        recordings: Sequence[Any],
+        *,
+        language: str | None,
+        task: str,
+        options: DecodeOptions | None,
+        batch_size: int,
+    ) -> list[Transcription]:
+        """As `Transcriber.transcribe_many`."""
+
+
+class Opener(Protocol):
+    """Something that can be sent to a worker and opens a transcriber there."""
+
+    @property
+    def source(self) -> str:
+        """What messages and settings call the model."""
+
+    def open(self) -> Speech:
+        """Load the model, where this is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and where it is to run: the arguments of `Transcriber.from_pretrained`."""
+
+    source: str = "small"
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
+
+    def open(self) -> Speech:
+        """Load it; raises what `Transcriber.from_pretrained` raises."""
+        from whisper_flash_attention.transcribe.quiet import quiet_transformers
+        from whisper_flash_attention.transcribe.transcriber import Transcriber
+
+        with quiet_transformers():
+            return Transcriber.from_pretrained(
+                self.source, device=self.device, dtype=self.dtype, attention=self.attention
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of the model, for a whole archive, where an item asks for nothing else.
+
+    Args:
+        options: language and task.
+        decode: how recordings are decoded.
+        batch_size: windows or chunks at a time, at most.
+    """
+
+    options: TranscribeOptions = field(default_factory=TranscribeOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch_size: int = 16
+
+    def of(self, item: Item) -> Asked:
+        """What is asked about this recording."""
+        language = item.language or self.options.language
+        options = TranscribeOptions(language, item.task or self.options.task)
+        if item.prompt is None:
+            return replace(self, options=options)
+        return replace(
+            self, options=options, decode=replace(self.decode, initial_prompt=item.prompt)
+        )
+
+
+def transcriptions(speech: Speech, samples: Sequence[Samples], asked: Asked) -> list[Transcription]:
+    """Transcribe recordings `[T]` at 16 kHz side by side; raises as `Transcriber` does."""
+    return speech.transcribe_many(
+        samples,
+        language=asked.options.language,
+        task=asked.options.task,
+        options=asked.decode,
+        batch_size=asked.batch_size,
+    )
+
+
+def shifted(transcription: Transcription, seconds: float) -> Transcription:
+    """The transcription of a part that begins at `seconds`, in the times of the whole recording."""
+    if not seconds:
+        return transcription
+    segments = tuple(_shifted_segment(segment, seconds) for segment in transcription.segments)
+    return replace(transcription, segments=segments)
+
+
+def _shifted_segment(segment: Segment, by: float) -> Segment:
+    words = tuple(replace(word, start=word.start + by, end=word.end + by) for word in segment.words)
+    return replace(segment, start=segment.start + by, end=segment.end + by, words=words)

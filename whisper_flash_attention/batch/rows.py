@@ -1,0 +1,88 @@
+"""A row of results: what one recording came to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.batch.places import printable
+
+Row = dict[str, Any]
+
+# The columns, in order, with their types in the words of Arrow; a list is [type], a struct a dict.
+WORD: dict[str, Any] = {
+    "start": "float64",
+    "end": "float64",
+    "text": "string",
+    "probability": "float64",
+}
+SEGMENT: dict[str, Any] = {
+    "start": "float64",
+    "end": "float64",
+    "text": "string",
+    "tokens": ["int32"],
+    "avg_logprob": "float64",
+    "no_speech_prob": "float64",
+    "compression_ratio": "float64",
+    "temperature": "float64",
+    "words": [WORD],
+}
+COLUMNS: dict[str, Any] = {
+    "id": "string",
+    "path": "string",
+    "text": "string",
+    "language": "string",
+    "segments": [SEGMENT],
+    "seconds": "float64",
+    "seconds_taken": "float64",
+    "error": "string",
+    "error_kind": "string",
+}
+
+
+def finished_row(item: Item, transcription: Mapping[str, Any], seconds_taken: float) -> Row:
+    """The row of a recording that was transcribed.
+
+    Args:
+        item: the recording.
+        transcription: text, language, segments and seconds, as `Transcription.to_dict` gives them.
+        seconds_taken: its share of the work on the recordings that were transcribed beside it.
+    """
+    found = {name: transcription[name] for name in ("text", "language", "segments", "seconds")}
+    row = {"id": item.id, "path": printable(item.path), **found, "seconds_taken": seconds_taken}
+    return {**row, "error": None, "error_kind": None}
+
+
+def failed_row(item: Item, kind: str, message: str) -> Row:
+    """The row of a recording that was not: `kind` is the error's class, `message` what it says."""
+    found = {"id": item.id, "path": printable(item.path), "text": None, "language": None}
+    nothing: Row = {"segments": [], "seconds": None, "seconds_taken": None}
+    return {**found, **nothing, "error": printable(message), "error_kind": kind}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What rows add up to.
+
+    Attributes:
+        done, failed: numbers of rows without and with an error.
+        audio_seconds: length of what was transcribed.
+        kinds: numbers of errors by kind.
+    """
+
+    done: int = 0
+    failed: int = 0
+    audio_seconds: float = 0.0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one row, of which `seconds` and `error_kind` are looked at."""
+        if row["error_kind"] is None:
+            self.done += 1
+            self.audio_seconds += row["seconds"]
+        else:
+            self.failed += 1
+            self.kinds[row["error_kind"]] += 1

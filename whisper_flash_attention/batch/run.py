@@ -1,0 +1,187 @@
+"""One run over an archive: what is there, what is left, an engine, the results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from whisper_flash_attention.batch.items import Item, longest_first
+from whisper_flash_attention.batch.local import run_local
+from whisper_flash_attention.batch.manifest import Archive, read_archive
+from whisper_flash_attention.batch.model import Asked, Model, Opener
+from whisper_flash_attention.batch.places import check_protocols, is_url
+from whisper_flash_attention.batch.progress import ArchiveProgress
+from whisper_flash_attention.batch.results import held, prepare
+from whisper_flash_attention.batch.rows import Row
+from whisper_flash_attention.batch.shards import check_format
+from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.summary import Summary, summarize
+from whisper_flash_attention.batch.work import ENGINES, Work
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.writers import SUBTITLES
+
+SHOWN_REJECTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where the engine `ray` runs.
+
+    Args:
+        address: of the cluster's head, or "auto"; None is the cluster that this process is
+            connected to, else one on this machine that lasts as long as the run.
+        gpus_per_worker: GPUs of a model; None is 1 where the cluster has any, else 0.
+    """
+
+    address: str | None = None
+    gpus_per_worker: float | None = None
+
+
+def run_batch(
+    source: str | Path,
+    output: str | Path,
+    *,
+    model: str | Opener = "small",
+    asked: Asked = Asked(),
+    engine: str = "local",
+    cluster: Cluster = Cluster(),
+    workers: int | None = None,
+    group_hours: float = 4.0,
+    group_files: int | None = None,
+    output_format: str = "jsonl",
+    subtitles: Sequence[str] = (),
+    resume: bool = True,
+    retry_errors: bool = False,
+    limit: int | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Transcribe an archive into shards of rows; given again, go on where it stopped.
+
+    Args:
+        source: a folder, a pattern, or a manifest (csv, jsonl, parquet), local or a URL.
+        output: local folder of the results; made if need be.
+        model: a checkpoint, as `Transcriber.from_pretrained` takes it, or `Model` with a device.
+        asked: language, task and decoding, where a manifest's row asks for nothing else.
+        engine: "local" (this process) or "ray" (Ray Data, any number of machines).
+        cluster: where "ray" runs.
+        workers: threads that decode ("local"), or models ("ray"); None chooses.
+        group_hours: hours of audio that a model has side by side; bounds the memory.
+        group_files: the most recordings that a model has side by side; None is 4 times the windows
+            that are decoded at a time. (Of a small archive, "ray" has both smaller.)
+        output_format: of the shards, "jsonl" or "parquet".
+        subtitles: "srt", "vtt" or both, as files below `output/subtitles`.
+        resume: keep what earlier runs finished; otherwise their results are set aside.
+        retry_errors: do recordings again whose rows have an error.
+        limit: the most recordings of this run.
+        console: for progress, warnings and errors of recordings; None shows nothing.
+
+    Returns:
+        What it came to; recordings that failed are counted there, and have rows with their error.
+
+    Raises:
+        OptionError: misuse; ids that are there twice; another run is writing to the folder.
+        MissingPackage: Ray, pyarrow, or what a URL needs is not installed.
+        BatchError: results cannot be written (a full disk, say). What is in shards is safe.
+        WhisperFlashError: the model cannot be loaded, or do what is asked.
+    """
+    started = time.monotonic()
+    opener = Model(model) if isinstance(model, str) else model
+    work = Work(opener, asked, group_hours, group_files, workers)
+    _check(str(output), engine, output_format, subtitles, limit)
+    if engine != "ray" and cluster != Cluster():
+        raise OptionError("address and gpus_per_worker are for engine 'ray'")
+    shown = console or Console(quiet=True)
+    archive = read_archive(str(source))
+    check_protocols(archive.items)
+    _tell_of(archive, shown)
+    folder = Path(output)
+    with held(folder):
+        finished = prepare(
+            folder,
+            _settings(opener, asked, subtitles),
+            resume=resume,
+            retry_errors=retry_errors,
+            tell=lambda line: shown.print(line, markup=False),
+        )
+        left = [item for item in archive.items if item.id not in finished.ids]
+        todo = longest_first(left[:limit])
+        if len(left) < len(archive.items):
+            shown.print(
+                f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
+            )
+        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles))
+        if todo:
+            rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
+            _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
+        summary = summarize(
+            len(archive.items),
+            archive.rejected,
+            len(left) - sum(item.id in finished.ids for item in left),
+            finished.tally,
+            sink.tally,
+            time.monotonic() - started,
+        )
+        summary.write(folder)
+    return summary
+
+
+def _collect(rows: Any, sink: Sink, progress: ArchiveProgress) -> None:
+    """Bring an engine's rows to the sink; when it ends early, too, what is there is written."""
+    with closing(rows), progress:
+        try:
+            for several in rows:
+                progress.add(sink.take(several))
+        finally:
+            sink.flush()
+
+
+def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row]]:
+    from whisper_flash_attention.batch.on_ray import run_on_ray
+
+    return run_on_ray(todo, work, cluster.address, cluster.gpus_per_worker)
+
+
+def _check(
+    output: str, engine: str, output_format: str, subtitles: Sequence[str], limit: int | None
+) -> None:
+    if engine not in ENGINES:
+        raise OptionError(f"unknown engine {engine!r}; possible: {', '.join(ENGINES)}")
+    check_format(output_format)
+    for name in subtitles:
+        if name not in SUBTITLES:
+            raise OptionError(f"unknown subtitles {name!r}; possible: {', '.join(SUBTITLES)}")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit must be at least 1, got {limit}")
+    if is_url(output):
+        raise OptionError(
+            f"{output}: results are written to a local folder, with renames and a lock that a "
+            "bucket does not have; copy it there when the run is done"
+        )
+
+
+def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
+    """What results depend on, so that no folder has rows of two kinds."""
+    return {
+        "model": opener.source,
+        **asdict(asked.options),
+        **asdict(asked.decode),
+        "subtitles": sorted(subtitles),
+    }
+
+
+def _tell_of(archive: Archive, console: Console) -> None:
+    def tell(line: str) -> None:
+        console.print(line, markup=False)
+
+    if archive.unused:
+        tell(f"columns that mean nothing here: {', '.join(archive.unused)}")
+    for each in archive.rejected[:SHOWN_REJECTED]:
+        tell(f"error: row {each.row} of the manifest: {each.reason}")
+    if len(archive.rejected) > SHOWN_REJECTED:
+        tell(f"error: {len(archive.rejected) - SHOWN_REJECTED} more rows cannot be read")

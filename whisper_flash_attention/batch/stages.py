@@ -1,0 +1,193 @@
+"""The two stages that every engine runs: decode a recording, transcribe a group of them.
+
+What is wrong with one recording becomes a row with an error; what would be wrong with every one is
+raised.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.load import Samples, join_blocks, stream_audio
+from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
+from whisper_flash_attention.batch.places import is_url, opened
+from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
+from whisper_flash_attention.batch.work import Work
+from whisper_flash_attention.errors import (
+    DeviceError,
+    IncompatibleTransformers,
+    MissingPackage,
+    OptionError,
+    UnsupportedAttention,
+    WeightsError,
+)
+
+logger = logging.getLogger(__name__)
+
+# These say something about the installation or the run, and not about the recording at hand.
+OF_ALL = (
+    DeviceError,
+    IncompatibleTransformers,
+    MissingPackage,
+    UnsupportedAttention,
+    WeightsError,
+)
+
+
+class DeviceLost(Exception):
+    """The GPU reported an error after which this process cannot use it any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not."""
+
+    item: Item
+    samples: Samples | None = None
+    failure: Row | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
+
+
+def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
+    """Decode one recording, or the part of it that is asked for.
+
+    Args:
+        item: the recording.
+        stopped: asked between blocks; once it says so, the rest is left out.
+    """
+    try:
+        if not is_url(item.path):
+            return Decoded(item, _samples(item, item.path, stopped))
+        with opened(item.path) as file:
+            return Decoded(item, _samples(item, file, stopped))
+    except Exception as error:  # storage packages raise whatever they like
+        message = str(error) or repr(error)
+        if item.path not in message:
+            message = f"{item.path}: {message.removeprefix('<file>: ')}"
+        return Decoded(item, failure=failed_row(item, type(error).__name__, message))
+
+
+def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
+    blocks = []
+    for block in stream_audio(source, start=item.start, end=item.end):  # type: ignore[arg-type]
+        blocks.append(block)
+        if stopped():
+            break
+    return join_blocks(blocks)
+
+
+def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
+    """Cut the order of work into what is decoded together: about a group, by expected lengths.
+
+    Groups are made of this by true lengths, so that nothing rests on the guess but how many
+    recordings there are; and the same on every engine, so that models see the same batches.
+    """
+    some: list[Item] = []
+    length = 0.0
+    for item in items:
+        some.append(item)
+        length += item.expected_seconds or 0.0
+        if len(some) >= work.most_files or length >= work.most_seconds:
+            yield some
+            some, length = [], 0.0
+    if some:
+        yield some
+
+
+def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:
+    """Put together what is transcribed side by side: groups of recordings that come one by one.
+
+    A group that has as much audio as it may is complete; so it has at most one recording more.
+    """
+    group: list[Decoded] = []
+    length = 0.0
+    for each in decoded:
+        group.append(each)
+        length += each.seconds
+        if len(group) >= work.most_files or length >= work.most_seconds:
+            yield group
+            group, length = [], 0.0
+    if group:
+        yield group
+
+
+class TranscribeStage:
+    """A model, opened, and what is asked of it.
+
+    Args:
+        opener: of the model.
+        asked: of every recording that asks for nothing else.
+
+    Raises:
+        WhisperFlashError: the model cannot be opened, or cannot do what is asked.
+    """
+
+    def __init__(self, opener: Opener, asked: Asked) -> None:
+        self._speech: Speech = opener.open()
+        self._asked = asked
+        asked.options.check_model(self._speech.languages)
+
+    def rows(self, group: Sequence[Decoded]) -> list[Row]:
+        """Transcribe a group; one row for each recording, in the group's order.
+
+        Where a group raises, its recordings are transcribed one by one, and the one that it is due
+        to gets a row with the error.
+
+        Raises:
+            DeviceLost: the GPU failed.
+            WhisperFlashError: what would be the same for every recording.
+        """
+        rows: dict[str, Row] = {}
+        alike: dict[Asked, list[Decoded]] = {}
+        for each in group:
+            if each.failure is not None:
+                rows[each.item.id] = each.failure
+            else:
+                alike.setdefault(self._asked.of(each.item), []).append(each)
+        for asked, several in alike.items():
+            for row in self._rows(several, asked):
+                rows[row["id"]] = row
+        return [rows[each.item.id] for each in group]
+
+    def _rows(self, several: list[Decoded], asked: Asked) -> list[Row]:
+        try:
+            return self._transcribed(several, asked)
+        except Exception as error:  # whatever a recording provokes must not cost the others
+            self._raise_if_of_all(error, asked)
+            if len(several) == 1:
+                kind, message = type(error).__name__, str(error) or repr(error)
+                logger.warning("%s: %s: %s", several[0].item.id, kind, message)
+                return [failed_row(several[0].item, kind, message)]
+        return [row for each in several for row in self._rows([each], asked)]
+
+    def _raise_if_of_all(self, error: Exception, asked: Asked) -> None:
+        """Raise what says nothing about a recording."""
+        import torch
+
+        if isinstance(error, torch.AcceleratorError):
+            raise DeviceLost(str(error)) from error
+        if isinstance(error, OF_ALL):
+            raise error
+        if isinstance(error, OptionError) and asked == self._asked:
+            raise error  # no recording asked for anything of its own
+
+    def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
+        started = time.perf_counter()
+        samples = [np.asarray(each.samples) for each in several]
+        found = transcriptions(self._speech, samples, asked)
+        rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
+        return [
+            finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
+            for each, text in zip(several, found, strict=True)
+        ]

@@ -1,0 +1,74 @@
+"""What a run does with every recording, as an engine is told it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.batch.model import Asked, Opener
+from whisper_flash_attention.errors import OptionError
+
+ENGINES = ("local", "ray")
+# Of a small archive, too, every model gets a share, and none waits long for the last one.
+GROUPS_EACH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The model, what is asked of it, and how many recordings it sees at a time.
+
+    Args:
+        opener: of the model.
+        asked: of every recording that asks for nothing else.
+        group_hours: hours of audio that are transcribed side by side, and held in memory; 1 hour of
+            samples is 0.23 GB. A recording that is longer is a group of its own.
+        group_files: the most recordings of a group; None is some times more than are decoded at a
+            time.
+        workers: engine "local": threads that decode ahead; engine "ray": models. None chooses.
+
+    Raises:
+        OptionError: a number makes no sense.
+    """
+
+    opener: Opener
+    asked: Asked = field(default_factory=Asked)
+    group_hours: float = 4.0
+    group_files: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.group_hours > 0:
+            raise OptionError(f"group_hours must be more than 0, got {self.group_hours}")
+        for name, number in (
+            ("batch_size", self.asked.batch_size),
+            ("group_files", self.group_files),
+            ("workers", self.workers),
+        ):
+            if number is not None and number < 1:
+                raise OptionError(f"{name} must be at least 1, got {number}")
+
+    @property
+    def most_files(self) -> int:
+        """The most recordings of a group."""
+        return self.group_files or 4 * self.asked.batch_size
+
+    @property
+    def most_seconds(self) -> float:
+        """Seconds of audio with which a group is complete."""
+        return 3_600 * self.group_hours
+
+    def alone(self) -> Work:
+        """The same with each recording as a group of its own."""
+        return replace(self, group_files=1)
+
+    def shared(self, items: Sequence[Item], workers: int) -> Work:
+        """The same with groups so small that there are `GROUPS_EACH` for each of several models."""
+        groups = GROUPS_EACH * workers
+        hours = sum(item.expected_seconds or 0.0 for item in items) / 3_600 / groups
+        return replace(
+            self,
+            group_hours=min(self.group_hours, hours) if hours else self.group_hours,
+            group_files=min(self.most_files, math.ceil(len(items) / groups)),
+        )
