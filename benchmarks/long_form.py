@@ -47,6 +47,21 @@ PLAIN: dict[str, Any] = {
 
 def stock(transcriber: Transcriber, attention: str, language: str) -> System:
     """Stock Whisper with the same weights, through its own long form."""
+    segments = stock_segments(transcriber, attention, language)
+    return lambda samples: "".join(text for _, _, text in segments(samples)).strip()
+
+
+def stock_segments(
+    transcriber: Transcriber, attention: str, language: str, **options: Any
+) -> Callable[[Samples], list[tuple[float, float, str]]]:
+    """Starts and ends in seconds, and texts, by stock Whisper with the same weights.
+
+    Args:
+        transcriber: whose weights are copied.
+        attention: eager or sdpa.
+        language: code of the language spoken.
+        options: of stock's `generate`.
+    """
     config = copy.deepcopy(transcriber.model.config)
     config._attn_implementation = attention
     model: Any = WhisperForConditionalGeneration(config).eval()
@@ -57,7 +72,7 @@ def stock(transcriber: Transcriber, attention: str, language: str) -> System:
     asked = {"language": language, "task": "transcribe"} if multilingual else {}
     processor: Any = transcriber.processor
 
-    def transcribe(samples: Samples) -> str:
+    def transcribe(samples: Samples) -> list[tuple[float, float, str]]:
         is_long = samples.size > 30 * SAMPLING_RATE
         whole = {"truncation": False, "padding": "longest"} if is_long else {}
         inputs = processor(
@@ -67,10 +82,17 @@ def stock(transcriber: Transcriber, attention: str, language: str) -> System:
             return_attention_mask=True,
             **whole,
         ).to(model.device, model.dtype)
-        found = model.generate(**inputs, return_timestamps=True, return_segments=True, **asked)
-        rows = (row["tokens"] for row in found["segments"][0])
-        texts = (processor.tokenizer.decode(row, skip_special_tokens=True) for row in rows)
-        return "".join(texts).strip()
+        found = model.generate(
+            **inputs, return_timestamps=True, return_segments=True, **asked, **options
+        )
+        return [
+            (
+                float(row["start"]),
+                float(row["end"]),
+                processor.tokenizer.decode(row["tokens"], skip_special_tokens=True),
+            )
+            for row in found["segments"][0]
+        ]
 
     return transcribe
 

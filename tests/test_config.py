@@ -107,7 +107,8 @@ def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
 
 
 def test_what_is_given_counts_instead_of_the_presets() -> None:
-    assert preset("accurate") == DecodeOptions()
+    assert preset("balanced") == DecodeOptions()
+    assert preset("accurate") == DecodeOptions(beam_size=5, best_of=5)
     assert preset("fast", temperature=None) == PRESETS["fast"]
     changed = preset("fast", mode="sequential", temperature=(0.0, 0.5), word_timestamps=True)
     assert (changed.mode, changed.temperatures) == ("sequential", (0.0, 0.5))

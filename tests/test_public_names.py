@@ -34,7 +34,7 @@ FORBIDDEN = {
     "weights": (*ABOVE[1:], "engine", "kernels", "flash_attention"),
     "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
     "transcribe": ("benchmark", "cli", "doctor", "batch"),
-    "benchmark": ("transcribe", "cli", "doctor", "batch"),
+    "benchmark": ("cli", "doctor", "batch"),
     "batch": ("benchmark", "cli", "doctor", "engine", "generation", "modeling", "weights"),
 }
 

@@ -102,12 +102,18 @@ def doctor(
     add_help_option=False,
 )
 def benchmark(context: typer.Context) -> None:
-    """Measure this package against stock Whisper, row by row."""
+    """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
     # Its options are declared beside it, and imported only when it is asked for.
     from whisper_flash_attention.benchmark.command import benchmark_command
+    from whisper_flash_attention.benchmark.throughput_command import throughput_command
 
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
     )
-    command.command()(benchmark_command)
-    command(args=context.args, prog_name="whisper-flash benchmark")
+    name, arguments = "whisper-flash benchmark", context.args
+    if arguments[:1] == ["throughput"]:
+        command.command()(throughput_command)
+        name, arguments = f"{name} throughput", arguments[1:]
+    else:
+        command.command()(benchmark_command)
+    command(args=arguments, prog_name=name)

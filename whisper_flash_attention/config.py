@@ -7,10 +7,11 @@ Transformers are imported inside the functions that need them, so that the comma
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.errors import DeviceError, OptionError
 
@@ -64,26 +65,77 @@ class TranscribeOptions:
         )
 
 
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} is {value!r}: give a whole number, {least} or more")
+
+
+def _ascending(seconds: Iterable[float]) -> tuple[float, ...]:
+    found = tuple(seconds)
+    if any(not 0 <= each < math.inf for each in found) or list(found) != sorted(set(found)):
+        raise OptionError(
+            f"clip_timestamps is {seconds!r}: give seconds from 0 on, each above the one before"
+        )
+    return found
+
+
+def _token_ids(tokens: Iterable[Any]) -> tuple[int, ...]:
+    found = tuple(tokens)
+    if not all(isinstance(each, int) and each >= -1 for each in found):
+        raise OptionError(
+            f"suppress_tokens is {tokens!r}: give ids of tokens, -1 for the checkpoint's list"
+        )
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeOptions:
-    """How a recording is decoded; the names are those of openai-whisper.
+    """How a recording is decoded; the names are those of openai-whisper and faster-whisper.
 
     Args:
         mode: "sequential" (OpenAI's algorithm: window after window), or "batched" (chunks of
             speech side by side, found by a voice activity detector; none is told what was said
             before).
-        temperature: one, or several of which the next is taken while an answer is bad; 0 is greedy.
+        temperature: one, or several of which the next is taken while an answer is bad; 0 draws no
+            random numbers.
         compression_ratio_threshold: an answer whose text compresses better repeats itself: bad.
         logprob_threshold: an answer whose tokens are less likely than this, on average, is bad.
         no_speech_threshold: an answer is silence if the model gives that a higher probability, and
             the answer is unlikely. None for any of the three does without it.
+        beam_size: at temperature 0, so many beams; None or 1 takes the likeliest token each time.
+        best_of: at other temperatures, so many answers are drawn and the likeliest is kept; None
+            draws one.
+        length_penalty: answers of beams and draws are compared by the sum of their tokens'
+            log-probabilities, divided by their number to this power.
+        repetition_penalty: above 1 makes tokens that the answer has less likely; 1 does nothing.
+        no_repeat_ngram_size: the answer has no so many tokens in a row twice; 0 does nothing.
+        suppress_tokens: ids that are never said; -1 stands for the checkpoint's own list. Tokens
+            that steer the model (tasks, <|startoftranscript|> and the like) never are.
+        suppress_blank: an answer begins neither with a blank nor with its end.
+        min_new_tokens, max_new_tokens: of an answer, its prefix and its end not counted; None
+            leaves that to the model and its positions.
+        without_timestamps: text alone; a segment is a whole window then.
+        max_initial_timestamp: the latest second at which a window's first segment may begin.
         condition_on_previous_text: tell every window what was said before.
         initial_prompt: what the first window is told was said before: names, spellings, style.
-        max_initial_timestamp: the latest second at which a window's first segment may begin.
+            In batched mode every chunk is told.
+        carry_initial_prompt: tell all windows, before what was said before.
+        hotwords: words to listen for; every window is told, as if they had been said before.
+        prefix: what the answer of a recording's first window begins with; that window is told no
+            hotwords.
+        clip_timestamps: start, end, start, end ... in seconds of what is read; the last end may be
+            left out, and without any all is read.
         word_timestamps: give segments their words, with times.
+        hallucination_silence_threshold: silence longer than this (seconds) beside words that look
+            invented is skipped; needs `word_timestamps`, and is for sequential mode.
+        vad_filter: batched mode looks for speech with a voice activity detector; False cuts
+            recordings into windows of 30 s instead. None is True in batched mode; sequential mode
+            has no detector.
 
     Raises:
-        OptionError: a number makes no sense.
+        OptionError: an option makes no sense, alone or with another.
     """
 
     mode: str = "sequential"
@@ -91,10 +143,26 @@ class DecodeOptions:
     compression_ratio_threshold: float | None = 2.4
     logprob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
+    beam_size: int | None = None
+    best_of: int | None = None
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = (-1,)
+    suppress_blank: bool = True
+    min_new_tokens: int | None = None
+    max_new_tokens: int | None = None
+    without_timestamps: bool = False
+    max_initial_timestamp: float | None = 1.0
     condition_on_previous_text: bool = True
     initial_prompt: str | None = None
-    max_initial_timestamp: float | None = 1.0
+    carry_initial_prompt: bool = False
+    hotwords: str | None = None
+    prefix: str | None = None
+    clip_timestamps: tuple[float, ...] = ()
     word_timestamps: bool = False
+    hallucination_silence_threshold: float | None = None
+    vad_filter: bool | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -103,12 +171,53 @@ class DecodeOptions:
             raise OptionError(
                 f"temperature is {self.temperature!r}: give numbers from 0 to 2, at least one"
             )
-        chance = self.no_speech_threshold
+        if self.vad_filter and self.mode != "batched":
+            raise OptionError("vad_filter is of mode 'batched': give that, or leave it out")
+        self._check_ranges()
+        for name in ("beam_size", "best_of"):
+            _check_count(name, getattr(self, name), 1)
+        self._check_lengths()
+        _check_count("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
+        self._check_silence_to_skip()
+        object.__setattr__(self, "clip_timestamps", _ascending(self.clip_timestamps))
+
+    def _check_ranges(self) -> None:
+        chance, latest = self.no_speech_threshold, self.max_initial_timestamp
         if chance is not None and not 0 <= chance <= 1:
             raise OptionError(f"no_speech_threshold is {chance!r}: give a probability, 0 to 1")
-        latest = self.max_initial_timestamp
         if latest is not None and not 0 <= latest <= 30:
             raise OptionError(f"max_initial_timestamp is {latest!r}: give seconds from 0 to 30")
+        if not -10 <= self.length_penalty <= 10:
+            raise OptionError(
+                f"length_penalty is {self.length_penalty!r}: give a number from -10 to 10"
+            )
+        if not 0 < self.repetition_penalty <= 10:
+            raise OptionError(
+                f"repetition_penalty is {self.repetition_penalty!r}: give a number above 0, at "
+                "most 10"
+            )
+
+    def _check_lengths(self) -> None:
+        least, most = self.min_new_tokens, self.max_new_tokens
+        if (least or 0) < 0 or (most is not None and most < max(1, least or 0)):
+            raise OptionError(
+                f"min_new_tokens is {least!r}, max_new_tokens {most!r}: give whole numbers, the "
+                "second at least 1 and not below the first"
+            )
+
+    def _check_silence_to_skip(self) -> None:
+        least = self.hallucination_silence_threshold
+        if least is None:
+            return
+        if not 0 <= least < math.inf:
+            raise OptionError(
+                f"hallucination_silence_threshold is {least!r}: give seconds, 0 or more"
+            )
+        if self.mode != "sequential" or not self.word_timestamps:
+            raise OptionError(
+                "hallucination_silence_threshold needs word_timestamps, and mode 'sequential'"
+            )
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -120,8 +229,8 @@ class DecodeOptions:
 # From quick to careful; what is given beside a preset counts instead of it.
 PRESETS = {
     "fast": DecodeOptions(mode="batched", temperature=0.0),
-    "balanced": DecodeOptions(mode="batched"),
-    "accurate": DecodeOptions(),
+    "balanced": DecodeOptions(),
+    "accurate": DecodeOptions(beam_size=5, best_of=5),
 }
 
 
@@ -129,12 +238,27 @@ def preset(name: str, **changes: object) -> DecodeOptions:
     """The options of a preset, with changes; those that are None change nothing.
 
     Raises:
-        OptionError: there is no such preset, or a change makes no sense.
+        OptionError: there is no such preset or option, or a change makes no sense.
     """
     if name not in PRESETS:
         raise OptionError(f"unknown preset {name!r}; possible: {', '.join(PRESETS)}")
     given = {option: value for option, value in changes.items() if value is not None}
-    return replace(PRESETS[name], **given)  # type: ignore[arg-type]
+    return changed(PRESETS[name], given)
+
+
+def changed(options: DecodeOptions, changes: Mapping[str, object]) -> DecodeOptions:
+    """The options with changes.
+
+    Raises:
+        OptionError: there is no such option, or a change makes no sense.
+    """
+    known = [field.name for field in fields(DecodeOptions)]
+    for name in changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise OptionError(f"there is no option {name!r}{hint}")
+    return replace(options, **changes)  # type: ignore[arg-type]
 
 
 def language_code(language: str) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whisper_flash_attention.audio import ahead as module
+from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio.ahead import load_ahead
+from whisper_flash_attention.audio import sound as module
+from whisper_flash_attention.audio.ahead import open_ahead
 from whisper_flash_attention.audio.load import Samples, Source
 from whisper_flash_attention.errors import AudioError, OptionError
 
@@ -30,7 +31,7 @@ class Decoder:
         self.blocks, self.lock = blocks, threading.Lock()
         self.started = self.most_at_once = self.at_work = self.blocks_given = 0
 
-    def __call__(self, source: Any, *, sampling_rate: int) -> Iterator[Samples]:
+    def __call__(self, source: Any) -> Iterator[Samples]:
         with self.lock:
             self.started += 1
             self.at_work += 1
@@ -55,29 +56,29 @@ def threads() -> list[str]:
 def test_recordings_come_in_their_order_as_load_audio_gives_them(
     paths: list[Path], workers: int | None, ahead: int | None
 ) -> None:
-    found = list(load_ahead(paths * 2, workers=workers, ahead=ahead))
+    found = list(open_ahead(paths * 2, workers=workers, ahead=ahead))
     assert [each.source for each in found] == paths * 2
     for each in found:
         assert each.error is None
-        assert each.samples is not None
-        np.testing.assert_array_equal(each.samples, load_audio(str(each.source)))
+        assert each.sound is not None
+        np.testing.assert_array_equal(each.sound.samples, load_audio(str(each.source)))
     assert not threads()
 
 
 def test_a_recording_that_takes_long_holds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow_first(source: Any, *, sampling_rate: int) -> Iterator[Samples]:
+    def slow_first(source: Any) -> Iterator[Samples]:
         time.sleep(0.05 if source == "0" else 0.0)
         yield np.full(1, float(source), np.float32)
 
     monkeypatch.setattr(module, "stream_audio", slow_first)
-    assert [each.source for each in load_ahead(numbers(9), workers=4)] == numbers(9)
+    assert [each.source for each in open_ahead(numbers(9), workers=4)] == numbers(9)
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_no_more_than_so_many_are_in_memory(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     decoder = Decoder()
     monkeypatch.setattr(module, "stream_audio", decoder)
-    for place, _ in enumerate(load_ahead(numbers(12), workers=3, ahead=ahead)):
+    for place, _ in enumerate(open_ahead(numbers(12), workers=3, ahead=ahead)):
         time.sleep(0.01)
         assert decoder.started <= place + ahead
     assert decoder.started == 12
@@ -92,7 +93,7 @@ def test_sources_are_taken_as_they_are_needed(paths: list[Path]) -> None:
             taken.append(1)
             yield paths[4]
 
-    loading = load_ahead(endless(), workers=1, ahead=2)
+    loading = open_ahead(endless(), workers=1, ahead=2)
     assert not taken
     next(loading)
     next(loading)
@@ -103,12 +104,21 @@ def test_sources_are_taken_as_they_are_needed(paths: list[Path]) -> None:
 def test_a_bad_file_gives_its_error_and_the_others_go_on(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     sources: list[Source] = [tmp_path / "no.wav", paths[0], tmp_path / "empty.wav", paths[1], b"?"]
-    found = list(load_ahead(sources))
+    found = list(open_ahead(sources))
     assert [each.error is None for each in found] == [False, True, False, True, False]
-    assert [each.samples is None for each in found] == [True, False, True, False, True]
+    assert [each.sound is None for each in found] == [True, False, True, False, True]
     assert str(found[0].error) == f"{tmp_path / 'no.wav'}: there is no such file"
     assert str(found[2].error) == f"{tmp_path / 'empty.wav'}: the file is empty (0 bytes)"
     assert isinstance(found[4].error, AudioError)
+
+
+def test_a_long_recording_stays_in_its_file(tmp_path: Path, paths: list[Path]) -> None:
+    silence = np.zeros((1, 601 * 8000), np.int16)
+    write_wave(tmp_path / "long.wav", silence, 8000)
+    long, short = open_ahead([tmp_path / "long.wav", paths[0]])
+    assert long.sound is not None and long.sound.samples is None
+    assert sum(block.size for block in long.sound.blocks()) == 601 * 16_000
+    assert short.sound is not None and short.sound.samples is not None
 
 
 def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +126,9 @@ def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         module,
         "stream_audio",
-        lambda source, sampling_rate: (
-            iter([np.zeros(1, np.float32)]) if source == "0" else decoder(source, sampling_rate=1)
-        ),
+        lambda source: iter([np.zeros(1, np.float32)]) if source == "0" else decoder(source),
     )
-    loading = load_ahead(numbers(50), workers=2, ahead=8)
+    loading = open_ahead(numbers(50), workers=2, ahead=8)
     next(loading)
     assert threads()
     loading.close()  # type: ignore[attr-defined]
@@ -132,21 +140,21 @@ def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_any_other_error_is_raised_and_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(source: Any, *, sampling_rate: int) -> Iterator[Samples]:
+    def broken(source: Any) -> Iterator[Samples]:
         raise ZeroDivisionError("not the recording's fault")
 
     monkeypatch.setattr(module, "stream_audio", broken)
     with pytest.raises(ZeroDivisionError):
-        list(load_ahead(numbers(5)))
+        list(open_ahead(numbers(5)))
     assert not threads()
 
 
 def test_nothing_gives_nothing() -> None:
-    assert list(load_ahead([])) == []
+    assert list(open_ahead([])) == []
     assert not threads()
 
 
-@pytest.mark.parametrize("name", ["workers", "ahead", "sampling_rate"])
+@pytest.mark.parametrize("name", ["workers", "ahead"])
 def test_numbers_below_one_are_refused_at_once(name: str) -> None:
     with pytest.raises(OptionError, match=f"{name} must be at least 1, got 0"):
-        load_ahead([], **{name: 0})
+        open_ahead([], **{name: 0})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from whisper_flash_attention.audio import load_audio, vad
-from whisper_flash_attention.audio.vad import speech_chunks
+from whisper_flash_attention.audio.vad import all_chunks, speech_chunks
 from whisper_flash_attention.errors import MissingPackage
 
 
@@ -22,7 +22,7 @@ def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
     silence = np.zeros(8 * 16_000, np.float32)
     recording = np.concatenate([silence, speech, silence, speech, silence])
     chunks = list(speech_chunks(recording))
-    assert all(chunk.seconds <= 30 for chunk in chunks)
+    assert all(chunk.seconds <= 27 for chunk in chunks)
     heard = sum(chunk.seconds for chunk in chunks)
     assert 0.85 * 2 * speech.size / 16_000 < heard < 2 * speech.size / 16_000 + 9
     for chunk in chunks:
@@ -42,6 +42,20 @@ def test_chunks_are_as_long_as_they_may_be(speech) -> None:
 
 def test_nobody_speaks_in_silence() -> None:
     assert list(speech_chunks(np.zeros(16_000, np.float32))) == []
+
+
+def test_all_of_a_recording_is_in_chunks_but_digital_silence() -> None:
+    sound = np.sin(np.arange(70 * 16_000, dtype=np.float32))
+    sound[30 * 16_000 : 60 * 16_000] = 0.25
+    sound[3 * 16_000 : 29 * 16_000] = 0
+    chunks = list(all_chunks(sound))
+    assert [(chunk.start, chunk.seconds) for chunk in chunks] == [(0, 30), (60, 10)]
+    assert np.array_equal(chunks[1].samples, sound[60 * 16_000 :])
+    # A click that the first look at a few samples misses.
+    sound[45 * 16_000 + 7] = 0.26
+    assert [chunk.start for chunk in all_chunks(sound)] == [0, 30, 60]
+    short = [chunk.samples.size for chunk in all_chunks(sound[:18], max_seconds=0.001)]
+    assert short == [16, 2]
 
 
 def test_pytorch_keeps_its_threads(speech) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, buffers, plan
+from whisper_flash_attention.engine import beam, buffers, device, plan
 from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
 from whisper_flash_attention.engine.choose import choose_tokens
 from whisper_flash_attention.engine.device import DeviceDecoder
@@ -176,6 +176,30 @@ def test_logits_token_by_token(weights: DecoderWeights, absorbed: bool, slots: i
     assert graphs.keys == [("prompt", "logits", 1), step, ("prompt", "logits", 2), step]
 
 
+@pytest.mark.parametrize(("length", "place", "batch"), [(2, 0, 2), (2, 1, 1), (9, 5, 2)])
+def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
+    weights: DecoderWeights, length: int, place: int, batch: int
+) -> None:
+    inputs = clips(batch, length)
+    masks = Rules((Suppress((11,)),))
+    request = Request(masks, length + 2, (), 0, watch=(11, place))
+    wanted = expected(weights, inputs, request, True)
+    assert wanted.watched is not None and wanted.watched.shape == (batch,)
+    prompt = length if length <= plan.KERNEL_PROMPT_TOKENS else 1
+    decoder, graphs = on_kernels(weights, absorbed=True, slots=3, prompt=prompt, raw=True)
+    for _ in range(2):
+        found = decoder.greedy(*inputs, request)
+        assert torch.equal(found.sequences, wanted.sequences)
+        check_close(found.watched, wanted.watched)  # type: ignore[arg-type]
+    decoder.start(*inputs, request.watch)
+    check_close(decoder.watched, wanted.watched)  # type: ignore[arg-type]
+    # Another place is another recording, and none at all the one without.
+    unwatched = decoder.greedy(*inputs, Request(masks, length + 2, (), 0))
+    assert unwatched.watched is None
+    assert ("prompt", "pick 0", 2, place) in graphs.keys or length > 2
+    assert ("prompt", "pick 0", 2) in graphs.keys or length > 2
+
+
 def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     decoder, graphs = on_kernels(weights, absorbed=False, slots=2)
     inputs = clips(1, 2)
@@ -184,6 +208,26 @@ def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     found = decoder.greedy(*inputs, request).sequences
     assert found.tolist() == [[*inputs[1][0].tolist(), first]]
     assert graphs.keys == [("prompt", "pick 0", 2)]
+
+
+@pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (8, None, 5)])
+def test_the_host_has_time_once_the_device_has_work(
+    weights: DecoderWeights,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    end: int | None,
+    steps: int,
+) -> None:
+    monkeypatch.setattr(device, "HEAD_START", 2)
+    inputs = clips(1, 2)
+    first = int(expected(weights, inputs, Request(Rules(), 3, (), 0), True).sequences[0, 2])
+    decoder, graphs = on_kernels(weights, absorbed=True, slots=1)
+    ends = (299,) if end is None else (first,)
+    seen: list[int] = []
+    request = Request(Rules((Suppress((299,)),)), length, ends, 0)
+    decoder.greedy(*inputs, request, lambda: seen.append(len(graphs.keys)))
+    assert seen == [1 + min(steps, 2)]
+    assert len(graphs.keys) == 1 + steps
 
 
 @FORMS

@@ -165,6 +165,18 @@ def test_large_batches_go_in_parts(model, features, monkeypatch) -> None:
 
 
 @pytest.mark.gpu
+def test_a_first_part_of_another_size_leaves_those_before_it_alone(monkeypatch) -> None:
+    """Preparing a size must not touch the space while parts of another are computed in it."""
+    monkeypatch.setattr(fused_encoder, "clips_per_part", lambda weights, batch: min(batch, 16))
+    config = small_whisper_config(max_source_positions=1500, encoder_layers=12)
+    half = perturbed(WhisperForConditionalGeneration(config)).half().to("cuda")
+    clips = torch.randn(90, config.num_mel_bins, 3000, device="cuda").half()
+    for _ in range(4):
+        runner = encoder_for(weights_of(half), Recorder())
+        assert torch.equal(runner.run(clips), runner.run(clips))
+
+
+@pytest.mark.gpu
 def test_new_weights_in_place_are_seen(model, features) -> None:
     half = copy.deepcopy(model).half().to("cuda")
     runner = encoder_for(weights_of(half), Recorder())

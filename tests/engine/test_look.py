@@ -8,6 +8,17 @@ import torch
 from whisper_flash_attention.engine.look import Look
 
 
+@pytest.mark.gpu
+def test_waiting_sees_what_held_at_the_last_look() -> None:
+    flags = torch.zeros(3, dtype=torch.bool, device="cuda")
+    look = Look(flags)
+    assert not look.all_hold(wait=True)
+    flags.fill_(True)
+    assert not look.all_hold(wait=True)
+    torch.cuda._sleep(10_000_000)
+    assert look.all_hold(wait=True)
+
+
 @pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_flags_are_seen_when_all_hold_and_not_before(name: str) -> None:
     flags = torch.zeros(3, dtype=torch.bool, device=name)

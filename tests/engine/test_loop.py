@@ -89,6 +89,25 @@ def test_log_probabilities_are_those_of_the_tokens_and_their_end(model, device, 
     torch.testing.assert_close(decoded.sum_logprobs, wanted, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("place", "length"), [(1, 3), (0, 1), (9, 12)])
+def test_a_watched_token_has_the_probability_that_the_model_gives_it(
+    model, device, place, length
+) -> None:
+    engine = Engine.of(model.to(device))
+    tokens = [298, 5, 17, *range(20, 40)][:length]
+    prompt = torch.tensor([tokens], device=device).expand(2, -1)
+    heard = features(2).to(device)
+    request = Request(Rules((Suppress((9,)),)), length + 2, (), 0, watch=(9, place))
+    with torch.no_grad():
+        logits = model(heard, decoder_input_ids=prompt).logits
+    wanted = logits[:, place].softmax(-1)[:, 9]
+    # On a GPU the second call replays what the first one recorded.
+    for _ in range(2):
+        decoded = engine.decode(engine.encode(heard), prompt, request)
+        torch.testing.assert_close(decoded.watched, wanted, rtol=2e-3, atol=1e-6)
+
+
 def test_a_temperature_flattens_what_is_drawn_and_not_what_is_told(model) -> None:
     engine = Engine.of(model)
     prompt = torch.tensor([[298, 5]]).expand(2, -1)

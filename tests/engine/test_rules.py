@@ -160,6 +160,10 @@ def test_repetition(
     history = History(tokens, tokens.shape[1])
     assert torch.equal(rules.RepetitionPenalty(penalty, cut).apply(scores, history), expected)
     check_equal(rules.NoRepeatNgram(size), stock.NoRepeatNGramLogitsProcessor(size), scores, tokens)
+    if begin + size <= tokens.shape[1]:
+        answer, history = tokens[:, begin:], History(tokens, tokens.shape[1])
+        expected = stock.NoRepeatNGramLogitsProcessor(size)(answer, scores)
+        assert torch.equal(rules.NoRepeatNgram(size, begin).apply(scores, history), expected)
 
 
 @quick
@@ -184,6 +188,7 @@ def test_warpers(
         (rules.TopP(p, keep), stock.TopPLogitsWarper(p, min_tokens_to_keep=keep)),
         (rules.TopK(k, keep, -9.0), stock.TopKLogitsWarper(k, -9.0, keep)),
         (rules.TopP(p, keep, -9.0), stock.TopPLogitsWarper(p, -9.0, keep)),
+        (rules.Normalise(), stock.LogitNormalization()),
     ):
         check_equal(rule, processor, scores, tokens)
 

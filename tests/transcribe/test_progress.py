@@ -20,7 +20,7 @@ def test_outside_a_terminal_several_files_give_a_line_each() -> None:
     progress, screen = progress_on(False, "a.wav", "[b].wav")
     with progress:
         progress.begin("a.wav")
-        progress.advance(0.5)
+        progress.advance("a.wav", 0.5)
         progress.tell("error: [a] is bad")
         progress.begin("[b].wav")
     assert screen.getvalue() == "[1/2] a.wav\nerror: [a] is bad\n[2/2] [b].wav\n"
@@ -38,7 +38,9 @@ def test_in_a_terminal_a_bar_moves_within_a_file() -> None:
     with progress:
         progress.begin("a.wav")
         progress.begin("b.wav")
-        progress.advance(0.5)
+        progress.advance("b.wav", 0.5)
+        progress.advance("a.wav", 0.25)
+        progress.advance("a.wav", 1.0)
         progress.tell("warning: b.wav: is cut off")
     assert "[2/2] b.wav" in screen.getvalue()
     assert " 75%" in screen.getvalue()

@@ -157,6 +157,8 @@ def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:
         (torch.zeros(16_000, dtype=torch.int16), "in floating point at 16 kHz; got int16"),
         (np.zeros(0, np.float32), "no sound in 0 samples"),
         (np.array([0.0, np.nan], np.float32), "not finite"),
+        ([0.0, 0.1], "a recording is a path, or samples, but got float"),
+        (None, "a recording is a path, or samples, but got NoneType"),
     ],
 )
 def test_samples_that_are_no_recording_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +29,20 @@ class ScriptedEngine:
     silence: float = 0.1
     asked: list[tuple[float, list[int]]] = field(default_factory=list)
 
-    def decode(self, states: torch.Tensor, prompt: torch.Tensor, request: Request) -> Decoded:
+    def decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None],
+    ) -> Decoded:
+        meanwhile()
         kinds = states[:, 0, 0].int().tolist()
-        if request.want_logits:
-            logits = torch.zeros(len(kinds), WORDS.timestamp_begin)
-            others = WORDS.timestamp_begin - 1
-            logits[:, WORDS.no_speech] = torch.tensor(
-                self.silence * others / (1 - self.silence)
-            ).log()
-            return Decoded(prompt, logits=(logits,))
+        watched = None
+        if request.watch is not None:
+            token, place = request.watch
+            assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
+            watched = torch.full((len(kinds),), self.silence)
         self.asked.append((request.temperature if request.sample else 0.0, kinds))
         step = sum(1 for _, asked in self.asked[:-1] if set(asked) & set(kinds))
         rows, sums = [], []
@@ -45,7 +51,8 @@ class ScriptedEngine:
             rows.append([token] * 5 + [WORDS.end])
             sums.append(mean * 6)
         answer = torch.tensor(rows)
-        return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor(sums))
+        said = torch.cat([prompt, answer], 1)
+        return Decoded(said, sum_logprobs=torch.tensor(sums), watched=watched)
 
 
 class Tokenizer:
@@ -103,6 +110,16 @@ def test_among_bad_answers_the_likeliest_that_does_not_repeat_itself_is_taken(
     assert windows.is_bad(answer)
 
 
+@pytest.mark.parametrize("temperature", [0.0, (0.0, 0.5)])
+def test_the_host_is_given_time_once(temperature: Any) -> None:
+    windows = decoder(ScriptedEngine(SCRIPT), temperature=temperature)
+    short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
+    calls: list[int] = []
+    later = windows.decode_first(states(GOOD, REPEATS), [short, long], lambda: calls.append(1))
+    assert calls == [1]
+    assert [answer.tokens for answer in later()] == [(9,) * 5, (7,) * 5]
+
+
 def test_thresholds_may_be_left_out() -> None:
     engine = ScriptedEngine(SCRIPT)
     options = {"compression_ratio_threshold": None, "logprob_threshold": None}
@@ -140,6 +157,9 @@ def test_text_that_repeats_itself_compresses_well() -> None:
         ({"temperature": -0.1}, "from 0 to 2"),
         ({"no_speech_threshold": 1.5}, "probability"),
         ({"max_initial_timestamp": 31.0}, "seconds from 0 to 30"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "max_new_tokens 8"),
+        ({"max_new_tokens": 0}, "at least 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

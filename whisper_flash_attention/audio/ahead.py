@@ -10,18 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from threading import Event
 from typing import TypeVar
 
-from whisper_flash_attention.audio.load import (
-    SAMPLING_RATE,
-    Samples,
-    Source,
-    join_blocks,
-    stream_audio,
-)
+from whisper_flash_attention.audio.load import Source
+from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
@@ -32,22 +26,18 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """One recording: mono float32 samples `[T]` within [-1, 1], or the error that came instead."""
+class Opened:
+    """One recording that can be read, or the error that came instead."""
 
     source: Source
-    samples: Samples | None = None
+    sound: Sound | None = None
     error: AudioError | None = None
 
 
-def load_ahead(
-    sources: Iterable[Source],
-    *,
-    workers: int | None = None,
-    ahead: int | None = None,
-    sampling_rate: int = SAMPLING_RATE,
-) -> Iterator[Loaded]:
-    """Decode recordings as `load_audio` does, in threads, and give them in their order.
+def open_ahead(
+    sources: Iterable[Source], *, workers: int | None = None, ahead: int | None = None
+) -> Iterator[Opened]:
+    """Open recordings as `open_sound` does, in threads, and give them in their order.
 
     A recording that cannot be read gives its error, and the others go on. Closing the iterator
     stops the threads, each after the block that it is decoding.
@@ -57,15 +47,11 @@ def load_ahead(
         workers: threads; if left out one per core, but at most 4.
         ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
             included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
-        sampling_rate: of the samples, in Hz.
 
     Raises:
         OptionError: at once, if a number is below 1.
     """
-    if sampling_rate < 1:
-        raise OptionError(f"sampling_rate must be at least 1, got {sampling_rate}")
-    load = partial(_load, sampling_rate=sampling_rate)
-    return work_ahead(sources, load, workers=workers, ahead=ahead)
+    return work_ahead(sources, _open, workers=workers, ahead=ahead)
 
 
 def work_ahead(
@@ -81,7 +67,7 @@ def work_ahead(
         entries: taken as they are needed, in the caller's thread.
         work: called in a thread with an entry and an event; when that is set, nobody will see the
             result, and the work may be left. What it raises is raised in the caller's thread.
-        workers, ahead: as for `load_ahead`.
+        workers, ahead: as for `open_ahead`.
 
     Raises:
         OptionError: at once, if a number is below 1.
@@ -113,13 +99,8 @@ def _in_order(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(source: Source, stop: Event, sampling_rate: int) -> Loaded:
-    blocks: list[Samples] = []
+def _open(source: Source, stop: Event) -> Opened:
     try:
-        for block in stream_audio(source, sampling_rate=sampling_rate):
-            blocks.append(block)
-            if stop.is_set():
-                break  # nobody will see the result
+        return Opened(source, open_sound(source, stop=stop))
     except AudioError as error:
-        return Loaded(source, error=error)
-    return Loaded(source, join_blocks(blocks))
+        return Opened(source, error=error)

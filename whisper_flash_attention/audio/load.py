@@ -117,7 +117,7 @@ def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
 def _blocks(source: Source, size: int, decoding: _Decoding) -> Iterator[Samples]:
     import av
 
-    name = _name(source)
+    name = name_of(source)
     with _open(source, name) as container:
         stream = container.streams.best("audio")
         if not isinstance(stream, av.AudioStream):  # None, too, for one of which nothing is known
@@ -144,7 +144,7 @@ def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
         yield np.concatenate(kept)
 
 
-def _name(source: Source) -> str:
+def name_of(source: Source) -> str:
     """What messages call it."""
     if isinstance(source, str | Path):
         return str(source)

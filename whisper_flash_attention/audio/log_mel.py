@@ -200,11 +200,20 @@ def _write(bank: MelBank, padded: Tensor, out: Tensor) -> Tensor:
     heard = rows if out.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
     bank.power(padded, heard)
     peaks = heard.log10_().amax(dim=(1, 2), keepdim=True).clamp_(min=SILENCE)
-    lowest = (peaks - RANGE).clamp_(min=SILENCE)
-    torch.maximum(heard, lowest, out=heard)
-    rows.copy_(heard.mul_(0.25).add_(1.0))
-    out[:, :, frames:] = lowest.mul_(0.25).add_(1.0)
+    rows.copy_(scale_(heard, peaks))
+    out[:, :, frames:] = scale_(torch.full_like(peaks, SILENCE), peaks)
     return peaks
+
+
+def scale_(heard: Tensor, peak: Tensor) -> Tensor:
+    """Features of logarithms of mel power, in their place: at most 8 below the peak, then scaled.
+
+    Args:
+        heard: float32 `[..., mel_bins, frames]`.
+        peak: the highest of the recording, to be broadcast.
+    """
+    lowest = (peak - RANGE).clamp_(min=SILENCE)
+    return torch.maximum(heard, lowest, out=heard).mul_(0.25).add_(1.0)
 
 
 def _check_finite(peaks: list[Tensor]) -> None:

@@ -47,6 +47,10 @@ class MelBank:
     groups: tuple[Group, ...]
     frames_at_a_time: int
 
+    @property
+    def mel_bins(self) -> int:
+        return self.groups[-1].last
+
     def power(self, samples: Tensor, out: Tensor) -> None:
         """Write the mel power of every frame into `out`, part by part.
 

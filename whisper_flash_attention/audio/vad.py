@@ -1,4 +1,4 @@
-"""Where somebody speaks, by Silero's voice activity detector, and speech in chunks of 30 s at most.
+"""A recording in chunks for Whisper: those of speech, by Silero's detector, or all of it.
 
 The detector comes with its own package (`silero-vad`, MIT licence), which is optional.
 """
@@ -16,9 +16,14 @@ import numpy.typing as npt
 import torch
 
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.voice import Heard, Voice
 from whisper_flash_attention.errors import MissingPackage
 
-CHUNK_SECONDS = 30.0
+# Whisper leaves speech that reaches to the end of its 30 s to the next window; silence behind it
+# says that it is whole.
+CHUNK_SECONDS = 27.0
+# What Whisper sees at once: the length of windows that follow one another.
+WINDOW_SECONDS = 30.0
 # Shorter pauses do not part speech, and so much around speech belongs to it.
 PAUSE_MS, AROUND_MS = 500, 200
 
@@ -47,22 +52,57 @@ def speech_chunks(
     Raises:
         MissingPackage: Silero's package is not installed.
     """
-    begin = end = None
-    for start, stop in _speech(samples, max_seconds):
-        if begin is not None and end is not None and stop - begin > max_seconds * SAMPLING_RATE:
-            yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
-            begin = None
-        begin = start if begin is None else begin
-        end = stop
-    if begin is not None:
+    heard = Heard(Voice(detector()).hear(samples).tolist())
+    for begin, end in spans_of_speech(torch.from_numpy(samples), heard, max_seconds):
         yield Chunk(begin / SAMPLING_RATE, samples[begin:end])
 
 
-def _speech(samples: npt.NDArray[np.float32], max_seconds: float) -> list[tuple[int, int]]:
-    """First and last sample of every stretch of speech."""
-    detector, find = _detector()
+def all_chunks(
+    samples: npt.NDArray[np.float32], max_seconds: float = WINDOW_SECONDS
+) -> Iterator[Chunk]:
+    """Chunks of `max_seconds` that follow one another, without those of digital silence.
+
+    Args:
+        samples: mono `[T]` at 16 kHz.
+    """
+    size = round(max_seconds * SAMPLING_RATE)
+    for begin in range(0, len(samples), size):
+        chunk = Chunk(begin / SAMPLING_RATE, samples[begin : begin + size])
+        if not is_flat(chunk.samples):
+            yield chunk
+
+
+def is_flat(samples: npt.NDArray[np.float32]) -> bool:
+    """Whether all samples are one number; a few of them tell that nearly always."""
+    few = samples[:: 1 + len(samples) // 64]
+    return bool((few == few[0]).all() and (samples == samples[0]).all())
+
+
+def spans_of_speech(
+    samples: torch.Tensor, detector: Any, max_seconds: float
+) -> Iterator[tuple[int, int]]:
+    """First sample and end of every chunk of speech, in order.
+
+    Args:
+        samples: mono `[T]` at 16 kHz.
+        detector: tells the probability of speech in 512 samples, as Silero's model does.
+    """
+    begin = end = None
+    for start, stop in _speech(samples, detector, max_seconds):
+        if begin is not None and end is not None and stop - begin > max_seconds * SAMPLING_RATE:
+            yield begin, end
+            begin = None
+        begin = start if begin is None else begin
+        end = stop
+    if begin is not None and end is not None:
+        yield begin, end
+
+
+def _speech(samples: torch.Tensor, detector: Any, max_seconds: float) -> list[tuple[int, int]]:
+    """First sample and end of every stretch of speech."""
+    find = _detector()[1]
     found = find(
-        torch.from_numpy(samples),
+        samples,
         detector,
         sampling_rate=SAMPLING_RATE,
         max_speech_duration_s=max_seconds,
@@ -70,6 +110,11 @@ def _speech(samples: npt.NDArray[np.float32], max_seconds: float) -> list[tuple[
         speech_pad_ms=AROUND_MS,
     )
     return [(stretch["start"], stretch["end"]) for stretch in found]
+
+
+def detector() -> Any:
+    """Silero's model. Raises `MissingPackage` where its package is not installed."""
+    return _detector()[0]
 
 
 @lru_cache(maxsize=1)

@@ -132,6 +132,8 @@ def benchmark_command(
       whisper-flash benchmark --report --output benchmarks/results/h100
 
       whisper-flash benchmark --list
+
+      whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
     """
     if report_only:
         show_outcome(report_again(output), Console(stderr=True))

@@ -25,7 +25,8 @@ Samples = npt.NDArray[np.float32]
 
 SOURCES = ("bundled", "librispeech")
 SAMPLING_RATE = 16000
-CLIP_SAMPLES = 30 * SAMPLING_RATE
+SECONDS_PER_CLIP = 30
+CLIP_SAMPLES = SECONDS_PER_CLIP * SAMPLING_RATE
 BUNDLED_STEP = 27_011  # samples between the starts of two clips, 1.7 s
 MOST_CLIPS = 67  # a prime, so that batches of any size start at different clips
 

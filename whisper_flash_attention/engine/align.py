@@ -13,13 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from whisper_flash_attention.engine import step
 from whisper_flash_attention.engine.products import linear
-from whisper_flash_attention.engine.weights import Attention, DecoderLayer, DecoderWeights
+from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.engine.weights import (
+    Attention,
+    DecoderLayer,
+    DecoderWeights,
+    Linear,
+)
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 # A GPU is saturated by the rows that fit here; a CPU is by one, and likes its caches.
@@ -59,7 +66,41 @@ class Heard:
     probabilities: Tensor
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Together:
+    """What the decoder made of several rows, of which each has its own lengths.
+
+    Args:
+        rows: what was said.
+        attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
+        probabilities: [B, L] float32.
+        is_finite: bool [], on the device: whether all that the model computed is.
+    """
+
+    rows: Sequence[Said]
+    attention: Tensor
+    probabilities: Tensor
+    is_finite: Tensor
+
+    def each(self) -> Iterator[Heard]:
+        """Every row by itself. Raises `NotFinite`."""
+        check_finite(self.is_finite)
+        for row, attention, likely in zip(
+            self.rows, self.attention, self.probabilities, strict=True
+        ):
+            length = len(row.tokens)
+            yield Heard(attention[:, :length, : positions_with_audio(row)], likely[:length])
+
+
+def check_finite(is_finite: Tensor) -> None:
+    """Raise `NotFinite` if a bool [] does not hold; waits for the device."""
+    if not bool(is_finite):
+        raise NotFinite(
+            "the model computed NaN or infinity while words were aligned; its weights may be "
+            "damaged, or too large for half precision: try float32"
+        )
+
+
 def listen(
     weights: DecoderWeights,
     rows: Sequence[Said],
@@ -68,6 +109,26 @@ def listen(
     text_tokens: int,
     budget_bytes: int | None = None,
 ) -> Iterator[Heard]:
+    """As `listen_together`, row by row.
+
+    Raises:
+        NotFinite: the model computed NaN or infinity.
+    """
+    for together in listen_together(
+        weights, rows, heads, text_tokens=text_tokens, budget_bytes=budget_bytes
+    ):
+        yield from together.each()
+
+
+@torch.no_grad()
+def listen_together(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    *,
+    text_tokens: int,
+    budget_bytes: int | None = None,
+) -> Iterator[Together]:
     """Run the decoder over all tokens of each row at once; yields rows in order, part by part.
 
     Args:
@@ -80,7 +141,6 @@ def listen(
 
     Raises:
         OptionError: the model has no such head, or not so many positions as a row has tokens.
-        NotFinite: the model computed NaN or infinity.
     """
     check_heads(weights, heads)
     longest = max((len(row.tokens) for row in rows), default=0)
@@ -94,7 +154,7 @@ def listen(
     while start < len(rows):
         count = _rows_within(weights, rows[start:], len(heads), budget_bytes)
         part = rows[start : start + count]
-        yield from _Pass(weights, part, heads).run(text_tokens, budget_bytes)
+        yield _Pass(weights, part, heads).run(text_tokens, budget_bytes)
         start += count
 
 
@@ -152,15 +212,22 @@ class _Pass:
         self._heads = heads
         self._states = torch.stack([row.states for row in rows])
         lengths = [len(row.tokens) for row in rows]
-        padded = [(*row.tokens, *[0] * (max(lengths) - len(row.tokens))) for row in rows]
         device = weights.embedding.device
-        self._tokens = torch.tensor(padded, device=device)  # [B, L]
-        self._lengths = torch.tensor(lengths, device=device)
-        self._audio = [positions_with_audio(row) for row in rows]
-        # Per row and alignment head: [L, P].
-        self._attention: list[dict[int, Tensor]] = [{} for _ in rows]
+        self._said = np.zeros((len(rows), max(lengths)), np.int64)  # [B, L]
+        for said, row in zip(self._said, rows, strict=True):
+            said[: len(row.tokens)] = row.tokens
+        self._lengths = np.array(lengths)
+        self._tokens = to_device(self._said, device)
+        audio = [positions_with_audio(row) for row in rows]
+        shape = (len(rows), len(heads), max(lengths), max(audio))
+        self._attention = torch.empty(shape, device=device)
+        # Which positions saw no audio, if any: [B, 1, 1, P].
+        self._unseen: Tensor | None = None
+        if min(audio) < max(audio):
+            seen = to_device(np.array(audio), device)[:, None, None, None]
+            self._unseen = torch.arange(max(audio), device=device) >= seen
 
-    def run(self, text_tokens: int, budget_bytes: int) -> list[Heard]:
+    def run(self, text_tokens: int, budget_bytes: int) -> Together:
         tokens, weights = self._tokens, self._weights
         x = F.embedding(tokens, weights.embedding) + weights.positions[: tokens.shape[1]]
         for index, layer in enumerate(weights.layers):
@@ -169,13 +236,8 @@ class _Pass:
             hidden = F.gelu(linear(step.normalize(x, layer.ffn_norm), layer.fc1))
             x += linear(hidden, layer.fc2)
         probabilities = self._probabilities(x, text_tokens, budget_bytes)
-        return [
-            Heard(
-                torch.stack([found[each] for each in range(len(self._heads))]),
-                likely[: len(row.tokens)],
-            )
-            for row, found, likely in zip(self._rows, self._attention, probabilities, strict=True)
-        ]
+        is_finite = torch.isfinite(probabilities.sum() + x.float().sum())
+        return Together(self._rows, self._attention, probabilities, is_finite)
 
     def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
         attention = layer.cross_attention
@@ -189,40 +251,33 @@ class _Pass:
 
     def _look(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
-        heads = list(wanted.values())
-        keys = k[:, heads, : max(self._audio)].float()
-        scores = torch.matmul(q[:, heads].float() * step.SCALE, keys.transpose(2, 3))
-        for row, length, audio in zip(
-            range(len(scores)), self._lengths.tolist(), self._audio, strict=True
-        ):
-            seen = torch.softmax(scores[row, :, :length, :audio], dim=-1)
-            self._attention[row].update(zip(wanted, seen, strict=True))
+        # A list of heads as an index would make the host wait for the device.
+        keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
+        queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * step.SCALE
+        scores = torch.matmul(queries, keys.float().transpose(2, 3))
+        if self._unseen is not None:
+            scores.masked_fill_(self._unseen, -torch.inf)
+        for index, seen in zip(wanted, torch.softmax(scores, dim=-1).unbind(1), strict=True):
+            self._attention[:, index] = seen
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
         """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
-        following = self._tokens[:, 1:]
-        places = torch.arange(1, self._tokens.shape[1], device=x.device)
-        is_text = (following < text_tokens) & (places < self._lengths[:, None])
-        before, spoken = x[:, :-1][is_text], following[is_text]
-        # Logits in the model's dtype, in float32, and their softmax.
+        length = self._said.shape[1]
+        is_text = (self._said < text_tokens) & (np.arange(length) < self._lengths[:, None])
+        is_text[:, 0] = False
+        places = to_device(np.flatnonzero(is_text), x.device)
+        # Logits in the model's dtype; their softmax in float32.
+        table = Linear(self._weights.projection[:text_tokens], None)
+        normed = step.normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
+        spoken = self._tokens.flatten()[places]
         at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.projection)))
-        found = [
-            torch.log_softmax(step.logits(self._weights, some)[:, :text_tokens], dim=-1)
-            .gather(1, ids[:, None])[:, 0]
-            .exp()
-            for some, ids in zip(
-                torch.split(before, at_once), torch.split(spoken, at_once), strict=True
-            )
-        ]
-        probabilities = torch.zeros(self._tokens.shape, device=x.device)
-        if found:
-            probabilities[:, 1:][is_text] = torch.cat(found)
-        if not bool(torch.isfinite(probabilities.sum() + x.float().sum())):
-            raise NotFinite(
-                "the model computed NaN or infinity while words were aligned; its weights may be "
-                "damaged, or too large for half precision: try float32"
-            )
-        return probabilities
+        probabilities = torch.zeros(self._said.size, device=x.device)
+        for some, ids, where in zip(
+            *(torch.split(each, at_once) for each in (normed, spoken, places)), strict=True
+        ):
+            chances = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
+            probabilities[where] = chances.gather(1, ids[:, None])[:, 0].exp()
+        return probabilities.view(self._said.shape)
 
 
 def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ random numbers.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -59,7 +60,7 @@ def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: R
     assert request.beams is not None
     _check_rows(len(prompt), len(states), request.beams)
     beams = _Search(prompt, request, request.beams)
-    logits = decoder.start(states, prompt)
+    logits = decoder.start(states, prompt, request.watch)
     state = decoder.state
     own = torch.arange(len(state.ancestors), dtype=torch.int32, device=prompt.device)
     # The slot itself, until beams move: what is not cached yet will be written there.
@@ -69,7 +70,8 @@ def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: R
         _extend(decoder, beams, logits, request)
     finally:
         state.branching = False
-    return beams.answer()
+    watched = decoder.watched if request.watch is not None else None
+    return replace(beams.answer(), watched=watched)
 
 
 def steps_between_looks(prompt: Tensor) -> int:

@@ -8,7 +8,8 @@ the largest call so far: calls of mixed shapes share it, and memory does not gro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +17,10 @@ from whisper_flash_attention.engine.weights import HEAD_WIDTH, DecoderWeights
 
 # Shape and dtype of a buffer.
 Spec = tuple[tuple[int, ...], torch.dtype]
+
+# Which axis of a buffer counts slots (or their clips), if not the first, and which counts tokens.
+SLOT_AXIS = {"keys": 1, "values": 1, "cross_keys": 1, "cross_values": 1}
+POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
 
 ALIGNMENT = 256
 LENGTH_BUCKET = 64
@@ -186,3 +191,37 @@ class DecodeState:
         arena.restart()
         cut = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
         return cls(layout, **cut)  # type: ignore[arg-type]
+
+    def rows(self, begin: int, end: int) -> DecodeState:
+        """The slots from `begin` to `end`, a clip with each, as a state on the same memory."""
+        layout = replace(self.layout, slots=end - begin, clips=end - begin)
+        cut = {
+            name: getattr(self, name).narrow(SLOT_AXIS.get(name, 0), begin, end - begin)
+            for name in buffers(self.layout)
+        }
+        return DecodeState(layout, **cut)
+
+    def adopt(self, other: DecodeState, slots: torch.Tensor, length: int) -> None:
+        """Copy the first N rows of another state, a clip with each, into `slots` [N] int64.
+
+        Args:
+            length: so many tokens and their keys and values are copied.
+        """
+        for axis, mine, theirs in self._pairs(other, length):
+            mine.index_copy_(axis, slots, theirs.narrow(axis, 0, len(slots)))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's row, a clip with it, to another slot; `length` as in `adopt`."""
+        for axis, mine, _ in self._pairs(self, length):
+            mine.select(axis, target).copy_(mine.select(axis, source))
+
+    def _pairs(
+        self, other: DecodeState, length: int
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """The axis that counts slots, a buffer, and the other state's, up to so many tokens."""
+        for name in buffers(self.layout).keys() - {"ancestors"}:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name in POSITION_AXIS:
+                along = POSITION_AXIS[name]
+                mine, theirs = mine.narrow(along, 0, length), theirs.narrow(along, 0, length)
+            yield SLOT_AXIS.get(name, 0), mine, theirs

@@ -14,8 +14,15 @@ from whisper_flash_attention.errors import NotFinite
 class Decoder(Protocol):
     """Turns tokens into logits; `plain.PlainDecoder` and `device.DeviceDecoder` do."""
 
-    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """Logits [B, V] in float32 after the prompt [B, P]."""
+    watched: torch.Tensor | None
+
+    def start(
+        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Logits [B, V] in float32 after the prompt [B, P].
+
+        With `watch` (as in `Request`) `watched` [B] is set, too.
+        """
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
         """Logits [B, V] in float32 after one more token per row [B]."""
@@ -37,7 +44,7 @@ def choose_tokens(
     ends = torch.tensor(request.eos, dtype=prompt.dtype, device=prompt.device)
     sums = torch.zeros(batch, device=prompt.device) if request.want_logprobs else None
     scores, raw = [], []
-    logits = decoder.start(states, prompt)
+    logits = decoder.start(states, prompt, request.watch)
     while True:
         bad |= ~torch.isfinite(logits.sum(dim=-1)) & ~finished
         if request.want_logits:
@@ -64,6 +71,7 @@ def choose_tokens(
         tuple(scores) if request.want_scores else None,
         tuple(raw) if request.want_logits else None,
         sums,
+        decoder.watched if request.watch is not None else None,
     )
 
 

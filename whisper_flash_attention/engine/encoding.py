@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whisper_flash_attention.engine import encoder
 from whisper_flash_attention.engine.cache import Arena
-from whisper_flash_attention.engine.graphs import Graphs, Recorder, recording_stream
+from whisper_flash_attention.engine.graphs import Graphs, Recorder, recording
 from whisper_flash_attention.engine.plan import has_encoder_kernels
 from whisper_flash_attention.engine.weights import EncoderWeights
 
@@ -126,7 +126,7 @@ class FusedEncoder:
             self._space.restart()
             part = EncoderPass(self._weights, clips, self._space)
             set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
-            with torch.cuda.stream(recording_stream(self._weights.positions.device)):
+            with recording(self._weights.positions.device):
                 part.compile()
             found = self._parts[clips] = part, Graphs(self._recorder)
             while len(self._parts) > MOST_PARTS:

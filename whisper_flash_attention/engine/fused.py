@@ -64,10 +64,17 @@ class FusedStep:
         self._work = work
         self._overlaps = Overlaps.of(state.layout.slots)
 
-    def embed(self, tokens: torch.Tensor) -> None:
-        """Write the residual rows of tokens [slots, P], each slot from its own position."""
+    def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
+        """Write the residual rows of tokens [slots, P], each slot from its own position.
+
+        With `ragged` the tokens at positions below 0 are nobody's: no key of theirs is kept or
+        seen. Those of a slot then stand in `tokens` from its beginning on.
+        """
         count = tokens.shape[1]
         places = self._state.positions[:, None] + torch.arange(count, device=tokens.device)
+        if ragged:
+            places = places.clamp(min=0)
+            tokens = tokens.gather(1, places)
         x = F.embedding(tokens, self._weights.embedding)
         x += F.embedding(places, self._weights.positions)
         self.residual(count).copy_(x.view(-1, x.shape[-1]))

@@ -41,18 +41,22 @@ class FusedRules:
     min_length: int = 0
     timestamps: Timestamps | None = None
 
+    def kind(self, eos: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """What `flags` follow from: each of the bits, and the tokens that bear it."""
+        stamps = (self.timestamps.no_timestamps,) if self.timestamps else ()
+        return (
+            (SUPPRESSED, self.suppress),
+            (SUPPRESSED_AT_BEGIN, self.suppress_at_begin),
+            (WAITS_FOR_LENGTH, self.waiting),
+            (NO_TIMESTAMPS, stamps),
+            (ENDS, eos),
+        )
+
     def flags(self, vocabulary: int, eos: tuple[int, ...], device: torch.device) -> Tensor:
         """Per token the bits SUPPRESSED ... ENDS, uint8 [V]; the ids in `eos` end a slot."""
-        marked = {
-            SUPPRESSED: self.suppress,
-            SUPPRESSED_AT_BEGIN: self.suppress_at_begin,
-            WAITS_FOR_LENGTH: self.waiting,
-            NO_TIMESTAMPS: (self.timestamps.no_timestamps,) if self.timestamps else (),
-            ENDS: eos,
-        }
         ids = torch.arange(vocabulary, device=device)
         flags = torch.zeros(vocabulary, dtype=torch.uint8, device=device)
-        for bit, tokens in marked.items():
+        for bit, tokens in self.kind(eos):
             wanted = torch.tensor(tokens, dtype=torch.int64, device=device)
             flags += torch.isin(ids, wanted).to(torch.uint8) * bit
         return flags

@@ -8,7 +8,8 @@ state's buffers and of the weights: they die with either.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from weakref import WeakSet
@@ -39,22 +40,16 @@ class Recorder:
         # PyTorch takes no recording into a pool that outlived all of its recordings.
         if self._pool is None or not self._alive:
             self._pool = torch.cuda.MemPool()
-        current = torch.cuda.current_stream()
-        stream = recording_stream(current.device)
         graph = torch.cuda.CUDAGraph()
-        stream.wait_stream(current)
         # torch.cuda.graph would also collect garbage and empty the allocator's cache: too slow.
-        try:
-            with torch.cuda.stream(stream):
-                with torch.cuda.use_mem_pool(self._pool):
-                    launch()
-                graph.capture_begin(self._pool.id, capture_error_mode="thread_local")
-                try:
-                    launch()
-                finally:
-                    graph.capture_end()
-        finally:
-            current.wait_stream(stream)
+        with recording(torch.device("cuda", torch.cuda.current_device())):
+            with torch.cuda.use_mem_pool(self._pool):
+                launch()
+            graph.capture_begin(self._pool.id, capture_error_mode="thread_local")
+            try:
+                launch()
+            finally:
+                graph.capture_end()
         self._alive.add(graph)
         return graph
 
@@ -79,9 +74,33 @@ class Graphs:
             graph.replay()
 
 
+@contextmanager
+def recording(device: torch.device) -> Iterator[None]:
+    """Launch on the stream of recordings what goes on after what was launched so far, and before
+    what is launched afterwards."""
+    stream, current = recording_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        current.wait_stream(stream)
+
+
 @cache
 def recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device on which passes are recorded.
+    """The stream of a device on which passes are recorded."""
+    return _new_stream(device)
+
+
+@cache
+def copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device on which samples arrive beside what is computed."""
+    return _new_stream(device)
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that does not wait for the default one.
 
     It comes from the driver where that can be asked: the first of PyTorch's own streams brings all
     others with it, and each takes device memory.

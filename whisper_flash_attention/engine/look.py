@@ -19,10 +19,16 @@ class Look:
         self._answer = torch.zeros((), dtype=torch.bool, pin_memory=flags.is_cuda)
         self._event: torch.cuda.Event | None = None
 
-    def all_hold(self) -> bool:
-        """Read the last copy if it has arrived, and ask for another."""
+    def all_hold(self, *, wait: bool = False) -> bool:
+        """Read the last copy if it has arrived, and ask for another.
+
+        Args:
+            wait: until the last copy has arrived.
+        """
         if not self._flags.is_cuda:
             return bool(self._flags.all())
+        if self._event is not None and wait:
+            self._event.synchronize()
         if self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
             return False
         if self._event is not None and bool(self._answer):

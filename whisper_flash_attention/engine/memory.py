@@ -22,7 +22,7 @@ from whisper_flash_attention.engine.plan import (
     Sizes,
     has_encoder_kernels,
     has_kernels,
-    is_absorbed_faster,
+    is_absorbed,
     kernel_bytes,
     make_layout,
 )
@@ -171,8 +171,7 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
     """
     _check_count("batch_size", batch_size)
     sizes = _planned_sizes(weights, wanted, batch_size)
-    form = wanted.cross_attention
-    absorbed = form == "absorbed" or (form == "auto" and is_absorbed_faster(sizes))
+    absorbed = is_absorbed(sizes, wanted.cross_attention)
     layout = replace(
         make_layout(weights.decoder, sizes, absorbed=absorbed),
         device=wanted.device,

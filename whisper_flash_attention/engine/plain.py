@@ -16,17 +16,25 @@ class PlainDecoder:
         self._weights = weights
         self._state = state
         self._length = 0
+        # What was last watched, [B] float32.
+        self.watched: torch.Tensor | None = None
 
     @property
     def state(self) -> DecodeState:
         """The buffers that the decoder works on."""
         return self._state
 
-    def start(self, states: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    def start(
+        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
         self._length = 0
         step.fill_cross(self._weights, states, self._state)
-        return self.extend(prompt)
+        logits = self.extend(prompt)
+        if watch is not None:
+            token, place = watch
+            self.watched = step.probability(self._weights, self._last[:, place], token)
+        return logits
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token per row [B] and give the next logits [B, V] in float32."""
@@ -34,6 +42,6 @@ class PlainDecoder:
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens [B, P] and give the logits [B, V] after the last."""
-        x = step.forward(self._weights, self._state, tokens, self._length)
+        self._last = step.forward(self._weights, self._state, tokens, self._length)
         self._length += tokens.shape[1]
-        return step.logits(self._weights, x)
+        return step.logits(self._weights, self._last[:, -1])

@@ -7,7 +7,14 @@ from functools import cache
 
 import torch
 
-from whisper_flash_attention.engine.cache import Layout, Spec, batch_bucket, length_bucket
+from whisper_flash_attention.engine.cache import (
+    LENGTH_BUCKET,
+    Layout,
+    Spec,
+    batch_bucket,
+    length_bucket,
+    state_bytes,
+)
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.weights import DecoderWeights
 
@@ -102,14 +109,17 @@ def is_absorbed_faster(sizes: Sizes) -> bool:
     return sizes.kernels and sizes.clips >= ABSORBED_FROM_CLIPS
 
 
+def is_absorbed(sizes: Sizes, form: str) -> bool:
+    """Whether this form of cross-attention, as in `Request`, is absorbed for these sizes."""
+    return form == "absorbed" or (form == "auto" and is_absorbed_faster(sizes))
+
+
 def layout_for(
     weights: DecoderWeights, states: torch.Tensor, prompt: torch.Tensor, request: Request
 ) -> Layout:
     """The layout of a decode of `prompt` [B, P] given encoder states [clips, S, D]."""
     sizes = Sizes.of(weights.embedding.device, states, prompt, request)
-    form = request.cross_attention
-    absorbed = form == "absorbed" or (form == "auto" and is_absorbed_faster(sizes))
-    return make_layout(weights, sizes, absorbed=absorbed)
+    return make_layout(weights, sizes, absorbed=is_absorbed(sizes, request.cross_attention))
 
 
 def make_layout(weights: DecoderWeights, sizes: Sizes, *, absorbed: bool) -> Layout:
@@ -139,6 +149,46 @@ def make_layout(weights: DecoderWeights, sizes: Sizes, *, absorbed: bool) -> Lay
     )
 
 
+def slots_layout(
+    weights: DecoderWeights, *, slots: int, keys: int, max_length: int, form: str
+) -> Layout:
+    """The layout of slots that are refilled one by one, of at most `max_length` tokens each.
+
+    Args:
+        keys: S, the encoder's states per clip.
+        form: of cross-attention, as in `Request`.
+    """
+    sizes = Sizes(
+        clips=slots,
+        slots=slots,
+        keys=keys,
+        prompt=1,
+        max_length=max_length,
+        raw=False,
+        kernels=has_kernels(weights.embedding.device),
+    )
+    return make_layout(weights, sizes, absorbed=is_absorbed(sizes, form))
+
+
+def entry_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
+    """The layout in which prompts of up to `prompt` tokens run before their rows go into `slots`.
+
+    There is room for the prompt and two tokens more, for a row that is full has ended.
+    """
+    room = length_bucket(prompt + 2)
+    sizes = Sizes(
+        clips=clips,
+        slots=clips,
+        keys=slots.keys,
+        prompt=prompt,
+        # Few layouts, for each has recordings of its own.
+        max_length=room if room == LENGTH_BUCKET else slots.positions,
+        raw=False,
+        kernels=slots.kernels,
+    )
+    return make_layout(weights, sizes, absorbed=slots.absorbed)
+
+
 def kernel_buffers(layout: Layout) -> dict[str, Spec]:
     """Name, shape and dtype of what the kernels need beside the state; nothing without kernels."""
     if not layout.kernels:
@@ -155,6 +205,31 @@ def kernel_bytes(layout: Layout) -> int:
     from whisper_flash_attention.engine.workspace import workspace_bytes
 
     return workspace_bytes(layout)
+
+
+def slots_bytes(
+    weights: DecoderWeights,
+    *,
+    slots: int,
+    keys: int,
+    max_length: int,
+    form: str,
+    refill: int,
+    prompt: int,
+) -> tuple[int, int]:
+    """Device memory that a stream's slots take, in bytes, and what their refills take.
+
+    The latter is shared with other decodes: of them and the refills, the largest counts.
+
+    Args:
+        refill, prompt: clips that are started together, and tokens of their longest prompt.
+    """
+    layout = slots_layout(weights, slots=slots, keys=keys, max_length=max_length, form=form)
+    own = state_bytes(layout) + kernel_bytes(layout)
+    if not layout.kernels:
+        return own, 0
+    entry = entry_layout(weights, layout, clips=refill, prompt=prompt)
+    return own, state_bytes(entry) + kernel_bytes(entry)
 
 
 def stays_on_device(request: Request) -> bool:

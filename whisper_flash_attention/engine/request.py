@@ -49,6 +49,8 @@ class Request:
             scores after the rules and before the temperature; not by beams.
         want_scores, want_logits: keep the float32 scores [B, V] of every step, after and before
             the rules.
+        watch: a token and a position in the prompt: how likely that token was right behind it,
+            before any rule, is wanted too; of every row of a prompt, those of beams, too.
         cross_attention: "projected" (keys and values per layer), "absorbed" (the encoder's states
             themselves) or "auto".
         on_token: called with the new tokens [B] of every step; slows the decode down.
@@ -64,6 +66,7 @@ class Request:
     want_scores: bool = False
     want_logits: bool = False
     want_logprobs: bool = False
+    watch: tuple[int, int] | None = None
     cross_attention: str = "auto"
     on_token: Callable[[torch.Tensor], None] | None = field(default=None, compare=False)
 
@@ -79,17 +82,18 @@ class Request:
 class Decoded:
     """The tokens of every row, [B, L] int64: prompt, answer, end, padding.
 
-    `scores` and `logits` hold a float32 tensor [B, V] per step where they were asked for, and
-    `sum_logprobs` a float32 number per row [B]. A search
-    by beams also gives, for every token of the answers, the row of the beam that it extended, int32
-    [B, N] with -1 behind the end; the answers' scores [B] float32; and the tokens of the beams that
-    were still running at the end.
+    `scores` and `logits` hold a float32 tensor [B, V] per step where they were asked for,
+    `sum_logprobs` and `watched` (a probability) a float32 number per row [B]. A search by beams
+    also gives, for every token of the answers, the row of the beam that it extended, int32 [B, N]
+    with -1 behind the end; the answers' scores [B] float32; and the tokens of the beams that were
+    still running at the end.
     """
 
     sequences: torch.Tensor
     scores: tuple[torch.Tensor, ...] | None = None
     logits: tuple[torch.Tensor, ...] | None = None
     sum_logprobs: torch.Tensor | None = None
+    watched: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     running: torch.Tensor | None = None

@@ -3,14 +3,12 @@
 Every class corresponds to one logits processor of Transformers and does the same float32
 operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
 `.item()` and shapes that depend on data. Tables of tokens are made once per vocabulary and device,
-at the first call: run once before capturing a CUDA graph.
+at the first call: run once before capturing a CUDA graph. Sources: Transformers'
+generation/logits_process.py; for the grammar `ApplyTimestampRules` in OpenAI's decoding.py.
 
 `Rules` is an ordered tuple of them. Where it holds only masks and Whisper's timestamp grammar,
 `Rules.fused` describes it as small tensors for the kernels `logits` and `pick`: they are data, so
 that one captured graph serves any such rules.
-
-Sources: transformers/generation/logits_process.py; for the grammar, `ApplyTimestampRules` in
-OpenAI's whisper/decoding.py.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.engine.fused_rules import FusedRules
+from whisper_flash_attention.engine.numbers import check_positive, check_tokens, check_whole
 from whisper_flash_attention.errors import OptionError
 
 
@@ -88,7 +87,7 @@ class Suppress:
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_tokens("tokens", self.tokens)
+        check_tokens("tokens", self.tokens)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         return _forbid(scores, _among(self.tokens, scores.shape[-1], scores.device), True)
@@ -102,8 +101,8 @@ class SuppressAtBegin:
     begin_index: int
 
     def __post_init__(self) -> None:
-        _check_tokens("tokens", self.tokens)
-        _check_whole("begin_index", self.begin_index, 0)
+        check_tokens("tokens", self.tokens)
+        check_whole("begin_index", self.begin_index, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         mask = _among(self.tokens, scores.shape[-1], scores.device)
@@ -122,8 +121,8 @@ class MinLength:
     eos: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_whole("length", self.length, 0)
-        _check_tokens("eos", self.eos)
+        check_whole("length", self.length, 0)
+        check_tokens("eos", self.eos)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         mask = _among(self.eos, scores.shape[-1], scores.device)
@@ -154,12 +153,12 @@ class Timestamps:
     detect: bool = True
 
     def __post_init__(self) -> None:
-        _check_whole("begin_index", self.begin_index, 0)
-        _check_whole("no_timestamps", self.no_timestamps, 0)
-        _check_whole("eos", self.eos, 1)
-        _check_whole("timestamp_begin", self.timestamp_begin, self.eos + 1)
+        check_whole("begin_index", self.begin_index, 0)
+        check_whole("no_timestamps", self.no_timestamps, 0)
+        check_whole("eos", self.eos, 1)
+        check_whole("timestamp_begin", self.timestamp_begin, self.eos + 1)
         if self.max_initial is not None:
-            _check_whole("max_initial", self.max_initial, 0)
+            check_whole("max_initial", self.max_initial, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         begin = self.timestamp_begin
@@ -220,9 +219,9 @@ class RepetitionPenalty:
     ignore: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
-        _check_positive("penalty", self.penalty)
+        check_positive("penalty", self.penalty)
         for number in self.ignore if isinstance(self.ignore, tuple) else (self.ignore,):
-            _check_whole("ignore", number, 0)
+            check_whole("ignore", number, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         vocabulary = scores.shape[-1]
@@ -241,12 +240,14 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """No `size` tokens in a row twice (`NoRepeatNGramLogitsProcessor`)."""
+    """No `size` tokens in a row twice behind the first `ignore` (`NoRepeatNGram...`)."""
 
     size: int
+    ignore: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole("size", self.size, 1)
+        check_whole("size", self.size, 1)
+        check_whole("ignore", self.ignore, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         tokens, vocabulary = history.known, scores.shape[-1]
@@ -256,7 +257,8 @@ class NoRepeatNgram:
         ends = torch.arange(windows.shape[1], device=tokens.device) + self.size
         places = history.lengths + torch.arange(1 - self.size, 0, device=tokens.device)
         prefix = tokens.gather(1, places.expand(tokens.shape[0], -1).clamp(min=0))
-        same = (windows[..., :-1] == prefix.unsqueeze(1)).all(dim=-1) & (ends <= history.lengths)
+        same = (windows[..., :-1] == prefix.unsqueeze(1)).all(dim=-1)
+        same = same & (ends <= history.lengths) & (ends >= self.ignore + self.size)
         banned = scores.new_zeros((scores.shape[0], vocabulary + 1), dtype=torch.bool)
         banned.scatter_(1, windows[..., -1].clamp(max=vocabulary).where(same, vocabulary), True)
         return scores.masked_fill(banned[:, :vocabulary], -math.inf)
@@ -269,7 +271,7 @@ class Temperature:
     value: float
 
     def __post_init__(self) -> None:
-        _check_positive("value", self.value)
+        check_positive("value", self.value)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         return scores / self.value
@@ -287,8 +289,8 @@ class TopK:
     fill: float = -math.inf
 
     def __post_init__(self) -> None:
-        _check_whole("k", self.k, 1)
-        _check_whole("keep", self.keep, 1)
+        check_whole("k", self.k, 1)
+        check_whole("keep", self.keep, 1)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         count = min(max(self.k, self.keep), scores.shape[-1])
@@ -310,13 +312,21 @@ class TopP:
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
             raise OptionError(f"p is {self.p!r}: give a number from 0 to 1")
-        _check_whole("keep", self.keep, 1)
+        check_whole("keep", self.keep, 1)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         ordered, order = torch.sort(scores, descending=False)
         remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - self.p)
         remove[..., -self.keep :] = False
         return scores.masked_fill(remove.scatter(1, order, remove), self.fill)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Scores as log-probabilities of what is left (`LogitNormalization`)."""
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        return torch.log_softmax(scores, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -377,18 +387,3 @@ def _among(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Te
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.int64, device=device)
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} is {value!r}: give a whole number, {least} or more")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise OptionError(f"{name} is {value!r}: give a number above 0")
-
-
-def _check_tokens(name: str, tokens: tuple[int, ...]) -> None:
-    if not isinstance(tokens, tuple) or not all(isinstance(token, int) for token in tokens):
-        raise OptionError(f"{name} is {tokens!r}: give a tuple of token ids")

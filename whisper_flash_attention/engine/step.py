@@ -1,10 +1,12 @@
 """One pass of the decoder in plain PyTorch: every device, every dtype, and the kernels' oracle.
 
-Positions are the same for all rows here and known on the host, so that the past is a view of the
-cache and nothing beyond it is read.
+Where all rows stand at one position, the past is a view of the cache, and nothing beyond it is
+read. Where they stand at positions of their own (`Places`), it is that of the longest, masked.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +23,29 @@ from whisper_flash_attention.engine.weights import (
 )
 
 SCALE = HEAD_WIDTH**-0.5
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one token of every row stands.
+
+    Args:
+        at: positions [B] int64.
+        end: one more than the last of them.
+        seen: which positions a row sees, bool [B, 1, 1, end]; its own is the last. What the cache
+            holds of the others must be finite all the same.
+    """
+
+    at: torch.Tensor
+    end: int
+    seen: torch.Tensor
+
+    @classmethod
+    def of(cls, positions: list[int], device: torch.device) -> Places:
+        """The places of so many rows."""
+        at = torch.tensor(positions, device=device)
+        end = max(positions) + 1
+        return cls(at, end, torch.arange(end, device=device) <= at[:, None, None, None])
 
 
 def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState) -> None:
@@ -41,23 +66,38 @@ def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState
 
 
 def forward(
-    weights: DecoderWeights, state: DecodeState, tokens: torch.Tensor, position: int
+    weights: DecoderWeights,
+    state: DecodeState,
+    tokens: torch.Tensor,
+    position: int | Places,
 ) -> torch.Tensor:
-    """Run `tokens` [B, P], of which the first stands at `position`, through all layers.
+    """Run `tokens` [B, P] through all layers, and write their keys and values into the cache.
 
-    Writes their keys and values into the cache.
+    Args:
+        position: of the first token of all rows, or the places of one token a row (P is 1). Rows
+            may be padded at their ends: what the cache holds of the padding is never seen, for a
+            later token takes its place.
 
     Returns:
-        The last token's output before the final norm, [B, D].
+        Their output before the final norm, [B, P, D].
     """
-    count = tokens.shape[1]
-    x = F.embedding(tokens, weights.embedding) + weights.positions[position : position + count]
+    where = (
+        position.at[:, None]
+        if isinstance(position, Places)
+        else slice(position, position + tokens.shape[1])
+    )
+    x = F.embedding(tokens, weights.embedding) + weights.positions[where]
     for index, layer in enumerate(weights.layers):
         x += _self_attention(layer, state, index, x, position)
         x += _cross_attention(layer, state, index, x)
         hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
         x += linear(hidden, layer.fc2)
-    return x[:, -1]
+    return x
+
+
+def rows_at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """One token of every row: [B, D] of x [B, P, D] at `places` [B] int64."""
+    return x[torch.arange(len(x), device=x.device), places]
 
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
@@ -65,22 +105,39 @@ def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
     return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
 
 
+def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
+    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    return logits(weights, x).softmax(dim=-1)[:, token]
+
+
 def _self_attention(
-    layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor, position: int
+    layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor, position: int | Places
 ) -> torch.Tensor:
     attention = layer.self_attention
     normed = normalize(x, layer.self_norm)
-    end = position + x.shape[1]
-    keys, values = state.keys[index], state.values[index]
-    keys[:, :, position:end].copy_(split_heads(linear(normed, attention.k)))
-    values[:, :, position:end].copy_(split_heads(linear(normed, attention.v)))
-    keys, values = _past(state, keys, end), _past(state, values, end)
+    cached = state.keys[index], state.values[index]
+    keys = _extend(state, cached[0], split_heads(linear(normed, attention.k)), position)
+    values = _extend(state, cached[1], split_heads(linear(normed, attention.v)), position)
     query = split_heads(linear(normed, attention.q))
+    seen = position.seen if isinstance(position, Places) else None
     # A prompt starts at position 0, so that PyTorch's causal mask is the right one.
     causal = x.shape[1] > 1
     assert not causal or position == 0
-    out = F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, is_causal=causal)
     return linear(join_heads(out), attention.out)
+
+
+def _extend(
+    state: DecodeState, cached: torch.Tensor, new: torch.Tensor, position: int | Places
+) -> torch.Tensor:
+    """Write new keys or values [B, H, P, 64] into the cache; all up to them, [B, H, end, 64]."""
+    if isinstance(position, Places):
+        end = position.end
+        cached[torch.arange(len(new), device=new.device), :, position.at] = new[:, :, 0]
+    else:
+        end = position + new.shape[2]
+        cached[:, :, position:end].copy_(new)
+    return _past(state, cached, end)
 
 
 def _past(state: DecodeState, cached: torch.Tensor, end: int) -> torch.Tensor:

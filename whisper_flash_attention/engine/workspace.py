@@ -41,10 +41,13 @@ def workspace_buffers(layout: Layout) -> dict[str, Spec]:
         "query": ((rows, layout.width), layout.dtype),
         "mixed": ((rows, layout.width), layout.dtype),
         "hidden": ((rows, layout.ffn), layout.dtype),
+        "watched": ((layout.slots, layout.width), layout.dtype),
         "absent": ((layout.slots,), torch.bool),
         "limits": ((layout.slots, 4), torch.int32),
         "flags": ((layout.vocabulary,), torch.uint8),
         "prompt": ((layout.slots, layout.prompt), torch.int64),
+        "starts": ((layout.slots,), torch.int32),
+        "places": ((layout.slots,), torch.int64),
         "settings": ((layout.slots, 8), torch.int32),
         "best_values": ((4, layout.slots, blocks), torch.float32),
         "best_ids": ((2, layout.slots, blocks), torch.int32),
@@ -95,10 +98,13 @@ class Workspace:
     query: torch.Tensor
     mixed: torch.Tensor
     hidden: torch.Tensor
+    watched: torch.Tensor
     absent: torch.Tensor
     limits: torch.Tensor
     flags: torch.Tensor
     prompt: torch.Tensor
+    starts: torch.Tensor
+    places: torch.Tensor
     settings: torch.Tensor
     best_values: torch.Tensor
     best_ids: torch.Tensor

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels.cross_attention_checks import check_rows, check_splits
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.self_attention import (
     HEAD_DIM,
@@ -347,8 +347,8 @@ def cross_attention(
     clips, heads, keys_count, _ = keys.shape
     config = config or choose(rows_per_clip, q.dtype)
     tiles = triton.cdiv(keys_count, config.block)
-    _check_rows(q.shape[0], clips, rows_per_clip, tokens_per_slot, finished)
-    _check_splits(splits, tiles, workspace_size(q.shape[0], heads, splits), partials, counters)
+    check_rows(q.shape[0], clips, rows_per_clip, tokens_per_slot, finished)
+    check_splits(splits, tiles, workspace_size(q.shape[0], heads, splits), partials, counters)
     kernel = _attend_row if config.variant == "vector" else _attend_rows
     groups = triton.cdiv(rows_per_clip, config.block_m)
     launch(kernel, (groups * splits, heads, clips))(
@@ -376,40 +376,3 @@ def cross_attention(
         num_warps=config.warps,
         **pdl(q.device),
     )
-
-
-def _check_rows(
-    rows: int, clips: int, rows_per_clip: int, tokens_per_slot: int, finished: Tensor | None
-) -> None:
-    if rows != clips * rows_per_clip or rows_per_clip % tokens_per_slot:
-        raise UnsupportedAttention(
-            f"{clips} clips of {rows_per_clip} rows each, slots of {tokens_per_slot} tokens, "
-            f"were asked for; q has {rows} rows"
-        )
-    if finished is not None and finished.shape != (rows // tokens_per_slot,):
-        raise UnsupportedAttention(
-            f"finished must be [{rows // tokens_per_slot}], one per slot; "
-            f"found {list(finished.shape)}"
-        )
-
-
-def _check_splits(
-    splits: int, tiles: int, needed: Workspace, partials: Tensor | None, counters: Tensor | None
-) -> None:
-    if not 1 <= splits <= tiles:
-        raise UnsupportedAttention(
-            f"splits must be 1 to {tiles}, a tile of keys each; got {splits}"
-        )
-    for name, tensor, size, dtype in (
-        ("partials", partials, needed.partials, torch.float32),
-        ("counters", counters, needed.counters, torch.int32),
-    ):
-        if size == 0:
-            continue
-        if tensor is None or tensor.numel() < size or tensor.dtype is not dtype:
-            found = "none" if tensor is None else f"{tensor.numel()} of {tensor.dtype}"
-            raise UnsupportedAttention(
-                f"{name} must hold {size} elements of {dtype} for {splits} splits; found {found}"
-            )
-        if not tensor.is_contiguous():
-            raise UnsupportedAttention(f"{name} must be contiguous")

@@ -7,14 +7,39 @@ the adapters that the model has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.prompting import Hints
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+
+# What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.
+SHARED = frozenset(
+    {
+        *("temperature", "compression_ratio_threshold", "logprob_threshold"),
+        *("no_speech_threshold", "condition_on_previous_text", "initial_prompt"),
+        *("beam_size", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+        *("min_new_tokens", "max_new_tokens", "best_of", "max_initial_timestamp"),
+    }
+)
+
+
+def refuse_engine_only(options: DecodeOptions, hints: Hints) -> None:
+    """Raise `OptionError` if something is asked for that only the decode engine can do."""
+    usual = DecodeOptions()
+    for field in fields(options):
+        value = getattr(hints, field.name, None) or getattr(options, field.name)
+        if field.name not in SHARED and value != getattr(usual, field.name):
+            raise OptionError(
+                f"{field.name} {value!r} needs the decode engine, which does not run this model "
+                "as it is (`whisper-flash doctor` says when it does): do without"
+            )
 
 
 def transcribe_by_generate(
@@ -28,7 +53,8 @@ def transcribe_by_generate(
     language: str | None,
     task: str,
     options: DecodeOptions,
-    on_progress: Callable[[float], None] | None,
+    initial_prompt: str | None,
+    on_progress: Callable[[float], None],
 ) -> tuple[str, tuple[Segment, ...]]:
     """The language and the segments of one recording.
 
@@ -36,10 +62,11 @@ def transcribe_by_generate(
         features, mask: `[1, mel bins, frames]` and `[1, frames]`, as the extractor gives them.
         seconds: length of the recording.
         language: code of the language spoken; None detects it.
+        initial_prompt: what the first window is told was said before.
     """
     spoken = language or _detect_language(model, vocabulary, features)
     multilingual = bool(vocabulary.languages)
-    prompt = (options.initial_prompt or "").strip()
+    prompt = (initial_prompt or "").strip()
     generated = model.generate(
         features,
         attention_mask=mask,
@@ -53,6 +80,7 @@ def transcribe_by_generate(
         if prompt
         else None,
         **_thresholds(options, features.shape[2]),
+        **_search(options),
     )
     return spoken, _segments(generated["segments"][0], processor.tokenizer, seconds)
 
@@ -67,6 +95,24 @@ def _thresholds(options: DecodeOptions, frames: int) -> dict[str, Any]:
         "logprob_threshold": options.logprob_threshold,
         "no_speech_threshold": options.no_speech_threshold,
         "condition_on_prev_tokens": options.condition_on_previous_text,
+    }
+
+
+def _search(options: DecodeOptions) -> dict[str, Any]:
+    """What else differs from the checkpoint's own generation config, by Transformers' names."""
+    wanted = {
+        "num_beams": options.beam_size,
+        "length_penalty": options.length_penalty,
+        "repetition_penalty": options.repetition_penalty,
+        "no_repeat_ngram_size": options.no_repeat_ngram_size,
+        "min_new_tokens": options.min_new_tokens,
+        "max_new_tokens": options.max_new_tokens,
+    }
+    usual = (None, 1.0, 1.0, 0, None, None)
+    return {
+        name: value
+        for (name, value), each in zip(wanted.items(), usual, strict=True)
+        if value != each
     }
 
 
@@ -95,10 +141,8 @@ def _segments(rows: list[dict[str, Any]], tokenizer: Any, seconds: float) -> tup
     return tuple(segments)
 
 
-def _monitor(on_progress: Callable[[float], None] | None) -> Callable[[torch.Tensor], None] | None:
+def _monitor(on_progress: Callable[[float], None]) -> Callable[[torch.Tensor], None]:
     """Adapt `on_progress` to `generate`, which reports frames: rows of (reached, all)."""
-    if on_progress is None:
-        return None
 
     def report(frames: torch.Tensor) -> None:
         reached, total = frames[0].tolist()

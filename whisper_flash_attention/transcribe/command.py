@@ -14,6 +14,8 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.transcribe import command_options as opt
+from whisper_flash_attention.transcribe.batch_size import parse_batch_size
 from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
@@ -23,7 +25,7 @@ from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-DECODING_PANEL, SUBTITLE_PANEL = "Decoding", "Subtitles (srt, vtt)"
+SUBTITLE_PANEL = "Subtitles (srt, vtt)"
 
 
 def transcribe_command(
@@ -86,60 +88,30 @@ def transcribe_command(
             "--json-lines", help="Print a line of JSON per segment as each recording is done."
         ),
     ] = False,
-    preset_name: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help="accurate (OpenAI's sequential algorithm), balanced (chunks of speech side by "
-            "side, decoded again where an answer is bad) or fast (the same, decoded once).",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = "accurate",
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="sequential, or batched (needs the extra vad), instead of the preset's.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Chunks at a time in batched mode.", rich_help_panel=DECODING_PANEL
-        ),
-    ] = 16,
-    word_timestamps: Annotated[
-        bool | None,
-        typer.Option(
-            "--word-timestamps",
-            help="Give words their times: in json, and for subtitles.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
-    initial_prompt: Annotated[
-        str | None,
-        typer.Option(
-            help="What was said before, as it were: names, spellings, style.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
-    condition_on_previous_text: Annotated[
-        bool | None,
-        typer.Option(
-            help="Tell each window what was said before it. Sequential mode does.",
-            show_default=False,
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
-    temperature: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="0 is greedy. Repeatable: the next one is tried where an answer is bad.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
+    preset_name: opt.PresetName = "balanced",
+    mode: opt.Mode = None,
+    vad: opt.Vad = None,
+    batch_size: opt.BatchSize = "auto",
+    word_timestamps: opt.WordTimestamps = None,
+    initial_prompt: opt.InitialPrompt = None,
+    carry_initial_prompt: opt.CarryInitialPrompt = None,
+    hotwords: opt.Hotwords = None,
+    prefix: opt.Prefix = None,
+    condition_on_previous_text: opt.ConditionOnPreviousText = None,
+    without_timestamps: opt.WithoutTimestamps = None,
+    max_new_tokens: opt.MaxNewTokens = None,
+    clip_timestamps: opt.ClipTimestamps = None,
+    hallucination_silence_threshold: opt.HallucinationSilence = None,
+    temperature: opt.Temperature = None,
+    beam_size: opt.BeamSize = None,
+    best_of: opt.BestOf = None,
+    length_penalty: opt.LengthPenalty = None,
+    repetition_penalty: opt.RepetitionPenalty = None,
+    no_repeat_ngram_size: opt.NoRepeatNgramSize = None,
+    suppress_tokens: opt.SuppressTokens = None,
+    compression_ratio_threshold: opt.CompressionRatioThreshold = None,
+    logprob_threshold: opt.LogprobThreshold = None,
+    no_speech_threshold: opt.NoSpeechThreshold = None,
     max_line_width: Annotated[
         int | None,
         typer.Option(
@@ -187,7 +159,9 @@ def transcribe_command(
 
       whisper-flash transcribe recordings -f srt,txt --output-dir subtitles --max-line-width 42
 
-      whisper-flash transcribe lecture.mp4 --preset balanced --batch-size 32
+      whisper-flash transcribe lecture.mp4 --mode batched --batch-size 32
+
+      whisper-flash transcribe call.wav --hotwords "Kubernetes, Istio" --preset accurate
 
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
 
@@ -209,16 +183,34 @@ def transcribe_command(
     decode = preset(
         preset_name,
         mode=mode,
+        vad_filter=vad,
         word_timestamps=word_timestamps or highlight_words or None,
         initial_prompt=initial_prompt,
+        carry_initial_prompt=carry_initial_prompt,
+        hotwords=hotwords,
+        prefix=prefix,
         condition_on_previous_text=condition_on_previous_text,
+        without_timestamps=without_timestamps,
+        max_new_tokens=max_new_tokens,
+        clip_timestamps=opt.seconds(clip_timestamps),
+        hallucination_silence_threshold=hallucination_silence_threshold,
         temperature=tuple(temperature) if temperature else None,
+        beam_size=beam_size,
+        best_of=best_of,
+        length_penalty=length_penalty,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        suppress_tokens=opt.token_ids(suppress_tokens),
+        compression_ratio_threshold=compression_ratio_threshold,
+        logprob_threshold=logprob_threshold,
+        no_speech_threshold=no_speech_threshold,
     )
+    windows = parse_batch_size(batch_size)
     destination.prepare(inputs)
     todo = [entry for entry in inputs if not destination.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo])
-    session = Session(options, decode, batch_size, destination, progress, headed=len(inputs) > 1)
+    session = Session(*(options, decode, windows, destination, progress), headed=len(inputs) > 1)
     try:
         with ExitStack() as stack, warnings_told(progress.tell):
 

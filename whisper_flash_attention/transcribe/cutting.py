@@ -36,7 +36,7 @@ def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[lis
     """
     stamps = [token >= vocabulary.timestamp_begin for token in tokens]
     pairs = [i for i in range(1, len(tokens)) if stamps[i - 1] and stamps[i]]
-    ends_alone = stamps[-2:] == [False, True]
+    ends_alone = ends_in_silence(tokens, vocabulary)
     if not pairs:
         return [_whole(tokens, stamps, frames, vocabulary)], frames
     bounds = [0, *pairs, *([len(tokens)] if ends_alone else [])]
@@ -52,6 +52,11 @@ def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[lis
         return pieces, frames
     last = tokens[bounds[-1] - 1] - vocabulary.timestamp_begin
     return pieces, last * FRAMES_PER_TIMESTAMP
+
+
+def ends_in_silence(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
+    """Whether an answer's last timestamp stands alone: nothing more is said in the window."""
+    return [token >= vocabulary.timestamp_begin for token in tokens[-2:]] == [False, True]
 
 
 def _whole(tokens: Sequence[int], stamps: list[bool], frames: int, vocabulary: Vocabulary) -> Piece:

@@ -1,4 +1,7 @@
-"""How far the work on several files has come: a bar in a terminal, plain lines elsewhere."""
+"""How far the work on several files has come: a bar in a terminal, plain lines elsewhere.
+
+Several files may be under way at a time.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class FileProgress:
         self._console = console
         self._files = files
         self._begun = 0
+        self._shares: dict[str, float] = {}
         self._lock = RLock()
         self._bar = Progress(
             SpinnerColumn(),
@@ -66,13 +70,14 @@ class FileProgress:
         shown = place
         if len(place) > NAME_WIDTH:  # a path's end tells more than its beginning
             shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
-        self._bar.update(self._task, description=shown, completed=self._begun - 1)
+        self._bar.update(self._task, description=shown)
         if len(self._files) > 1 and not self._console.is_terminal:
             self._console.print(place, markup=False)
 
-    def advance(self, share: float) -> None:
-        """`share` (0 to 1) of the present file is done."""
-        self._bar.update(self._task, completed=self._begun - 1 + share)
+    def advance(self, file: str, share: float) -> None:
+        """`share` (0 to 1) of a file is done."""
+        self._shares[file] = share
+        self._bar.update(self._task, completed=sum(self._shares.values()))
 
     def measure(self, audio_seconds: float, work_seconds: float) -> None:
         """So many seconds of audio, of all files so far, took so many seconds of work."""

@@ -24,7 +24,8 @@ class Word:
     probability: float
 
     def __post_init__(self) -> None:
-        _check_times("a word", self.start, self.end)
+        if not 0 <= self.start <= self.end < math.inf:
+            raise _wrong_times("a word", self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Segment:
     words: tuple[Word, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_times("a segment", self.start, self.end)
+        if not 0 <= self.start <= self.end < math.inf:
+            raise _wrong_times("a segment", self.start, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,5 @@ def _segment(row: Mapping[str, Any]) -> Segment:
     return Segment(**{**row, "tokens": tuple(row["tokens"]), "words": words})
 
 
-def _check_times(what: str, start: float, end: float) -> None:
-    if not (0 <= start <= end and math.isfinite(end)):
-        raise ValueError(f"{what} cannot go from {start} s to {end} s")
+def _wrong_times(what: str, start: float, end: float) -> ValueError:
+    return ValueError(f"{what} cannot go from {start} s to {end} s")

@@ -2,7 +2,8 @@
 
 A recording is read window by window: each begins where the last complete segment of the one before
 ended, and may be told what was said before. Windows of one recording follow one another; those of
-several are encoded and decoded together, and a recording that is done makes room for the next.
+several are decoded side by side, in slots where that is possible: a recording whose window has
+ended goes on with its next one, and one that is done makes room for another.
 
 Source: `transcribe` in OpenAI's whisper/transcribe.py. As there and in Transformers' long form,
 features are normalised over the whole recording, and zeros follow its end.
@@ -10,9 +11,10 @@ features are normalised over the whole recording, and zeros follow its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,8 +22,18 @@ from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.cutting import (
+    FRAMES_PER_SECOND,
+    Piece,
+    cut,
+    ends_in_silence,
+)
+from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
+from whisper_flash_attention.transcribe.prompting import Prompter
+from whisper_flash_attention.transcribe.reading import Read, Reading
 from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.streaming import Window, decode_windows
+from whisper_flash_attention.transcribe.turns import Turns
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
@@ -29,56 +41,20 @@ from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, 
 FRAMES = 3000
 # A text that was hard to read is no guide to the next window.
 UNSURE_TEMPERATURE = 0.5
-
-
-@dataclass
-class Reading:
-    """A recording that is being read.
-
-    Args:
-        features: of all of it, `[mel bins, frames]`, or more.
-        frames: of the recording; features beyond are silence.
-        task: "transcribe" or "translate".
-        language: code of the language spoken; None until it is detected.
-        said: tokens so far, the initial prompt's first.
-        reset: from which of them on they are told to the next window.
-        seek: the frame at which the next window begins.
-        last_speech: where the last word ended, in seconds, if words are looked for.
-    """
-
-    features: Tensor
-    frames: int
-    task: str
-    language: str | None
-    said: list[int] = field(default_factory=list)
-    reset: int = 0
-    seek: int = 0
-    last_speech: float = 0.0
-
-    @property
-    def is_done(self) -> bool:
-        return self.seek >= self.frames
-
-    def window(self, length: int) -> Tensor:
-        """Features of the next window, `[mel bins, length]`, zeros beyond the end."""
-        part = self.features[:, self.seek : self.seek + length]
-        return torch.nn.functional.pad(part, (0, length - part.shape[1]))
+# Log-mel features of sound within two steps of 16 bits around 0 are less, whatever it is.
+FAINT = -0.75
 
 
 @dataclass(frozen=True)
-class Read:
-    """What one window gave.
-
-    Args:
-        index: which recording it belongs to, counted from 0.
-        segments: those that say something, in seconds of the recording.
-        done, total: frames read so far, and of the recording.
-    """
+class _Owner:
+    """The recording that a window belongs to."""
 
     index: int
-    segments: tuple[Segment, ...]
-    done: int
-    total: int
+    reading: Reading
+
+    def __str__(self) -> str:
+        seconds = self.reading.seek / FRAMES_PER_SECOND
+        return f"the window at {seconds:.1f} s of recording {self.index + 1}"
 
 
 class SequentialReader:
@@ -97,25 +73,80 @@ class SequentialReader:
         self._options = options
         self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._initial = self._decoder.initial_tokens()
+        self._prompter = Prompter(vocabulary, tokenizer, options)
 
-    def read(self, readings: Sequence[Reading], batch_size: int) -> Iterator[Read]:
+    def read(self, readings: Iterable[Reading], batch_size: int) -> Iterator[Read]:
         """Read all recordings; every window is given as it is done.
 
         Args:
-            readings: what they are; their state goes on with the windows.
+            readings: taken as there is room for them; their state goes on with the windows.
             batch_size: windows at a time, at most.
         """
+        in_slots, waiting = False, iter(readings)
+        if batch_size > 1 and self._decoder.fits_slots:
+            in_slots, waiting = _several(waiting)
+        yield from (self._read_in_slots if in_slots else self._read_together)(waiting, batch_size)
+
+    def _read_in_slots(self, readings: Iterator[Reading], slots: int) -> Iterator[Read]:
+        """A recording goes on with its next window without waiting for the others."""
+        length = 2 * self._engine.weights.encoder.positions.shape[0]
+        turns = Turns(map(self._begin, readings), slots)
+        unheard: deque[Read] = deque()
+
+        def more(count: int) -> list[Window]:
+            heard: list[tuple[int, Reading]] = []
+            kept: list[Tensor] = []
+            while len(heard) < count and (taken := turns.take(count - len(heard))):
+                windows = torch.stack([reading.window(length) for _, reading in taken])
+                for owner, window, is_silent in zip(taken, windows, _silent(windows), strict=True):
+                    index, reading = owner
+                    if is_silent:
+                        self._skip(reading, length)
+                        unheard.append(_read(index, reading, ()))
+                        turns.give_back(index, reading, is_done=reading.is_done)
+                    else:
+                        heard.append(owner)
+                        kept.append(window)
+            return self._prepare(heard, torch.stack(kept)) if heard else []
+
+        for window, answer in decode_windows(self._engine, self._decoder, more, slots):
+            index, reading = window.owner.index, window.owner.reading
+            [segments] = self._finish([reading], window.states[None], [answer], length)
+            yield from _drain(unheard)
+            yield _read(index, reading, segments)
+            turns.give_back(index, reading, is_done=reading.is_done)
+        yield from _drain(unheard)
+
+    def _begin(self, reading: Reading) -> Reading:
+        reading.said[:0] = self._prompter.tokens(reading.hints.initial_prompt)
+        return reading
+
+    def _prepare(self, heard: list[tuple[int, Reading]], features: Tensor) -> list[Window]:
+        """The next windows of recordings, of features `[B, mel bins, length]`."""
+        states = self._engine.encode(features)
+        self._detect_languages([reading for _, reading in heard], states)
+        # States of their own: those of all would be held until the last of them is done.
+        return [
+            Window(row.clone(), self._prompt(reading), _Owner(index, reading))
+            for row, (index, reading) in zip(states, heard, strict=True)
+        ]
+
+    def _read_together(self, readings: Iterator[Reading], batch_size: int) -> Iterator[Read]:
+        """All recordings wait for the longest answer of their windows."""
         waiting = iter(enumerate(readings))
         active: dict[int, Reading] = {}
         while True:
             for index, reading in islice(waiting, batch_size - len(active)):
-                reading.said[:0] = self._initial
-                active[index] = reading
+                active[index] = self._begin(reading)
             if not active:
                 return
             yield from self._windows(active)
             active = {index: each for index, each in active.items() if not each.is_done}
+
+    def _skip(self, reading: Reading, length: int) -> None:
+        """Move on behind a window in which there is no sound."""
+        reading.seek = min(reading.seek + length, reading.end)
+        reading.go_on()
 
     def _windows(self, active: dict[int, Reading]) -> Iterator[Read]:
         """One window of every active recording."""
@@ -123,37 +154,45 @@ class SequentialReader:
         windows = torch.stack([each.window(length) for each in active.values()])
         heard = {
             index: reading
-            for (index, reading), is_flat in zip(active.items(), _flat(windows), strict=True)
-            if not is_flat
+            for (index, reading), is_silent in zip(active.items(), _silent(windows), strict=True)
+            if not is_silent
         }
         kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
         taken = self._hear(list(heard.values()), kept) if heard else []
         segments = dict(zip(heard, taken, strict=True))
         for index, reading in active.items():
             if index not in heard:
-                reading.seek += length
-            done = min(reading.seek, reading.frames)
-            yield Read(index, segments.get(index, ()), done, reading.frames)
+                self._skip(reading, length)
+            yield _read(index, reading, segments.get(index, ()))
 
     def _hear(self, readings: list[Reading], windows: Tensor) -> list[tuple[Segment, ...]]:
         """What windows `[B, mel bins, length]` of so many recordings say."""
         states = self._engine.encode(windows)
         self._detect_languages(readings, states)
         answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+        return self._finish(readings, states, answers, windows.shape[2])
+
+    def _finish(
+        self, readings: list[Reading], states: Tensor, answers: list[Answer], length: int
+    ) -> list[tuple[Segment, ...]]:
+        """What windows say that have been answered; their recordings move on."""
         starts = [reading.seek for reading in readings]
         taken = [
-            self._take(reading, answer, windows.shape[2])
+            self._take(reading, answer, length)
             for reading, answer in zip(readings, answers, strict=True)
         ]
-        if self._aligner is None:
-            return taken
-        spoken = [
-            _window(reading, states[row], taken[row], starts[row], windows.shape[2])
-            for row, reading in enumerate(readings)
-        ]
-        for row, found in enumerate(self._aligner.add_words(spoken)):
-            taken[row] = found.segments
-            _go_on_behind_words(readings[row], found, starts[row], windows.shape[2])
+        if self._aligner is not None:
+            spoken = [
+                _window(reading, states[row], taken[row], starts[row], length)
+                for row, reading in enumerate(readings)
+            ]
+            for row, found in enumerate(self._aligner.add_words(spoken)):
+                taken[row] = self._go_on_behind_words(
+                    readings[row], answers[row], found, starts[row], length
+                )
+        for reading, answer, segments in zip(readings, answers, taken, strict=True):
+            self._note(reading, answer, segments)
+            reading.go_on()
         return taken
 
     def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
@@ -165,25 +204,62 @@ class SequentialReader:
 
     def _prompt(self, reading: Reading) -> list[int]:
         assert reading.language is not None
-        before = reading.said[reading.reset :]
-        return self._vocabulary.prompt(reading.language, reading.task, before)
+        return self._prompter.prompt(
+            reading.language,
+            reading.task,
+            reading.said,
+            reading.hints,
+            is_first=reading.is_first,
+            forgotten=reading.reset,
+        )
 
     def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
-        """Note what a window says, if anything, and move on."""
-        frames = min(length, reading.frames - reading.seek)
+        """What a window says, if anything; the recording moves on."""
+        frames = min(length, reading.end - reading.seek)
         if self._decoder.is_silent(answer):
             reading.seek += frames
             return ()
         offset = reading.seek / FRAMES_PER_SECOND
         pieces, advance = cut(answer.tokens, frames, self._vocabulary)
         # A window that says that nothing was complete would be read for ever.
-        reading.seek += advance or frames
+        reading.seek = min(reading.seek + (advance or frames), reading.end)
         spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
-        for piece, _ in spoken:
-            reading.said += piece.tokens
+        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
+
+    def _go_on_behind_words(
+        self, reading: Reading, answer: Answer, found: WindowWords, start: int, length: int
+    ) -> tuple[Segment, ...]:
+        """A window's segments with words; what is read again is read from behind the last word."""
+        before, reading.last_speech = reading.last_speech, found.last_speech
+        is_partly = reading.seek < min(start + length, reading.end)
+        if is_partly and found.last_word_end is not None:
+            behind = round(found.last_word_end * FRAMES_PER_SECOND)
+            reading.seek = behind if behind > start else reading.seek
+        threshold = self._options.hallucination_silence_threshold
+        if threshold is None or not found.segments:
+            return found.segments
+        heard = Heard(
+            segments=found.segments,
+            start=start,
+            frames=min(length, reading.end - start),
+            length=length,
+            total=reading.frames,
+            seek=reading.seek,
+            last_speech=before,
+            ends_in_silence=ends_in_silence(answer.tokens, self._vocabulary),
+        )
+        kept, reading.seek = skip_silence(heard, threshold)
+        reading.last_speech = last_end(kept) if kept else before
+        return kept
+
+    def _note(self, reading: Reading, answer: Answer, segments: tuple[Segment, ...]) -> None:
+        """Remember what a window said, for the next ones, unless it was silent."""
+        if self._decoder.is_silent(answer):
+            return
+        for segment in segments:
+            reading.said += segment.tokens
         if not self._options.condition_on_previous_text or self._is_unsure(answer):
             reading.reset = len(reading.said)
-        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
 
     def _is_unsure(self, answer: Answer) -> bool:
         return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
@@ -191,6 +267,21 @@ class SequentialReader:
     def _text(self, piece: Piece) -> str:
         """What a piece says; nothing if it takes no time."""
         return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+
+
+def _several(readings: Iterator[Reading]) -> tuple[bool, Iterator[Reading]]:
+    """Whether there is more than one; and all of them."""
+    first = list(islice(readings, 2))
+    return len(first) > 1, chain(first, readings)
+
+
+def _read(index: int, reading: Reading, segments: tuple[Segment, ...]) -> Read:
+    return Read(index, segments, min(reading.seek, reading.frames), reading.frames)
+
+
+def _drain(reads: deque[Read]) -> Iterator[Read]:
+    while reads:
+        yield reads.popleft()
 
 
 def _window(
@@ -202,7 +293,7 @@ def _window(
         states=states,
         segments=segments,
         start=start / FRAMES_PER_SECOND,
-        frames=min(length, reading.frames - start),
+        frames=min(length, reading.end - start),
         seconds=reading.frames / FRAMES_PER_SECOND,
         language=reading.language,
         task=reading.task,
@@ -210,25 +301,18 @@ def _window(
     )
 
 
-def _go_on_behind_words(reading: Reading, found: WindowWords, start: int, length: int) -> None:
-    """A window that is read again in part is read again from behind its last word."""
-    reading.last_speech = found.last_speech
-    is_partly = reading.seek < min(start + length, reading.frames)
-    if is_partly and found.last_word_end is not None:
-        behind = round(found.last_word_end * FRAMES_PER_SECOND)
-        reading.seek = behind if behind > start else reading.seek
+def _silent(windows: Tensor) -> list[bool]:
+    """In which windows `[B, mel bins, T]` there is no sound; Whisper would invent words for it.
 
-
-def _flat(windows: Tensor) -> list[bool]:
-    """Of which windows `[B, mel bins, T]` the sound is one number: digital silence, for which
-    Whisper likes to invent words.
-
-    Beyond the end of a recording features are 0, in silence another constant.
+    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes.
+    Beyond the end of a recording features are 0.
     """
     sound = windows.flatten(1)
-    level = sound[:, :1]
-    flat: list[bool] = ((sound == level) | (sound == 0)).all(dim=1).tolist()
-    return flat
+    level, is_beyond = sound[:, :1], sound == 0
+    is_flat = ((sound == level) | is_beyond).all(dim=1)
+    is_faint = ((sound < FAINT) | is_beyond).all(dim=1)
+    silent: list[bool] = (is_flat | is_faint).tolist()
+    return silent
 
 
 def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 # Languages written without blanks: every character that is whole is a word.
@@ -22,8 +22,16 @@ class Spelled:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """The bytes of a token; and what it spells by itself, if that is whole characters."""
+
+    data: bytes
+    spelled: Spelled | None
+
+
 class Speller:
-    """Splits text tokens of one vocabulary into words.
+    """Splits text tokens of one vocabulary into words, and remembers tokens that it has met.
 
     Args:
         tokenizer: Transformers' Whisper tokenizer, whose tokens are GPT-2's: bytes in disguise.
@@ -31,6 +39,7 @@ class Speller:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._met: dict[int, _Token] = {}
 
     def words(self, tokens: Sequence[int], language: str) -> list[Spelled]:
         """The words of text tokens, in a language given by its code.
@@ -44,9 +53,7 @@ class Speller:
             return characters
         words: list[Spelled] = []
         for each in characters:
-            # Whether it is *within* the string: also a blank alone, or ").", is punctuation.
-            begins = each.text.startswith(" ") or each.text.strip() in string.punctuation
-            if begins or not words:
+            if not words or _begins_word(each.text):
                 words.append(each)
             else:
                 words[-1] = Spelled(words[-1].text + each.text, words[-1].count + each.count)
@@ -54,12 +61,15 @@ class Speller:
 
     def _characters(self, tokens: Sequence[int]) -> list[Spelled]:
         """The shortest runs of tokens that end where a character does."""
-        parts = [self._bytes(name) for name in self._tokenizer.convert_ids_to_tokens(list(tokens))]
-        whole = _decode(b"".join(parts))
+        parts = self._look_up(tokens)
+        alone = [part.spelled for part in parts if part.spelled is not None]
+        if len(alone) == len(parts):
+            return alone
+        whole = _decode(b"".join(part.data for part in parts))
         found: list[Spelled] = []
         run, count, offset = b"", 0, 0
         for part in parts:
-            run, count = run + part, count + 1
+            run, count = run + part.data, count + 1
             text = _decode(run)
             bad = text.find(REPLACEMENT)
             # A bad character is final only where it is one in the whole text, too.
@@ -71,10 +81,27 @@ class Speller:
             found.append(Spelled(_decode(run), count))
         return found
 
-    @staticmethod
-    def _bytes(name: str) -> bytes:
-        disguised = _disguised_bytes()
-        return bytes(disguised[character] for character in name)
+    def _look_up(self, tokens: Sequence[int]) -> list[_Token]:
+        met = self._met
+        new = [token for token in tokens if token not in met]
+        for token, name in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
+            data = token_bytes(name)
+            text = _decode(data)
+            met[token] = _Token(data, None if REPLACEMENT in text else Spelled(text, 1))
+        return [met[token] for token in tokens]
+
+
+@lru_cache(maxsize=1 << 16)
+def _begins_word(text: str) -> bool:
+    """Whether text begins a word, where words have blanks between them."""
+    # Whether it is *within* the string: also a blank alone, or ").", is punctuation.
+    return text.startswith(" ") or text.strip() in string.punctuation
+
+
+def token_bytes(name: str) -> bytes:
+    """The bytes of the text that a token stands for, by its name in the vocabulary."""
+    disguised = _disguised_bytes()
+    return bytes(disguised[character] for character in name)
 
 
 def _decode(some: bytes) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-import numpy as np
+from statistics import median
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 BEFORE_A_WORD = "\"'“¿([{-"
@@ -54,15 +53,15 @@ class Span:
 
 def usual_duration(words: Sequence[Timing]) -> float:
     """The median of durations above zero, at most `LONGEST_USUAL`; 0 without any. In seconds."""
-    durations = [word.seconds for word in words if word.seconds]
-    return min(LONGEST_USUAL, float(np.median(durations))) if durations else 0.0
+    durations = [seconds for word in words if (seconds := word.end - word.start)]
+    return min(LONGEST_USUAL, median(durations)) if durations else 0.0
 
 
 def shorten_beside_sentence_ends(words: Sequence[Timing], usual: float) -> None:
     """Cut sentence ends, and words after them, to twice the usual duration."""
     longest = 2 * usual
     for previous, word in pairwise(words):
-        if word.seconds > longest:
+        if word.end - word.start > longest:
             if word.text in SENTENCE_ENDS:
                 word.end = word.start + longest
             elif previous.text in SENTENCE_ENDS:

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.waveforms import mono_samples
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
+from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.load import join_blocks
+from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.transcribe.asking import Asked, Order
+from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.spelling import Speller
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.work import (
+    Outstanding,
+    Progress,
+    Work,
+    open_sounds,
+    sound_of,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.transcribe.batched import Speech
-    from whisper_flash_attention.transcribe.sequential import Read, Reading
+    from whisper_flash_attention.transcribe.reading import Read, Reading
+    from whisper_flash_attention.transcribe.work import Audio
 
-    Audio = str | Path | npt.NDArray[np.floating[Any]] | torch.Tensor
+    # A recording's number, the recording, and what a window of it gave.
+    Heard = tuple[int, Work, Read]
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
@@ -55,6 +68,8 @@ class Transcriber:
         self.model = model
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
+        self._tokenizer = Detokenizer(processor.tokenizer)
+        self._speller = Speller(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -106,93 +121,149 @@ class Transcriber:
         """Codes of the languages that the model knows; `("en",)` if it is English-only."""
         return tuple(self._vocabulary.languages) or ("en",)
 
+    @overload
     def transcribe(
         self,
         audio: Audio,
         *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
         on_progress: Callable[[float], None] | None = None,
-    ) -> Transcription:
-        """Transcribe one recording.
+        **asked: Unpack[Asked],
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | list[Audio] | tuple[Audio, ...],
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Transcription | list[Transcription]:
+        """Transcribe one recording, or several side by side.
 
         Args:
-            audio: a file, or mono samples `[T]` in floating point at 16 kHz.
-            language: name or code of the language spoken; None detects it in the first 30 s.
-            task: "transcribe", or "translate" into English.
-            options: how windows are decoded; None is OpenAI's sequential algorithm with its
-                thresholds and temperatures.
-            batch_size: chunks at a time in batched mode.
-            on_progress: called with the share that is done, from 0.0, before each window.
+            audio: a file, or mono samples `[T]` in floating point at 16 kHz; or a list of them.
+            on_progress: called with the share that is done, from 0.0, as windows are read.
+            **asked: `language`, `task`, `initial_prompt`, `hotwords`, `prefix`, `options`,
+                `batch_size` and the fields of `DecodeOptions`, as `Asked` describes them.
+
+        Returns:
+            A transcription, or a list of them in the order of a list.
 
         Raises:
-            AudioError: the file cannot be read, or the samples are not such.
+            AudioError: a file cannot be read, or the samples are not such; nothing is returned.
             MissingPackage: batched mode needs a package that is not installed.
-            OptionError: the language or task is unknown, or this model cannot do it.
+            OptionError: an option makes no sense, or this model cannot do what is asked.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            return self._by_generate(work, options or DecodeOptions(), on_progress)
-        if on_progress is not None:
-            on_progress(0.0)
-        for read in self._read([work], options, batch_size):
-            if on_progress is not None and read.done < read.total:
-                on_progress(read.done / read.total)
-        return work.transcription(self.processor.tokenizer)
+        if isinstance(audio, list | tuple):
+            return self._all(audio, asked, on_progress)
+        return self._all([audio], asked, on_progress)[0]
 
     def transcribe_many(
-        self,
-        recordings: Sequence[Audio],
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
+        self, recordings: Sequence[Audio], **asked: Unpack[Asked]
     ) -> list[Transcription]:
         """Transcribe several recordings, whose windows are decoded side by side.
 
-        What is read is held in memory; the arguments are those of `transcribe`.
-
-        Args:
-            batch_size: windows at a time, at most.
-
-        Raises:
-            AudioError, OptionError, UnsupportedAttention: as `transcribe`; nothing is returned.
+        The arguments and errors are those of `transcribe`. What is the same for all is given once;
+        what differs (language, task, prompts) is a list with one for each.
         """
-        works = [_Work.of(self, audio, language, task) for audio in recordings]
-        if not self.runs_on_engine:
-            return [self._by_generate(each, options or DecodeOptions(), None) for each in works]
-        for _ in self._read(works, options, batch_size):
-            pass
-        return [each.transcription(self.processor.tokenizer) for each in works]
+        return self._all(recordings, asked, None)
 
-    def stream(
-        self,
-        audio: Audio,
-        *,
-        language: str | None = None,
-        task: str = "transcribe",
-        options: DecodeOptions | None = None,
-        batch_size: int = 16,
-    ) -> Iterator[Segment]:
+    def stream(self, audio: Audio, **asked: Unpack[Asked]) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
-        The arguments and errors are those of `transcribe`.
+        In batched mode on a GPU those of a batch come when the next one is decoded. The arguments
+        and errors are those of `transcribe`.
         """
-        work = _Work.of(self, audio, language, task)
-        if not self.runs_on_engine:
-            yield from self._by_generate(work, options or DecodeOptions(), None).segments
-            return
-        for read in self._read([work], options, batch_size):
-            yield from (_within(segment, work.seconds) for segment in read.segments)
+        order = Order.of(asked, 1, self.languages)
+        work = Work(audio, order.wishes[0])
+        for _, _, read in self._read_all([work], order, Progress(1)):
+            yield from (work.within(segment) for segment in read.segments)
+
+    def transcribe_each(
+        self,
+        recordings: Iterable[Audio],
+        *,
+        on_progress: Callable[[int, float], None] | None = None,
+        **asked: Unpack[Asked],
+    ) -> Generator[tuple[int, Transcription]]:
+        """Transcribe any number of recordings side by side, and give each as soon as it is done.
+
+        Recordings are taken when there is room for them. About `batch_size` of them are under way
+        at a time, so that memory does not grow with their number. In batched mode on a GPU another
+        thread takes them, ahead, and tells that they begin.
+
+        Args:
+            recordings: as for `transcribe`; what is asked is the same for all of them.
+            on_progress: called with a recording's number and the share of it that is done, from
+                0.0, as windows are read.
+
+        Returns:
+            Numbers of recordings, counted from 0, with their transcriptions, in the order in which
+            they are done.
+
+        Raises:
+            as `transcribe`; what is under way then is lost.
+        """
+        order = Order.of(asked, 1, self.languages)
+        note = on_progress or (lambda index, share: None)
+        works: dict[int, Work] = {}
+
+        def opened() -> Iterator[tuple[Work, Sound]]:
+            for index, audio in enumerate(recordings):
+                note(index, 0.0)
+                works[index] = Work(audio, order.wishes[0])
+                yield works[index], sound_of(audio)
+
+        for index, work, read in self._read(opened(), order, note):
+            if not work.is_done:
+                note(index, read.done / read.total)
+            yield from self._take_done(works)
+        yield from self._take_done(works)
+
+    def _take_done(self, works: dict[int, Work]) -> Iterator[tuple[int, Transcription]]:
+        # A copy: another thread may add to them.
+        for index in [index for index, work in list(works.items()) if work.is_done]:
+            yield index, works.pop(index).transcription(self._tokenizer)
+
+    def _all(
+        self,
+        recordings: Sequence[Audio],
+        asked: Asked,
+        on_progress: Callable[[float], None] | None,
+    ) -> list[Transcription]:
+        order = Order.of(asked, len(recordings), self.languages)
+        works = [Work(*each) for each in zip(recordings, order.wishes, strict=True)]
+        progress = Progress(len(works), on_progress)
+        if works:
+            progress.note(0, 0.0)
+        for index, _, read in self._read_all(works, order, progress):
+            progress.note(index, read.done / read.total)
+        return [each.transcription(self._tokenizer) for each in works]
+
+    def _read_all(self, works: Sequence[Work], order: Order, progress: Progress) -> Iterator[Heard]:
+        """Read recordings, of which a few are open at a time."""
+        with closing(open_sounds(works)) as sounds:
+            yield from self._read(zip(works, sounds, strict=True), order, progress.note)
 
     def _read(
-        self, works: list[_Work], options: DecodeOptions | None, batch_size: int
-    ) -> Iterator[Read]:
-        """Read recordings on the engine, and note what their windows say."""
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+    ) -> Iterator[Heard]:
+        """Read recordings, which are taken as there is room, and note what their windows say."""
+        if self.runs_on_engine:
+            yield from self._on_engine(opened, order)
+        else:
+            yield from self._by_generate(opened, order, note)
+
+    def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
         from whisper_flash_attention.generation.fitness import engine_for
         from whisper_flash_attention.generation.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -201,64 +272,93 @@ class Transcriber:
 
         engine = engine_for(self.model)
         assert not isinstance(engine, Handover)
-        options = options or DecodeOptions()
-        aligner = WordAligner(self.model, self.processor) if options.word_timestamps else None
-        parts = (engine, self._vocabulary, self.processor.tokenizer, options, aligner)
-        recordings: list[Reading] | list[Speech]
+        options, aligner = order.decode, None
+        if options.word_timestamps:
+            aligner = WordAligner(self.model, self.processor, self._speller)
+        parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
+        active: dict[int, Work] = {}
+
+        def begun() -> Iterator[tuple[Work, Sound]]:
+            for index, (work, sound) in enumerate(opened):
+                active[index] = work
+                yield work, sound
+                if work.is_done:
+                    active.pop(index, None)  # nobody speaks in it
+
+        reads: Iterator[Read]
         if options.mode == "batched":
-            recordings = [self._speech(work) for work in works]
-            reads = BatchedReader(*parts).read(recordings, batch_size)
+            speeches = (self._speech(*each, options) for each in begun())
+            reads = BatchedReader(*parts).read(speeches, order.batch_size)
         else:
-            recordings = [self._reading(work) for work in works]
-            reads = SequentialReader(*parts).read(recordings, batch_size)
+            readings = (self._reading(*each, options) for each in begun())
+            reads = SequentialReader(*parts).read(readings, order.batch_size)
         for read in reads:
-            work = works[read.index]
-            work.language = recordings[read.index].language
-            work.segments += read.segments
-            yield read
+            work = active[read.index]
+            work.take(read)
+            if work.is_done:
+                active.pop(read.index, None)
+            yield read.index, work, read
 
-    def _reading(self, work: _Work) -> Reading:
-        from whisper_flash_attention.audio.mel import HOP
-        from whisper_flash_attention.transcribe.sequential import Reading
+    def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
+        from whisper_flash_attention.audio.mel_windows import MelWindows
+        from whisper_flash_attention.transcribe.clips import frames_of, spans_of
+        from whisper_flash_attention.transcribe.reading import Reading
 
-        features = self._features(work.samples)[0][0]
-        return Reading(features, max(1, work.samples.size // HOP), work.task, work.language)
+        features = MelWindows(
+            sound,
+            mel_bins=self.processor.feature_extractor.feature_size,
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
+        work.seconds = features.seconds
+        parts = frames_of(spans_of(options.clip_timestamps), features.frames)
+        work.reading = Reading(features, work.task, work.language, work.hints, parts)
+        return work.reading
 
-    def _speech(self, work: _Work) -> Speech:
-        from whisper_flash_attention.audio.vad import speech_chunks
+    def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
+        from whisper_flash_attention.audio.long_speech import cut_all, find_speech
         from whisper_flash_attention.transcribe.batched import Speech
+        from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
-        return Speech(speech_chunks(work.samples), work.seconds, work.task, work.language)
+        find = cut_all if options.vad_filter is False else find_speech
+        work.seconds, chunks = find(sound)
+        chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
+        work.chunks = Outstanding(chunks)
+        work.is_done = work.chunks.are_done
+        work.reading = Speech(work.chunks, work.seconds, work.task, work.language, work.hints)
+        return work.reading
 
     def _by_generate(
-        self, work: _Work, options: DecodeOptions, on_progress: Callable[[float], None] | None
-    ) -> Transcription:
-        from whisper_flash_attention.transcribe.by_generate import transcribe_by_generate
-
-        for what, is_wanted in (
-            (f"mode {options.mode!r}", options.mode != "sequential"),
-            ("word_timestamps", options.word_timestamps),
-        ):
-            if is_wanted:
-                raise OptionError(
-                    f"{what} needs the decode engine, which does not run this model as it is "
-                    "(`whisper-flash doctor` says when it does): do without"
-                )
-        features, mask = self._features(work.samples)
-        work.language, segments = transcribe_by_generate(
-            self.model,
-            self.processor,
-            self._vocabulary,
-            features,
-            mask,
-            seconds=work.seconds,
-            language=work.language,
-            task=work.task,
-            options=options,
-            on_progress=on_progress,
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+    ) -> Iterator[Heard]:
+        """Read recordings one after the other, each whole, by the model's own `generate`."""
+        from whisper_flash_attention.transcribe.by_generate import (
+            refuse_engine_only,
+            transcribe_by_generate,
         )
-        work.segments += segments
-        return work.transcription(self.processor.tokenizer)
+        from whisper_flash_attention.transcribe.reading import Read
+
+        for index, (work, sound) in enumerate(opened):
+            refuse_engine_only(order.decode, work.hints)
+            samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
+            work.seconds = samples.size / SAMPLING_RATE
+            features, mask = self._features(samples)
+            work.language, segments = transcribe_by_generate(
+                self.model,
+                self.processor,
+                self._vocabulary,
+                features,
+                mask,
+                seconds=work.seconds,
+                language=work.language,
+                task=work.task,
+                options=order.decode,
+                initial_prompt=work.hints.initial_prompt,
+                on_progress=partial(note, index),
+            )
+            work.segments += segments
+            work.is_done = True
+            yield index, work, Read(index, segments, 1, 1)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -281,42 +381,6 @@ class Transcriber:
         return features, (starts < samples.size).to(torch.int32)[None]
 
 
-@dataclass
-class _Work:
-    """A recording on its way: mono samples `[T]`, what is asked, and what was heard so far."""
-
-    samples: npt.NDArray[np.float32]
-    task: str
-    language: str | None
-    segments: list[Segment] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, transcriber: Transcriber, audio: Audio, language: str | None, task: str) -> _Work:
-        options = TranscribeOptions(language=language, task=task)
-        options.check_model(transcriber.languages)
-        samples = load_audio(audio) if isinstance(audio, str | Path) else _mono_samples(audio)
-        return cls(samples, task, options.language)
-
-    @property
-    def seconds(self) -> float:
-        return self.samples.size / SAMPLING_RATE
-
-    def transcription(self, tokenizer: Any) -> Transcription:
-        segments = tuple(_within(segment, self.seconds) for segment in self.segments)
-        # Blanks between segments are in their tokens, where the language has any.
-        texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
-        # In a recording without any sound no language can be heard.
-        language = self.language or "en"
-        return Transcription("".join(texts).strip(), language, segments, self.seconds)
-
-
-def _within(segment: Segment, seconds: float) -> Segment:
-    """The segment, not reaching beyond the recording."""
-    if segment.end <= seconds:
-        return segment
-    return replace(segment, start=min(segment.start, seconds), end=seconds)
-
-
 def _check_features(processor: WhisperProcessor) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
     for name, value in WHISPER_FEATURES.items():
@@ -326,18 +390,3 @@ def _check_features(processor: WhisperProcessor) -> None:
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
-
-
-def _mono_samples(audio: npt.NDArray[np.floating[Any]] | torch.Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`."""
-    if isinstance(audio, np.ndarray):
-        is_floating = np.issubdtype(audio.dtype, np.floating)
-    else:
-        is_floating = audio.is_floating_point()
-    if audio.ndim != 1 or not is_floating:
-        kind = str(audio.dtype).removeprefix("torch.")
-        raise AudioError(
-            f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
-            f"{list(audio.shape)}"
-        )
-    return mono_samples(audio, SAMPLING_RATE)

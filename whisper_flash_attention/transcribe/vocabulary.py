@@ -80,14 +80,40 @@ class Vocabulary:
         """<|startofprev|>."""
         return self.no_timestamps - 2
 
-    def prompt(self, language: str, task: str, before: Sequence[int] = ()) -> list[int]:
+    @property
+    def steering(self) -> tuple[int, ...]:
+        """What is said to the model, and never by it: starts, tasks, <|nospeech|>."""
+        language_model = self.no_timestamps - 3  # <|startoflm|>
+        starts = (self.start, self.previous, language_model)
+        return (*starts, *self.tasks.values(), self.no_speech)
+
+    @property
+    def room_before(self) -> int:
+        """The most tokens of what was said before."""
+        return self.positions // 2 - 1
+
+    def prompt(
+        self,
+        language: str,
+        task: str,
+        before: Sequence[int] = (),
+        *,
+        without_timestamps: bool = False,
+    ) -> list[int]:
         """The prompt of a window, with as much of what was said before as there is room for."""
-        kept = list(before)[-(self.positions // 2 - 1) :] if before else []
+        kept = list(before)[-self.room_before :] if before else []
         prompt = [self.previous, *kept] if kept else []
         prompt.append(self.start)
         if self.languages:
             prompt += [self.languages[language], self.tasks[task]]
+        if without_timestamps:
+            prompt.append(self.no_timestamps)
         return prompt
+
+    def answer_begin(self, prompt: Sequence[int]) -> int:
+        """Where in a prompt the answer begins: what stands there is its prefix."""
+        behind = list(prompt).index(self.start) + (3 if self.languages else 1)
+        return behind + (list(prompt[behind : behind + 1]) == [self.no_timestamps])
 
     def seconds(self, timestamp: int) -> float:
         """The time that a timestamp's id says, from the beginning of its window."""

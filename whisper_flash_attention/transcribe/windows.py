@@ -10,18 +10,27 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.plan import stays_on_device
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules, Suppress, SuppressAtBegin, Timestamps
-from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
+from whisper_flash_attention.engine.rules import Rules
+from whisper_flash_attention.engine.slots import Finished, Job
+from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.transcribe.searching import Search
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,9 @@ class Answer:
     """What a window says.
 
     Args:
-        tokens: without the prompt and the end.
+        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
         text: theirs, without timestamps.
-        avg_logprob: mean log-probability of the tokens and the end.
+        avg_logprob: mean log-probability of the tokens and the end, without the prefix.
         no_speech_prob: probability that nobody speaks; None if that was not asked for.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
@@ -45,6 +54,16 @@ class Answer:
     temperature: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
+
+    prefix: Sequence[int]
+    tokens: list[int]
+    sum_logprobs: float
+    no_speech_prob: float | None
+
+
 class WindowDecoder:
     """Decodes windows on an engine, each with a prompt of its own."""
 
@@ -55,14 +74,7 @@ class WindowDecoder:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
-
-    def initial_tokens(self) -> list[int]:
-        """The initial prompt, as what was said before; none if there is none."""
-        prompt = (self._options.initial_prompt or "").strip()
-        if not prompt:
-            return []
-        tokens: list[int] = self._tokenizer.encode(f" {prompt}", add_special_tokens=False)
-        return tokens
+        self._search = Search(vocabulary, options)
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """The first good answer of every window; where there is none, the likeliest.
@@ -73,17 +85,78 @@ class WindowDecoder:
             states: the encoder's, `[B, S, D]`.
             prompts: of every window; those of one length are decoded together.
         """
-        silence = self._no_speech(states, prompts)
-        answers: list[list[Answer]] = [[] for _ in prompts]
-        waiting = list(range(len(prompts)))
-        for temperature in self._options.temperatures:
-            found = self._decode_at(temperature, states, prompts, waiting, silence)
-            for index, answer in found.items():
-                answers[index].append(answer)
-            waiting = [index for index in waiting if self.is_bad(found[index])]
+        return self.decode_first(states, prompts)()
+
+    def decode_first(
+        self,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> Callable[[], list[Answer]]:
+        """As `decode`, but what the device has no part in is left to the function returned.
+
+        That is all that follows the first answers if there is only one temperature: otherwise they
+        must be judged at once.
+
+        Args:
+            meanwhile: called once, at a time when the device has work to do.
+        """
+        first, *others = self._options.temperatures
+        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        if not others:
+            return lambda: [self._answer(each, first) for each in said]
+        answers = self.decode_again(states, prompts, [self._answer(each, first) for each in said])
+        return lambda: answers
+
+    def decode_again(
+        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[Answer]
+    ) -> list[Answer]:
+        """As `decode`, of windows that have their first answers, good or bad."""
+        answers = [[answer] for answer in first]
+        waiting = [index for index, answer in enumerate(first) if self.is_bad(answer)]
+        for temperature in self._options.temperatures[1:]:
             if not waiting:
                 break
+            silence = [first[index].no_speech_prob for index in waiting]
+            for index, each in zip(
+                waiting,
+                self._decode_at(temperature, states, prompts, waiting, silence),
+                strict=True,
+            ):
+                answers[index].append(self._answer(each, temperature))
+            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
         return [self._best(each) for each in answers]
+
+    @property
+    def fits_slots(self) -> bool:
+        """Whether first answers can share slots, and end at different places."""
+        least, most = self._options.min_new_tokens, self._options.max_new_tokens
+        request = self._search.request(1, 1, self._options.temperatures[0])
+        return stays_on_device(request) and (most is None or (least or 0) < most)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a window at most, the prompt included."""
+        return self._vocabulary.positions
+
+    def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
+        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
+        begin, first = self._vocabulary.answer_begin(prompt), self._options.temperatures[0]
+        request = self._search.request(begin, len(prompt), first, self._watch(prompt))
+        return Job(states, prompt, request, tag)
+
+    def answer(self, finished: Finished) -> Answer:
+        """The first answer of a window that was decoded in a slot."""
+        prompt, tokens = finished.job.prompt, list(finished.tokens)
+        if tokens and tokens[-1] == self._vocabulary.end:
+            tokens.pop()
+        prefix = prompt[self._vocabulary.answer_begin(prompt) :]
+        said = _Said(prefix, tokens, finished.sum_logprob, finished.watched)
+        return self._answer(said, self._options.temperatures[0])
+
+    def is_last(self, first: Answer) -> bool:
+        """Whether a window is not decoded again after its first answer."""
+        return len(self._options.temperatures) == 1 or not self.is_bad(first)
 
     def _best(self, answers: list[Answer]) -> Answer:
         """The last answer if it is good, else the likeliest that does not repeat itself."""
@@ -96,9 +169,12 @@ class WindowDecoder:
         known = self._vocabulary.languages
         if not known:
             return ["en"] * len(states)
-        logits = self._first_logits(states, [[self._vocabulary.start]] * len(states))
+        start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
+        request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        logits = self._engine.decode(states, start, request).logits
+        assert logits is not None
         codes, ids = list(known), list(known.values())
-        return [codes[best] for best in logits[:, ids].argmax(dim=-1).tolist()]
+        return [codes[best] for best in logits[0][:, ids].argmax(dim=-1).tolist()]
 
     def _decode_at(
         self,
@@ -106,56 +182,55 @@ class WindowDecoder:
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         indices: Sequence[int],
-        silence: Sequence[float | None],
-    ) -> dict[int, Answer]:
-        answers = {}
-        for group in _of_one_length(prompts, indices):
-            rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = self._request(rows.shape[1], temperature)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.sum_logprobs is not None
-            said = decoded.sequences[:, rows.shape[1] :].tolist()
-            for index, tokens, total in zip(
-                group, said, decoded.sum_logprobs.tolist(), strict=True
-            ):
-                answers[index] = self._answer(tokens, total, temperature, silence[index])
-        return answers
+        silence: Sequence[float | None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> list[_Said]:
+        """What the windows `indices` say, in that order.
 
-    def _request(self, begin: int, temperature: float) -> Request:
-        words = self._vocabulary
-        latest = self._options.max_initial_timestamp
-        rules = (
-            Suppress(words.suppressed),
-            SuppressAtBegin(words.at_begin, begin),
-            Timestamps(
-                timestamp_begin=words.timestamp_begin,
-                begin_index=begin,
-                eos=words.end,
-                no_timestamps=words.no_timestamps,
-                max_initial=None if latest is None else round(latest / PRECISION),
-            ),
-        )
-        return Request(
-            rules=Rules(rules),
-            max_length=words.positions,
-            eos=(words.end,),
-            pad=words.end,
-            sample=temperature > 0,
-            temperature=temperature or 1.0,
-            want_logprobs=True,
-        )
+        Args:
+            silence: of each, the probability that nobody speaks, if that was told before.
+        """
+        found: dict[int, _Said] = {}
+        known = None if silence is None else dict(zip(indices, silence, strict=True))
+        width = self._search.width(temperature)
+        for group in self._alike(prompts, indices):
+            rows = to_device(np.array([prompts[index] for index in group]), states.device)
+            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
+            watch = self._watch(prompts[group[0]]) if known is None else None
+            request = self._search.request(begin, length, temperature, watch)
+            rows = rows.repeat_interleave(width, dim=0)
+            decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
+            meanwhile = _nothing
+            silent = [None if known is None else known[index] for index in group]
+            if decoded.watched is not None:
+                silent = decoded.watched[::width].tolist()
+            best = self._search.best(decoded, len(group), length)
+            for index, (tokens, total), probability in zip(group, best, silent, strict=True):
+                found[index] = _Said(prompts[index][begin:], tokens, total, probability)
+        return [found[index] for index in indices]
 
-    def _answer(
-        self, row: list[int], total: float, temperature: float, silence: float | None
-    ) -> Answer:
-        end = self._vocabulary.end
-        tokens = row[: row.index(end)] if end in row else row
+    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> where the answer's start is, if that matters."""
+        if self._options.no_speech_threshold is None:
+            return None
+        return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
+
+    def _alike(self, prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
+        """Those of `indices` whose prompts have one length and start at one place, together."""
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in indices:
+            prompt = list(prompts[index])
+            groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
+        return list(groups.values())
+
+    def _answer(self, said: _Said, temperature: float) -> Answer:
+        tokens = (*said.prefix, *said.tokens)
         text = self.text(tokens)
         return Answer(
-            tokens=tuple(tokens),
+            tokens=tokens,
             text=text,
-            avg_logprob=total / (len(tokens) + 1),
-            no_speech_prob=silence,
+            avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
+            no_speech_prob=said.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
         )
@@ -163,7 +238,7 @@ class WindowDecoder:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without timestamps and blanks around it."""
         plain = [token for token in tokens if token < self._vocabulary.end]
-        text: str = self._tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(plain)
         return text.strip()
 
     def is_bad(self, answer: Answer) -> bool:
@@ -184,40 +259,11 @@ class WindowDecoder:
             return False
         return least is None or answer.avg_logprob < least
 
-    def _no_speech(
-        self, states: Tensor, prompts: Sequence[Sequence[int]]
-    ) -> Sequence[float | None]:
-        """Probability of <|nospeech|> where the answer's start is, of every window."""
-        if self._options.no_speech_threshold is None:
-            return [None] * len(prompts)
-        start = self._vocabulary.start
-        logits = self._first_logits(states, [row[: list(row).index(start) + 1] for row in prompts])
-        found: list[float] = logits.softmax(dim=-1)[:, self._vocabulary.no_speech].tolist()
-        return found
-
-    def _first_logits(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The model's logits after every prompt, `[B, V]` float32."""
-        found: dict[int, Tensor] = {}
-        for group in _of_one_length(prompts, range(len(prompts))):
-            rows = torch.tensor([prompts[index] for index in group], device=states.device)
-            request = Request(Rules(), rows.shape[1] + 1, (), 0, want_logits=True)
-            decoded = self._engine.decode(_rows(states, group), rows, request)
-            assert decoded.logits is not None
-            found |= dict(zip(group, decoded.logits[0], strict=True))
-        return torch.stack([found[index] for index in range(len(prompts))])
-
 
 def compression_ratio(text: str) -> float:
     """Bytes of a text to its bytes when compressed by zlib: above 2.4 it repeats itself."""
     data = text.encode()
     return len(data) / len(zlib.compress(data))
-
-
-def _of_one_length(prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
-    groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index in indices:
-        groups[len(prompts[index])].append(index)
-    return list(groups.values())
 
 
 def _rows(states: Tensor, indices: list[int]) -> Tensor:

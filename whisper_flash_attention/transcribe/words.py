@@ -8,12 +8,9 @@ the model itself runs on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import timing
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.align import Said
+    from whisper_flash_attention.engine.token_times import TokenTimes
 
 POSITIONS_PER_SECOND = 50
 
@@ -80,13 +78,19 @@ class WordAligner:
     Args:
         model: any Whisper whose weights are plain tensors.
         processor: the processor of the same checkpoint.
+        speller: of its tokenizer, if there is one that has met tokens before.
 
     Raises:
         OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
             `generation_config.alignment_heads` names heads that it does not have.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        speller: Speller | None = None,
+    ) -> None:
         from whisper_flash_attention.engine.align import check_heads
         from whisper_flash_attention.engine.weights import collect, why_not
 
@@ -101,7 +105,7 @@ class WordAligner:
         check_heads(self._weights, self._heads)
         self._config: Any = model.generation_config
         self._end = int(processor.tokenizer.eos_token_id)
-        self._speller = Speller(processor.tokenizer)
+        self._speller = speller or Speller(processor.tokenizer)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
         """Give the segments of each window their words; windows are aligned together.
@@ -113,41 +117,49 @@ class WordAligner:
             OptionError: a language or task that the model does not know.
             NotFinite: the model computed NaN or infinity.
         """
+        return self.begin(windows)()
+
+    def begin(self, windows: Sequence[SpokenWindow]) -> Callable[[], list[WindowWords]]:
+        """Have the device begin with it, and return the function that gives what `add_words` does.
+
+        That function waits for the device, and raises what `add_words` raises.
+        """
         texts = [
             [token for segment in window.segments for token in self._text(segment)]
             for window in windows
         ]
         spoken = [index for index, text in enumerate(texts) if text]
-        aligned = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
-        timings = dict(zip(spoken, aligned, strict=True))
-        return [
-            self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
-        ]
+        words = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
+
+        def finish() -> list[WindowWords]:
+            timings = dict(zip(spoken, words(), strict=True))
+            return [
+                self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
+            ]
+
+        return finish
 
     def _text(self, segment: Segment) -> list[int]:
         return [token for token in segment.tokens if token < self._end]
 
     def _align(
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
-    ) -> list[list[Timing]]:
-        """Words of each window's text, in seconds of the window."""
-        from whisper_flash_attention.engine.align import listen
-        from whisper_flash_attention.engine.warp import start_positions, token_costs
+    ) -> Callable[[], list[list[Timing]]]:
+        """Have the device begin; what is returned gives words, in seconds of their windows."""
+        from whisper_flash_attention.engine.token_times import token_times
 
         rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
-        costs, probabilities = [], []
-        heard = listen(self._weights, rows, self._heads, text_tokens=self._end)
-        for window, row, each in zip(windows, rows, heard, strict=True):
-            begin, end = len(self._prompt(window)), len(row.tokens) - 1
-            # A token is where the decoder looks from the token before it.
-            costs.append(token_costs(each.attention, begin - 1, end).cpu().numpy())
-            probabilities.append(each.probabilities[begin:end].cpu().numpy())
-        return [
-            self._words(window, text[: len(likely)], starts, likely)
-            for window, text, starts, likely in zip(
-                windows, texts, start_positions(costs), probabilities, strict=True
-            )
-        ]
+        # All prompts are of one length.
+        first = len(self._prompt(windows[0])) if windows else 0
+        times = token_times(self._weights, rows, self._heads, first=first, text_tokens=self._end)
+
+        def finish() -> list[list[Timing]]:
+            return [
+                self._words(window, text[: len(each.probabilities)], each)
+                for window, text, each in zip(windows, texts, times(), strict=True)
+            ]
+
+        return finish
 
     def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
@@ -171,22 +183,17 @@ class WordAligner:
             )
         return start, language, task, plain
 
-    def _words(
-        self,
-        window: SpokenWindow,
-        text: Sequence[int],
-        starts: npt.NDArray[np.int64],
-        likely: npt.NDArray[np.float32],
-    ) -> list[Timing]:
+    def _words(self, window: SpokenWindow, text: Sequence[int], times: TokenTimes) -> list[Timing]:
         """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
+        starts = (times.starts / POSITIONS_PER_SECOND).tolist()
+        likely = times.probabilities.tolist()
         # Translations are English, which has blanks.
         language = "en" if window.task == "translate" else window.language
         words, index = [], 0
         for word in self._speller.words(text, language):
             after = index + word.count
-            start, end = (float(starts[each]) / POSITIONS_PER_SECOND for each in (index, after))
-            probability = float(likely[index:after].mean())
-            words.append(Timing(word.text, word.count, start, end, probability))
+            probability = sum(likely[index:after]) / word.count
+            words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
             index = after
         return words
 
@@ -232,16 +239,20 @@ def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: flo
     if not words:
         return segment
     start, end = _within(span.start, span.end, seconds)
-    spelled = tuple(_word(word, seconds) for word in words if word.text.strip())
+    spelled = tuple(
+        Word(*_within(word.start, word.end, seconds), text, word.probability)
+        for word in words
+        if (text := word.text.strip())
+    )
     return replace(segment, start=start, end=end, words=spelled)
-
-
-def _word(word: Timing, seconds: float) -> Word:
-    start, end = _within(word.start, word.end, seconds)
-    return Word(start, end, word.text.strip(), word.probability)
 
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
     """Times in hundredths of a second, in order, and within a recording of so many seconds."""
-    end = min(round(end, 2), seconds)
-    return max(0.0, min(round(start, 2), end)), end
+    # Comparisons instead of calls, for this is done for every word.
+    start, end = round(start, 2), round(end, 2)
+    if end > seconds:
+        end = seconds
+    if start > end:
+        start = end
+    return start if start > 0 else 0.0, end

@@ -30,7 +30,7 @@ from whisper_flash_attention.weights.generation import known_alignment_heads, ma
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 # OpenAI's `ModelDimensions` -> `WhisperConfig`. The width is there twice, once for each side.
-_DIMENSIONS = {
+DIMENSIONS = {
     "n_mels": "num_mel_bins",
     "n_audio_ctx": "max_source_positions",
     "n_audio_state": "d_model",
@@ -91,7 +91,7 @@ def read_openai(path: Path, source: str | None = None) -> Checkpoint:
         WeightsError: the file is truncated, hostile, or holds something else.
     """
     config, tokens, tensors = _open(path)
-    names = {name: _openai_name(name) for name in parameter_shapes(config)}
+    names = {name: openai_name(name) for name in parameter_shapes(config)}
     expected = {names[name]: shape for name, shape in parameter_shapes(config).items()}
     check_shapes(str(path), expected, {name: tuple(t.shape) for name, t in tensors.items()})
     generation_config = make_generation_config(
@@ -170,7 +170,7 @@ def _parts(path: Path, content: Any) -> tuple[dict[str, int], dict[str, torch.Te
     dims, state = content["dims"], content["model_state_dict"]
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise WeightsError(f"{path}: 'dims' or 'model_state_dict' is not a dict")
-    wrong = [name for name in _DIMENSIONS if type(dims.get(name)) is not int]
+    wrong = [name for name in DIMENSIONS if type(dims.get(name)) is not int]
     if wrong:
         raise WeightsError(f"{path}: dims without a whole number for {', '.join(wrong)}")
     total = 0
@@ -206,7 +206,7 @@ def _read_config(
     for name in ("n_audio_layer", "n_text_layer"):
         if dims[name] > len(tensors):
             raise WeightsError(f"{path}: {name} is {dims[name]} for {len(tensors)} tensors in all")
-    options = {ours: dims[theirs] for theirs, ours in _DIMENSIONS.items()}
+    options = {ours: dims[theirs] for theirs, ours in DIMENSIONS.items()}
     for side in ("encoder", "decoder"):
         # OpenAI's models are four times as wide in there; a missing tensor is reported later.
         first = tensors.get(f"{side}.blocks.0.mlp.0.weight")
@@ -215,7 +215,7 @@ def _read_config(
     return make_config(str(path), **options)
 
 
-def _openai_name(name: str) -> str:
+def openai_name(name: str) -> str:
     """OpenAI's name of a parameter, from Transformers'."""
     name = name.removeprefix("model.")
     side, kind, *rest = name.split(".")

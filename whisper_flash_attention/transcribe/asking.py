@@ -1,0 +1,128 @@
+"""What a call of `Transcriber` may be asked for, and what that means for each of its recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, changed
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.prompting import Hints
+
+# One for all recordings, or one for each.
+Texts = str | None | Sequence[str | None]
+
+DEFAULT_BATCH_SIZE = 16
+
+
+class Asked(TypedDict, total=False):
+    """The keyword arguments of `Transcriber`'s methods; every one may be left out.
+
+    The first five may be given once for all recordings of a call, or as a list or tuple with one
+    for each of them.
+
+    Args:
+        language: name or code of the language spoken; None detects it in the first 30 s.
+        task: "transcribe", or "translate" into English.
+        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None leaves what that says.
+        options: how windows are decoded; None is OpenAI's sequential algorithm with its
+            thresholds and temperatures.
+        batch_size: windows at a time, at most.
+
+    The others are fields of `DecodeOptions`, and count instead of what `options` says.
+    """
+
+    language: Texts
+    task: str | Sequence[str]
+    initial_prompt: Texts
+    hotwords: Texts
+    prefix: Texts
+    options: DecodeOptions | None
+    batch_size: int
+    mode: str
+    temperature: float | tuple[float, ...]
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    beam_size: int | None
+    best_of: int | None
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: Iterable[int]
+    suppress_blank: bool
+    min_new_tokens: int | None
+    max_new_tokens: int | None
+    without_timestamps: bool
+    max_initial_timestamp: float | None
+    condition_on_previous_text: bool
+    carry_initial_prompt: bool
+    clip_timestamps: Iterable[float]
+    word_timestamps: bool
+    vad_filter: bool | None
+    hallucination_silence_threshold: float | None
+
+
+PER_RECORDING = ("language", "task", "initial_prompt", "hotwords", "prefix")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for one recording."""
+
+    options: TranscribeOptions
+    hints: Hints
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a call is asked for.
+
+    Args:
+        decode: how all recordings are decoded.
+        batch_size: windows at a time, at most.
+        wishes: of every recording.
+    """
+
+    decode: DecodeOptions
+    batch_size: int
+    wishes: tuple[Wish, ...]
+
+    @classmethod
+    def of(cls, asked: Asked, count: int, languages: Collection[str]) -> Order:
+        """The order for so many recordings and a model of these languages (codes).
+
+        Raises:
+            OptionError: an option is unknown or makes no sense, there are more or fewer values
+                than recordings, or the model does not know the language or task.
+        """
+        given: dict[str, Any] = dict(asked)
+        columns = {name: _column(name, given.pop(name, None), count) for name in PER_RECORDING}
+        batch_size = given.pop("batch_size", DEFAULT_BATCH_SIZE)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size!r}: give a whole number, 1 or more")
+        decode = changed(given.pop("options", None) or DecodeOptions(), given)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        return cls(decode, batch_size, tuple(_wish(row, decode, languages) for row in rows))
+
+
+def _column(name: str, value: Any, count: int) -> Sequence[Any]:
+    """A value per recording."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise OptionError(f"{name} has {len(value)} values for {count} recordings: give one each")
+    return value
+
+
+def _wish(row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]) -> Wish:
+    options = TranscribeOptions(language=row["language"], task=row["task"] or "transcribe")
+    options.check_model(languages)
+    return Wish(options, Hints(**{name: _hint(name, row, decode) for name in PER_RECORDING[2:]}))
+
+
+def _hint(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
+    given: str | None = row[name]
+    common: str | None = getattr(decode, name)
+    return common if given is None else given

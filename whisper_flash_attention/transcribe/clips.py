@@ -1,0 +1,44 @@
+"""The parts of a recording that are read, where not all of it is: `clip_timestamps`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND
+
+Spans = tuple[tuple[float, float], ...]
+
+
+def spans_of(timestamps: Sequence[float]) -> Spans:
+    """Starts and ends in seconds, of timestamps start, end, start ...; without any, of all.
+
+    The last end may be left out: there is none then.
+    """
+    bounds = [*timestamps] or [0.0]
+    if len(bounds) % 2:
+        bounds.append(math.inf)
+    return tuple(zip(bounds[::2], bounds[1::2], strict=True))
+
+
+def frames_of(spans: Spans, total: int) -> tuple[tuple[int, int], ...]:
+    """First frames and ends of the spans within a recording of so many frames."""
+    most = total / FRAMES_PER_SECOND
+    return tuple(
+        (round(start * FRAMES_PER_SECOND), min(round(min(end, most) * FRAMES_PER_SECOND), total))
+        for start, end in spans
+        if start < most
+    )
+
+
+def chunks_within(chunks: Iterable[Chunk], spans: Spans) -> Iterator[Chunk]:
+    """What of chunks, in order of time, is within the spans."""
+    for chunk in chunks:
+        for start, end in spans:
+            first = max(0, round((start - chunk.start) * SAMPLING_RATE))
+            last = round(min(end - chunk.start, chunk.seconds) * SAMPLING_RATE)
+            if first < last:
+                begin = chunk.start + first / SAMPLING_RATE
+                yield Chunk(begin, chunk.samples[first:last])

@@ -1,0 +1,150 @@
+"""Skip silence beside words that look invented, so that it is not read again as speech.
+
+Words that nobody said are improbable, very short or very long. The rules are openai-whisper's
+(`hallucination_silence_threshold` in whisper/transcribe.py): what looks invented and stands between
+silences is dropped, and the next window begins behind the silence before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND
+from whisper_flash_attention.transcribe.segments import Segment, Word
+from whisper_flash_attention.transcribe.timing import AFTER_A_WORD, BEFORE_A_WORD
+
+# A word is less credible if it is less probable, or of another length (seconds).
+LEAST_PROBABILITY, SHORTEST, LONGEST = 0.15, 0.133, 2.0
+# What each second below the shortest counts; one above the longest counts 1, as improbability does.
+TOO_SHORT = 15.0
+# So many words of a segment are looked at, and so much doubt about them makes it invented.
+FIRST_WORDS, MUCH_DOUBT = 8, 3.0
+# Beside the edges of a window, so many seconds count as silence.
+EDGE = 2.0
+PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A window that was read, its segments' words found.
+
+    Args:
+        segments: in order of time.
+        start: its first frame in the recording.
+        frames: of the recording that it covers; `length` with the padding.
+        total: frames of the recording.
+        seek: where the next window would begin.
+        last_speech: where speech ended before this window, in seconds.
+        ends_in_silence: whether it said that nothing follows its last segment.
+    """
+
+    segments: tuple[Segment, ...]
+    start: int
+    frames: int
+    length: int
+    total: int
+    seek: int
+    last_speech: float
+    ends_in_silence: bool
+
+    @property
+    def offset(self) -> float:
+        """Where the window begins, in seconds."""
+        return self.start / FRAMES_PER_SECOND
+
+    @property
+    def end(self) -> float:
+        """Where it ends, its padding included, in seconds."""
+        return (self.start + self.length) / FRAMES_PER_SECOND
+
+
+def skip_silence(window: Heard, threshold: float) -> tuple[tuple[Segment, ...], int]:
+    """The segments that are kept, and the frame at which the next window begins.
+
+    Args:
+        threshold: silence that is longer is skipped, in seconds.
+    """
+    seek = _behind_words(window, threshold)
+    first = _next_with_words(window.segments)
+    if first is not None and looks_invented(first):
+        gap = first.start - window.offset
+        if gap > threshold:
+            return (), window.start + max(1, round(gap * FRAMES_PER_SECOND))
+    last_end = window.last_speech
+    for index, segment in enumerate(window.segments):
+        if not segment.words:
+            continue
+        following = _next_with_words(window.segments[index + 1 :])
+        if looks_invented(segment) and _stands_alone(
+            window, segment, last_end, following, threshold
+        ):
+            behind = max(window.offset + 1, segment.start)
+            is_last = window.total / FRAMES_PER_SECOND - segment.end < threshold
+            seek = window.total if is_last else round(behind * FRAMES_PER_SECOND)
+            return window.segments[:index], seek
+        last_end = segment.end
+    return window.segments, seek
+
+
+def looks_invented(segment: Segment | None) -> bool:
+    """Whether the first words of a segment are such as nobody says."""
+    if segment is None or not segment.words:
+        return False
+    words = [word for word in segment.words if word.text not in PUNCTUATION][:FIRST_WORDS]
+    doubt = sum(_doubt(word) for word in words)
+    return doubt >= MUCH_DOUBT or doubt + 0.01 >= len(words)
+
+
+def _doubt(word: Word) -> float:
+    seconds = word.end - word.start
+    doubt = 1.0 if word.probability < LEAST_PROBABILITY else 0.0
+    return doubt + max(0.0, SHORTEST - seconds) * TOO_SHORT + max(0.0, seconds - LONGEST)
+
+
+def _behind_words(window: Heard, threshold: float) -> int:
+    """Where the next window begins if nothing is dropped: behind long silence at the end."""
+    if window.ends_in_silence or not window.segments:
+        return window.seek
+    end = last_end(window.segments)
+    if end <= window.offset:
+        return window.seek
+    is_silent = window.end - end > threshold
+    return round(end * FRAMES_PER_SECOND) if is_silent else window.start + window.frames
+
+
+def _stands_alone(
+    window: Heard,
+    segment: Segment,
+    last_end: float,
+    following: Segment | None,
+    threshold: float,
+) -> bool:
+    """Whether there is silence, or more that is invented, on both sides of a segment."""
+    if following is None:
+        next_start = window.offset + window.frames / FRAMES_PER_SECOND
+    else:
+        next_start = following.words[0].start
+    is_silent_before = (
+        segment.start - last_end > threshold
+        or segment.start < threshold
+        or segment.start - window.offset < EDGE
+    )
+    is_silent_behind = (
+        next_start - segment.end > threshold
+        or looks_invented(following)
+        or window.end - segment.end < EDGE
+    )
+    return is_silent_before and is_silent_behind
+
+
+def last_end(segments: Sequence[Segment]) -> float:
+    """Where the last word ends, or without any the last segment, in seconds."""
+    for segment in reversed(segments):
+        if segment.words:
+            return segment.words[-1].end
+    return segments[-1].end
+
+
+def _next_with_words(segments: Sequence[Segment]) -> Segment | None:
+    return next((segment for segment in segments if segment.words), None)

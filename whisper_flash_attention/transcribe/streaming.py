@@ -1,0 +1,96 @@
+"""Windows one after another through the engine's slots, and those with bad answers once more.
+
+First answers differ in length, and share slots: one that has ended makes room for the next window.
+Bad answers are few; their windows, with their encoder states, are put aside until there are some to
+be decoded again at higher temperatures together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.slots import Job
+from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+
+# Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
+# states are held until then.
+SLOTS_PER_SECOND_TRY = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window to be decoded.
+
+    Args:
+        states: the encoder's, `[S, D]`, in memory of their own.
+        prompt: of any length.
+        owner: what it belongs to, by the name that errors give it.
+    """
+
+    states: Tensor
+    prompt: Sequence[int]
+    owner: Any
+
+    def __str__(self) -> str:
+        return str(self.owner)
+
+
+def decode_windows(
+    engine: Engine,
+    decoder: WindowDecoder,
+    more: Callable[[int], Sequence[Window]],
+    slots: int,
+) -> Iterator[tuple[Window, Answer]]:
+    """The answer of every window, as `WindowDecoder.decode` gives it, as soon as it is known.
+
+    Args:
+        decoder: one that `fits_slots`.
+        more: gives so many windows or fewer; it is asked again when answers have been taken, until
+            it has none after the last answer.
+        slots: windows that are decoded side by side.
+
+    Raises:
+        NotFinite: NaN or infinity in the logits of a window.
+    """
+    bad: list[tuple[Window, Answer]] = []
+    most, since = max(1, slots // SLOTS_PER_SECOND_TRY), 0
+
+    def jobs(count: int) -> list[Job]:
+        return [decoder.job(each.states, each.prompt, each) for each in more(count)]
+
+    while True:
+        has_any = False
+        for finished in engine.decode_stream(jobs, slots, max_length=decoder.max_length):
+            has_any = True
+            window, answer = finished.job.tag, decoder.answer(finished)
+            if decoder.is_last(answer):
+                yield window, answer
+            else:
+                bad.append((window, answer))
+            since = since + 1 if bad else 0
+            # The first of them has not to wait for ever.
+            if len(bad) >= most or since >= slots:
+                yield from _again(decoder, bad)
+                bad, since = [], 0
+        if not has_any:
+            return
+        # What these say may be what further windows waited for.
+        yield from _again(decoder, bad)
+        bad, since = [], 0
+
+
+def _again(
+    decoder: WindowDecoder, bad: Sequence[tuple[Window, Answer]]
+) -> Iterator[tuple[Window, Answer]]:
+    if bad:
+        states = torch.stack([window.states for window, _ in bad])
+        prompts = [window.prompt for window, _ in bad]
+        answers = decoder.decode_again(states, prompts, [answer for _, answer in bad])
+        for (window, _), answer in zip(bad, answers, strict=True):
+            yield window, answer
