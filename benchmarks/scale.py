@@ -99,14 +99,14 @@ def gpu_rates(folder: Path) -> tuple[dict[str, float], str]:
     """Times faster than real time by model, and the file that says so."""
     path = folder / "throughput-h100.json"
     if path.is_file():
-        found = json.loads(path.read_text())
-        rows = found["rows"] if isinstance(found, dict) else found
-        names = ("checkpoint", "model", "preset", "mode", "batch_size")
-        return {
-            " ".join(str(row[name]) for name in names if name in row): row["realtime_factor"]
-            for row in rows
-            if str(row.get("system", "flash")).startswith("flash")
-        }, path.name
+        best: dict[str, tuple[int, float]] = {}
+        for row in json.loads(path.read_text())["rows"]:
+            if row["status"] == "ok" and row["system"] == "flash" and not row["word_timestamps"]:
+                found = (row["batch_size"], row["realtime_factor"])
+                best[row["checkpoint"]] = max(found, best.get(row["checkpoint"], (0, 0.0)))
+        return {name: best[name][1] for name in sorted(best, key=lambda name: -best[name][1])}, (
+            f"{path.name}, the largest batch"
+        )
     path = folder / "h100" / "results.json"
     rates = {}
     for row in json.loads(path.read_text())["rows"]:

@@ -138,6 +138,24 @@ def test_time_is_shared_out_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0]["seconds_taken"] + rows[1]["seconds_taken"] >= 0.02
 
 
+def test_what_is_drawn_depends_on_the_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def draw(self: FakeSpeech, recordings: Any, **options: Any) -> list[Transcription]:
+        drawn.append(float(torch.rand(())))
+        return [Transcription("", "en", (), 1.0) for _ in recordings]
+
+    monkeypatch.setattr(FakeSpeech, "transcribe_many", draw)
+    stage = TranscribeStage(FakeModel(), Asked())
+    torch.manual_seed(0)
+    outside = torch.rand(())
+    torch.manual_seed(0)
+    for group in (heard(1, 2), heard(3), heard(1, 2)):
+        stage.rows(group)
+    assert drawn[0] == drawn[2] != drawn[1]
+    assert torch.rand(()) == outside
+
+
 def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> TranscribeStage:
     def refuse(*arguments: object, **options: object) -> None:
         raise error

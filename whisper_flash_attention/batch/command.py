@@ -16,6 +16,7 @@ from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
 from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.quiet import warnings_told
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -147,15 +148,7 @@ def batch_command(
             help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
         ),
     ] = "transcribe",
-    preset_name: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            metavar="NAME",
-            help="accurate, balanced or fast, as `whisper-flash transcribe` has them.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = "accurate",
+    preset_name: opt.PresetName = "balanced",
     word_timestamps: Annotated[
         bool | None,
         typer.Option(
@@ -183,7 +176,7 @@ def batch_command(
 
       whisper-flash batch 'talks/**/*.mp3' --output texts --subtitles srt,vtt
 
-      whisper-flash batch calls.csv --output texts --preset balanced --format parquet
+      whisper-flash batch calls.csv --output texts --preset fast --format parquet
 
       whisper-flash batch s3://bucket/calls --output texts --engine ray --address auto
 

@@ -87,15 +87,26 @@ class Asked:
         )
 
 
-def transcriptions(speech: Speech, samples: Sequence[Samples], asked: Asked) -> list[Transcription]:
-    """Transcribe recordings `[T]` at 16 kHz side by side; raises as `Transcriber` does."""
-    return speech.transcribe_many(
-        samples,
-        language=asked.options.language,
-        task=asked.options.task,
-        options=asked.decode,
-        batch_size=asked.batch_size,
-    )
+def transcriptions(
+    speech: Speech, samples: Sequence[Samples], asked: Asked, seed: int
+) -> list[Transcription]:
+    """Transcribe recordings `[T]` at 16 kHz side by side; raises as `Transcriber` does.
+
+    At temperatures above 0 tokens are drawn; with the same `seed` they are the same ones, whichever
+    worker draws them and whatever it did before.
+    """
+    import torch
+
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return speech.transcribe_many(
+            samples,
+            language=asked.options.language,
+            task=asked.options.task,
+            options=asked.decode,
+            batch_size=asked.batch_size,
+        )
 
 
 def shifted(transcription: Transcription, seconds: float) -> Transcription:

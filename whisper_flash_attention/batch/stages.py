@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
@@ -185,7 +186,8 @@ class TranscribeStage:
     def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
         started = time.perf_counter()
         samples = [np.asarray(each.samples) for each in several]
-        found = transcriptions(self._speech, samples, asked)
+        seed = crc32("\n".join(each.item.id for each in several).encode())
+        found = transcriptions(self._speech, samples, asked, seed)
         rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
         return [
             finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
