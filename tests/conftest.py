@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same examples in every run, so that it tells of the code and not of its luck. Others are looked
+# for with `--hypothesis-profile default`. Kernels' tests do without hypothesis.
+with suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("same", derandomize=True)
+    settings.load_profile("same")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

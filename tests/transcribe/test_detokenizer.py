@@ -46,6 +46,15 @@ def test_a_character_is_not_put_together_across_a_timestamp() -> None:
     assert quick.decode([50364, 126, 94, 50365], skip_special_tokens=True) == "¡"
 
 
+@pytest.mark.parametrize("source", ["package:base", "package:tiny.en"])
+@pytest.mark.parametrize("ids", [(0,), (0, 50258, 1), (50364, 0), ()])
+def test_the_text_of_a_prompt_is_left_out(source: str, ids: tuple[int, ...]) -> None:
+    tokenizer, quick = TOKENIZERS[source]
+    tokens = [tokenizer.convert_tokens_to_ids("<|startofprev|>"), *ids]
+    wanted = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert quick.decode(tokens, skip_special_tokens=True) == wanted
+
+
 def test_prompts_are_encoded_as_ever() -> None:
     tokenizer, quick = TOKENIZERS["package:base"]
     wanted = tokenizer.encode(" Names.", add_special_tokens=False)

@@ -23,6 +23,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._end = int(tokenizer.eos_token_id)
+        self._prompt = int(tokenizer.convert_tokens_to_ids("<|startofprev|>"))
 
     @cached_property
     def _bytes(self) -> list[bytes]:
@@ -52,8 +53,13 @@ class Detokenizer:
         return b"".join(map(table.__getitem__, plain)).decode("utf-8", errors="replace")
 
     def _bare(self, tokens: Sequence[int]) -> Sequence[int]:
-        """Without what is no text at the ends, where timestamps are."""
+        """Without what is no text at the ends, where timestamps are; not without what is a prompt.
+
+        The tokenizer drops the text of a prompt, too.
+        """
         first, last = 0, len(tokens)
+        if last and tokens[0] == self._prompt:
+            return tokens
         while first < last and tokens[first] >= self._end:
             first += 1
         while first < last and tokens[last - 1] >= self._end:
