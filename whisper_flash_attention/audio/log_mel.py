@@ -213,7 +213,8 @@ def scale_(heard: Tensor, peak: Tensor) -> Tensor:
         peak: the highest of the recording, to be broadcast.
     """
     lowest = (peak - RANGE).clamp_(min=SILENCE)
-    return torch.maximum(heard, lowest, out=heard).mul_(0.25).add_(1.0)
+    torch.maximum(heard, lowest, out=heard)
+    return torch.add(heard.new_ones(()), heard, alpha=0.25, out=heard)
 
 
 def _check_finite(peaks: list[Tensor]) -> None:
