@@ -2,12 +2,15 @@
 
     python benchmarks/texts.py --model package:tiny.en --audio recordings \\
         --output benchmarks/results/texts-tiny.en-cpu.json
+    pip install openai-whisper
+    python benchmarks/texts.py --model package:tiny.en --audio recordings --openai
 
 All decode greedily, once, without thresholds, and are told the language, so that they do the same.
 `sequential` should say what stock says. Recordings of more than 30 s are also read with every
 window told what was said before it. Where texts differ, it is told whether that is in digital
-silence alone, which we do not decode. Word error rates are over recordings with transcripts
-(`spoken.py`).
+silence alone, which we do not decode. openai-whisper, which reads the same windows, should say what
+`sequential` says; but it lets zeros follow the features of a short recording, too, where stock lets
+silence follow the sound. Word error rates are over recordings with transcripts (`spoken.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from long_form import PLAIN, Samples, stock_segments
 from rich.console import Console
 from rich.table import Table
 from spoken import Spoken, find_spoken, normalised
+from word_times import openai_model
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.benchmark.environment import describe_environment
@@ -38,7 +42,12 @@ System = Callable[[Samples], Segments]
 LONG_SECONDS = 30
 PARTS = ("all", "long", "short")
 # Systems, and those that should say the same.
-PAIRS = {"sequential": "stock", "sequential, told": "stock, told"}
+PAIRS = {
+    "sequential": "stock",
+    "sequential, told": "stock, told",
+    "openai-whisper": "sequential",
+    "openai-whisper, told": "sequential, told",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,8 @@ class Row:
     """One recording, transcribed by one system.
 
     Args:
-        same: whether the text is stock's; None where it need not be.
-        same_where_sound_is: the same, without what stock hears in digital silence.
+        same: whether the text is that of the system in `PAIRS`; None where there is none.
+        same_where_sound_is: the same, without what either hears in digital silence.
     """
 
     recording: str
@@ -62,10 +71,35 @@ class Row:
     same_where_sound_is: bool | None = None
 
 
+def openai_segments(model: Any, language: str, *, told: bool) -> System:
+    """openai-whisper, decoding as the others do."""
+
+    def transcribe(samples: Samples) -> Segments:
+        found = model.transcribe(
+            samples,
+            language=language,
+            fp16=False,
+            **PLAIN | {"condition_on_previous_text": told},
+        )
+        return [(each["start"], each["end"], each["text"]) for each in found["segments"]]
+
+    return transcribe
+
+
 def systems_for(
-    transcriber: Transcriber, attention: str, language: str, batch_size: int, *, is_long: bool
+    transcriber: Transcriber,
+    attention: str,
+    language: str,
+    batch_size: int,
+    openai: Any,
+    *,
+    is_long: bool,
 ) -> dict[str, System]:
-    """Systems by name; those that are told what was said before only for long recordings."""
+    """Systems by name; those that are told what was said before only for long recordings.
+
+    Args:
+        openai: openai-whisper's model, if it is to be compared.
+    """
 
     def ours(**options: Any) -> System:
         decode = DecodeOptions(**{**PLAIN, **options})
@@ -88,6 +122,10 @@ def systems_for(
         told = {"condition_on_prev_tokens": True}
         systems["stock, told"] = stock_segments(transcriber, attention, language, **told)
         systems["sequential, told"] = ours(condition_on_previous_text=True)
+    if openai is not None:
+        systems["openai-whisper"] = openai_segments(openai, language, told=False)
+        if is_long:
+            systems["openai-whisper, told"] = openai_segments(openai, language, told=True)
     return systems
 
 
@@ -117,7 +155,7 @@ def compare(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> lis
                 same=None if expected is None else text == _text(expected),
                 same_where_sound_is=None
                 if expected is None
-                else text == _text([each for each in expected if has_sound(samples, *each[:2])]),
+                else _text(_sounding(heard[name], samples)) == _text(_sounding(expected, samples)),
             )
         )
     return rows
@@ -125,6 +163,10 @@ def compare(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> lis
 
 def _text(segments: Segments) -> str:
     return "".join(text for _, _, text in segments).strip()
+
+
+def _sounding(segments: Segments, samples: Samples) -> Segments:
+    return [each for each in segments if has_sound(samples, *each[:2])]
 
 
 def has_sound(samples: Samples, start: float, end: float) -> bool:
@@ -153,7 +195,7 @@ def rates(rows: list[Row]) -> dict[str, dict[str, float | int | None]]:
 
 
 def differing(rows: list[Row]) -> dict[str, str]:
-    """Recordings in which a system should say what stock says, and does not, and where."""
+    """Recordings in which a system should say what another says, and does not, and where."""
     return {
         f"{row.recording}, {row.system}": "in digital silence alone"
         if row.same_where_sound_is
@@ -164,7 +206,7 @@ def differing(rows: list[Row]) -> dict[str, str]:
 
 
 def show(console: Console, rows: list[Row]) -> None:
-    table = Table("system", "recordings", "WER", "over 30 s", "up to 30 s", "as stock")
+    table = Table("system", "recordings", "WER", "over 30 s", "up to 30 s", "as it should")
     for name, found in rates(rows).items():
         compared = [row.same for row in rows if row.system == name and row.same is not None]
         percent = (f"{found[part]:.2%}" if found[part] is not None else "" for part in PARTS)
@@ -182,12 +224,14 @@ def main(
     attention: Annotated[str, typer.Option(help="Of stock: eager or sdpa.")] = "sdpa",
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Chunks at a time.")] = 8,
+    openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
 ) -> None:
     """Compare texts, and their word error rates."""
     console = Console()
     transcriber = Transcriber.from_pretrained(model, device=device)
+    other = openai_model(transcriber) if openai else None
     rows: list[Row] = []
     for spoken in find_spoken(audio, language):
         # Of noise nobody's language is known.
@@ -196,7 +240,7 @@ def main(
             continue
         samples = load_audio(spoken.path)
         is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
-        systems = systems_for(transcriber, attention, code, batch_size, is_long=is_long)
+        systems = systems_for(transcriber, attention, code, batch_size, other, is_long=is_long)
         rows += compare(spoken, samples, systems)
         console.print(f"{spoken.path.name}: done")
     show(console, rows)

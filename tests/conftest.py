@@ -20,8 +20,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The same examples in every run, so that it tells of the code and not of its luck. Others are looked
-# for with `--hypothesis-profile default`. Kernels' tests do without hypothesis.
+# The same examples in every run, so that it tells of the code and not of its luck. Others are
+# looked for with `--hypothesis-profile default`. Kernels' tests do without hypothesis.
 with suppress(ImportError):
     from hypothesis import settings
 

@@ -64,3 +64,16 @@ def test_rates_and_differences(texts: ModuleType, spoken: ModuleType) -> None:
     rows = texts.compare(spoken.Spoken(Path("a.wav"), "en", None), sound, systems)
     assert texts.differing(rows) == {"a.wav, sequential": "unexplained"}
     assert texts.rates(rows)["stock"] == {"recordings": 0, "all": None, "long": None, "short": None}
+
+
+def test_what_is_heard_in_silence_alone_is_told_of_either_system(
+    texts: ModuleType, spoken: ModuleType
+) -> None:
+    sound = np.zeros(2 * 16_000, np.float32)
+    sound[:16_000] = np.sin(np.arange(16_000))
+    systems = {
+        "sequential": lambda samples: [(0.0, 2.0, "one two")],
+        "openai-whisper": lambda samples: [(0.0, 1.0, " one two"), (1.0, 2.0, " you")],
+    }
+    rows = texts.compare(spoken.Spoken(Path("a.wav"), "en", None), sound, systems)
+    assert texts.differing(rows) == {"a.wav, openai-whisper": "in digital silence alone"}
