@@ -10,7 +10,8 @@ All decode greedily, once, without thresholds, and are told the language, so tha
 window told what was said before it. Where texts differ, it is told whether that is in digital
 silence alone, which we do not decode. openai-whisper, which reads the same windows, should say what
 `sequential` says; but it lets zeros follow the features of a short recording, too, where stock lets
-silence follow the sound. Word error rates are over recordings with transcripts (`spoken.py`).
+silence follow the sound, so it is also given short ones with that silence. Word error rates are
+over recordings with transcripts (`spoken.py`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ PAIRS = {
     "sequential, told": "stock, told",
     "openai-whisper": "sequential",
     "openai-whisper, told": "sequential, told",
+    "openai-whisper, padded": "sequential",
 }
 
 
@@ -123,9 +125,15 @@ def systems_for(
         systems["stock, told"] = stock_segments(transcriber, attention, language, **told)
         systems["sequential, told"] = ours(condition_on_previous_text=True)
     if openai is not None:
-        systems["openai-whisper"] = openai_segments(openai, language, told=False)
+        untold = openai_segments(openai, language, told=False)
+        systems["openai-whisper"] = untold
         if is_long:
             systems["openai-whisper, told"] = openai_segments(openai, language, told=True)
+        else:
+            window = LONG_SECONDS * SAMPLING_RATE
+            systems["openai-whisper, padded"] = lambda samples: untold(
+                np.pad(samples, (0, window - samples.size))
+            )
     return systems
 
 
@@ -195,14 +203,17 @@ def rates(rows: list[Row]) -> dict[str, dict[str, float | int | None]]:
 
 
 def differing(rows: list[Row]) -> dict[str, str]:
-    """Recordings in which a system should say what another says, and does not, and where."""
-    return {
-        f"{row.recording}, {row.system}": "in digital silence alone"
-        if row.same_where_sound_is
-        else "unexplained"
-        for row in rows
-        if row.same is False
-    }
+    """Recordings in which a system should say what another says, and does not, and why."""
+    padded = {row.recording for row in rows if row.system.endswith(", padded") and row.same}
+
+    def why(row: Row) -> str:
+        if row.same_where_sound_is:
+            return "in digital silence alone"
+        if row.system == "openai-whisper" and row.recording in padded:
+            return "not when padded with silence"
+        return "unexplained"
+
+    return {f"{row.recording}, {row.system}": why(row) for row in rows if row.same is False}
 
 
 def show(console: Console, rows: list[Row]) -> None:

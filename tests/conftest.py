@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # One thread per process: the suite runs a process per core, and threads that wait for each
     # other on a crowded machine are many times slower.
     torch.set_num_threads(1)
+    # A shell has what it starts in the background ignore Ctrl-C, for which tests would wait.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

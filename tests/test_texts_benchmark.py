@@ -77,3 +77,7 @@ def test_what_is_heard_in_silence_alone_is_told_of_either_system(
     }
     rows = texts.compare(spoken.Spoken(Path("a.wav"), "en", None), sound, systems)
     assert texts.differing(rows) == {"a.wav, openai-whisper": "in digital silence alone"}
+    sound[16_000:] = 0.1 * sound[:16_000]
+    padded = {"openai-whisper, padded": systems["sequential"]}
+    rows = texts.compare(spoken.Spoken(Path("a.wav"), "en", None), sound, systems | padded)
+    assert texts.differing(rows) == {"a.wav, openai-whisper": "not when padded with silence"}
