@@ -89,7 +89,7 @@ def test_it_is_more_exact_than_stock(
         monkeypatch.setattr(fused_encoder, "ONE_PRODUCT_WIDTH", 0)
         monkeypatch.setattr(fused_encoder, "ONE_PRODUCT_ROWS", 0)
     half = copy.deepcopy(model).to(device, dtype)
-    rounded = features.to(device, dtype)
+    rounded = features[: 1 if interpreted() else None].to(device, dtype)
     exact = stock(copy.deepcopy(half).double(), rounded.double())
     assert error(encode(weights_of(half), rounded), exact) < error(stock(half, rounded), exact)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import WhisperForConditionalGeneration as Stock
 from transformers import WhisperProcessor
 
+from tests.remembered import remember_stock
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.weights import load_processor, read_checkpoint
 
@@ -40,6 +41,7 @@ def load_pair(source: str) -> Pair:
         attn_implementation="eager",
     )
     stock.generation_config = checkpoint.generation_config
+    remember_stock(stock.model.encoder)
     return Pair(stock.eval(), Ours.from_pretrained(source).eval(), load_processor(source))
 
 

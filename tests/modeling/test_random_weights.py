@@ -23,9 +23,12 @@ SIZES = {
 }
 
 
-def config_of(size: str, encoder_layers: int, decoder_layers: int) -> WhisperConfig:
+def config_of(
+    size: str, encoder_layers: int, decoder_layers: int, positions: int = 1500
+) -> WhisperConfig:
     width, heads, bins, vocabulary, _, _ = SIZES[size]
     return WhisperConfig(
+        max_source_positions=positions,
         vocab_size=vocabulary,
         d_model=width,
         num_mel_bins=bins,
@@ -68,9 +71,10 @@ def assert_same_generation(stock: Stock, ours: Ours, features: torch.Tensor, tok
         torch.testing.assert_close(ours_step, stock_step, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("size", SIZES)
+# Large-v3-turbo is large-v3 with fewer layers.
+@pytest.mark.parametrize("size", [*SIZES][:-1])
 def test_every_width_gives_the_same_ids(size: str) -> None:
-    config = config_of(size, encoder_layers=1, decoder_layers=2)
+    config = config_of(size, encoder_layers=1, decoder_layers=2, positions=200)
     stock, ours = pair_of(config, scale=0.03)
     assert_same_generation(stock, ours, features_of(config, batch=1), tokens=6)
 

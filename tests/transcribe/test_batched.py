@@ -22,11 +22,6 @@ BATCHED = DecodeOptions(mode="batched")
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def speech(bundled_recordings) -> np.ndarray:
     return np.concatenate([load_audio(recording.path) for recording in bundled_recordings])
 
@@ -116,7 +111,7 @@ def test_it_needs_the_engine(tiny_en: str, speech) -> None:
         DecodeOptions(vad_filter=True)
 
 
-@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("words", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_follows_later_is_the_same_in_the_same_order(
     transcriber, speech, monkeypatch, words
 ) -> None:

@@ -28,11 +28,6 @@ BATCHED = DecodeOptions(mode="batched", temperature=0.0)
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def snippets(bundled_recordings) -> list[np.ndarray]:
     """3 s of speech, nothing, 33 s of digital silence behind 3 s of speech, 2 s of speech."""
     samples = load_audio(bundled_recordings[0].path)

@@ -14,15 +14,9 @@ import torch
 from tests.audio.encoding import encode, read_wave, write_wave
 from tests.transcribe.test_transcriber import assert_in_order, word_error_rate
 from whisper_flash_attention.errors import AudioError
-from whisper_flash_attention.transcribe import Transcriber
 
 RATE = 16_000
 Samples = npt.NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
 
 
 @pytest.fixture(scope="module")

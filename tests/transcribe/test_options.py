@@ -18,11 +18,6 @@ from whisper_flash_attention.transcribe.asking import Asked
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def clip(bundled_recordings) -> Path:
     return bundled_recordings[4].path  # 3.3 s
 

@@ -20,11 +20,6 @@ from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def engine(transcriber: Transcriber) -> Engine:
     found = engine_for(transcriber.model)
     assert isinstance(found, Engine)

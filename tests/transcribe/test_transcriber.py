@@ -35,11 +35,6 @@ def word_error_rate(spoken: str, heard: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def speech(bundled_recordings: tuple[Recording, ...]) -> npt.NDArray[np.float32]:
     """All clips in one, 24.7 s."""
     joined = np.concatenate([read_wave(recording.path) for recording in bundled_recordings])

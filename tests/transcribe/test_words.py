@@ -33,11 +33,6 @@ TOLERANCE = 0.1
 
 
 @pytest.fixture(scope="module")
-def transcriber(tiny_en: str) -> Transcriber:
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def aligner(transcriber: Transcriber) -> WordAligner:
     return WordAligner(transcriber.model, transcriber.processor)
 
@@ -141,6 +136,7 @@ def test_words_of_bundled_recordings_are_openais(
     assert_agree(differences(transcriber, expected_rows("tiny.en", "bundled"), recordings), 200)
 
 
+@pytest.mark.slow
 def test_silence_behind_a_window_moves_few_words(
     transcriber: Transcriber, recordings: Recordings
 ) -> None:
