@@ -146,7 +146,11 @@ def run_once(settings: dict[str, Any], connection: Any) -> None:
             include_dashboard=False,
             logging_level=logging.ERROR,
         )
-    model = settings.pop("model")
+    model, threads = settings.pop("model"), settings.pop("threads", None)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     started = time.monotonic()
     with Watch() as watch:
         summary = run_batch(model=Model(model) if model else DoNothing(), **settings)
@@ -192,8 +196,9 @@ def compare(folder: Path, audio: Path, model: str) -> tuple[dict[str, Any], list
     for engine, workers in (("local", None), ("ray", CORES)):
         place = folder / engine
         options: dict[str, Any] = {"source": str(audio), "output": str(place), "engine": engine}
-        # The same groups on both: what else is in a batch changes last digits, and what is drawn.
-        options |= {"group_files": 1}
+        # The same groups on both, and the threads of Ray's workers: what else is in a batch, and by
+        # how many threads numbers are added up, changes last digits, and what is drawn.
+        options |= {"group_files": 1, "threads": 1}
         runs.append(in_a_process(**options, model=model, workers=workers))
         rows[engine] = read_rows(place)
     names = sorted(rows["local"].keys() | rows["ray"].keys())
