@@ -95,11 +95,11 @@ class Pool:
         number = workers or max(1, int(sum(cores)) // CORES_PER_WORKER)
         beside = math.ceil(number / len(cores))  # models on one machine
         left = min(1.0, min(cores) / 2)
-        # Room for two decoding tasks. Not as much for one as a model has, or Ray Data would have
-        # models decode between two groups.
+        # Room for four decoding tasks, for Ray Data gives them about half of what is left. Not as
+        # much for one as a model has, or it would have models decode between two groups.
         return cls(
             *(number, 0.0, (min(cores) - left) / beside, max(1, int(min(cores) / beside))),
-            decode_cpus=0.49 * left,
+            decode_cpus=0.24 * left,
         )
 
 
