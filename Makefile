@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	  --device cpu --output $(DEMO_RESULTS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

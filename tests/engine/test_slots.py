@@ -109,10 +109,10 @@ def check(found: Sequence[Finished], engine: Engine, jobs: Sequence[Job]) -> Non
 
 
 def spoil(engine: Engine) -> None:
-    """Fill what is kept between calls with NaN and impossible numbers."""
+    """Fill what is kept between calls with signalling NaN and impossible numbers."""
     for kept in (engine._buffers, *engine._idle):
         assert kept._arena is not None
-        kept._arena._block.fill_(255)
+        kept._arena._block.view(torch.int32).fill_(0x7FA00000)
         kept._last = None
 
 
