@@ -37,6 +37,9 @@ class Numbers:
     def convert_ids_to_tokens(self, tokens: range) -> list[str]:
         return [str(token) for token in tokens]
 
+    def convert_tokens_to_ids(self, name: str) -> int:
+        return {"<|startofprev|>": 50360}[name]
+
     def decode(self, tokens: list[int], **_: Any) -> str:
         return " ".join(map(str, tokens))
 
