@@ -176,7 +176,14 @@ def test_logits_token_by_token(weights: DecoderWeights, absorbed: bool, slots: i
     assert graphs.keys == [("prompt", "logits", 1), step, ("prompt", "logits", 2), step]
 
 
-@pytest.mark.parametrize(("length", "place", "batch"), [(2, 1, 2), (9, 5, 2)])
+@pytest.mark.parametrize(
+    ("length", "place", "batch"),
+    [
+        (2, 0, 2),
+        pytest.param(2, 1, 1, marks=pytest.mark.slow),
+        (9, 5, 2),
+    ],
+)
 def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
     weights: DecoderWeights, length: int, place: int, batch: int
 ) -> None:
@@ -210,7 +217,7 @@ def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     assert graphs.keys == [("prompt", "pick 0", 2)]
 
 
-@pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (6, None, 3)])
+@pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (8, None, 5)])
 def test_the_host_has_time_once_the_device_has_work(
     weights: DecoderWeights,
     monkeypatch: pytest.MonkeyPatch,

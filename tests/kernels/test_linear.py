@@ -263,7 +263,15 @@ def random_projections(
 
 @VARIANTS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("positions", "tokens"), [([3, 0, 6], 1), ([2], 4)])
+@pytest.mark.parametrize(
+    ("positions", "tokens"),
+    [
+        ([3, 0, 6], 1),
+        ([2], 4),
+        pytest.param([0], 1, marks=pytest.mark.slow),
+        pytest.param([4, 0], 3, marks=pytest.mark.slow),
+    ],
+)
 def test_keys_and_values_go_to_their_positions_and_nowhere_else(
     device: torch.device, config: Config, dtype: torch.dtype, positions: list[int], tokens: int
 ) -> None:

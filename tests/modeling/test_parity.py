@@ -22,8 +22,10 @@ def clips_are_encoded_once() -> Iterator[None]:
         yield
 
 
-def test_short_form_ids_and_text(english, clips, same_ids, bundled_recordings) -> None:
-    some = (1, 2, 4)  # the other two take as long as these
+@pytest.mark.parametrize(
+    "some", [(1, 2, 4), pytest.param((0, 3), marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_short_form_ids_and_text(english, clips, same_ids, bundled_recordings, some) -> None:
     ids = same_ids(english, english.features(*(clips[each] for each in some)))
     texts = english.processor.batch_decode(ids, skip_special_tokens=True)
     normalize = BasicTextNormalizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription
@@ -84,6 +86,24 @@ def test_the_text_of_many_recordings_is_that_of_transformers(
         samples = load_audio(shared_audio / f"{name}.mp3")
         found = plain(some, samples, conditioned=conditioned)
         assert found.text == stock(some, samples, conditioned=conditioned), name
+
+
+@pytest.mark.slow
+def test_without_end_it_says_as_much_as_openai_whisper_if_that_is_asked_for(
+    base: str, shared_audio: Path
+) -> None:
+    """The one text with sound in which the two differ: openai-whisper stops at 224 tokens."""
+    results = REPOSITORY / "benchmarks" / "results" / "texts-base-cpu.json"
+    place = ("sonnet1.mp3", "openai-whisper, told")
+    [theirs] = (
+        row["text"]
+        for row in json.loads(results.read_text("utf-8"))["rows"]
+        if (row["recording"], row["system"]) == place
+    )
+    options = DecodeOptions(max_new_tokens=224, **PLAIN)  # type: ignore[arg-type]
+    some = Transcriber.from_pretrained(base, device="cpu")
+    found = some.transcribe(shared_audio / place[0], language="en", options=options)
+    assert found.text == theirs
 
 
 def test_recordings_side_by_side_are_as_each_alone(transcriber, speech, heard) -> None:
