@@ -38,6 +38,51 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
 
 
+# The most that a dimension may be; large-v3 has 1280 columns and 32 layers. Products of these
+# numbers stay far from what PyTorch's sizes can hold.
+_LARGEST = {
+    "vocab_size": 1 << 20,
+    "d_model": 1 << 14,
+    "num_mel_bins": 1 << 10,
+    "max_source_positions": 1 << 16,
+    "max_target_positions": 1 << 16,
+    "encoder_layers": 1 << 10,
+    "decoder_layers": 1 << 10,
+    "encoder_attention_heads": 1 << 10,
+    "decoder_attention_heads": 1 << 10,
+    "encoder_ffn_dim": 1 << 17,
+    "decoder_ffn_dim": 1 << 17,
+}
+DIMENSIONS = tuple(_LARGEST)
+
+
+def check_dimensions(source: str, dimensions: Mapping[str, Any]) -> None:
+    """Check the sizes of a model before anything is allocated for it.
+
+    Args:
+        source: file, for messages.
+        dimensions: values by the names in `DIMENSIONS`, all of them.
+
+    Raises:
+        WeightsError: a dimension is no positive whole number, too large for any Whisper, or the
+            width is odd or not a multiple of the heads.
+    """
+    for name, most in _LARGEST.items():
+        value = dimensions[name]
+        if type(value) is not int:
+            raise WeightsError(f"{source}: {name} is {shorten(value)}, expected a whole number")
+        if not 1 <= value <= most:
+            raise WeightsError(
+                f"{source}: {name} is {shorten(value)}, expected a positive number up to {most}"
+            )
+    width = dimensions["d_model"]
+    if width % 2 or width < 4:  # The encoder's positions are sines and cosines, half and half.
+        raise WeightsError(f"{source}: d_model is {width}, expected an even number from 4 on")
+    for name in ("encoder_attention_heads", "decoder_attention_heads"):
+        if width % dimensions[name]:
+            raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
+
+
 def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialTokens]:
     """Build the configuration from dimensions by the names that `WhisperConfig` gives them.
 
@@ -45,15 +90,7 @@ def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialT
         WeightsError: a dimension is not positive, the width is odd or not a multiple of the heads,
             or the vocabulary is not one of Whisper's.
     """
-    for name, value in dimensions.items():
-        if value < 1:
-            raise WeightsError(f"{source}: {name} is {value}, expected a positive number")
-    width = dimensions["d_model"]
-    if width % 2 or width < 4:  # The encoder's positions are sines and cosines, half and half.
-        raise WeightsError(f"{source}: d_model is {width}, expected an even number from 4 on")
-    for name in ("encoder_attention_heads", "decoder_attention_heads"):
-        if width % dimensions[name]:
-            raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
+    check_dimensions(source, dimensions)
     tokens = SpecialTokens.of_vocabulary(dimensions["vocab_size"])
     if tokens is None:
         raise WeightsError(
