@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Checkpoint:
 
 # The most that a dimension may be; large-v3 has 1280 columns and 32 layers. Products of these
 # numbers stay far from what PyTorch's sizes can hold.
-_LARGEST = {
+LARGEST = {
     "vocab_size": 1 << 20,
     "d_model": 1 << 14,
     "num_mel_bins": 1 << 10,
@@ -53,7 +54,19 @@ _LARGEST = {
     "encoder_ffn_dim": 1 << 17,
     "decoder_ffn_dim": 1 << 17,
 }
-DIMENSIONS = tuple(_LARGEST)
+DIMENSIONS = tuple(LARGEST)
+
+
+def check_limits(source: str, config: WhisperConfig) -> None:
+    """Refuse sizes of which building the modules alone would take for ever.
+
+    Raises:
+        WeightsError: a dimension is many times that of any Whisper.
+    """
+    for name, most in LARGEST.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and value > most:
+            raise WeightsError(f"{source}: {name} is {shorten(value)}, expected up to {most}")
 
 
 def check_dimensions(source: str, dimensions: Mapping[str, Any]) -> None:
@@ -67,7 +80,7 @@ def check_dimensions(source: str, dimensions: Mapping[str, Any]) -> None:
         WeightsError: a dimension is no positive whole number, too large for any Whisper, or the
             width is odd or not a multiple of the heads.
     """
-    for name, most in _LARGEST.items():
+    for name, most in LARGEST.items():
         value = dimensions[name]
         if type(value) is not int:
             raise WeightsError(f"{source}: {name} is {shorten(value)}, expected a whole number")
@@ -174,9 +187,11 @@ def _first(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def shorten(text: object, limit: int = 80) -> str:
-    """Text from a file, safe to print: escaped, and cut to a line."""
-    escaped = str(text)[: 2 * limit].encode("unicode_escape").decode("ascii")
+def shorten(value: object, limit: int = 80) -> str:
+    """Describe a value from a file, safe to print: escaped, and cut to a line."""
+    # `str` of deeply nested lists recurses; `reprlib` stops early.
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else str(value)
+    escaped = text[: 2 * limit].encode("unicode_escape").decode("ascii")
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
 
 

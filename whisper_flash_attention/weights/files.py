@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -19,6 +19,8 @@ from whisper_flash_attention.weights.checkpoint import shorten
 # up to about 30 times its size.
 LARGEST_TOKENIZER = 16 << 20
 LARGEST_CONFIG = 1 << 20
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -65,17 +67,17 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def third_party_parser(path: object, what: str) -> Iterator[None]:
-    """Turn whatever a third-party parser raises for a file into a `WeightsError` that names it.
+def third_party_parser(message: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn whatever a third-party parser raises for a file into a `WeightsError`.
 
-    Keep it around calls into other packages. Transformers, tokenizers and safetensors document no
-    set of exceptions for malformed input and raise whatever their code runs into (AttributeError,
-    KeyError, ZeroDivisionError, Rust panics, ...), so a list of types would miss some. Errors of
-    this package pass unchanged, as do interrupts and exits.
+    Transformers, tokenizers and safetensors document no set of exceptions for malformed input and
+    raise whatever their code runs into (AttributeError, KeyError, ZeroDivisionError, Rust panics,
+    ...), so a list of types would miss some. Errors of this package pass unchanged, and so does
+    every exception that a line of this package raises: that is a bug, not a bad file. Interrupts
+    and exits pass, too.
 
     Args:
-        path: file, folder or Hub id, for the message.
-        what: what is being loaded.
+        message: makes the message from the exception; it names the file or the model.
 
     Raises:
         WeightsError: the parser failed, or memory ran out.
@@ -84,23 +86,38 @@ def third_party_parser(path: object, what: str) -> Iterator[None]:
         yield
     except WhisperFlashError:
         raise
-    except MemoryError as error:
-        raise WeightsError(f"{path}: not enough memory to load its {what}") from error
-    except Exception as error:
-        raise WeightsError(f"{path}: cannot load its {what} ({describe_error(error)})") from error
     except BaseException as error:
-        # A Rust panic derives from BaseException; it is no interrupt.
-        if type(error).__name__ != "PanicException":
+        # A Rust panic derives from BaseException alone, but it is no interrupt.
+        is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_failure or _is_raised_here(error):
             raise
-        raise WeightsError(f"{path}: cannot load its {what} ({describe_error(error)})") from error
+        raise WeightsError(message(error)) from error
+
+
+def cannot_load(path: object, what: str) -> Callable[[BaseException], str]:
+    """Make the messages of `third_party_parser` for a file or folder."""
+    return lambda error: f"{path}: cannot load its {what} ({describe_error(error)})"
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether the line that raised is one of this package; no third-party code lies below it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raising = "" if trace is None else trace.tb_frame.f_code.co_filename
+    # Lines of this function's caller, which only re-raises, do not count.
+    return raising.startswith(_PACKAGE) and raising != __file__
 
 
 def describe_error(error: BaseException) -> str:
-    """Describe an exception of another package in one short line; bare values get their type."""
+    """Describe an exception of another package in one short line."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = shorten(lines[0], 200).rstrip(".") if lines else "no reason given"
+    # Texts of other types ("'int' object is not iterable", a bare key) need their type.
     clear = isinstance(error, OSError | ValueError)
-    return reason if clear and lines else f"{type(error).__name__}: {reason}"
+    return reason if clear else f"{type(error).__name__}: {reason}"
 
 
 class JoinedFiles:

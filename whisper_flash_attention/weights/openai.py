@@ -61,6 +61,7 @@ _OUTER_NAMES = {
     "decoder.layer_norm.bias": "decoder.ln.bias",
 }
 
+
 def read_openai(path: Path, source: str | None = None) -> Checkpoint:
     """Read an OpenAI checkpoint; no code from the file runs.
 

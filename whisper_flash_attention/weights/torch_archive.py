@@ -238,8 +238,8 @@ class TorchArchive:
     def _not_an_archive(self) -> WeightsError:
         if self._file.size > 15 and self._file.read(0, 15) == _LEGACY_MAGIC:
             return WeightsError(
-                f"{self.name}: written in the format of PyTorch before 1.6, which is not read here. "
-                "If you trust the file, write it again: "
+                f"{self.name}: written in the format of PyTorch before 1.6, which is not read "
+                "here. If you trust the file, write it again: "
                 "torch.save(torch.load(path, weights_only=True), path)"
             )
         return WeightsError(

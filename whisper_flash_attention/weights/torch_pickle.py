@@ -144,8 +144,13 @@ class _Interpreter:
 
     # Stack
 
+    @property
+    def _is_empty(self) -> bool:
+        """Whether nothing lies above the last mark."""
+        return len(self._stack) <= (self._marks[-1] if self._marks else 0)
+
     def _pop(self) -> Any:
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+        if self._is_empty:
             raise self._refuse("takes a value that is not there")
         return self._stack.pop()
 
@@ -158,7 +163,7 @@ class _Interpreter:
         return found
 
     def _top(self, kind: type) -> Any:
-        top = self._stack[-1] if len(self._stack) > (self._marks[-1] if self._marks else 0) else None
+        top = None if self._is_empty else self._stack[-1]
         if not isinstance(top, kind):
             raise self._refuse(f"fills a {type(top).__name__} as if it were a {kind.__name__}")
         return top
@@ -202,8 +207,7 @@ class _Interpreter:
     def push_tuple(self, items: list[Any]) -> None:
         # A tuple within a tuple holds numbers only: a shape, strides. This bounds the depth.
         plain = len(items) <= _LONGEST_TUPLE and all(
-            type(item) is not tuple or all(type(number) is int for number in item)
-            for item in items
+            type(item) is not tuple or all(type(number) is int for number in item) for item in items
         )
         if not plain:
             raise self._refuse("has nested tuples, which no tensor needs")
