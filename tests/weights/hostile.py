@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
 
 from tests.weights.mutations import damaged_bytes, damaged_json, damaged_pickle, repacked
 from tests.weights.writers import model_bin, quantize, to_ctranslate2, to_openai
@@ -351,7 +356,10 @@ def write_transformers_folder(folder: Path) -> None:
     languages = {
         name: index[name] for name in special_names()[2:] if index[name] < index["<|translate|>"]
     }
-    model.generation_config.update(
+    model.generation_config = GenerationConfig(
+        eos_token_id=258,
+        bos_token_id=258,
+        pad_token_id=258,
         is_multilingual=True,
         lang_to_id=languages,
         task_to_id={"transcribe": index["<|transcribe|>"], "translate": index["<|translate|>"]},
@@ -365,7 +373,15 @@ def write_transformers_folder(folder: Path) -> None:
     model.save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps(small_tokenizer()))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    decoder = {
+        str(token["id"]): {key: token[key] for key in token if key != "id"}
+        for token in small_tokenizer()["added_tokens"]
+    }
+    content = TOKENIZER_CONFIG | {
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": special_names()[1:-1501],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
 
 
 FOLDER_FILES = (
@@ -387,3 +403,32 @@ def damaged_folder_file(rng: random.Random, name: str, intact: bytes) -> bytes:
         return damaged_bytes(rng, intact, ((0, 8 + length),))
     header = damaged_json(rng, json.loads(intact[8 : 8 + length]))
     return len(header).to_bytes(8, "little") + header + intact[8 + length :]
+
+
+def main() -> None:
+    """Attack every loader and print the counts as JSON: `python -m tests.weights.hostile 20000`."""
+    import platform
+    import sys
+    import tempfile
+    from importlib.metadata import version
+
+    from tests.weights.writers import smallest_whisper
+
+    count = int(sys.argv[1])
+    report: dict[str, Any] = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")},
+        "damaged_files_per_loader": count,
+        "loaders": {},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, loader in loaders(smallest_whisper(), Path(scratch)).items():
+            folder = Path(scratch) / name.replace(" ", "-")
+            folder.mkdir()
+            outcomes = attack(loader, folder, range(count))
+            report["loaders"][name] = {**outcomes, "anything_else": 0}
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import pickletools
@@ -90,7 +91,7 @@ def damaged_bytes(
 def damaged_pickle(rng: random.Random, data: bytes) -> bytes:
     """Drop, repeat, move or replace whole instructions of a pickle."""
     positions = [position for _, _, position in pickletools.genops(data)] + [len(data)]
-    steps = [data[a:b] for a, b in zip(positions, positions[1:], strict=False)]
+    steps = [data[a:b] for a, b in itertools.pairwise(positions)]
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.randrange(len(steps))
         kind = rng.randrange(5)
@@ -101,13 +102,13 @@ def damaged_pickle(rng: random.Random, data: bytes) -> bytes:
         elif kind == 2:
             steps[place] = rng.choice(steps)
         elif kind == 3:
-            steps[place] = rng.choice(_INSTRUCTIONS)
+            steps[place] = rng.choice(INSTRUCTIONS)
         else:
-            steps[place:place] = [rng.choice(_INSTRUCTIONS) for _ in range(rng.randrange(1, 6))]
+            steps[place:place] = [rng.choice(INSTRUCTIONS) for _ in range(rng.randrange(1, 6))]
     return b"".join(steps)
 
 
-_INSTRUCTIONS = (
+INSTRUCTIONS = (
     *(b"(", b")", b"}", b"]", b"N", b"\x88", b"t", b"\x85", b"\x86", b"\x87", b"a", b"e", b"s"),
     *(b"u", b"R", b"b", b"Q", b"0", b"1", b"2", b".", b"\x81", b"\x92", b"\x93", b"o", b"l", b"d"),
     *(b"K\x07", b"M\xff\xff", b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"G\x7f\xf8" + bytes(6)),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
 from tests.weights.bombs import BOMBS, archive
-from tests.weights.mutations import _INSTRUCTIONS
+from tests.weights.mutations import INSTRUCTIONS
 from tests.weights.writers import to_openai
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.openai import read_openai
@@ -74,7 +74,7 @@ def test_a_file_takes_at_most_twice_its_size(
 
 
 @settings(max_examples=300, deadline=None)
-@given(program=st.lists(st.sampled_from(_INSTRUCTIONS), max_size=200))
+@given(program=st.lists(st.sampled_from(INSTRUCTIONS), max_size=200))
 def test_any_program_is_read_or_refused_in_little_memory(
     program: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

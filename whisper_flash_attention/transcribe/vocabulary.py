@@ -44,7 +44,8 @@ class Vocabulary:
         """The ids that a model's generation config names.
 
         Raises:
-            WeightsError: the config is too old to know timestamps or languages.
+            WeightsError: the config is too old to know timestamps or languages, or names no single
+                token for the start, the end or <|notimestamps|>.
         """
         config = model.generation_config
         multilingual = getattr(config, "is_multilingual", None)
@@ -53,6 +54,12 @@ class Vocabulary:
         languages = getattr(config, "lang_to_id", None) or {}
         if multilingual and not languages:
             raise _too_old("lang_to_id")
+        for name in ("decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"):
+            if type(getattr(config, name, None)) is not int:
+                raise WeightsError(
+                    f"the model's generation config has {name} {getattr(config, name, None)!r}, "
+                    "expected one token id"
+                )
         codes = {token.strip("<|>"): number for token, number in languages.items()}
         return cls(
             start=config.decoder_start_token_id,
