@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.errors import AudioError, OptionError
+from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
     from av import AudioFrame, AudioResampler, AudioStream
@@ -145,13 +146,13 @@ def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
 
 
 def name_of(source: Source) -> str:
-    """What messages call it."""
+    """What messages call it, on one line that is safe to print."""
     if isinstance(source, str | Path):
-        return str(source)
+        return printable(source)
     if isinstance(source, bytes):
         return "<bytes>"
     name = getattr(source, "name", None)  # a number, for one opened by its descriptor
-    return name if isinstance(name, str) else "<file>"
+    return printable(name) if isinstance(name, str) else "<file>"
 
 
 @contextmanager
