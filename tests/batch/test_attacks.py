@@ -11,7 +11,7 @@ from tests.batch.attacks import ATTACKS, SLOW, attack
 
 # How many of each kind are tried in every run.
 COUNTS = {"manifest, csv": 1_000, "manifest, jsonl": 1_000, "whole run": 20}
-OTHERS = 300
+OTHERS = 200
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and names of bytes are POSIX's")
 
