@@ -12,11 +12,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from whisper_flash_attention.audio.tracks import (
+    AudioTrack,
+    check_track,
+    choose_track,
+    listing,
+    tracks_of,
+)
 from whisper_flash_attention.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
@@ -39,7 +46,13 @@ Source = str | Path | bytes | BinaryIO
 Samples = npt.NDArray[np.float32]
 
 
-def load_audio(source: Source, sampling_rate: int = SAMPLING_RATE) -> Samples:
+def load_audio(
+    source: Source,
+    sampling_rate: int = SAMPLING_RATE,
+    *,
+    channel: int | None = None,
+    track: int | str | None = None,
+) -> Samples:
     """Decode `source` into mono float32 samples `[T]` within [-1, 1] at `sampling_rate` Hz.
 
     Every format of PyAV's FFmpeg is read (wav, flac, mp3, ogg, opus, m4a, mp4, ...), of a file with
@@ -58,7 +71,9 @@ def load_audio(source: Source, sampling_rate: int = SAMPLING_RATE) -> Samples:
     Raises `AudioError`, which names the file, if it is missing, a folder, not readable, not audio,
     has no samples, or is mostly damaged; `OptionError` if the rate is not positive.
     """
-    return join_blocks(stream_audio(source, sampling_rate=sampling_rate))
+    return join_blocks(
+        stream_audio(source, sampling_rate=sampling_rate, channel=channel, track=track)
+    )
 
 
 def stream_audio(
@@ -68,6 +83,8 @@ def stream_audio(
     block_seconds: float = 30.0,
     start: float = 0.0,
     end: float | None = None,
+    channel: int | None = None,
+    track: int | str | None = None,
 ) -> Iterator[Samples]:
     """Decode `source` block by block, in memory that does not grow with its length.
 
@@ -80,6 +97,9 @@ def stream_audio(
         sampling_rate: of the result, in Hz.
         block_seconds: length of a block; only the last may be shorter.
         start, end: seconds of the recording to give, all of it if left out.
+        channel: the only one to read, from 1; all of them are mixed if left out.
+        track: the audio track to read, by its number from 1 or its language ("en", "eng"); if left
+            out the one that FFmpeg calls best, which heeds the container's default mark.
 
     Returns:
         Blocks of mono float32 samples `[T]` within [-1, 1], of which the caller owns the memory.
@@ -99,7 +119,20 @@ def stream_audio(
         raise OptionError(f"block_seconds is {block_seconds}, less than one sample")
     if last is not None and last <= first:
         raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
-    return _blocks(source, size, _Decoding(sampling_rate, first, last))
+    if channel is not None and (isinstance(channel, bool) or channel < 1):
+        raise OptionError(f"channel must be 1 or more, got {channel!r}")
+    check_track(track)
+    return _blocks(source, size, track, _Decoding(sampling_rate, first, last, channel))
+
+
+def audio_tracks(source: Source) -> list[AudioTrack]:
+    """List the audio tracks of a recording, in the order in which `track` counts them.
+
+    Raises:
+        AudioError: as `load_audio`, if it is not a recording.
+    """
+    with _open(source, name_of(source)) as container:
+        return tracks_of(container)
 
 
 def join_blocks(blocks: Iterable[Samples]) -> Samples:
@@ -114,14 +147,15 @@ def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
     return round(seconds * sampling_rate)
 
 
-def _blocks(source: Source, size: int, decoding: _Decoding) -> Iterator[Samples]:
-    import av
-
+def _blocks(
+    source: Source, size: int, track: int | str | None, decoding: _Decoding
+) -> Iterator[Samples]:
     name = name_of(source)
     with _open(source, name) as container:
-        stream = container.streams.best("audio")
-        if not isinstance(stream, av.AudioStream):  # None, too, for one of which nothing is known
-            raise AudioError(f"{name}: there is no audio stream that can be decoded")
+        chosen, stream = choose_track(container, track, name)
+        if decoding.channel is not None and decoding.channel > chosen.channels:
+            tracks = listing(tracks_of(container))
+            raise AudioError(f"{name}: there is no channel {decoding.channel}; {tracks}")
         for block in _regrouped(decoding.run(container, stream), size):
             if not np.isfinite(block).all():
                 raise AudioError(f"{name}: holds samples that are not finite numbers")
@@ -187,7 +221,7 @@ def _open(source: Source, name: str) -> Iterator[InputContainer]:
         with _opened(source) as file:
             if _is_empty(file):
                 raise AudioError(f"{name}: the file is empty (0 bytes)")
-            with av.open(file, mode="r", options=options, metadata_errors="ignore") as container:
+            with av.open(file, mode="r", options=options, **_metadata_errors()) as container:
                 yield container
     except FileNotFoundError as error:
         raise AudioError(f"{name}: there is no such file") from error
@@ -196,6 +230,13 @@ def _open(source: Source, name: str) -> Iterator[InputContainer]:
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
         raise AudioError(f"{name}: is not a recording that can be read ({reason})") from error
+
+
+def _metadata_errors() -> dict[str, Any]:
+    """Before PyAV 19, titles that are not UTF-8 raise an error unless this option is given."""
+    import av
+
+    return {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def _announced_seconds(container: InputContainer, stream: AudioStream) -> float | None:
@@ -214,6 +255,7 @@ class _Decoding:
     sampling_rate: int
     first: int = 0
     last: int | None = None
+    channel: int | None = None
     given: int = 0  # samples decoded, those before `first` too
     packets: int = 0
     damaged: int = 0
@@ -224,7 +266,7 @@ class _Decoding:
     def run(self, container: InputContainer, stream: AudioStream) -> Iterator[Samples]:
         """Mono samples, in pieces of any length, until `last` or the recording's end."""
         for frame in self._resampled(container, stream):
-            before, piece = self.given, _mono(frame)
+            before, piece = self.given, _mono(frame, self.channel)
             self.given += len(piece)
             if self.given > self.first:
                 stop = None if self.last is None else self.last - before
@@ -292,9 +334,11 @@ class _Decoding:
             raise AudioError(f"{name}: ends after {self.seconds:.2f} s, before {start:.2f} s")
 
 
-def _mono(frame: AudioFrame) -> Samples:
+def _mono(frame: AudioFrame, channel: int | None) -> Samples:
     """The mean of a frame's channels, [T]: FFmpeg's own mix adds them up to more than 1.0."""
     planes = frame.to_ndarray().astype(np.float32, copy=False)  # [channels, T]
+    if channel is not None:
+        planes = planes[channel - 1 : channel]
     if len(planes) == 1:
         only: Samples = planes[0]
         return only
