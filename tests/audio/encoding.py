@@ -32,8 +32,42 @@ def encode(path: Path, samples: Samples, *, codec: str, rate: int, layout: str) 
     frame.sample_rate, frame.pts = 16_000, 0  # from which AAC knows its delay
     with av.open(path, "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
+        if codec.startswith("wma"):  # has no bit rate of its own
+            stream.bit_rate = 64_000
         resampler = av.AudioResampler(stream.format.name, layout, rate)
         for part in (*resampler.resample(frame), *resampler.resample(None)):
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
     return path
+
+
+def mux_tracks(path: Path, tracks: list[tuple[Samples, float, str]]) -> Path:
+    """Write mono 16 kHz tracks side by side: samples `[T]`, seconds before them, language."""
+    import av
+
+    packets = []
+    with av.open(path, "w") as container:
+        streams = []
+        for _, _, language in tracks:
+            stream = container.add_stream("aac", rate=16_000, layout="mono")
+            stream.metadata["language"] = language
+            streams.append(stream)
+        for stream, (samples, begin, _) in zip(streams, tracks, strict=True):
+            stream.codec_context.open(strict=False)
+            resampler = av.AudioResampler("fltp", "mono", 16_000, 1024)
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, 0
+            for part in (*resampler.resample(frame), *resampler.resample(None), None):
+                for packet in stream.encode(part):
+                    shift = round(begin / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    packets.append(packet)
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        for packet in packets:
+            container.mux(packet)
+    return path
+
+
+def mux_late(path: Path, samples: Samples, begin: float) -> Path:
+    """Write a first track that begins at once, and a second that begins `begin` seconds later."""
+    return mux_tracks(path, [(samples, 0.0, "eng"), (samples, begin, "fra")])
