@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import wave
 from pathlib import Path
 
@@ -22,6 +23,36 @@ def write_wave(path: Path, channels: npt.NDArray[np.int16], rate: int) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams((channels.shape[0], 2, rate, 0, "NONE", ""))
         file.writeframes(np.ascontiguousarray(channels.T, dtype="<i2").tobytes())
+
+
+def wave_bytes(
+    data: bytes, *, channels: int, rate: int, bits: int = 16, kind: int = 1, mask: int | None = None
+) -> bytes:
+    """Return a WAV file, with any number in its header.
+
+    Args:
+        data: the samples' bytes.
+        kind: 1 for integers, 3 for floating point.
+        mask: of the channels' places; without it they have none.
+    """
+    frame = channels * bits // 8
+    head = struct.pack("<HIIHH", channels, rate, rate * frame & 0xFFFFFFFF, frame, bits)
+    if mask is None:
+        head = struct.pack("<H", kind) + head
+    else:
+        guid = struct.pack("<H", kind) + bytes.fromhex("000000001000800000aa00389b71")
+        head = struct.pack("<H", 0xFFFE) + head + struct.pack("<HHI", 22, bits, mask) + guid
+    body = b"WAVEfmt " + struct.pack("<I", len(head)) + head
+    body += b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def write_channels(
+    path: Path, channels: npt.NDArray[np.int16], rate: int, *, mask: int | None = None
+) -> None:
+    """Write `[channels, T]` as a 16-bit WAV file that knows the channels' places."""
+    data = np.ascontiguousarray(channels.T, dtype="<i2").tobytes()
+    path.write_bytes(wave_bytes(data, channels=len(channels), rate=rate, mask=mask))
 
 
 def encode(path: Path, samples: Samples, *, codec: str, rate: int, layout: str) -> Path:

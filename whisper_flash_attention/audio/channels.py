@@ -90,7 +90,7 @@ class ChannelMixer:
         """Sum up channel by channel: the order of a matrix product depends on sizes."""
         used = np.flatnonzero(self._weights)
         if (self._weights[used] == self._weights[used[0]]).all():
-            total = samples[:, used[0]].copy()
+            total: Samples = samples[:, used[0]].copy()
             for index in used[1:]:
                 total += samples[:, index]
             total /= np.float32(len(used))

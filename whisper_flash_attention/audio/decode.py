@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio.channels import ChannelMixer
 from whisper_flash_attention.audio.lengths import id3_size
+from whisper_flash_attention.audio.pyav import keep_layout
 from whisper_flash_attention.audio.source import OpenedContainer
 from whisper_flash_attention.audio.timeline import Timeline
 from whisper_flash_attention.audio.tracks import AudioTrack, listing, tracks_of
@@ -122,7 +123,9 @@ class Decoding:
             tracks = listing(tracks_of(recording.container))
             raise AudioError(f"{recording.name}: there is no channel {channel}; {tracks}")
 
-    def _packets(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Packet | None]:
+    def _packets(
+        self, recording: OpenedContainer, stream: AudioStream
+    ) -> Iterator[Packet[Any] | None]:
         """Packets of the track, and at its end None. Failed reads are damage, not the end."""
         import av
 
@@ -165,9 +168,11 @@ class Decoding:
                 self.damaged += packet.is_corrupt
                 if is_mp3:
                     self._note_tag(packet)
+            for frame in frames:
+                keep_layout(frame.layout)
             yield from frames
 
-    def _note_tag(self, packet: Packet) -> bool:
+    def _note_tag(self, packet: Packet[Any]) -> bool:
         """Remember where an ID3 tag ends that begins in this packet, as where files were joined."""
         data = bytes(packet)
         at = data.find(b"ID3")
@@ -176,7 +181,7 @@ class Decoding:
             self._tag_end = packet.pos + at + size
         return size is not None
 
-    def _is_tag(self, packet: Packet) -> bool:
+    def _is_tag(self, packet: Packet[Any]) -> bool:
         """Whether a packet is (a part of) a tag, which holds no sound and takes no time."""
         is_inside = packet.pos is not None and packet.pos < self._tag_end
         if not (is_inside or self._note_tag(packet) or bytes(packet).startswith(_TAGS)):
@@ -233,8 +238,9 @@ class Decoding:
         else:
             self.seconds += frame.samples / frame.rate
         for each in resampled:
-            samples = each.to_ndarray().reshape(each.samples, -1)  # [T, channels]
-            yield self.mixer.mix(samples, self._names)
+            keep_layout(each.layout)
+            samples = np.asarray(each.to_ndarray(), np.float32).reshape(each.samples, -1)
+            yield self.mixer.mix(samples, self._names)  # of [T, channels]
 
     def report(self, recording: OpenedContainer, track: AudioTrack) -> None:
         """Warn about what was lost and about channels.

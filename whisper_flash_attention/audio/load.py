@@ -140,7 +140,7 @@ def stream_audio(
         raise OptionError(f"block_seconds is {block_seconds}, less than one sample")
     if last is not None and last <= first:
         raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
-    if channel is not None and (isinstance(channel, bool) or channel < 1):
+    if channel is not None and (type(channel) is not int or channel < 1):
         raise OptionError(f"channel must be 1 or more, got {channel!r}")
     check_track(track)
     decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from whisper_flash_attention.audio.lengths import (
     CorrectedFile,
@@ -15,6 +15,7 @@ from whisper_flash_attention.audio.lengths import (
     length_correction,
     mp3_frames,
 )
+from whisper_flash_attention.audio.pyav import open_options
 from whisper_flash_attention.errors import AudioError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def open_container(source: Source) -> Iterator[OpenedContainer]:
                 correction = length_correction(file)
             read = file if correction is None else cast(BinaryIO, CorrectedFile(file, correction))
             frames = mp3_frames(file) if can_seek else None
-            with av.open(read, mode="r", options=options, **_metadata_errors()) as container:
+            with av.open(read, mode="r", options=options, **open_options()) as container:
                 kind = container.format.name
                 # Without the file's size FFmpeg estimates nothing.
                 is_guess = kind in _LENGTH_IS_A_GUESS or (kind == "mp3" and can_seek)
@@ -118,10 +119,3 @@ def _is_empty(file: BinaryIO) -> bool:
     empty = not file.read(1)
     file.seek(0)
     return empty
-
-
-def _metadata_errors() -> dict[str, Any]:
-    """Before PyAV 19, titles that are not UTF-8 raise an error unless this option is given."""
-    import av
-
-    return {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
