@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_flash_attention.batch.rows import COLUMNS, Row
+from whisper_flash_attention.batch.rows import COLUMNS, Row, without_unset
 from whisper_flash_attention.errors import BatchError, MissingPackage, OptionError
 
 FORMATS = ("jsonl", "parquet")
@@ -153,7 +153,7 @@ def _from_parquet(data: bytes, columns: Sequence[str]) -> list[Row]:
     rows: list[Row] = parquet.read_table(
         pyarrow.BufferReader(data), columns=list(columns)
     ).to_pylist()
-    return rows
+    return [without_unset(row) for row in rows]
 
 
 def _arrow(kind: Any) -> Any:
