@@ -14,6 +14,7 @@ import torch
 
 from whisper_flash_attention.audio import vad
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.silence import is_silence
 from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.audio.vad import CHUNK_SECONDS, WINDOW_SECONDS, Chunk
 from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
@@ -56,7 +57,7 @@ def cut_all(sound: Sound, max_seconds: float = WINDOW_SECONDS) -> tuple[float, I
         return seconds, vad.all_chunks(sound.samples, max_seconds)
     size, step = sum(block.size for block in sound.blocks()), round(max_seconds * SAMPLING_RATE)
     spans = ((begin, min(begin + step, size)) for begin in range(0, size, step))
-    chunks = (chunk for chunk in cut(sound, spans) if not vad.is_flat(chunk.samples))
+    chunks = (chunk for chunk in cut(sound, spans) if not is_silence(chunk.samples))
     return size / SAMPLING_RATE, chunks
 
 

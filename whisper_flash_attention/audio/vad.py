@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.silence import is_silence
 from whisper_flash_attention.audio.voice import Heard, Voice
 from whisper_flash_attention.errors import MissingPackage
 
@@ -60,7 +61,7 @@ def speech_chunks(
 def all_chunks(
     samples: npt.NDArray[np.float32], max_seconds: float = WINDOW_SECONDS
 ) -> Iterator[Chunk]:
-    """Chunks of `max_seconds` that follow one another, without those of digital silence.
+    """Chunks of `max_seconds` that follow one another, without those in which there is no sound.
 
     Args:
         samples: mono `[T]` at 16 kHz.
@@ -68,14 +69,8 @@ def all_chunks(
     size = round(max_seconds * SAMPLING_RATE)
     for begin in range(0, len(samples), size):
         chunk = Chunk(begin / SAMPLING_RATE, samples[begin : begin + size])
-        if not is_flat(chunk.samples):
+        if not is_silence(chunk.samples):
             yield chunk
-
-
-def is_flat(samples: npt.NDArray[np.float32]) -> bool:
-    """Whether all samples are one number; a few of them tell that nearly always."""
-    few = samples[:: 1 + len(samples) // 64]
-    return bool((few == few[0]).all() and (samples == samples[0]).all())
 
 
 def spans_of_speech(

@@ -15,7 +15,12 @@ from rich.console import Console
 from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
-from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    parse_audio_track,
+    parse_channel,
+    preset,
+)
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.quiet import warnings_told
@@ -30,8 +35,8 @@ def batch_command(
         typer.Argument(
             metavar="INPUT",
             help="A folder, a quoted pattern, or a manifest (csv, jsonl, parquet) with id and "
-            "path, and perhaps language, task, prompt, start, end (seconds). All of them local or "
-            "at a URL (s3://, gs://, https:// ...).",
+            "path, and perhaps language, task, prompt, start, end (seconds), channel, "
+            "audio_track. All of them local or at a URL (s3://, gs://, https:// ...).",
         ),
     ],
     output: Annotated[
@@ -149,6 +154,8 @@ def batch_command(
             help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
         ),
     ] = "transcribe",
+    channel: opt.Channel = "mix",
+    audio_track: opt.AudioTrack = None,
     preset_name: opt.PresetName = "balanced",
     word_timestamps: Annotated[
         bool | None,
@@ -188,7 +195,12 @@ def batch_command(
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     asked = Asked(
-        TranscribeOptions(language=language, task=task),
+        TranscribeOptions(
+            language=language,
+            task=task,
+            channel=parse_channel(channel),
+            audio_track=None if audio_track is None else parse_audio_track(audio_track),
+        ),
         preset(preset_name, word_timestamps=word_timestamps),
         batch_size,
     )

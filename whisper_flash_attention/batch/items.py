@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from whisper_flash_attention.config import TASKS, language_code
+from whisper_flash_attention.config import TASKS, checked_channel, checked_track, language_code
 from whisper_flash_attention.errors import OptionError
 
 # About 30 years. Sums of lengths stay finite, and numbers of samples stay whole numbers.
@@ -29,6 +29,8 @@ class Item:
         prompt: what was said before, as it were; None leaves it to the run's options.
         start, end: the part of the recording to transcribe, in seconds; all of it if left out.
         seconds: its length as far as it can be told without opening it.
+        channel, audio_track: what is read of it, as in `TranscribeOptions`; None leaves it to the
+            run's options.
 
     Raises:
         OptionError: a value that makes no sense.
@@ -42,6 +44,8 @@ class Item:
     start: float = 0.0
     end: float | None = None
     seconds: float | None = None
+    channel: int | str | None = None
+    audio_track: int | str | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -56,6 +60,9 @@ class Item:
             object.__setattr__(self, "language", _code(self.language))
         if self.task is not None and self.task not in TASKS:
             raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+        if self.channel is not None:
+            object.__setattr__(self, "channel", checked_channel(self.channel))
+        object.__setattr__(self, "audio_track", checked_track(self.audio_track))
         for name in ("start", "end", "seconds"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= MOST_SECONDS:  # NaN is not, either

@@ -9,18 +9,22 @@ import json
 import posixpath
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.places import is_url, opened, recordings_in
+from whisper_flash_attention.config import parse_audio_track, parse_channel
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
 from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES, path_kind
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = ("id", "path", "language", "task", "prompt", "start", "end", "seconds")
+COLUMNS = (
+    *("id", "path", "language", "task", "prompt", "start", "end", "seconds"),
+    *("channel", "audio_track"),
+)
 SHOWN_DUPLICATES = 10
 SHOWN_COLUMNS = 10
 # A line of a jsonl manifest is one recording's; a longer one is not read into memory.
@@ -62,8 +66,9 @@ def read_archive(source: str) -> Archive:
     """Find the recordings of a folder, a pattern, a recording or a manifest, local or at a URL.
 
     A manifest is a csv (with a heading), jsonl or parquet file with the columns `id` and `path`,
-    and perhaps `language`, `task`, `prompt`, `start`, `end` (seconds) and `seconds` (its length,
-    which is for the order of work alone). Relative paths are relative to the manifest.
+    and perhaps `language`, `task`, `prompt`, `start`, `end` (seconds), `channel`, `audio_track` and
+    `seconds` (its length, which is for the order of work alone). Relative paths are relative to the
+    manifest.
 
     Raises:
         OptionError: there is nothing there, it cannot be read, or ids are there more than once.
@@ -187,6 +192,8 @@ def _item(fields: Mapping[str, Any], base: str) -> Item:
         start=_number(fields, "start") or 0.0,
         end=_number(fields, "end"),
         seconds=_number(fields, "seconds"),
+        channel=_parsed(fields, "channel", parse_channel),
+        audio_track=_parsed(fields, "audio_track", parse_audio_track),
     )
 
 
@@ -203,6 +210,14 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     except UnicodeEncodeError as error:
         raise OptionError(f"{name} is not UTF-8: {_shown(text)}") from error
     return text
+
+
+def _parsed(
+    fields: Mapping[str, Any], name: str, parse: Callable[[str], int | str | None]
+) -> int | str | None:
+    """A field as what its text means; None where it is missing or empty."""
+    text = _text(fields, name)
+    return None if text is None else parse(text)
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float | None:

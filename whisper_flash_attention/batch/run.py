@@ -24,6 +24,7 @@ from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
+from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
@@ -112,7 +113,7 @@ def run_batch(
             tell=lambda line: print_line(shown, line),
         )
         left = [item for item in archive.items if item.id not in finished.ids]
-        todo = longest_first(left[:limit])
+        todo = longest_first([asked.resolved(item) for item in left[:limit]])
         if len(left) < len(archive.items):
             print_line(
                 shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
@@ -174,9 +175,16 @@ def _check(
 
 def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
+    usual = asdict(TranscribeOptions())
+    # Folders of earlier releases know neither channels nor tracks.
+    options = {
+        name: value
+        for name, value in asdict(asked.options).items()
+        if name in ("language", "task") or value != usual[name]
+    }
     return {
         "model": opener.source,
-        **asdict(asked.options),
+        **options,
         **asdict(asked.decode),
         "subtitles": sorted(subtitles),
     }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_flash_attention.batch.rows import COLUMNS, Row, misfit
+from whisper_flash_attention.batch.rows import COLUMNS, Row, misfit, without_unset
 from whisper_flash_attention.errors import BatchError, MissingPackage, OptionError
 from whisper_flash_attention.terminal import json_line
 
@@ -174,7 +174,7 @@ def _from_parquet(data: bytes, columns: Sequence[str]) -> list[Row]:
         rows: list[Row] = table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
         raise CorruptShard(f"it is not parquet that can be read ({error})") from error
-    return rows
+    return [without_unset(row) for row in rows]
 
 
 def _arrow(kind: Any) -> Any:

@@ -15,7 +15,14 @@ from zlib import crc32
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import MOST_SECONDS_HELD, Samples, join_blocks, stream_audio
+from whisper_flash_attention.audio.load import (
+    MOST_SECONDS_HELD,
+    Samples,
+    chosen_track,
+    join_blocks,
+    stream_audio,
+)
+from whisper_flash_attention.audio.sound import Channels, Sound
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
@@ -50,7 +57,10 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not."""
+    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not.
+
+    Where each channel is transcribed by itself, samples are `[channels, T]`.
+    """
 
     item: Item
     samples: Samples | None = None
@@ -59,7 +69,7 @@ class Decoded:
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
+        return 0.0 if self.samples is None else self.samples.shape[-1] / SAMPLING_RATE
 
 
 def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
@@ -90,11 +100,26 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
 
 
 def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
+    if item.channel != "each":
+        number = item.channel if isinstance(item.channel, int) else None
+        return _channel(item, source, number, stopped)
+    count = chosen_track(source, item.audio_track).channels  # type: ignore[arg-type]
+    channels = [_channel(item, source, number, stopped) for number in range(1, count + 1)]
+    # They differ in length where the decoding of one was stopped.
+    return np.stack([each[: min(map(len, channels))] for each in channels])
+
+
+def _channel(
+    item: Item, source: object, number: int | None, stopped: Callable[[], bool]
+) -> Samples:
+    """The samples `[T]` of one channel, or of all channels mixed."""
     blocks = []
     found = stream_audio(
         source,  # type: ignore[arg-type]
         start=item.start,
         end=item.end,
+        channel=number,
+        track=item.audio_track,
         most_seconds=MOST_SECONDS_HELD,
     )
     for block in found:
@@ -208,7 +233,7 @@ class TranscribeStage:
 
     def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
         started = time.perf_counter()
-        samples = [np.asarray(each.samples) for each in several]
+        samples = [_as_recording(np.asarray(each.samples)) for each in several]
         seed = crc32("\n".join(each.item.id for each in several).encode())
         found = transcriptions(self._speech, samples, asked, seed)
         rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
@@ -216,3 +241,10 @@ class TranscribeStage:
             finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
             for each, text in zip(several, found, strict=True)
         ]
+
+
+def _as_recording(samples: Samples) -> Samples | Channels:
+    """Samples as `Transcriber` takes them."""
+    if samples.ndim == 1:
+        return samples
+    return Channels(tuple(Sound(channel) for channel in samples))

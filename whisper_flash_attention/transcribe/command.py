@@ -13,7 +13,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    parse_audio_track,
+    parse_channel,
+    preset,
+)
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.batch_size import parse_batch_size
@@ -56,6 +61,8 @@ def transcribe_command(
     task: Annotated[
         str, typer.Option(help="transcribe, or translate (into English).")
     ] = "transcribe",
+    channel: opt.Channel = "mix",
+    audio_track: opt.AudioTrack = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[
         str,
@@ -164,6 +171,8 @@ def transcribe_command(
 
       whisper-flash transcribe call.wav --hotwords "Kubernetes, Istio" --preset accurate
 
+      whisper-flash transcribe call.wav --channel each  [dim](a speaker on each channel)[/dim]
+
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
 
       whisper-flash transcribe - < talk.mp3
@@ -180,7 +189,12 @@ def transcribe_command(
         overwrite=overwrite,
         json_lines=json_lines,
     )
-    options = TranscribeOptions(language=language, task=task)
+    options = TranscribeOptions(
+        language=language,
+        task=task,
+        channel=parse_channel(channel),
+        audio_track=None if audio_track is None else parse_audio_track(audio_track),
+    )
     decode = preset(
         preset_name,
         mode=mode,

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from whisper_flash_attention.audio.load import Source
+from whisper_flash_attention.audio.readable import CHUNK, spool
 from whisper_flash_attention.errors import OptionError
 
 STANDARD_INPUT = "-"
@@ -47,7 +48,7 @@ class Input:
     def source(self) -> Source:
         """Return what `load_audio` takes; standard input is read to its end for it.
 
-        Raises `OptionError` if standard input is a terminal.
+        Raises `OptionError` if standard input is a terminal, `AudioError` if it has no end.
         """
         return self.name
 
@@ -58,11 +59,10 @@ class StandardInput(Input):
     def source(self) -> Source:
         if sys.stdin.isatty():
             raise OptionError("'-' reads a recording from standard input, which is a terminal here")
-        # Read here and not in the thread that decodes, so that Ctrl-C can end the waiting; and as
-        # a whole, because some formats are not read rightly where one cannot go back.
-        file = io.BytesIO(sys.stdin.buffer.read())
-        file.name = self.name
-        return file
+        # Read here and not in the thread that decodes, so that Ctrl-C can end the waiting; and to
+        # its end, because some formats are not read rightly where one cannot go back.
+        read = cast("io.BufferedReader", sys.stdin.buffer).read1
+        return spool(iter(lambda: read(CHUNK), b""), self.name)
 
 
 def find_inputs(arguments: Sequence[str]) -> list[Input]:

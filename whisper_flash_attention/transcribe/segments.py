@@ -42,6 +42,8 @@ class Segment:
         compression_ratio: of that window's text, its length to its length when compressed.
         temperature: at which that window was decoded.
         words: with their times, if those were asked for.
+        channel: number of the channel that it was heard in, from 1, where the channels of a
+            recording were transcribed one by one; None otherwise.
     """
 
     start: float
@@ -53,6 +55,7 @@ class Segment:
     compression_ratio: float | None = None
     temperature: float | None = None
     words: tuple[Word, ...] = ()
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
@@ -76,10 +79,17 @@ class Transcription:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it."""
+        """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it.
+
+        Segments have the field `channel` only where it is set.
+        """
         fields = asdict(self)
         fields["segments"] = [
-            {**row, "tokens": list(row["tokens"]), "words": list(row["words"])}
+            {
+                **{name: value for name, value in row.items() if name != "channel" or value},
+                "tokens": list(row["tokens"]),
+                "words": list(row["words"]),
+            }
             for row in fields["segments"]
         ]
         return fields

@@ -18,7 +18,7 @@ from typing import cast
 
 from whisper_flash_attention.audio.ahead import Opened as Decoded
 from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.sound import Channels, Sound
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
@@ -36,7 +36,7 @@ class Opened:
     """A recording that can be read."""
 
     entry: Input
-    sound: Sound
+    sound: Sound | Channels
 
 
 @dataclass(slots=True)
@@ -96,8 +96,12 @@ class Session:
 
     def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
         """Recordings that can be read, decoded ahead; the others are told."""
-        sounds = cast("Generator[Decoded]", open_ahead(entry.source() for entry in inputs))
-        with closing(sounds):
+        opened = open_ahead(
+            (entry.source() for entry in inputs),
+            channel=self.options.channel,
+            track=self.options.audio_track,
+        )
+        with closing(cast("Generator[Decoded]", opened)) as sounds:
             for entry in inputs:
                 self.progress.begin(entry.name)
                 decoded = next(sounds)
@@ -110,7 +114,7 @@ class Session:
         """Work through recordings side by side, and say whether all were taken."""
         under_way: dict[int, Opened] = {}
 
-        def taken() -> Iterator[Sound]:
+        def taken() -> Iterator[Sound | Channels]:
             for index, opened in enumerate(waiting):
                 under_way[index] = opened
                 yield opened.sound

@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import json_line
-from whisper_flash_attention.transcribe.segments import Transcription
-from whisper_flash_attention.transcribe.writers.cues import Cue, build_cues, one_line
+from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.writers.cues import Cue, build_cues, label_of, one_line
 from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 
@@ -37,8 +37,13 @@ def render(
     return FORMATS[output_format](transcription, options or SubtitleOptions())
 
 
+def _line(segment: Segment) -> str:
+    """A segment's text as one line, with its channel in front where it has one."""
+    return label_of(segment) + one_line(segment.text)
+
+
 def _txt(transcription: Transcription, _: SubtitleOptions) -> str:
-    return "".join(f"{one_line(segment.text)}\n" for segment in transcription.segments)
+    return "".join(f"{_line(segment)}\n" for segment in transcription.segments)
 
 
 def _json(transcription: Transcription, _: SubtitleOptions) -> str:
@@ -62,7 +67,7 @@ def _vtt(transcription: Transcription, options: SubtitleOptions) -> str:
 
 def _tsv(transcription: Transcription, _: SubtitleOptions) -> str:
     rows = (
-        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(segment.text)}\n"
+        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{_line(segment)}\n"
         for segment in transcription.segments
     )
     return "start\tend\ttext\n" + "".join(rows)
@@ -70,7 +75,7 @@ def _tsv(transcription: Transcription, _: SubtitleOptions) -> str:
 
 def _lrc(transcription: Transcription, _: SubtitleOptions) -> str:
     return "".join(
-        f"[{_lyrics_clock(segment.start)}]{_without_times(one_line(segment.text))}\n"
+        f"[{_lyrics_clock(segment.start)}]{_without_times(_line(segment))}\n"
         for segment in transcription.segments
     )
 
