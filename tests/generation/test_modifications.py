@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,3 +263,24 @@ def test_labels_of_a_trainer_are_taken(twins: Twins, features, counts, said) -> 
             assert torch.equal(twins.ours.generate(**inputs, language="en", **more), expected)
     assert (counts.decodes, counts.short) == (6, 3)
     assert not said
+
+
+def test_a_method_patched_before_the_import(tmp_path: Path) -> None:
+    """Whose code lies in another package, even one whose name begins as PyTorch's."""
+    folder = tmp_path / "torchother"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(
+        "from torch import nn\n"
+        "forward = nn.Linear.forward\n"
+        "nn.Linear.forward = lambda self, x: forward(self, x) * 2\n"
+    )
+    program = (
+        "import torchother\n"
+        "from whisper_flash_attention.generation.stock_modules import patched_function\n"
+        "print(patched_function())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "Linear.forward"

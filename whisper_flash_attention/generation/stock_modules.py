@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple, cast
 
 import torch
-import transformers
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
@@ -75,7 +76,7 @@ FUNCTIONS: tuple[tuple[Any, str], ...] = (
         (owner, name)
         for owner in CLASSES
         for name in ("__call__", "__getattr__", *CALLS)
-        if callable(getattr(owner, name, None))
+        if hasattr(owner, name)
     ),
     *((StockWhisper, name) for name in BYPASSED),
     (nn.ModuleList, "__iter__"),
@@ -116,7 +117,11 @@ def current_functions() -> list[Function]:
 
 
 _ORIGINAL = current_functions()
-_HOMES = tuple(str(Path(package.__file__ or "").parent) for package in (torch, transformers))
+# The folders of both packages, as code objects name them.
+_HOMES = tuple(
+    Path(function.__code__.co_filename).parents[2]
+    for function in (nn.Module.add_module, StockWhisper.__init__)
+)
 
 
 def patched_function() -> str | None:
@@ -125,10 +130,15 @@ def patched_function() -> str | None:
     Those replaced before this module was imported are recognised by the file of their code.
     """
     for (owner, name), now, original in zip(FUNCTIONS, current_functions(), _ORIGINAL, strict=True):
-        foreign = now.code is not None and not now.code.co_filename.startswith(_HOMES)
+        foreign = now.code is not None and not _is_at_home(now.code)
         if foreign or now.function is not original.function or now.code is not original.code:
             return f"{owner.__name__}.{name}"
     return None
+
+
+@cache
+def _is_at_home(code: CodeType) -> bool:
+    return any(home in Path(code.co_filename).parents for home in _HOMES)
 
 
 @dataclass(frozen=True)
