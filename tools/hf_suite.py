@@ -88,15 +88,19 @@ class WhisperModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCas
 PLUGIN = """
 import inspect
 import os
+import sys
 
 import pytest
 import transformers
+
+Ours = None
 
 if os.environ["HF_SUITE"] == "ours":
     from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
     from whisper_flash_attention.engine.loop import Engine
 
-    transformers.WhisperForConditionalGeneration = Ours
+    # Transformers replaces its own entry while it is imported.
+    sys.modules["transformers"].WhisperForConditionalGeneration = Ours
     decode, decodes = Engine.decode, []
 
     def counted(self, *args, **kwargs):
@@ -115,6 +119,7 @@ SIZES = {"hidden_size": 128, "num_attention_heads": 2}
 
 def pytest_collection_modifyitems(items):
     for module in {item.module for item in items}:
+        assert Ours is None or module.WhisperForConditionalGeneration is Ours
         tester = module.WhisperModelTester.__init__
         if tester.__defaults__:
             names = list(inspect.signature(tester).parameters)[-len(tester.__defaults__) :]
