@@ -248,8 +248,8 @@ def _chunks_of_pipe(path: Path, stop: threading.Event | None) -> Iterator[bytes]
                 return
             elif time.monotonic() > deadline:
                 raise AudioError(
-                    f"{printable(path)}: is a named pipe through which nothing came for {PIPE_SECONDS:g} s; "
-                    "start the program that writes to it first"
+                    f"{printable(path)}: is a named pipe through which nothing came for "
+                    f"{PIPE_SECONDS:g} s; start the program that writes to it first"
                 )
             else:
                 _wait(descriptor, has_writer=chunk is None)
