@@ -1,0 +1,344 @@
+"""Decode recordings in processes of their own.
+
+A decoder that crashes or hangs on a recording costs that recording alone, and decoders do not share
+an interpreter's lock, neither with one another nor with the thread that feeds a GPU. Samples come
+back through shared memory.
+
+Memory: each process takes about 60 MB and up to 8 MB of shared memory, however long a recording is.
+What is decoded whole is held in this process, twice while its blocks are joined.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from itertools import islice
+from queue import SimpleQueue
+from threading import BoundedSemaphore, Event, Lock, Thread
+from types import TracebackType
+from typing import Self
+
+from whisper_flash_attention.audio.decoder_process import DecoderProcess, ProcessEnded
+from whisper_flash_attention.audio.load import SAMPLING_RATE, Samples, join_blocks, name_of
+from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, WhisperFlashError
+
+STREAM_AUDIO = "whisper_flash_attention.audio.load:stream_audio"
+DECODE_TIMEOUT = 300.0  # seconds
+# One GPU does not need more, and each takes memory.
+MOST_WORKERS = 16
+# Idle processes that were found dead, for one request; they died without a recording.
+_MOST_FOUND_DEAD = 3
+_PACKAGE = __name__.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """A recording to decode, with the arguments of `stream_audio`.
+
+    Args:
+        source: a path; with `opener`, what that takes.
+        opener: name of a function, `package.module:function`, that is called in the decoder process
+            with `source`, and returns a context manager that gives a file open for reading bytes.
+        start, end, sampling_rate, channel, track: as for `stream_audio`.
+
+    Raises:
+        OptionError: the rate is not positive.
+    """
+
+    source: str
+    opener: str | None = None
+    start: float = 0.0
+    end: float | None = None
+    sampling_rate: int = SAMPLING_RATE
+    channel: int | None = None
+    track: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampling_rate <= 0:
+            raise OptionError(f"sampling_rate must be positive, got {self.sampling_rate}")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedAudio:
+    """Mono samples `[T]` of a request, or the exception that decoding it raised."""
+
+    request: DecodeRequest
+    samples: Samples | None = None
+    error: Exception | None = None
+
+
+def default_workers() -> int:
+    """One decoder process per core that this process may use, but one, and at most 16."""
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores - 1))
+
+
+class DecoderPool:
+    """Processes that decode, started when they are first needed.
+
+    Use it as a context manager, or close it: that kills the processes, whatever they are doing.
+    They end by themselves when this process ends, however it ends.
+
+    What decoding raises in a process is raised here: exceptions of this package as they were, those
+    of Python with the traceback of the process as a note, others as `RuntimeError` with their class
+    and message. Log records arrive at the loggers of the same names in this process, as soon as they
+    are made. What a process prints is dropped.
+
+    Args:
+        workers: the most processes; None is `default_workers()`.
+        timeout: seconds without progress (30 s of audio, or the end of the recording) after which
+            a process counts as hanging and is killed.
+        decode: name of the function that decodes, `package.module:function`, which takes and gives
+            what `stream_audio` does.
+
+    Raises:
+        OptionError: a number is not positive.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        timeout: float = DECODE_TIMEOUT,
+        decode: str = STREAM_AUDIO,
+    ) -> None:
+        self.workers = default_workers() if workers is None else workers
+        if self.workers < 1:
+            raise OptionError(f"workers must be at least 1, got {self.workers}")
+        if not timeout > 0:
+            raise OptionError(f"timeout must be seconds, more than 0, got {timeout}")
+        self._timeout, self._decode = timeout, decode
+        self._idle: list[DecoderProcess] = []
+        self._all: set[DecoderProcess] = set()
+        self._lock = Lock()  # of these two
+        self._free = BoundedSemaphore(self.workers)
+        self._closed = Event()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decoder_pool")
+        self._watchdog = Thread(target=self._kill_late, name="decoder_watchdog", daemon=True)
+        self._watchdog.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the processes and wait for the threads of this pool; from any thread, repeatedly.
+
+        What is being decoded elsewhere raises `DecoderError`.
+        """
+        self._closed.set()
+        with self._lock:
+            for process in self._all:
+                process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._watchdog.join()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            self._end(process)
+
+    def submit(self, request: DecodeRequest) -> Future[Samples]:
+        """Decode a recording in the background.
+
+        Returns:
+            A future of all of its samples `[T]`, or of what `stream` raises.
+        """
+        return self._submit(request, Event())
+
+    def decode_each(
+        self, requests: Iterable[DecodeRequest], *, ahead: int | None = None, ordered: bool = True
+    ) -> Iterator[DecodedAudio]:
+        """Decode many recordings, ahead of what is done with them.
+
+        What is wrong with a recording is in its result, and the others go on. Closing the iterator
+        drops what was decoded ahead.
+
+        Args:
+            requests: taken as they are needed, in the caller's thread.
+            ahead: the most recordings in memory at a time, decoded or being decoded, the one given
+                last included; None is twice the number of processes.
+            ordered: give them in the order of the requests, and not as they are done.
+
+        Raises:
+            OptionError: at once, if `ahead` is below 1.
+            DecoderError: processes cannot be started, or the pool was closed.
+        """
+        most = 2 * self.workers if ahead is None else ahead
+        if most < 1:
+            raise OptionError(f"ahead must be at least 1, got {most}")
+        return self._each(iter(requests), most, ordered)
+
+    def stream(self, request: DecodeRequest) -> Generator[Samples]:
+        """Decode a recording block by block, while the process is up to two minutes of audio ahead.
+
+        Until the iterator ends or is closed, one of the processes is taken.
+
+        Returns:
+            Blocks of mono samples `[T]`, 30 s each at 16 kHz, of which the caller owns the memory.
+
+        Raises:
+            AudioError: as `stream_audio`, or the decoder crashed or hung on the recording.
+            DecoderError: processes cannot be started, or the pool was closed.
+        """
+        with self._free:
+            process = self._begin(request)
+            busy = True
+            try:
+                while "block" in (reply := process.receive()):
+                    yield process.take(*reply["block"])
+                busy = False
+            except GeneratorExit:
+                busy = not process.stop()
+                raise
+            except ProcessEnded as error:
+                self._raise_if_closed()
+                name = name_of(request.source)
+                raise AudioError(f"{name}: the decoder {error.how} on it ({error.why})") from error
+            finally:
+                if busy:
+                    self._end(process)
+                else:
+                    self._release(process)
+        if "failed" in reply:
+            raise _rebuilt(reply["failed"])
+
+    def _each(
+        self, requests: Iterator[DecodeRequest], most: int, ordered: bool
+    ) -> Iterator[DecodedAudio]:
+        stop = Event()
+        pending: dict[Future[Samples], DecodeRequest] = {}
+        done: SimpleQueue[Future[Samples]] | None = None if ordered else SimpleQueue()
+        try:
+            while True:
+                for request in islice(requests, most - len(pending)):
+                    future = self._submit(request, stop)
+                    pending[future] = request
+                    if done is not None:
+                        future.add_done_callback(done.put)
+                    del future
+                if not pending:
+                    return
+                # Kept under no name here, so that the caller alone decides how long it lives.
+                yield _next_result(pending, done)
+        finally:
+            stop.set()
+            for each in pending:
+                each.cancel()
+
+    def _submit(self, request: DecodeRequest, stop: Event) -> Future[Samples]:
+        self._raise_if_closed()
+        return self._threads.submit(self._whole, request, stop)
+
+    def _whole(self, request: DecodeRequest, stop: Event) -> Samples:
+        blocks = []
+        with closing(self.stream(request)) as stream:
+            for block in stream:
+                blocks.append(block)
+                if stop.is_set():
+                    break  # nobody will see it
+        return join_blocks(blocks)
+
+    def _begin(self, request: DecodeRequest) -> DecoderProcess:
+        """A process that has begun with a request; one that died while it was idle is replaced."""
+        reason = ""
+        for _ in range(_MOST_FOUND_DEAD):
+            process = self._idle_or_new()
+            try:
+                process.send({"decode": asdict(request)})
+                process.receive()
+                return process
+            except ProcessEnded as error:
+                self._end(process)
+                self._raise_if_closed()
+                reason = str(error)
+            except BaseException:
+                self._end(process)
+                raise
+        raise DecoderError(f"decoder processes end before they begin to decode: one {reason}")
+
+    def _idle_or_new(self) -> DecoderProcess:
+        with self._lock:
+            self._raise_if_closed()
+            if self._idle:
+                return self._idle.pop()
+        process = DecoderProcess(self._decode, self._timeout)
+        with self._lock:
+            self._all.add(process)
+        try:
+            self._raise_if_closed()  # else it is known to `close`
+            process.wait_until_ready()
+        except BaseException:
+            self._end(process)
+            self._raise_if_closed()
+            raise
+        return process
+
+    def _release(self, process: DecoderProcess) -> None:
+        process.forget_printed()
+        with self._lock:
+            if not self._closed.is_set():
+                self._idle.append(process)
+                return
+        self._end(process)
+
+    def _end(self, process: DecoderProcess) -> None:
+        with self._lock:
+            self._all.discard(process)
+        process.end()
+
+    def _kill_late(self) -> None:
+        while not self._closed.wait(min(1.0, self._timeout / 4)):
+            with self._lock:
+                for process in self._all:
+                    process.kill_if_late()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed.is_set():
+            raise DecoderError("the decoder pool was closed")
+
+
+def _next_result(
+    pending: dict[Future[Samples], DecodeRequest], done: SimpleQueue[Future[Samples]] | None
+) -> DecodedAudio:
+    """Wait for the oldest request, or for the one that is done next."""
+    future = next(iter(pending)) if done is None else done.get()
+    request = pending.pop(future)
+    try:
+        return DecodedAudio(request, future.result())
+    except CancelledError as error:
+        raise DecoderError("the decoder pool was closed") from error
+    except DecoderError:
+        raise
+    except Exception as error:  # of this recording; who takes it decides what it means
+        return DecodedAudio(request, error=error)
+
+
+def _rebuilt(fields: dict[str, str]) -> Exception:
+    """The exception that was raised in the process."""
+    module, name, message = fields["module"], fields["class"], fields["message"]
+    error: Exception | None = None
+    if module == "builtins" or module.partition(".")[0] == _PACKAGE:
+        kind = getattr(import_module(module), name, None)
+        with suppress(TypeError):  # some take other arguments than a message
+            if isinstance(kind, type) and issubclass(kind, Exception):
+                error = kind(message)
+    if error is None:
+        error = RuntimeError(f"{module}.{name}: {message}")
+    if not isinstance(error, WhisperFlashError):
+        error.add_note(f"In the decoder process:\n{fields['traceback']}")
+    return error
