@@ -17,9 +17,10 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 from queue import SimpleQueue
-from threading import BoundedSemaphore, Event, Lock, Thread
+from threading import BoundedSemaphore, Condition, Event, Lock, Thread
 from types import TracebackType
 from typing import Self
 
@@ -31,6 +32,10 @@ STREAM_AUDIO = "whisper_flash_attention.audio.load:stream_audio"
 DECODE_TIMEOUT = 300.0  # seconds
 # One GPU does not need more, and each takes memory.
 MOST_WORKERS = 16
+# Recordings that `decode_each` decodes ahead, so that one that takes long holds up no process, and
+# how long they may be together: 0.46 GB.
+AHEAD_PER_WORKER = 8
+AHEAD_SECONDS = 7_200.0
 # Idle processes that were found dead, for one request; they died without a recording.
 _MOST_FOUND_DEAD = 3
 _PACKAGE = __name__.partition(".")[0]
@@ -50,7 +55,7 @@ class DecodeRequest:
         OptionError: the rate is not positive.
     """
 
-    source: str
+    source: str | Path
     opener: str | None = None
     start: float = 0.0
     end: float | None = None
@@ -89,8 +94,8 @@ class DecoderPool:
 
     What decoding raises in a process is raised here: exceptions of this package as they were, those
     of Python with the traceback of the process as a note, others as `RuntimeError` with their class
-    and message. Log records arrive at the loggers of the same names in this process, as soon as they
-    are made. What a process prints is dropped.
+    and message. Log records arrive at the loggers of the same names in this process, at once. What
+    a process prints is dropped.
 
     Args:
         workers: the most processes; None is `default_workers()`.
@@ -121,6 +126,7 @@ class DecoderPool:
         self._lock = Lock()  # of these two
         self._free = BoundedSemaphore(self.workers)
         self._closed = Event()
+        self._changed = Condition()  # of how much `decode_each` holds, or of the line above
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decoder_pool")
         self._watchdog = Thread(target=self._kill_late, name="decoder_watchdog", daemon=True)
         self._watchdog.start()
@@ -142,6 +148,8 @@ class DecoderPool:
         What is being decoded elsewhere raises `DecoderError`.
         """
         self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
         with self._lock:
             for process in self._all:
                 process.kill()
@@ -152,17 +160,14 @@ class DecoderPool:
         for process in idle:
             self._end(process)
 
-    def submit(self, request: DecodeRequest) -> Future[Samples]:
-        """Decode a recording in the background.
-
-        Returns:
-            A future of all of its samples `[T]`, or of what `stream` raises.
-        """
-        return self._submit(request, Event())
-
     def decode_each(
-        self, requests: Iterable[DecodeRequest], *, ahead: int | None = None, ordered: bool = True
-    ) -> Iterator[DecodedAudio]:
+        self,
+        requests: Iterable[DecodeRequest],
+        *,
+        ahead: int | None = None,
+        ahead_seconds: float = AHEAD_SECONDS,
+        ordered: bool = True,
+    ) -> Generator[DecodedAudio]:
         """Decode many recordings, ahead of what is done with them.
 
         What is wrong with a recording is in its result, and the others go on. Closing the iterator
@@ -171,17 +176,21 @@ class DecoderPool:
         Args:
             requests: taken as they are needed, in the caller's thread.
             ahead: the most recordings in memory at a time, decoded or being decoded, the one given
-                last included; None is twice the number of processes.
+                last included; None is 8 for each process.
+            ahead_seconds: seconds of audio at 16 kHz decoded ahead, beyond which only the oldest
+                recording is decoded on; so this bounds the memory, but for one recording.
             ordered: give them in the order of the requests, and not as they are done.
 
         Raises:
-            OptionError: at once, if `ahead` is below 1.
+            OptionError: at once, if `ahead` is below 1, or `ahead_seconds` negative.
             DecoderError: processes cannot be started, or the pool was closed.
         """
-        most = 2 * self.workers if ahead is None else ahead
+        most = AHEAD_PER_WORKER * self.workers if ahead is None else ahead
         if most < 1:
             raise OptionError(f"ahead must be at least 1, got {most}")
-        return self._each(iter(requests), most, ordered)
+        if not ahead_seconds >= 0:
+            raise OptionError(f"ahead_seconds must be seconds, not negative, got {ahead_seconds}")
+        return self._each(iter(requests), most, ahead_seconds * SAMPLING_RATE, ordered)
 
     def stream(self, request: DecodeRequest) -> Generator[Samples]:
         """Decode a recording block by block, while the process is up to two minutes of audio ahead.
@@ -218,15 +227,15 @@ class DecoderPool:
             raise _rebuilt(reply["failed"])
 
     def _each(
-        self, requests: Iterator[DecodeRequest], most: int, ordered: bool
-    ) -> Iterator[DecodedAudio]:
-        stop = Event()
+        self, requests: Iterator[DecodeRequest], most: int, most_samples: float, ordered: bool
+    ) -> Generator[DecodedAudio]:
+        ahead = _Ahead(most_samples, self._changed, self._closed)
         pending: dict[Future[Samples], DecodeRequest] = {}
         done: SimpleQueue[Future[Samples]] | None = None if ordered else SimpleQueue()
         try:
             while True:
                 for request in islice(requests, most - len(pending)):
-                    future = self._submit(request, stop)
+                    future = self._submit(request, ahead)
                     pending[future] = request
                     if done is not None:
                         future.add_done_callback(done.put)
@@ -234,24 +243,35 @@ class DecoderPool:
                 if not pending:
                     return
                 # Kept under no name here, so that the caller alone decides how long it lives.
-                yield _next_result(pending, done)
+                yield _next_result(pending, done, ahead)
         finally:
-            stop.set()
+            ahead.stop()
             for each in pending:
                 each.cancel()
 
-    def _submit(self, request: DecodeRequest, stop: Event) -> Future[Samples]:
-        self._raise_if_closed()
-        return self._threads.submit(self._whole, request, stop)
+    def _submit(self, request: DecodeRequest, ahead: _Ahead) -> Future[Samples]:
+        try:
+            return self._threads.submit(self._whole, request, ahead, ahead.add())
+        except RuntimeError:  # of an executor that was shut down
+            self._raise_if_closed()
+            raise
 
-    def _whole(self, request: DecodeRequest, stop: Event) -> Samples:
+    def _whole(self, request: DecodeRequest, ahead: _Ahead, number: int) -> Samples:
         blocks = []
-        with closing(self.stream(request)) as stream:
-            for block in stream:
-                blocks.append(block)
-                if stop.is_set():
-                    break  # nobody will see it
-        return join_blocks(blocks)
+        held = 0
+        try:
+            with closing(self.stream(request)) as stream:
+                for block in stream:
+                    blocks.append(block)
+                    held += block.size
+                    if not ahead.wait_for_room(number, block.size):
+                        break  # nobody will see it
+            return join_blocks(blocks)
+        except BaseException:
+            ahead.give_back(held)
+            raise
+        finally:
+            ahead.finish(number)
 
     def _begin(self, request: DecodeRequest) -> DecoderProcess:
         """A process that has begun with a request; one that died while it was idle is replaced."""
@@ -259,7 +279,7 @@ class DecoderPool:
         for _ in range(_MOST_FOUND_DEAD):
             process = self._idle_or_new()
             try:
-                process.send({"decode": asdict(request)})
+                process.send({"decode": asdict(request) | {"source": str(request.source)}})
                 process.receive()
                 return process
             except ProcessEnded as error:
@@ -312,14 +332,75 @@ class DecoderPool:
             raise DecoderError("the decoder pool was closed")
 
 
+class _Ahead:
+    """Bounds the samples that one `decode_each` holds: decoded, or of recordings being decoded.
+
+    Args:
+        most: samples, beyond which only the oldest recording that is not done is decoded on.
+        changed: held for, and notified of, every change.
+        closed: set, with a notification, when the pool is closed.
+    """
+
+    def __init__(self, most: float, changed: Condition, closed: Event) -> None:
+        self._most, self._changed, self._closed = most, changed, closed
+        self._held = 0
+        self._numbers = count()
+        self._unfinished: dict[int, None] = {}  # in the order of the requests
+        self._stopped = False
+
+    def add(self) -> int:
+        """A number for the next recording."""
+        with self._changed:
+            number = next(self._numbers)
+            self._unfinished[number] = None
+            return number
+
+    def wait_for_room(self, number: int, size: int) -> bool:
+        """Count samples of a recording, and wait until it may go on; False if it need not."""
+
+        def may_go_on() -> bool:
+            oldest = next(iter(self._unfinished)) == number
+            return self._is_over() or oldest or self._held <= self._most
+
+        with self._changed:
+            self._held += size
+            self._changed.wait_for(may_go_on)
+            return not self._is_over()
+
+    def finish(self, number: int) -> None:
+        """No more samples of a recording will come."""
+        with self._changed:
+            del self._unfinished[number]
+            self._changed.notify_all()
+
+    def give_back(self, size: int) -> None:
+        """Count samples no more."""
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Nobody takes results any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _is_over(self) -> bool:
+        return self._stopped or self._closed.is_set()
+
+
 def _next_result(
-    pending: dict[Future[Samples], DecodeRequest], done: SimpleQueue[Future[Samples]] | None
+    pending: dict[Future[Samples], DecodeRequest],
+    done: SimpleQueue[Future[Samples]] | None,
+    ahead: _Ahead,
 ) -> DecodedAudio:
     """Wait for the oldest request, or for the one that is done next."""
     future = next(iter(pending)) if done is None else done.get()
     request = pending.pop(future)
     try:
-        return DecodedAudio(request, future.result())
+        samples = future.result()
+        ahead.give_back(samples.size)
+        return DecodedAudio(request, samples)
     except CancelledError as error:
         raise DecoderError("the decoder pool was closed") from error
     except DecoderError:

@@ -21,6 +21,8 @@ from whisper_flash_attention.errors import DecoderError
 _START_SECONDS = 120.0
 # For a process that has closed its output to end, and write a core file where it must.
 _EXIT_SECONDS = 20.0
+# For a process to leave a recording; one that takes longer is killed, which costs a new start.
+_STOP_SECONDS = 5.0
 _SHOWN_BYTES = 2_000  # of what a process printed before it ended
 
 # `-P`: a file such as json.py in the working directory must not be imported.
@@ -60,7 +62,7 @@ class DecoderProcess:
     """
 
     def __init__(self, decode: str, timeout: float) -> None:
-        self._timeout = timeout
+        self._timeout = self._limit = timeout
         self._deadline: float | None = None
         self._timed_out = False
         self._lock = Lock()  # of the deadline, and so of the recording that a kill would hit
@@ -126,7 +128,8 @@ class DecoderProcess:
         assert self._process.stdout is not None
         while True:
             with self._lock:
-                self._deadline = time.monotonic() + (timeout or self._timeout)
+                self._limit = timeout or self._timeout
+                self._deadline = time.monotonic() + self._limit
             try:
                 line = self._process.stdout.readline()
             finally:
@@ -150,7 +153,7 @@ class DecoderProcess:
         """Have it leave the recording that it decodes; False if it ended instead."""
         try:
             self.send({"stop": True})
-            while "block" in (reply := self.receive()):
+            while "block" in (reply := self.receive(_STOP_SECONDS)):
                 self.take(*reply["block"])
         except ProcessEnded:
             return False
@@ -192,13 +195,12 @@ class DecoderProcess:
             self._process.kill()
             code = self._process.wait()
         if self._timed_out:
-            return ProcessEnded("hung", f"no progress for {self._timeout:g} s")
+            return ProcessEnded("hung", f"no progress for {self._limit:g} s")
         if code >= 0:
             return ProcessEnded("ended", f"exit code {code}{self._last_words()}")
-        name = signal.Signals(-code).name
         if -code == signal.SIGKILL:
-            return ProcessEnded("was killed", f"signal {-code}, {name}; perhaps memory ran out")
-        return ProcessEnded("crashed", f"signal {-code}, {name}")
+            return ProcessEnded("was killed", f"signal {-code}; perhaps memory ran out")
+        return ProcessEnded("crashed", f"signal {-code}: {signal.strsignal(-code)}")
 
     def _last_words(self) -> str:
         """The last line that it printed, which of a traceback is the error."""

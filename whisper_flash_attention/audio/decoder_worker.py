@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from importlib import import_module
 from queue import SimpleQueue
@@ -117,7 +117,9 @@ class _LogSender(logging.Handler):
         self._replies.send({"log": fields | {"msg": record.getMessage()}})
 
 
-def _blocks(decode: Callable[..., Iterator[Samples]], request: dict[str, Any]) -> Iterator[Samples]:
+def _blocks(
+    decode: Callable[..., Iterator[Samples]], request: dict[str, Any]
+) -> Generator[Samples]:
     """Blocks `[T]` that each fit into a slot."""
     options = dict(request)
     source, opener = options.pop("source"), options.pop("opener")

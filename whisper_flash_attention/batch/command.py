@@ -66,8 +66,8 @@ def batch_command(
         int | None,
         typer.Option(
             min=1,
-            help="ray: models (left out: one per GPU, or per 4 cores). local: threads that decode "
-            "recordings ahead.",
+            help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
+            "decode recordings ahead (left out: one per core, but one, and at most 16).",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,

@@ -15,7 +15,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from whisper_flash_attention.batch.stages import (
     DeviceLost,
     TranscribeStage,
     decode,
+    decoder_pool,
     grouped,
     planned,
 )
@@ -284,8 +285,10 @@ class DecodeTask:
         if not _may_begin(self._attempts, "decode", (item.id for item in items)):
             yield _packed([])
             return
-        for group in grouped((decode(item) for item in items), self._work):
-            yield _packed(group)
+        # A process of its own: what kills it must not take Ray's worker and the block along.
+        with decoder_pool(self._work, 1) as pool, closing(decode(items, pool)) as decoded:
+            for group in grouped(decoded, self._work):
+                yield _packed(group)
 
 
 def _packed(group: Sequence[Decoded]) -> Any:

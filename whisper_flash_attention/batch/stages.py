@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import Samples, join_blocks, stream_audio
+from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
+from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.places import is_url, opened
@@ -60,32 +62,38 @@ class Decoded:
         return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
 
 
-def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
-    """Decode one recording, or the part of it that is asked for.
+def decoder_pool(work: Work, workers: int | None) -> DecoderPool:
+    """The processes that decode for a run; None leaves their number to the pool."""
+    return DecoderPool(workers, timeout=work.decode_timeout, decode=work.decode)
 
-    Args:
-        item: the recording.
-        stopped: asked between blocks; once it says so, the rest is left out.
+
+def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
+    """Decode recordings, or the parts of them that are asked for, in their order.
+
+    URLs are opened in the processes that decode, so that a storage package that crashes or hangs
+    costs one recording, too. Settings that are made in this process alone do not reach them.
+
+    Raises:
+        DecoderError: the processes cannot be started, or the pool was closed.
     """
-    try:
-        if not is_url(item.path):
-            return Decoded(item, _samples(item, item.path, stopped))
-        with opened(item.path) as file:
-            return Decoded(item, _samples(item, file, stopped))
-    except Exception as error:  # storage packages raise whatever they like
-        message = str(error) or repr(error)
-        if item.path not in message:
-            message = f"{item.path}: {message.removeprefix('<file>: ')}"
-        return Decoded(item, failure=failed_row(item, type(error).__name__, message))
+    with closing(pool.decode_each(map(_request, items))) as decoded:
+        for item, audio in zip(items, decoded, strict=True):
+            if audio.error is None:
+                yield Decoded(item, audio.samples)
+            else:
+                yield Decoded(item, failure=_failure(item, audio.error))
 
 
-def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
-    blocks = []
-    for block in stream_audio(source, start=item.start, end=item.end):  # type: ignore[arg-type]
-        blocks.append(block)
-        if stopped():
-            break
-    return join_blocks(blocks)
+def _request(item: Item) -> DecodeRequest:
+    opener = f"{opened.__module__}:{opened.__name__}" if is_url(item.path) else None
+    return DecodeRequest(item.path, opener, start=item.start, end=item.end)
+
+
+def _failure(item: Item, error: Exception) -> Row:
+    message = str(error) or repr(error)
+    if item.path not in message:
+        message = f"{item.path}: {message.removeprefix('<file>: ')}"
+    return failed_row(item, type(error).__name__, message)
 
 
 def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
