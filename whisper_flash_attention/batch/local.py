@@ -15,7 +15,6 @@ from whisper_flash_attention.batch.stages import (
     DeviceLost,
     TranscribeStage,
     decode,
-    decoder_pool,
     grouped,
     planned,
 )
@@ -35,7 +34,7 @@ def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
     """
     stage = TranscribeStage(work.opener, work.asked)
     with (
-        decoder_pool(work, work.workers) as pool,
+        DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode) as pool,
         closing(_groups(items, work, pool)) as groups,
         closing(_one_ahead(groups, pool)) as ready,
     ):

@@ -62,11 +62,6 @@ class Decoded:
         return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
 
 
-def decoder_pool(work: Work, workers: int | None) -> DecoderPool:
-    """The processes that decode for a run; None leaves their number to the pool."""
-    return DecoderPool(workers, timeout=work.decode_timeout, decode=work.decode)
-
-
 def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
     """Decode recordings, or the parts of them that are asked for, in their order.
 
