@@ -107,6 +107,7 @@ _FAULTS = {
     "segfault": _signalled(signal.SIGSEGV),
     "abort": _signalled(signal.SIGABRT),
     "killed": _signalled(signal.SIGKILL),
+    "terminated": _signalled(signal.SIGTERM),
     "exits": lambda path: os._exit(3),
     "waits": _wait,
     "spins": _spin,

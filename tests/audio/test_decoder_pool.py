@@ -165,6 +165,7 @@ def test_a_process_imports_no_more_than_decoding_needs(
         ("segfault", r"segfault\.wav: the decoder crashed on it \(signal 11"),
         ("abort", r"abort\.wav: the decoder crashed on it \(signal 6"),
         ("killed", r"killed\.wav: the decoder was killed on it \(signal 9; perhaps memory ran out"),
+        ("terminated", r"terminated\.wav: the decoder was killed on it \(signal 15"),
         ("exits", r"exits\.wav: the decoder ended on it \(exit code 3\)"),
     ],
 )
@@ -222,6 +223,19 @@ def test_a_process_that_died_idle_costs_nothing(pool: DecoderPool, paths: list[s
     os.kill(process.pid, signal.SIGKILL)
     assert decoded(pool, [paths[0]])[0].error is None
     assert pool._idle[0].pid != process.pid
+
+
+def test_a_process_that_is_killed_while_it_starts_costs_nothing(paths: list[str]) -> None:
+    def kill_first() -> None:
+        wait_until(lambda: bool(pool._all))
+        with pool._lock:
+            os.kill(next(iter(pool._all)).pid, signal.SIGKILL)
+
+    with DecoderPool(1) as pool:
+        killer = threading.Thread(target=kill_first)
+        killer.start()
+        assert [each.error for each in decoded(pool, paths)] == [None] * len(paths)
+        killer.join()
 
 
 def test_ctrl_c_does_not_reach_a_process(pool: DecoderPool, paths: list[str]) -> None:

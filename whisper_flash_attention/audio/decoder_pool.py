@@ -36,8 +36,8 @@ MOST_WORKERS = 16
 # how long they may be together: 0.46 GB.
 AHEAD_PER_WORKER = 8
 AHEAD_SECONDS = 7_200.0
-# Idle processes that were found dead, for one request; they died without a recording.
-_MOST_FOUND_DEAD = 3
+# Processes for one request that may end before they begin with it: while idle, or starting.
+_MOST_STARTS = 4
 _PACKAGE = __name__.partition(".")[0]
 
 
@@ -274,11 +274,13 @@ class DecoderPool:
             ahead.finish(number)
 
     def _begin(self, request: DecodeRequest) -> DecoderProcess:
-        """A process that has begun with a request; one that died while it was idle is replaced."""
+        """A process that has begun with a request; one that died without it is replaced."""
         reason = ""
-        for _ in range(_MOST_FOUND_DEAD):
+        for _ in range(_MOST_STARTS):
             process = self._idle_or_new()
             try:
+                if not process.is_ready:
+                    process.wait_until_ready()
                 process.send({"decode": asdict(request) | {"source": str(request.source)}})
                 process.receive()
                 return process
@@ -289,7 +291,7 @@ class DecoderPool:
             except BaseException:
                 self._end(process)
                 raise
-        raise DecoderError(f"decoder processes end before they begin to decode: one {reason}")
+        raise DecoderError(f"decoder processes cannot be started: one {reason}")
 
     def _idle_or_new(self) -> DecoderProcess:
         with self._lock:
@@ -299,13 +301,9 @@ class DecoderPool:
         process = DecoderProcess(self._decode, self._timeout)
         with self._lock:
             self._all.add(process)
-        try:
-            self._raise_if_closed()  # else it is known to `close`
-            process.wait_until_ready()
-        except BaseException:
+        if self._closed.is_set():  # else it is known to `close`
             self._end(process)
             self._raise_if_closed()
-            raise
         return process
 
     def _release(self, process: DecoderProcess) -> None:

@@ -25,6 +25,13 @@ _EXIT_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _SHOWN_BYTES = 2_000  # of what a process printed before it ended
 
+# Signals that a process sends to itself, as it were.
+_CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)
+
 # `-P`: a file such as json.py in the working directory must not be imported.
 _PROGRAM = (
     "import sys, json; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
@@ -65,6 +72,7 @@ class DecoderProcess:
         self._timeout = self._limit = timeout
         self._deadline: float | None = None
         self._timed_out = False
+        self.is_ready = False
         self._lock = Lock()  # of the deadline, and so of the recording that a kill would hit
         self._ring = SampleRing()
         # A file and not a pipe, for nobody reads it until the process has ended.
@@ -104,11 +112,9 @@ class DecoderProcess:
         return self._process.pid
 
     def wait_until_ready(self) -> None:
-        """Wait until it has imported what it needs; raises `DecoderError` if it cannot."""
-        try:
-            self.receive(max(self._timeout, _START_SECONDS))
-        except ProcessEnded as error:
-            raise DecoderError(f"decoder processes cannot be started: one {error}") from error
+        """Wait until it has imported what it needs; raises `ProcessEnded` if it cannot."""
+        self.receive(max(self._timeout, _START_SECONDS))
+        self.is_ready = True
 
     def send(self, command: dict[str, Any]) -> None:
         """Send a command; raises `ProcessEnded`."""
@@ -200,7 +206,8 @@ class DecoderProcess:
             return ProcessEnded("ended", f"exit code {code}{self._last_words()}")
         if -code == signal.SIGKILL:
             return ProcessEnded("was killed", f"signal {-code}; perhaps memory ran out")
-        return ProcessEnded("crashed", f"signal {-code}: {signal.strsignal(-code)}")
+        how = "crashed" if -code in _CRASHES else "was killed"
+        return ProcessEnded(how, f"signal {-code}: {signal.strsignal(-code)}")
 
     def _last_words(self) -> str:
         """The last line that it printed, which of a traceback is the error."""
