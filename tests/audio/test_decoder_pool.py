@@ -124,8 +124,9 @@ def test_a_request_has_the_options_of_stream_audio(
     right = DecodeRequest(str(path), channel=2)
     (found,) = pool.decode_each([right])
     np.testing.assert_array_equal(found.samples, load_audio(path, channel=2))
-    (found,) = pool.decode_each([DecodeRequest(str(path), track=2)])
-    assert isinstance(found.error, AudioError)
+    for refused in (DecodeRequest(path, track=2), DecodeRequest(paths[0], most_seconds=1.0)):
+        (found,) = pool.decode_each([refused])
+        assert isinstance(found.error, AudioError)
 
 
 def test_two_hundred_files_come_as_they_are_done(pool: DecoderPool, tmp_path: Path) -> None:

@@ -25,7 +25,13 @@ from types import TracebackType
 from typing import Self
 
 from whisper_flash_attention.audio.decoder_process import DecoderProcess, ProcessEnded
-from whisper_flash_attention.audio.load import SAMPLING_RATE, Samples, join_blocks, name_of
+from whisper_flash_attention.audio.load import (
+    MOST_SECONDS_HELD,
+    SAMPLING_RATE,
+    Samples,
+    join_blocks,
+    name_of,
+)
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, WhisperFlashError
 
 STREAM_AUDIO = "whisper_flash_attention.audio.load:stream_audio"
@@ -49,7 +55,8 @@ class DecodeRequest:
         source: a path; with `opener`, what that takes.
         opener: name of a function, `package.module:function`, that is called in the decoder process
             with `source`, and returns a context manager that gives a file open for reading bytes.
-        start, end, sampling_rate, channel, track: as for `stream_audio`.
+        start, end, sampling_rate, channel, track, most_seconds: as for `stream_audio`; at most as
+            much as may be held in memory, if left out.
 
     Raises:
         OptionError: the rate is not positive.
@@ -62,6 +69,7 @@ class DecodeRequest:
     sampling_rate: int = SAMPLING_RATE
     channel: int | None = None
     track: int | str | None = None
+    most_seconds: float = MOST_SECONDS_HELD
 
     def __post_init__(self) -> None:
         if self.sampling_rate <= 0:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from whisper_flash_attention.audio.languages import language_key
+from whisper_flash_attention.audio.pyav import keep_layout
 from whisper_flash_attention.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ def _describe(number: int, stream: AudioStream) -> AudioTrack:
     from av.stream import Disposition
 
     context = stream.codec_context
+    layout = None if context is None else keep_layout(context.layout)
     return AudioTrack(
         number=number,
         codec="unknown" if context is None else context.name,
         language=_tag(stream, "language"),
         title=_tag(stream, "title"),
-        channels=0 if context is None else context.layout.nb_channels,
-        layout="unknown" if context is None else context.layout.name,
+        channels=0 if layout is None else layout.nb_channels,
+        layout="unknown" if layout is None else layout.name,
         rate=0 if context is None else context.sample_rate or 0,
         seconds=_seconds(stream),
         default=bool(Disposition(stream.disposition) & Disposition.default),
