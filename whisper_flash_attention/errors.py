@@ -4,6 +4,7 @@
     ├── UnsupportedAttention     no back-end, or not the one asked for, can run this attention
     ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
     ├── AudioError               a recording is missing, not audio, or empty
+    ├── DecoderError             the processes that decode recordings cannot run
     ├── OptionError              an option has a value that makes no sense here
     ├── DeviceError              the device asked for is not there
     ├── MissingPackage           an optional package is needed; the message names the extra
@@ -31,6 +32,10 @@ class WeightsError(WhisperFlashError, ValueError):
 
 class AudioError(WhisperFlashError, ValueError):
     """A recording cannot be read. The message names the file and what was wrong with it."""
+
+
+class DecoderError(WhisperFlashError, RuntimeError):
+    """The processes that decode recordings cannot be started, or were stopped."""
 
 
 class OptionError(WhisperFlashError, ValueError):
