@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -175,6 +175,13 @@ def _is_empty(file: BinaryIO) -> bool:
     return empty
 
 
+def _metadata_errors() -> dict[str, Any]:
+    """The option that keeps odd bytes in tags from refusing a file; PyAV 19 has no other way."""
+    import av
+
+    return {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 @contextmanager
 def _open(source: Source, name: str) -> Iterator[InputContainer]:
     import av
@@ -187,7 +194,7 @@ def _open(source: Source, name: str) -> Iterator[InputContainer]:
         with _opened(source) as file:
             if _is_empty(file):
                 raise AudioError(f"{name}: the file is empty (0 bytes)")
-            with av.open(file, mode="r", options=options, metadata_errors="ignore") as container:
+            with av.open(file, mode="r", options=options, **_metadata_errors()) as container:
                 yield container
     except FileNotFoundError as error:
         raise AudioError(f"{name}: there is no such file") from error
