@@ -22,6 +22,7 @@ from whisper_flash_attention.batch.places import is_url, opened
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
+    PROGRAM_ERRORS,
     DeviceError,
     IncompatibleTransformers,
     MissingPackage,
@@ -39,6 +40,7 @@ OF_ALL = (
     MissingPackage,
     UnsupportedAttention,
     WeightsError,
+    *PROGRAM_ERRORS,
 )
 
 
@@ -66,6 +68,9 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
     Args:
         item: the recording.
         stopped: asked between blocks; once it says so, the rest is left out.
+
+    Raises:
+        PROGRAM_ERRORS: reading a file met an error of this program or of a library.
     """
     try:
         if not is_url(item.path):
@@ -73,6 +78,8 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
         with opened(item.path) as file:
             return Decoded(item, _samples(item, file, stopped))
     except Exception as error:  # storage packages raise whatever they like
+        if isinstance(error, PROGRAM_ERRORS) and not is_url(item.path):
+            raise
         message = str(error) or repr(error)
         if item.path not in message:
             message = f"{item.path}: {message.removeprefix('<file>: ')}"
