@@ -32,7 +32,16 @@ PACKAGES = ("av", "numpy", "safetensors", "silero-vad", "torch", "transformers",
 
 # The part that needs no PyTorch: what it imports, and its tests. Of Transformers it needs the names
 # of languages only.
-SMALL = ("av", "fsspec", "hypothesis", "numpy", "pytest", "rich", "safetensors", "typer")
+SMALL = (
+    "av>=14,!=17.1.*,!=18.*",
+    "fsspec",
+    "hypothesis",
+    "numpy",
+    "pytest",
+    "rich",
+    "safetensors",
+    "typer",
+)
 SMALL += ("transformers>=5.17,<5.25",)
 SMALL_TESTS = (
     "tests/audio/test_load.py",
