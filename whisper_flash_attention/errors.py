@@ -18,9 +18,6 @@ Every message says what was asked, what was found and what to do. The command li
 the message as one line and exits with code 2.
 """
 
-# Errors of a program, never of its input: a run over many recordings ends with them.
-PROGRAM_ERRORS = (TypeError, AttributeError, NameError, AssertionError, NotImplementedError)
-
 
 class WhisperFlashError(Exception):
     """Base of every error that this package raises on purpose."""

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.batch.fakes import FakeModel, FakeSpeech, write_wav
-from whisper_flash_attention.batch import stages
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, shifted
 from whisper_flash_attention.batch.stages import (
@@ -23,7 +22,7 @@ from whisper_flash_attention.batch.stages import (
 )
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.config import TranscribeOptions
-from whisper_flash_attention.errors import PROGRAM_ERRORS, MissingPackage, OptionError
+from whisper_flash_attention.errors import MissingPackage, OptionError
 from whisper_flash_attention.transcribe import Segment, Transcription, Word
 
 
@@ -172,21 +171,6 @@ def test_what_would_be_the_same_for_all_is_raised(monkeypatch: pytest.MonkeyPatc
         raising(OptionError("mode"), monkeypatch).rows(heard(1))
     with pytest.raises(DeviceLost):
         raising(torch.AcceleratorError("illegal access"), monkeypatch).rows(heard(1))
-
-
-@pytest.mark.parametrize("kind", PROGRAM_ERRORS)
-def test_an_error_of_the_program_is_no_recordings_error(
-    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(kind, match="no keyword"):
-        raising(kind("no keyword"), monkeypatch).rows(heard(1, 2))
-
-    def broken(*arguments: object, **options: object) -> None:
-        raise kind("no keyword")
-
-    monkeypatch.setattr(stages, "stream_audio", broken)
-    with pytest.raises(kind, match="no keyword"):
-        decode(Item("a", "a.wav"))
 
 
 def test_an_option_of_one_row_is_an_error_of_that_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from whisper_flash_attention.audio.lengths import (
 )
 from whisper_flash_attention.audio.pyav import open_options
 from whisper_flash_attention.errors import AudioError
+from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -53,13 +54,13 @@ class OpenedContainer:
 
 
 def name_of(source: Source) -> str:
-    """Return what messages call it."""
+    """Return what messages call it, on one line that is safe to print."""
     if isinstance(source, str | Path):
-        return str(source)
+        return printable(source)
     if isinstance(source, bytes):
         return "<bytes>"
     name = getattr(source, "name", None)  # a number, for one opened by its descriptor
-    return name if isinstance(name, str) else "<file>"
+    return printable(name) if isinstance(name, str) else "<file>"
 
 
 @contextmanager

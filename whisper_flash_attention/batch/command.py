@@ -16,6 +16,7 @@ from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
 from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.quiet import warnings_told
 
@@ -192,7 +193,7 @@ def batch_command(
         batch_size,
     )
     try:
-        with warnings_told(lambda line: console.print(line, markup=False)):
+        with warnings_told(lambda line: print_line(console, line)):
             summary = run_batch(
                 source,
                 output,
@@ -210,7 +211,7 @@ def batch_command(
                 console=console,
             )
     except KeyboardInterrupt as error:
-        console.print("interrupted: the same command goes on", markup=False)
+        print_line(console, "interrupted: the same command goes on")
         raise typer.Exit(EXIT_INTERRUPTED) from error
     _show(summary, console)
     if not summary.all_well:
@@ -220,4 +221,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        console.print("the same command with --retry-errors does again what failed", markup=False)
+        print_line(console, "the same command with --retry-errors does again what failed")

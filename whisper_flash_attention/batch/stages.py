@@ -16,13 +16,13 @@ import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.load import MOST_SECONDS_HELD, Samples, join_blocks, stream_audio
+from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
-from whisper_flash_attention.batch.places import is_url, opened
+from whisper_flash_attention.batch.places import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
-    PROGRAM_ERRORS,
     DeviceError,
     IncompatibleTransformers,
     MissingPackage,
@@ -30,6 +30,7 @@ from whisper_flash_attention.errors import (
     UnsupportedAttention,
     WeightsError,
 )
+from whisper_flash_attention.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ OF_ALL = (
     MissingPackage,
     UnsupportedAttention,
     WeightsError,
-    *PROGRAM_ERRORS,
 )
 
 
@@ -70,19 +70,22 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
         stopped: asked between blocks; once it says so, the rest is left out.
 
     Raises:
-        PROGRAM_ERRORS: reading a file met an error of this program or of a library.
+        Exception: what `is_bug` says no recording is the cause of.
     """
     try:
         if not is_url(item.path):
+            refuse_special_file(item.path)
             return Decoded(item, _samples(item, item.path, stopped))
         with opened(item.path) as file:
             return Decoded(item, _samples(item, file, stopped))
-    except Exception as error:  # storage packages raise whatever they like
-        if isinstance(error, PROGRAM_ERRORS) and not is_url(item.path):
+    except Exception as error:  # codecs raise whatever they like
+        name = printable(item.path)
+        if is_bug(error):
+            error.add_note(f"while {name} was decoded")
             raise
         message = str(error) or repr(error)
-        if item.path not in message:
-            message = f"{item.path}: {message.removeprefix('<file>: ')}"
+        if name not in message:
+            message = f"{name}: {message.removeprefix('<file>: ')}"
         return Decoded(item, failure=failed_row(item, type(error).__name__, message))
 
 
@@ -161,14 +164,18 @@ class TranscribeStage:
         Raises:
             DeviceLost: the GPU failed.
             WhisperFlashError: what would be the same for every recording.
+            Exception: what `is_bug` says no recording is the cause of.
         """
         rows: dict[str, Row] = {}
         alike: dict[Asked, list[Decoded]] = {}
         for each in group:
             if each.failure is not None:
                 rows[each.item.id] = each.failure
-            else:
+                continue
+            try:
                 alike.setdefault(self._asked.of(each.item), []).append(each)
+            except OptionError as error:  # of what this recording's row asks for
+                rows[each.item.id] = failed_row(each.item, type(error).__name__, str(error))
         for asked, several in alike.items():
             for row in self._rows(several, asked):
                 rows[row["id"]] = row
@@ -181,7 +188,8 @@ class TranscribeStage:
             self._raise_if_of_all(error, asked)
             if len(several) == 1:
                 kind, message = type(error).__name__, str(error) or repr(error)
-                logger.warning("%s: %s: %s", several[0].item.id, kind, message)
+                name = printable(several[0].item.id)
+                logger.warning("%s: %s: %s", name, kind, printable(message))
                 return [failed_row(several[0].item, kind, message)]
         return [row for each in several for row in self._rows([each], asked)]
 
@@ -189,6 +197,8 @@ class TranscribeStage:
         """Raise what says nothing about a recording."""
         import torch
 
+        if is_bug(error):
+            raise error
         if isinstance(error, torch.AcceleratorError):
             raise DeviceLost(str(error)) from error
         if isinstance(error, OF_ALL):

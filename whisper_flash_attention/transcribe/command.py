@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.batch_size import parse_batch_size
 from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
@@ -223,10 +224,10 @@ def transcribe_command(
 
             session.run(todo, open_model)
     except KeyboardInterrupt as error:
-        console.print(_interruption(session, len(inputs), len(todo)), markup=False)
+        print_line(console, _interruption(session, len(inputs), len(todo)))
         raise typer.Exit(EXIT_INTERRUPTED) from error
     for line in _summary(session, model, len(inputs), len(todo)):
-        console.print(line, markup=False)
+        print_line(console, line)
     if session.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 

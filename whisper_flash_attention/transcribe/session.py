@@ -21,6 +21,7 @@ from whisper_flash_attention.audio.ahead import open_ahead
 from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
+from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.asking import Asked
 from whisper_flash_attention.transcribe.batch_size import automatic_batch_size
 from whisper_flash_attention.transcribe.destination import Destination
@@ -137,8 +138,9 @@ class Session:
                 opened.sound, on_progress=lambda share: self._show(opened, share), **self._asked()
             )
         except (AudioError, NotFinite) as error:
-            reason = str(error).removeprefix(f"{entry.name}: ")  # of one that is not held
-            self._fail(entry, f"{entry.name}: {reason}")
+            name = printable(entry.name)
+            reason = str(error).removeprefix(f"{name}: ")  # of one that is not held
+            self._fail(entry, f"{name}: {reason}")
             return
         self._deliver(entry, transcription)
 

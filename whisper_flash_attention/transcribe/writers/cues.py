@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 from itertools import chain, pairwise
 from unicodedata import category
 
+from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
@@ -89,8 +90,11 @@ def build_cues(segments: Iterable[Segment], options: SubtitleOptions) -> Iterato
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, which would end a cue or a row, and with single blanks."""
-    return " ".join(text.split())
+    """Text without line breaks, which would end a cue or a row, and with single blanks.
+
+    Other control characters, which a model can produce byte by byte, are shown as escapes.
+    """
+    return printable(" ".join(text.split()), is_speech=True)
 
 
 def _runs(segments: Iterable[Segment], options: SubtitleOptions) -> list[_Run]:
