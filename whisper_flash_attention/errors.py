@@ -13,6 +13,8 @@
     ├── BatchError               results of an archive cannot be written, or are not to be trusted
     └── BenchmarkError           the benchmark cannot do what was asked
 
+EngineBypassed is a warning: `generate` ran without the engine although nothing asked for that.
+
 Every message says what was asked, what was found and what to do. The command line prints
 the message as one line and exits with code 2.
 """
@@ -52,6 +54,13 @@ class MissingPackage(WhisperFlashError, ImportError):
 
 class IncompatibleTransformers(WhisperFlashError, ImportError):
     """The installed Transformers does not keep a promise that this package leans on."""
+
+
+class EngineBypassed(UserWarning):
+    """`generate` ran on Transformers' own code where the engine should have run: right, but slow.
+
+    The installed Transformers calls this package in a way that is not known here.
+    """
 
 
 class NotFinite(WhisperFlashError, ArithmeticError):

@@ -43,7 +43,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     Everything that the stock class does works here by the same names; what `generate` is asked for
     runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
     own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
-    dictionary that `generate` returns, `past_key_values` is computed when it is looked at.
+    dictionary that `generate` returns, the key/value cache is computed when it is looked at.
 
     Four things are new:
 
@@ -333,12 +333,12 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         max_cache_length: int,
     ) -> bool:
         """Give `generate` our caches wherever it would have made its default ones."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(compat.CACHE)
         parent: Any = super()
         answer: bool = parent._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(compat.CACHE)
         is_default = (
             given is None
             and generation_config.cache_implementation in (None, "dynamic")
@@ -347,5 +347,5 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             and type(made.self_attention_cache) is DynamicCache
         )
         if is_default:
-            model_kwargs["past_key_values"] = new_cache()
+            model_kwargs[compat.CACHE] = new_cache()
         return answer

@@ -29,7 +29,7 @@ AUTOMATIC = to_transformers_name("auto")
 # Probabilities of modules that drop values or whole layers in training mode.
 RATES = ("dropout", "activation_dropout", "layerdrop")
 _TRAINING = itemgetter("training")
-_HOOKS: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*HOOKS)
+_HOOKS: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*HOOKS)
 
 
 class Inspected:
