@@ -56,10 +56,13 @@ def leftovers(
         uses_vad: whether the chunk's speech was found by a detector. Otherwise it is sound that
             stands out, which there is none of in much noise.
     """
-    if any(_is_sparse(chunk, piece, vocabulary) for piece in pieces):
+    spoken = [piece for piece in pieces if _text_tokens(piece.tokens, vocabulary)]
+    # A chunk without any text counts as a whole.
+    judged = spoken or [Piece(0.0, chunk.seconds, ())]
+    if any(_is_sparse(chunk, piece, vocabulary) for piece in judged):
         return Leftovers(_halves(chunk), is_split=True)
     found = []
-    for before, after in pairwise(pieces):
+    for before, after in pairwise(spoken):
         start, end = chunk.start + before.end, chunk.start + after.start
         if chunk.speech_within(start, end) >= BETWEEN_SEGMENTS:
             found.append(chunk.part(start, end, is_doubtful=True))
@@ -69,8 +72,12 @@ def leftovers(
 
 def _is_sparse(chunk: Chunk, piece: Piece, vocabulary: Vocabulary) -> bool:
     speech = chunk.speech_within(chunk.start + piece.start, chunk.start + piece.end)
-    text = sum(token < vocabulary.end for token in piece.tokens)
+    text = _text_tokens(piece.tokens, vocabulary)
     return speech >= LONG_SPEECH and text < LEAST_TOKENS_PER_SECOND * speech
+
+
+def _text_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> int:
+    return sum(token < vocabulary.end for token in tokens)
 
 
 def _halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
