@@ -11,7 +11,7 @@ import torch
 from whisper_flash_attention.audio import load_audio, vad
 from whisper_flash_attention.audio.long_speech import find_stretches
 from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import all_chunks, speech_chunks
+from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, speech_chunks
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
 
@@ -83,20 +83,37 @@ def test_speech_is_known_within_chunks(speech) -> None:
     assert part.speech[0][0] >= part.start and part.speech[-1][1] <= part.end
 
 
-def test_sound_between_chunks_of_speech_is_doubtful(speech) -> None:
-    """The detector hears no speech in noise, however it swells."""
-    rng = np.random.default_rng(0)
-    clip = speech[: 5 * 16_000]
-    quiet = 1e-4 * rng.standard_normal(30 * 16_000).astype(np.float32)
-    loud = quiet.copy()
-    loud[12 * 16_000 : 16 * 16_000] *= 500
-    assert not any(c.is_doubtful for c in speech_chunks(np.concatenate([clip, quiet, clip])))
-    chunks = list(speech_chunks(np.concatenate([clip, loud, clip])))
-    assert [chunk.is_doubtful for chunk in chunks] == [False, True, False]
-    assert chunks[1].start == pytest.approx(16.8, abs=0.1)
-    assert chunks[1].end == pytest.approx(21.2, abs=0.1)
+@pytest.mark.parametrize(
+    ("chance", "level", "is_read"),
+    [(0.3, -25, True), (0.3, -55, False), (0.05, -25, False)],
+    ids=["missed speech", "faint", "music"],
+)
+def test_sound_between_chunks_of_speech_may_be_read(chance, level, is_read) -> None:
+    """20 s: speech of 5 s, noise, sound from 9 to 12 s, noise, speech of 5 s."""
+    frames = 625
+    probabilities, levels = np.zeros(frames, np.float32), np.full(frames, -70, np.float32)
+    for part in (slice(0, 156), slice(469, 625)):
+        probabilities[part], levels[part] = 0.9, -20
+    probabilities[281:375], levels[281:375] = chance, level
+    spans = chunk_spans(frames * 512, probabilities, levels, max_seconds=10)
+    assert [span.is_doubtful for span in spans] == [False, *[True] * is_read, False]
+    if is_read:
+        assert spans[1].begin / 16_000 == pytest.approx(8.8, abs=0.1)
+        assert spans[1].end / 16_000 == pytest.approx(12.2, abs=0.1)
+        assert spans[1].speech == ((281 * 512, 375 * 512),)
     # Without any speech there is nothing to be as loud as.
-    assert list(speech_chunks(loud)) == []
+    assert chunk_spans(frames * 512, 0.1 * probabilities, levels) == []
+
+
+def test_nothing_is_read_in_noise() -> None:
+    rng = np.random.default_rng(0)
+    times = np.arange(6 * 16_000) / 16_000
+    white = rng.standard_normal(times.size)
+    brown = np.cumsum(white) / 300
+    for wave in (0.5 * white, 0.01 * white, brown, 0.2 * np.sin(314 * times)):
+        swelling = wave * (np.sin(2 * np.pi * times / 3) > 0.3)
+        for sound in (wave, swelling):
+            assert list(speech_chunks(sound.astype(np.float32))) == []
 
 
 def test_the_detector_takes_its_parameters(speech) -> None:
