@@ -11,14 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from whisper_flash_attention.audio.load import (
-    SAMPLING_RATE,
-    Samples,
-    Source,
-    join_blocks,
-    name_of,
-    stream_audio,
-)
+from whisper_flash_attention.audio.decode import Samples
+from whisper_flash_attention.audio.load import SAMPLING_RATE, join_blocks, stream_audio
+from whisper_flash_attention.audio.source import Source, name_of
 
 # Up to here a recording is held: 38 MB of samples.
 HELD_SECONDS = 600.0

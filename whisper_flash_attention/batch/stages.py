@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import Samples, join_blocks, stream_audio
+from whisper_flash_attention.audio.load import MOST_SECONDS_HELD, Samples, join_blocks, stream_audio
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.places import is_url, opened
@@ -81,7 +81,13 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
 
 def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
     blocks = []
-    for block in stream_audio(source, start=item.start, end=item.end):  # type: ignore[arg-type]
+    found = stream_audio(
+        source,  # type: ignore[arg-type]
+        start=item.start,
+        end=item.end,
+        most_seconds=MOST_SECONDS_HELD,
+    )
+    for block in found:
         blocks.append(block)
         if stopped():
             break
