@@ -239,7 +239,7 @@ def _flash(case: ThroughputCase, samples: Samples) -> System:
     windows = list(_windows(samples))
 
     def run() -> Counted:
-        found = transcriber.transcribe(
+        found = transcriber.transcribe_many(
             windows, language="en", options=case.options, batch_size=case.batch_size
         )
         segments = [segment for each in found for segment in each.segments]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -188,7 +189,7 @@ class BatchedReader:
             items = [window.owner for window, _ in some]
             states = [window.states for window, _ in some]
             answers = [answer for _, answer in some]
-            behind.append(self._follow(items, states, lambda answers=answers: answers))
+            behind.append(self._follow(items, states, partial(list, answers)))
             _advance(behind)
             while behind and not self._follows_later:
                 _advance(behind)
