@@ -35,6 +35,7 @@ FORBIDDEN = {
     "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
     "transcribe": ("benchmark", "cli", "doctor", "batch"),
     "benchmark": ("cli", "doctor", "batch"),
+    "terminal": (*ABOVE, "engine", "kernels", "flash_attention", "parity", "cache", "compat"),
     "batch": ("benchmark", "cli", "doctor", "engine", "generation", "modeling", "weights"),
 }
 

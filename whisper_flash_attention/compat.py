@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import WhisperForConditionalGeneration as StockWhisper
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import (
@@ -35,10 +36,20 @@ from transformers.generation.utils import (
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperDecoder,
+    WhisperDecoderLayer,
+    WhisperEncoder,
+    WhisperEncoderLayer,
+    WhisperModel,
+    WhisperPositionalEmbedding,
+)
 
 from whisper_flash_attention.errors import IncompatibleTransformers
 
 __all__ = [
+    "ACT2FN",
     "ENCODER_STEPS",
     "PROMISES",
     "BaseModelOutput",
@@ -59,7 +70,14 @@ __all__ = [
     "TemperatureLogitsWarper",
     "TopKLogitsWarper",
     "TopPLogitsWarper",
+    "WhisperAttention",
+    "WhisperDecoder",
+    "WhisperDecoderLayer",
+    "WhisperEncoder",
+    "WhisperEncoderLayer",
+    "WhisperModel",
     "WhisperNoSpeechDetection",
+    "WhisperPositionalEmbedding",
     "WhisperTimeStampLogitsProcessor",
     "check",
     "sdpa_mask",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import MissingPackage, WeightsError
 from whisper_flash_attention.generation import HANDOVERS
+from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -239,9 +240,9 @@ def _print_findings(report: Report, console: Console) -> None:
             section = finding.section
             table.add_row(f"[bold]{section}[/bold]")
         style = "red" if finding.broken else None
-        table.add_row(f"  {escape(finding.name)}", escape(finding.value), style=style)
+        table.add_row(f"  {escape(finding.name)}", escape(printable(finding.value)), style=style)
         if finding.advice:
-            table.add_row("", f"[dim]{escape(finding.advice)}[/dim]")
+            table.add_row("", f"[dim]{escape(printable(finding.advice))}[/dim]")
     console.print(table)
 
 
@@ -265,5 +266,5 @@ def _print_reasons(device: str, rows: list[AttentionFinding], console: Console) 
     for name in rows[0].reasons:
         refusals = [row.reasons[name] for row in rows if row.reasons[name]]
         why = dict.fromkeys(reason for reasons in refusals for reason in reasons)
-        table.add_row(name, str(len(rows) - len(refusals)), escape("; ".join(why)))
+        table.add_row(name, str(len(rows) - len(refusals)), escape(printable("; ".join(why))))
     console.print("", table)

@@ -23,7 +23,6 @@ from whisper_flash_attention.compat import GenerationMode, StockWhisper
 from whisper_flash_attention.engine.memory import MemoryPlan, Wanted, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect
-from whisper_flash_attention.engine.weights import why_not as why_not_weights
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.flash_attention import (
     backend_names,
@@ -31,7 +30,7 @@ from whisper_flash_attention.flash_attention import (
     register_backends,
     to_transformers_name,
 )
-from whisper_flash_attention.generation import loop, plain
+from whisper_flash_attention.generation import loop, plain, stock_modules
 from whisper_flash_attention.generation.handover import Handover
 from whisper_flash_attention.weights import read_checkpoint
 
@@ -188,7 +187,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             OptionError: not exactly one of `batch_size` and `memory_gb`, a number that makes no
                 sense, a budget too small for one clip, or a model that the engine cannot run.
         """
-        reason = why_not_weights(self, without_data=True)
+        reason = stock_modules.why_not(self, without_data=True)
         if reason is not None:
             raise OptionError(f"the engine cannot run this model: {reason}")
         wanted = Wanted(

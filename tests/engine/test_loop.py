@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import signal
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
+from transformers.generation.streamers import BaseStreamer
 
 from tests.generation.conftest import make_twins
 from tests.random_whisper import perturbed
@@ -149,8 +153,13 @@ def untie(model: Any) -> None:
     model.proj_out.weight = nn.Parameter(model.proj_out.weight.detach() * 2)
 
 
-def hook(model: Any) -> None:
-    model.model.decoder.layers[0].register_forward_hook(lambda *args: None)
+def transpose(model: Any) -> None:
+    weight = model.model.decoder.layers[0].self_attn.q_proj.weight
+    weight.data = weight.data.t()
+
+
+def change_eps(model: Any) -> None:
+    model.model.encoder.layer_norm.eps = 0.5
 
 
 MOVES: dict[str, Callable[[Any], Any]] = {
@@ -161,7 +170,8 @@ MOVES: dict[str, Callable[[Any], Any]] = {
     "module": replace_module,
     "assign": load_other_tensors,
     "untied": untie,
-    "hook": hook,
+    "transposed": transpose,
+    "eps": change_eps,
 }
 
 
@@ -305,3 +315,46 @@ def test_threads_that_generate_at_once_on_one_model(eager_switches: None) -> Non
     wanted = [call() for call in calls]
     for found, expected in zip(at_once(calls), wanted, strict=True):
         assert torch.equal(found, expected)
+
+
+class Halting(BaseStreamer):
+    """Keeps a thread within `generate`, once it has its first tokens, until it may go on."""
+
+    def __init__(self) -> None:
+        self.halted = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def put(self, tokens: torch.Tensor) -> None:
+        self.halted.set()
+        self.may_go_on.wait()
+
+    def end(self) -> None: ...
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_another_thread_is_in_generate() -> None:
+    """The child decodes at once, with the right ids: nothing there will release those locks."""
+    model = make_twins().ours
+    clip = torch.randn(2, 80, 80, generator=torch.Generator().manual_seed(1))
+    options = {"language": "en", "max_new_tokens": 6}
+    expected = model.generate(clip, **options)
+    streamer = Halting()
+    with ThreadPoolExecutor(2) as pool:
+        halted = pool.submit(lambda: model.generate(clip, streamer=streamer, **options))
+        try:
+            assert streamer.halted.wait(60)
+            assert pool.submit(Engine._making.acquire).result(60)
+            with warnings.catch_warnings():
+                # Python 3.12 warns that this may end in a deadlock: it must not.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(60)
+                same = torch.equal(model.generate(clip, **options), expected)
+                os._exit(0 if same else 1)
+        finally:
+            Engine._making.release()
+            streamer.may_go_on.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert torch.equal(halted.result(60), expected)

@@ -278,7 +278,7 @@ def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
     for options, expected in (
         (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
         (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),
-        (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 or more"),
+        (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 to 100"),
         (("-f", "srt", "--max-line-width", "0"), "max_line_width must be at least 1, got 0"),
         (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
         (("-f", "srt", "--max-gap", "-1"), "max_gap must be seconds"),

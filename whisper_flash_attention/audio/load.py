@@ -60,9 +60,8 @@ def load_audio(
     effects left out), those without a place equally. Where they cancel each other, the loudest is
     used instead, and a warning says so.
 
-    An open file is read from its beginning and left open. One that cannot seek is read from where
-    it is; some formats do not allow that (mp4 with its index at the end), and mp3 keeps what its
-    encoder added at the end.
+    An open file is read from its beginning and left open. One that cannot seek, or a named pipe, is
+    copied to its end first, from where it is, into a temporary file if it is long.
 
     A damaged recording gives what could be decoded, and one warning in the log that says how much
     was damaged or is missing, so that a part is never passed off as the whole. A plain PCM file has

@@ -16,6 +16,7 @@ import numpy as np
 from whisper_flash_attention.audio import vad
 from whisper_flash_attention.audio.levels import Decibels, Levels
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.silence import is_silence
 from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.audio.vad import CHUNK_SECONDS, Chunk, Span, chunk_of
 from whisper_flash_attention.audio.voice import FRAME, Voice
@@ -82,7 +83,7 @@ def cut_all(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, It
         return seconds, vad.all_chunks(sound.samples, max_seconds)
     scan = _scan(sound)
     spans = vad.covering_spans(scan.size, scan.levels, max_seconds)
-    chunks = (chunk for chunk in cut(sound, spans) if not vad.is_flat(chunk.samples))
+    chunks = (chunk for chunk in cut(sound, spans) if not is_silence(chunk.samples))
     return scan.size / SAMPLING_RATE, chunks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from whisper_flash_attention.audio.lengths import (
     mp3_frames,
 )
 from whisper_flash_attention.audio.pyav import open_options
+from whisper_flash_attention.audio.readable import name_of_file, readable
 from whisper_flash_attention.errors import AudioError
+from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 # A file's name, or what it holds: bytes, or a file that was opened for reading bytes.
-Source = str | Path | bytes | BinaryIO
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | io.RawIOBase
 
 # Formats that announce no length: what FFmpeg reports for them is an estimate from the bit rate.
 _LENGTH_IS_A_GUESS = frozenset(
@@ -53,13 +56,12 @@ class OpenedContainer:
 
 
 def name_of(source: Source) -> str:
-    """Return what messages call it."""
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, bytes):
+    """Return what messages call it, on one line that is safe to print."""
+    if isinstance(source, str | os.PathLike):
+        return printable(os.fsdecode(source))
+    if isinstance(source, bytes | bytearray | memoryview):
         return "<bytes>"
-    name = getattr(source, "name", None)  # a number, for one opened by its descriptor
-    return name if isinstance(name, str) else "<file>"
+    return name_of_file(source)
 
 
 @contextmanager
@@ -73,24 +75,18 @@ def open_container(source: Source) -> Iterator[OpenedContainer]:
     import av
 
     name = name_of(source)
-    if isinstance(source, io.TextIOBase):
-        raise AudioError(f'{name}: is open as text; open it with mode "rb", or take its `.buffer`')
     try:
         # FFmpeg gets bytes instead of a name, and no protocol: a playlist can open nothing else.
         options = {"protocol_whitelist": "none"}
         with _opened(source) as file:
-            can_seek = file.seekable()
-            correction = None
-            if can_seek:
-                if _is_empty(file):
-                    raise AudioError(f"{name}: the file is empty (0 bytes)")
-                correction = length_correction(file)
+            if _is_empty(file):
+                raise AudioError(f"{name}: the file is empty (0 bytes)")
+            correction = length_correction(file)
             read = file if correction is None else cast(BinaryIO, CorrectedFile(file, correction))
-            frames = mp3_frames(file) if can_seek else None
+            frames = mp3_frames(file)
             with av.open(read, mode="r", options=options, **open_options()) as container:
                 kind = container.format.name
-                # Without the file's size FFmpeg estimates nothing.
-                is_guess = kind in _LENGTH_IS_A_GUESS or (kind == "mp3" and can_seek)
+                is_guess = kind in _LENGTH_IS_A_GUESS or kind == "mp3"
                 frames = frames if kind == "mp3" else None
                 yield OpenedContainer(name, container, not is_guess, frames, correction)
     except FileNotFoundError as error:
@@ -105,13 +101,14 @@ def open_container(source: Source) -> Iterator[OpenedContainer]:
 @contextmanager
 def _opened(source: Source) -> Iterator[BinaryIO]:
     """Yield a file to read bytes from, which is closed afterwards if it was opened here."""
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
+    found = readable(source)
+    if isinstance(found, Path):
+        with found.open("rb") as file:
             yield file
-    elif isinstance(source, bytes):
-        yield io.BytesIO(source)
+    elif isinstance(found, bytes):
+        yield io.BytesIO(found)
     else:
-        yield source
+        yield cast(BinaryIO, found)
 
 
 def _is_empty(file: BinaryIO) -> bool:

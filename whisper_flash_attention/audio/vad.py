@@ -27,6 +27,7 @@ from whisper_flash_attention.audio.levels import (
     standing_out,
 )
 from whisper_flash_attention.audio.load import SAMPLING_RATE
+from whisper_flash_attention.audio.silence import is_silence
 from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
@@ -140,7 +141,7 @@ def speech_chunks(
 def all_chunks(
     samples: npt.NDArray[np.float32], max_seconds: float = CHUNK_SECONDS
 ) -> Iterator[Chunk]:
-    """Chunks that follow one another, cut in quiet places, without those of digital silence.
+    """Chunks that follow one another, cut in quiet places, without those that hold no sound.
 
     Args:
         samples: mono `[T]` at 16 kHz.
@@ -148,7 +149,7 @@ def all_chunks(
     """
     for span in covering_spans(samples.size, levels_of(samples), max_seconds):
         chunk = chunk_of(span, samples[span.begin : span.end])
-        if not is_flat(chunk.samples):
+        if not is_silence(chunk.samples):
             yield chunk
 
 
@@ -182,12 +183,6 @@ def _frames_within(
     """Runs of frames as samples, as far as they are between two samples."""
     samples = ((first * FRAME, last * FRAME) for first, last in found)
     return tuple((max(a, begin), min(b, end)) for a, b in samples if a < end and b > begin)
-
-
-def is_flat(samples: npt.NDArray[np.float32]) -> bool:
-    """Whether all samples are one number; a few of them tell that nearly always."""
-    few = samples[:: 1 + len(samples) // 64]
-    return bool((few == few[0]).all() and (samples == samples[0]).all())
 
 
 def chunk_spans(

@@ -15,7 +15,13 @@ from rich.console import Console
 from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
-from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    parse_audio_track,
+    parse_channel,
+    preset,
+)
+from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.quiet import warnings_told
 
@@ -29,8 +35,8 @@ def batch_command(
         typer.Argument(
             metavar="INPUT",
             help="A folder, a quoted pattern, or a manifest (csv, jsonl, parquet) with id and "
-            "path, and perhaps language, task, prompt, start, end (seconds). All of them local or "
-            "at a URL (s3://, gs://, https:// ...).",
+            "path, and perhaps language, task, prompt, start, end (seconds), channel, "
+            "audio_track. All of them local or at a URL (s3://, gs://, https:// ...).",
         ),
     ],
     output: Annotated[
@@ -148,6 +154,8 @@ def batch_command(
             help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
         ),
     ] = "transcribe",
+    channel: opt.Channel = "mix",
+    audio_track: opt.AudioTrack = None,
     preset_name: opt.PresetName = "balanced",
     word_timestamps: Annotated[
         bool | None,
@@ -187,12 +195,17 @@ def batch_command(
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     asked = Asked(
-        TranscribeOptions(language=language, task=task),
+        TranscribeOptions(
+            language=language,
+            task=task,
+            channel=parse_channel(channel),
+            audio_track=None if audio_track is None else parse_audio_track(audio_track),
+        ),
         preset(preset_name, word_timestamps=word_timestamps),
         batch_size,
     )
     try:
-        with warnings_told(lambda line: console.print(line, markup=False)):
+        with warnings_told(lambda line: print_line(console, line)):
             summary = run_batch(
                 source,
                 output,
@@ -210,7 +223,7 @@ def batch_command(
                 console=console,
             )
     except KeyboardInterrupt as error:
-        console.print("interrupted: the same command goes on", markup=False)
+        print_line(console, "interrupted: the same command goes on")
         raise typer.Exit(EXIT_INTERRUPTED) from error
     _show(summary, console)
     if not summary.all_well:
@@ -220,4 +233,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        console.print("the same command with --retry-errors does again what failed", markup=False)
+        print_line(console, "the same command with --retry-errors does again what failed")

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
 from whisper_flash_attention.batch.local import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
@@ -23,7 +24,9 @@ from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
+from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
 
 SHOWN_REJECTED = 10
@@ -107,15 +110,16 @@ def run_batch(
             _settings(opener, asked, subtitles),
             resume=resume,
             retry_errors=retry_errors,
-            tell=lambda line: shown.print(line, markup=False),
+            tell=lambda line: print_line(shown, line),
         )
         left = [item for item in archive.items if item.id not in finished.ids]
-        todo = longest_first(left[:limit])
+        todo = longest_first([asked.resolved(item) for item in left[:limit]])
         if len(left) < len(archive.items):
-            shown.print(
-                f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
+            print_line(
+                shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
             )
-        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles))
+        ids = (item.id for item in archive.items)
+        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles), ids=ids)
         if todo:
             rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
             _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
@@ -137,6 +141,10 @@ def _collect(rows: Any, sink: Sink, progress: ArchiveProgress) -> None:
         try:
             for several in rows:
                 progress.add(sink.take(several))
+        except Exception as error:
+            if is_bug(error):
+                error.add_note("a bug, of which no recording is the cause; what is done is kept")
+            raise
         finally:
             sink.flush()
 
@@ -167,9 +175,16 @@ def _check(
 
 def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
+    usual = asdict(TranscribeOptions())
+    # Folders of earlier releases know neither channels nor tracks.
+    options = {
+        name: value
+        for name, value in asdict(asked.options).items()
+        if name in ("language", "task") or value != usual[name]
+    }
     return {
         "model": opener.source,
-        **asdict(asked.options),
+        **options,
         **asdict(asked.decode),
         "subtitles": sorted(subtitles),
     }
@@ -177,7 +192,7 @@ def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[st
 
 def _tell_of(archive: Archive, console: Console) -> None:
     def tell(line: str) -> None:
-        console.print(line, markup=False)
+        print_line(console, line)
 
     if archive.unused:
         tell(f"columns that mean nothing here: {', '.join(archive.unused)}")

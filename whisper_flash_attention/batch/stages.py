@@ -15,10 +15,18 @@ from zlib import crc32
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import MOST_SECONDS_HELD, Samples, join_blocks, stream_audio
+from whisper_flash_attention.audio.load import (
+    MOST_SECONDS_HELD,
+    Samples,
+    chosen_track,
+    join_blocks,
+    stream_audio,
+)
+from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
-from whisper_flash_attention.batch.places import is_url, opened
+from whisper_flash_attention.batch.places import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
@@ -29,6 +37,7 @@ from whisper_flash_attention.errors import (
     UnsupportedAttention,
     WeightsError,
 )
+from whisper_flash_attention.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +57,10 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not."""
+    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not.
+
+    Where each channel is transcribed by itself, samples are `[channels, T]`.
+    """
 
     item: Item
     samples: Samples | None = None
@@ -57,7 +69,7 @@ class Decoded:
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
+        return 0.0 if self.samples is None else self.samples.shape[-1] / SAMPLING_RATE
 
 
 def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
@@ -66,25 +78,48 @@ def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
     Args:
         item: the recording.
         stopped: asked between blocks; once it says so, the rest is left out.
+
+    Raises:
+        Exception: what `is_bug` says no recording is the cause of.
     """
     try:
         if not is_url(item.path):
+            refuse_special_file(item.path)
             return Decoded(item, _samples(item, item.path, stopped))
         with opened(item.path) as file:
             return Decoded(item, _samples(item, file, stopped))
-    except Exception as error:  # storage packages raise whatever they like
+    except Exception as error:  # codecs raise whatever they like
+        name = printable(item.path)
+        if is_bug(error):
+            error.add_note(f"while {name} was decoded")
+            raise
         message = str(error) or repr(error)
-        if item.path not in message:
-            message = f"{item.path}: {message.removeprefix('<file>: ')}"
+        if name not in message:
+            message = f"{name}: {message.removeprefix('<file>: ')}"
         return Decoded(item, failure=failed_row(item, type(error).__name__, message))
 
 
 def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
+    if item.channel != "each":
+        number = item.channel if isinstance(item.channel, int) else None
+        return _channel(item, source, number, stopped)
+    count = chosen_track(source, item.audio_track).channels  # type: ignore[arg-type]
+    channels = [_channel(item, source, number, stopped) for number in range(1, count + 1)]
+    # They differ in length where the decoding of one was stopped.
+    return np.stack([each[: min(map(len, channels))] for each in channels])
+
+
+def _channel(
+    item: Item, source: object, number: int | None, stopped: Callable[[], bool]
+) -> Samples:
+    """The samples `[T]` of one channel, or of all channels mixed."""
     blocks = []
     found = stream_audio(
         source,  # type: ignore[arg-type]
         start=item.start,
         end=item.end,
+        channel=number,
+        track=item.audio_track,
         most_seconds=MOST_SECONDS_HELD,
     )
     for block in found:
@@ -154,14 +189,18 @@ class TranscribeStage:
         Raises:
             DeviceLost: the GPU failed.
             WhisperFlashError: what would be the same for every recording.
+            Exception: what `is_bug` says no recording is the cause of.
         """
         rows: dict[str, Row] = {}
         alike: dict[Asked, list[Decoded]] = {}
         for each in group:
             if each.failure is not None:
                 rows[each.item.id] = each.failure
-            else:
+                continue
+            try:
                 alike.setdefault(self._asked.of(each.item), []).append(each)
+            except OptionError as error:  # of what this recording's row asks for
+                rows[each.item.id] = failed_row(each.item, type(error).__name__, str(error))
         for asked, several in alike.items():
             for row in self._rows(several, asked):
                 rows[row["id"]] = row
@@ -174,7 +213,8 @@ class TranscribeStage:
             self._raise_if_of_all(error, asked)
             if len(several) == 1:
                 kind, message = type(error).__name__, str(error) or repr(error)
-                logger.warning("%s: %s: %s", several[0].item.id, kind, message)
+                name = printable(several[0].item.id)
+                logger.warning("%s: %s: %s", name, kind, printable(message))
                 return [failed_row(several[0].item, kind, message)]
         return [row for each in several for row in self._rows([each], asked)]
 
@@ -182,6 +222,8 @@ class TranscribeStage:
         """Raise what says nothing about a recording."""
         import torch
 
+        if is_bug(error):
+            raise error
         if isinstance(error, torch.AcceleratorError):
             raise DeviceLost(str(error)) from error
         if isinstance(error, OF_ALL):
@@ -191,7 +233,7 @@ class TranscribeStage:
 
     def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
         started = time.perf_counter()
-        samples = [np.asarray(each.samples) for each in several]
+        samples = [_as_recording(np.asarray(each.samples)) for each in several]
         seed = crc32("\n".join(each.item.id for each in several).encode())
         found = transcriptions(self._speech, samples, asked, seed)
         rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
@@ -199,3 +241,10 @@ class TranscribeStage:
             finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
             for each, text in zip(several, found, strict=True)
         ]
+
+
+def _as_recording(samples: Samples) -> Samples | Channels:
+    """Samples as `Transcriber` takes them."""
+    if samples.ndim == 1:
+        return samples
+    return Channels(tuple(Sound(channel) for channel in samples))

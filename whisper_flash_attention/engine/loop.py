@@ -14,11 +14,12 @@ another, share the rows of one batch.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -44,12 +45,18 @@ class Engine:
     """
 
     _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
+    _alive: ClassVar[WeakSet[Engine]] = WeakSet()
     _making = threading.Lock()
 
     def __init__(self, model: Any) -> None:
         self.weights: Weights = collect(model)
         self._watch = Watch(model)
         self._lock = threading.RLock()
+        self._make_space()
+        Engine._alive.add(self)
+
+    def _make_space(self) -> None:
+        """Begin without buffers and graphs."""
         self._recorder = Recorder()
         self._buffers = Buffers(self.weights, self._recorder)
         # Of a stream that has ended: while one runs, what it has in its slots is its own.
@@ -71,6 +78,19 @@ class Engine:
         """Drop the model's engine, its buffers and graphs."""
         with cls._making:
             cls._engines.pop(model, None)
+
+    @classmethod
+    def _renew_after_fork(cls) -> None:
+        """Replace locks and buffers in a child process.
+
+        No thread of the child will release what other threads of its parent held, or finish what
+        they were doing to the buffers. Those of a GPU, which a child cannot use, are left alone.
+        """
+        cls._making = threading.Lock()
+        for engine in list(cls._alive):
+            engine._lock = threading.RLock()
+            if engine.weights.device.type == "cpu":
+                engine._make_space()
 
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
@@ -196,3 +216,7 @@ class Engine:
             self._idle.clear()
             self._encoder.release()
             self._recorder.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Engine._renew_after_fork)

@@ -29,15 +29,16 @@ class Reason(StrEnum):
     LENGTH = "the output may be longer than the model's positions"
     ASSISTANT = "the model assists another one"
     SYNCED = "several GPUs decode in lockstep"
-    TRAINING = "the model is in training mode with dropout, layer drop or SpecAugment"
+    TRAINING = "training mode changes what the model computes"
     AUTOCAST = "autocast is on"
+    MODE = "something intercepts PyTorch's operations"
     MODULES = "the model is not plain Whisper any more"
 
 
 HANDOVERS: tuple[str, ...] = tuple(reason.value for reason in Reason)
 """Every reason for which a call may run on Transformers' own decode loop."""
 
-_OF_THE_MODEL = frozenset({Reason.TRAINING, Reason.AUTOCAST, Reason.MODULES})
+_OF_THE_MODEL = frozenset({Reason.TRAINING, Reason.AUTOCAST, Reason.MODE, Reason.MODULES})
 _said: set[str] = set()
 
 

@@ -30,9 +30,10 @@ from whisper_flash_attention.generation.no_speech import detects_silence, listen
 from whisper_flash_attention.generation.scope import Decode, current_scope
 from whisper_flash_attention.generation.translate import translate
 
-# What `_sample` may get that changes nothing here: Whisper's encoder ignores its mask, and the
-# engine computes the last logits only, in any case.
-HARMLESS = frozenset({"attention_mask", "logits_to_keep", "use_cache", "past_key_values"})
+# What `_sample` may get that changes nothing here: Whisper's encoder ignores its mask, the engine
+# computes the last logits only, in any case, and Transformers drops the labels that its trainer
+# passes before each step.
+HARMLESS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", "past_key_values"})
 LOOKED_AT = frozenset({"encoder_outputs", "decoder_attention_mask"})
 
 

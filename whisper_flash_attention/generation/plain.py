@@ -13,9 +13,10 @@ from __future__ import annotations
 import marshal
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from inspect import getattr_static
-from typing import Any
+from itertools import chain
+from operator import is_not
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -54,6 +55,7 @@ OPTIONS = frozenset(
         "return_dict_in_generate",
         "return_timestamps",
         "suppress_tokens",
+        "synced_gpus",
         "task",
         "temperature",
         "top_k",
@@ -168,11 +170,15 @@ def _kind(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
     """The features, and everything that preparation depends on as one key; None if not plain."""
     options = dict(kwargs)
     features = args[0] if args else options.pop("input_features", None)
-    if len(args) > 1 or not takes(model, features) or _is_customised(model.__class__):
+    if len(args) > 1 or not takes(model, features) or _is_customised(model):
         return features, None
     mask = options.pop("attention_mask", None)
     # Whisper ignores the mask here; one that is not as expected is for Transformers to refuse.
     if mask is not None and (type(mask) is not torch.Tensor or mask.ndim != 2):
+        return features, None
+    # Transformers' trainer passes labels, which `generate` ignores.
+    labels = options.pop("labels", None)
+    if labels is not None and (type(labels) is not torch.Tensor or not labels.ndim):
         return features, None
     configs = [model.generation_config]
     if (given := options.pop("generation_config", None)) is not None:
@@ -206,15 +212,43 @@ def _kind(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
         return features, None
 
 
-@lru_cache
-def _is_customised(model_class: type) -> bool:
-    """Whether a subclass of this package's model changes anything that stock Whisper has."""
+def _is_customised(model: Any) -> bool:
+    """Whether a method, `generate` aside, is not this package's or stock Whisper's own.
+
+    A prepared call runs none of the methods that prepared it.
+    """
+    model_class = type(model)
+    now = list(chain.from_iterable(vars(each).values() for each in model_class.__mro__))
+    known = _classes.get(model_class)
+    if known is None or len(known.members) != len(now) or any(map(is_not, now, known.members)):
+        known = _classes[model_class] = _Class(now, _has_own_methods(model_class))
+    return known.customised or not vars(model).keys().isdisjoint(_METHODS)
+
+
+class _Class(NamedTuple):
+    """All that a class and its bases hold, and whether that is not this package's own."""
+
+    members: list[Any]
+    customised: bool
+
+
+_classes: WeakKeyDictionary[type, _Class] = WeakKeyDictionary()
+_STOCK = {
+    name: getattr_static(StockWhisper, name)
+    for name in dir(StockWhisper)
+    if not name.startswith("__")
+}
+_METHODS = frozenset(name for name, value in _STOCK.items() if callable(value)) - {"generate"}
+
+
+def _has_own_methods(model_class: type) -> bool:
     ours = next(
         c for c in model_class.__mro__ if c.__module__.startswith("whisper_flash_attention.")
     )
-    names = {name for name in dir(StockWhisper) if not name.startswith("__")}
     return any(
-        getattr_static(model_class, name) is not getattr_static(ours, name) for name in names
+        getattr_static(model_class, name) is not getattr_static(ours, name)
+        or getattr_static(StockWhisper, name, None) is not value
+        for name, value in _STOCK.items()
     )
 
 

@@ -71,6 +71,22 @@ WordTimestamps = Annotated[
     bool | None,
     _decoding("--word-timestamps", help="Give words their times: in json, and for subtitles."),
 ]
+Channel = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Of stereo and the like: mix (all in one), the number of one channel, from 1, or each "
+        "(every channel by itself, as of a telephone call; text is labelled).",
+    ),
+]
+AudioTrack = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Of a file with several audio tracks: number, from 1, or language. Left out: the "
+        "file's default.",
+    ),
+]
 InitialPrompt = Annotated[
     str | None, _decoding(help="What was said before, as it were: names, spellings, style.")
 ]

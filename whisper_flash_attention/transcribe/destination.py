@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import typer
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.terminal import json_line, printable
+from whisper_flash_attention.transcribe.file_names import alike, tells_apart
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.segments import Transcription
 from whisper_flash_attention.transcribe.writers import (
@@ -80,6 +81,7 @@ class Destination:
             for target in filter(os.path.isfile, taken):
                 raise OptionError(f"{target}: is there already; --overwrite replaces it")
         _make(self.folder)
+        _check_told_apart(self.folder, taken)
 
     def _check_standard_output(self, several: bool) -> None:
         if self.overwrite:
@@ -132,11 +134,27 @@ class Destination:
         if self.json_lines:
             for segment in transcription.to_dict()["segments"]:
                 row = {"file": entry.name, "segment": segment}
-                typer.echo(json.dumps(row, ensure_ascii=False))  # which flushes
+                typer.echo(json_line(row))  # which flushes
         elif self.folder is None:
             if headed:
-                typer.echo(f"==> {entry.name} <==")
+                typer.echo(f"==> {printable(entry.name)} <==")
             typer.echo(render(transcription, self.formats[0], self.subtitles), nl=False)
+
+
+def _check_told_apart(folder: Path, targets: Mapping[Path, str]) -> None:
+    """Raise `OptionError` for targets that are one file on the file system that they are on."""
+    by_name = {str(target): name for target, name in targets.items()}
+    pairs = alike(by_name)
+    try:
+        if not pairs or tells_apart(folder):
+            return
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
+    first, second = pairs[0]
+    raise OptionError(
+        f"{by_name[first]} and {by_name[second]} would both be written to {second}: this file "
+        "system does not tell upper from lower case, or forms of Unicode; rename one"
+    )
 
 
 def _make(folder: Path) -> None:
@@ -144,3 +162,5 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"{folder}: cannot be made ({error.strerror})") from error
+    except RecursionError as error:  # as deep as `mkdir` calls itself
+        raise OptionError(f"{folder}: cannot be made (too many folders)") from error

@@ -42,6 +42,8 @@ class Segment:
         compression_ratio: of that window's text, its length to its length when compressed.
         temperature: at which that window was decoded.
         words: with their times, if those were asked for.
+        channel: number of the channel that it was heard in, from 1, where the channels of a
+            recording were transcribed one by one; None otherwise.
         language: code of the language spoken, if it was detected in every window.
     """
 
@@ -54,6 +56,7 @@ class Segment:
     compression_ratio: float | None = None
     temperature: float | None = None
     words: tuple[Word, ...] = ()
+    channel: int | None = None
     language: str | None = None
 
     def __post_init__(self) -> None:
@@ -87,8 +90,8 @@ class Transcription:
     def to_dict(self) -> dict[str, Any]:
         """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it.
 
-        `all_language_probs` becomes an object by code. A segment has no `language` where that was
-        not detected in every window.
+        `all_language_probs` becomes an object by code. Segments have the fields `channel` and
+        `language` only where they are set.
         """
         fields = asdict(self)
         fields["segments"] = [_row(row) for row in fields["segments"]]
@@ -108,8 +111,9 @@ class Transcription:
 
 def _row(segment: dict[str, Any]) -> dict[str, Any]:
     row = {**segment, "tokens": list(segment["tokens"]), "words": list(segment["words"])}
-    if row["language"] is None:
-        del row["language"]
+    for name in ("channel", "language"):
+        if row[name] is None:
+            del row[name]
     return row
 
 

@@ -12,7 +12,7 @@ features are normalised over the whole recording, and zeros follow its end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.audio.mel import HOP
+from whisper_flash_attention.audio.silence import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import (
@@ -43,6 +45,8 @@ FRAMES = 3000
 UNSURE_TEMPERATURE = 0.5
 # Log-mel features of sound within two steps of 16 bits around 0 are less, whatever it is.
 FAINT = -0.75
+# Of what is left of a recording, that may hold a word.
+SHORTEST_FRAMES = SHORTEST // HOP
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class SequentialReader:
             kept: list[Tensor] = []
             while len(heard) < count and (taken := turns.take(count - len(heard))):
                 windows = torch.stack([reading.window(length) for _, reading in taken])
-                for owner, window, is_silent in zip(taken, windows, _silent(windows), strict=True):
+                silent = _silent(windows, [reading for _, reading in taken])
+                for owner, window, is_silent in zip(taken, windows, silent, strict=True):
                     index, reading = owner
                     if is_silent:
                         self._skip(reading, length)
@@ -154,7 +159,9 @@ class SequentialReader:
         windows = torch.stack([each.window(length) for each in active.values()])
         heard = {
             index: reading
-            for (index, reading), is_silent in zip(active.items(), _silent(windows), strict=True)
+            for (index, reading), is_silent in zip(
+                active.items(), _silent(windows, list(active.values())), strict=True
+            )
             if not is_silent
         }
         kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
@@ -305,18 +312,22 @@ def _window(
     )
 
 
-def _silent(windows: Tensor) -> list[bool]:
+def _silent(windows: Tensor, readings: Sequence[Reading]) -> list[bool]:
     """In which windows `[B, mel bins, T]` there is no sound; Whisper would invent words for it.
 
-    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes.
-    Beyond the end of a recording features are 0.
+    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes;
+    or less is left of the recording than a word takes. Beyond the end of a recording features are
+    0.
     """
     sound = windows.flatten(1)
     level, is_beyond = sound[:, :1], sound == 0
     is_flat = ((sound == level) | is_beyond).all(dim=1)
     is_faint = ((sound < FAINT) | is_beyond).all(dim=1)
     silent: list[bool] = (is_flat | is_faint).tolist()
-    return silent
+    return [
+        is_silent or reading.end - reading.seek < SHORTEST_FRAMES
+        for is_silent, reading in zip(silent, readings, strict=True)
+    ]
 
 
 def segment_of(

@@ -18,9 +18,10 @@ from typing import cast
 
 from whisper_flash_attention.audio.ahead import Opened as Decoded
 from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.sound import Channels, Sound
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
+from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.asking import Asked
 from whisper_flash_attention.transcribe.batch_size import automatic_batch_size
 from whisper_flash_attention.transcribe.destination import Destination
@@ -35,7 +36,7 @@ class Opened:
     """A recording that can be read."""
 
     entry: Input
-    sound: Sound
+    sound: Sound | Channels
 
 
 @dataclass(slots=True)
@@ -95,8 +96,12 @@ class Session:
 
     def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
         """Recordings that can be read, decoded ahead; the others are told."""
-        sounds = cast("Generator[Decoded]", open_ahead(entry.source() for entry in inputs))
-        with closing(sounds):
+        opened = open_ahead(
+            (entry.source() for entry in inputs),
+            channel=self.options.channel,
+            track=self.options.audio_track,
+        )
+        with closing(cast("Generator[Decoded]", opened)) as sounds:
             for entry in inputs:
                 self.progress.begin(entry.name)
                 decoded = next(sounds)
@@ -109,7 +114,7 @@ class Session:
         """Work through recordings side by side, and say whether all were taken."""
         under_way: dict[int, Opened] = {}
 
-        def taken() -> Iterator[Sound]:
+        def taken() -> Iterator[Sound | Channels]:
             for index, opened in enumerate(waiting):
                 under_way[index] = opened
                 yield opened.sound
@@ -137,8 +142,9 @@ class Session:
                 opened.sound, on_progress=lambda share: self._show(opened, share), **self._asked()
             )
         except (AudioError, NotFinite) as error:
-            reason = str(error).removeprefix(f"{entry.name}: ")  # of one that is not held
-            self._fail(entry, f"{entry.name}: {reason}")
+            name = printable(entry.name)
+            reason = str(error).removeprefix(f"{name}: ")  # of one that is not held
+            self._fail(entry, f"{name}: {reason}")
             return
         self._deliver(entry, transcription)
 

@@ -92,7 +92,8 @@ class WordAligner:
         speller: Speller | None = None,
     ) -> None:
         from whisper_flash_attention.engine.align import check_heads
-        from whisper_flash_attention.engine.weights import collect, why_not
+        from whisper_flash_attention.engine.weights import collect
+        from whisper_flash_attention.generation.stock_modules import why_not
 
         reason = why_not(model)
         if reason is not None:
