@@ -200,7 +200,7 @@ def try_next_transformers(environment: Environment) -> None:
         print("  no newer Transformers release than the supported range")
         return
     print(f"  beyond the supported range: {versions(environment)}")
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "tests/generation")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "tests/hf")
     report("contract with that release", *environment.run(*tests), environment, started)
 
 

@@ -10,8 +10,7 @@ import torch
 
 from tests.transcribe.test_cutting import WORDS, at
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.request import Decoded
-from whisper_flash_attention.engine.rules import (
+from whisper_flash_attention.engine.logits_processors import (
     NoRepeatNgram,
     Normalise,
     RepetitionPenalty,
@@ -19,6 +18,7 @@ from whisper_flash_attention.engine.rules import (
     SuppressAtBegin,
     Timestamps,
 )
+from whisper_flash_attention.engine.request import Decoded
 from whisper_flash_attention.transcribe.searching import Search
 
 LISTED = replace(WORDS, suppressed=(1, 2), at_begin=(220, WORDS.end))

@@ -14,7 +14,7 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.benchmark.ceilings import synchronize
 from whisper_flash_attention.benchmark.features import SECONDS_PER_CLIP, Samples
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer

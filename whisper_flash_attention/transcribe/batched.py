@@ -22,7 +22,7 @@ from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
 from whisper_flash_attention.transcribe.leftovers import leftovers
 from whisper_flash_attention.transcribe.prompting import Hints, Prompter

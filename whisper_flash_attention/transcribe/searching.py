@@ -9,8 +9,7 @@ Supervision", Radford et al., 2022, section 4.5).
 from __future__ import annotations
 
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.request import Beams, Decoded, Request
-from whisper_flash_attention.engine.rules import (
+from whisper_flash_attention.engine.logits_processors import (
     MinLength,
     NoRepeatNgram,
     Normalise,
@@ -21,6 +20,7 @@ from whisper_flash_attention.engine.rules import (
     SuppressAtBegin,
     Timestamps,
 )
+from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
 
 # Timestamps from <|0.00|> to <|30.00|>.

@@ -23,7 +23,7 @@ from torch import Tensor
 from whisper_flash_attention.audio.mel import HOP
 from whisper_flash_attention.audio.silence import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.cutting import (
     FRAMES_PER_SECOND,
     Piece,

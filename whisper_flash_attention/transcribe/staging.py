@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.graphs import copying_stream
+from whisper_flash_attention.engine.cuda_graphs import copying_stream
 
 Batch = TypeVar("Batch")
 Clip = npt.NDArray[np.float32]

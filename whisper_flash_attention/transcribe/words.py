@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from whisper_flash_attention.engine.align import Said
-    from whisper_flash_attention.engine.token_times import TokenTimes
+    from whisper_flash_attention.engine.alignment import Said
+    from whisper_flash_attention.engine.token_timestamps import TokenTimes
 
 POSITIONS_PER_SECOND = 50
 
@@ -91,9 +91,9 @@ class WordAligner:
         processor: WhisperProcessor,
         speller: Speller | None = None,
     ) -> None:
-        from whisper_flash_attention.engine.align import check_heads
+        from whisper_flash_attention.engine.alignment import check_heads
         from whisper_flash_attention.engine.weights import collect
-        from whisper_flash_attention.generation.stock_modules import why_not
+        from whisper_flash_attention.hf.stock_modules import why_not
 
         reason = why_not(model)
         if reason is not None:
@@ -147,7 +147,7 @@ class WordAligner:
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
     ) -> Callable[[], list[list[Timing]]]:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
-        from whisper_flash_attention.engine.token_times import token_times
+        from whisper_flash_attention.engine.token_timestamps import token_times
 
         rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
         # All prompts are of one length.
@@ -164,7 +164,7 @@ class WordAligner:
 
     def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
-        from whisper_flash_attention.engine.align import Said
+        from whisper_flash_attention.engine.alignment import Said
 
         prompt = self._prompt(window)
         room = len(self._weights.positions) - len(prompt) - 1
