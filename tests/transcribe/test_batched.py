@@ -23,7 +23,7 @@ from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech
 from whisper_flash_attention.transcribe.reading import Read
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 
 BATCHED = DecodeOptions(mode="batched")
 

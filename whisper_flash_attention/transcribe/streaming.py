@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Job
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 
 # Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
 # states are held until then.

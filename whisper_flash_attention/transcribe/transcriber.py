@@ -19,9 +19,9 @@ from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
-from whisper_flash_attention.transcribe.spelling import Speller
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.word_splitting import Speller
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
@@ -386,7 +386,7 @@ class Transcriber:
         self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
-        from whisper_flash_attention.transcribe.by_generate import (
+        from whisper_flash_attention.transcribe.hf_long_form import (
             refuse_engine_only,
             transcribe_by_generate,
         )

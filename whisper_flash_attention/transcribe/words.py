@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe import timing
-from whisper_flash_attention.transcribe.segments import Segment, Word
-from whisper_flash_attention.transcribe.spelling import Speller
-from whisper_flash_attention.transcribe.timing import Span, Timing
+from whisper_flash_attention.transcribe import word_durations
+from whisper_flash_attention.transcribe.results import Segment, Word
+from whisper_flash_attention.transcribe.word_durations import Span, Timing
+from whisper_flash_attention.transcribe.word_splitting import Speller
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,19 +200,19 @@ class WordAligner:
 
     def _finish(self, window: SpokenWindow, words: list[Timing]) -> WindowWords:
         """Fit a window's words to its segments."""
-        usual = timing.usual_duration(words)
-        timing.shorten_beside_sentence_ends(words, usual)
-        timing.join_punctuation(words)
+        usual = word_durations.usual_duration(words)
+        word_durations.shorten_beside_sentence_ends(words, usual)
+        word_durations.join_punctuation(words)
         for word in words:
             word.start = round(window.start + word.start, 2)
             word.end = round(window.start + word.end, 2)
         spans = [Span(each.start, each.end, len(self._text(each))) for each in window.segments]
         finished, last_speech, last_word_end = [], window.last_speech, None
         for segment, span, mine in zip(
-            window.segments, spans, timing.deal_out(words, spans), strict=True
+            window.segments, spans, word_durations.deal_out(words, spans), strict=True
         ):
             if mine:
-                timing.fit_to_segment(mine, span, usual, last_speech)
+                word_durations.fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
             finished.append(_segment(segment, span, mine, window.seconds))

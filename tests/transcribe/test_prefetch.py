@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.transcribe.staging import staged_ahead
+from whisper_flash_attention.transcribe.prefetch import staged_ahead
 
 DEVICES = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

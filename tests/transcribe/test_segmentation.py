@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.cutting import Piece, cut
+from whisper_flash_attention.transcribe.segmentation import Piece, cut
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 WORDS = Vocabulary(

@@ -25,7 +25,7 @@ from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.engine.transfer import to_device
-from whisper_flash_attention.transcribe.searching import Search
+from whisper_flash_attention.transcribe.request_builder import Search
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 

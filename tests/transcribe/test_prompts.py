@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.transcribe.test_cutting import WORDS
+
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompting import Hints, Prompter
+from whisper_flash_attention.transcribe.prompts import Hints, Prompter
 
 ENGLISH_ONLY = replace(WORDS, languages={}, tasks={})
 HEADER = WORDS.prompt("en", "transcribe")

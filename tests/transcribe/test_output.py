@@ -7,8 +7,8 @@ import pytest
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import FORMATS, Segment, SubtitleOptions, Transcription
-from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import Input
+from whisper_flash_attention.transcribe.output import Destination, chosen_formats
 
 TALK = Input("talks/2024/talk.v1.mp3", Path("2024/talk.v1.mp3"), named=False)
 OTHER = Input("talks/2025/talk.v1.mp3", Path("2025/talk.v1.mp3"), named=False)

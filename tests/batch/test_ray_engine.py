@@ -20,9 +20,9 @@ import pytest
 from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.batch import Asked, on_ray, run_batch
+from whisper_flash_attention.batch import Asked, ray_engine, run_batch
 from whisper_flash_attention.batch import run as run_module
-from whisper_flash_attention.batch.on_ray import Pool
+from whisper_flash_attention.batch.ray_engine import Pool
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.config import TranscribeOptions
@@ -92,7 +92,7 @@ def test_a_decoder_that_dies_costs_one_recording(
 ) -> None:
     """Nothing is begun again for it, and the recordings of its block are decoded once."""
     monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode=faulty_decoders.NAME))
-    monkeypatch.setattr(on_ray, "MOST_ATTEMPTS", 1)
+    monkeypatch.setattr(ray_engine, "MOST_ATTEMPTS", 1)
     for name in ("segfault", "killed"):
         shutil.copy(archive / "000.wav", archive / f"{name}.wav")
     summary = run(archive, tmp_path / "out", FakeModel())

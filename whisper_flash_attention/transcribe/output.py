@@ -13,7 +13,7 @@ from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import json_line, printable
 from whisper_flash_attention.transcribe.file_names import alike, tells_apart
 from whisper_flash_attention.transcribe.inputs import Input
-from whisper_flash_attention.transcribe.segments import Transcription
+from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers import (
     FORMATS,
     SUBTITLES,

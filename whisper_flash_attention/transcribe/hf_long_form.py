@@ -15,10 +15,10 @@ from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompting import Hints
-from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.windows import likeliest_first
+from whisper_flash_attention.transcribe.window_decoder import likeliest_first
 
 # What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.
 SHARED = frozenset(

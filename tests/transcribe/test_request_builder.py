@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.transcribe.test_cutting import WORDS, at
+
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.logits_processors import (
     NoRepeatNgram,
@@ -19,7 +19,7 @@ from whisper_flash_attention.engine.logits_processors import (
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Decoded
-from whisper_flash_attention.transcribe.searching import Search
+from whisper_flash_attention.transcribe.request_builder import Search
 
 LISTED = replace(WORDS, suppressed=(1, 2), at_begin=(220, WORDS.end))
 END = WORDS.end

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.transcribe.test_cutting import WORDS
+
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.windows import WindowDecoder, compression_ratio
+from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
 
 GOOD, REPEATS, UNLIKELY = 1, 2, 3
 
