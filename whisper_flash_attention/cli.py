@@ -8,28 +8,56 @@ imported by the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.batch.command import batch_command
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.parity.command import parity_command
+from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.command import transcribe_command
 
 EXIT_BROKEN, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
+# A mistake on the command line, of Typer's own copy of Click or of Click itself.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+@contextmanager
+def _printable_mistakes() -> Iterator[None]:
+    """Have messages about the command line quote what was given in its printable form."""
+    try:
+        yield
+    except _UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _printable_mistakes():
+            return super().parse_args(ctx, args)
+
+
 class _Group(TyperGroup):
     """Commands whose errors are one line on standard error."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _printable_mistakes():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _printable_mistakes():
+                return super().invoke(ctx)
         except WhisperFlashError as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
@@ -112,8 +140,8 @@ def benchmark(context: typer.Context) -> None:
     )
     name, arguments = "whisper-flash benchmark", context.args
     if arguments[:1] == ["throughput"]:
-        command.command()(throughput_command)
+        command.command(cls=_Command)(throughput_command)
         name, arguments = f"{name} throughput", arguments[1:]
     else:
-        command.command()(benchmark_command)
+        command.command(cls=_Command)(benchmark_command)
     command(args=arguments, prog_name=name)

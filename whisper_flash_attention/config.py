@@ -7,12 +7,12 @@ Transformers are imported inside the functions that need them, so that the comma
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import DeviceError, OptionError
 
 if TYPE_CHECKING:
@@ -20,7 +20,39 @@ if TYPE_CHECKING:
 
 TASKS = ("transcribe", "translate")
 MODES = ("sequential", "batched")
+CHANNELS = ("mix", "each")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+# Decoding memory grows with the number of beams and draws; beyond this they find nothing better.
+MOST_BEAMS = 100
+# No answer is longer than the decoder's positions, 448 in every checkpoint.
+MOST_TOKENS = 10_000
+# Vocabularies have about 52,000 tokens.
+MOST_TOKEN = 1_000_000
+
+# Fields of `DecodeOptions` that are checked alike; whole numbers with the least and the most.
+FLAGS = (
+    *("suppress_blank", "without_timestamps", "condition_on_previous_text"),
+    *("carry_initial_prompt", "word_timestamps", "multilingual"),
+)
+TEXTS = ("initial_prompt", "hotwords", "prefix")
+COUNTS: Mapping[str, tuple[int, int]] = {
+    "beam_size": (1, MOST_BEAMS),
+    "best_of": (1, MOST_BEAMS),
+    "no_repeat_ngram_size": (0, MOST_TOKENS),
+    "min_new_tokens": (0, MOST_TOKENS),
+    "max_new_tokens": (1, MOST_TOKENS),
+}
+NUMBERS: Mapping[str, tuple[str, Mapping[str, float]]] = {
+    "compression_ratio_threshold": ("a number, or None", {}),
+    "logprob_threshold": ("a number, or None", {}),
+    "no_speech_threshold": ("a probability, 0 to 1", {"least": 0, "most": 1}),
+    "max_initial_timestamp": ("seconds from 0 to 30", {"least": 0, "most": 30}),
+    "length_penalty": ("a number from -10 to 10", {"least": -10, "most": 10}),
+    "repetition_penalty": ("a number above 0, at most 10", {"above": 0, "most": 10}),
+    "hallucination_silence_threshold": ("seconds, 0 or more", {"least": 0}),
+}
+NOT_NONE = ("length_penalty", "repetition_penalty", "no_repeat_ngram_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +63,27 @@ class TranscribeOptions:
         language: the language spoken, by name ("German") or code ("de"), kept as its code; None
             has the model detect it.
         task: "transcribe", or "translate" (into English).
+        channel: "mix" for all channels mixed into one; the number of one channel, from 1; or "each"
+            for every channel by itself, merged by time into one transcription whose segments have
+            the number of their channel.
+        audio_track: of a file with several, the number of an audio track, from 1, or the language
+            that its tag names; None takes the file's default.
 
     Raises:
-        OptionError: a language or task that Whisper does not know.
+        OptionError: a language or task that Whisper does not know, or another impossible value.
     """
 
     language: str | None = None
     task: str = "transcribe"
+    channel: int | str = "mix"
+    audio_track: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.language is not None:
             object.__setattr__(self, "language", language_code(self.language))
-        if self.task not in TASKS:
-            raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+        check.one_of("task", self.task, TASKS)
+        object.__setattr__(self, "channel", checked_channel(self.channel))
+        object.__setattr__(self, "audio_track", checked_track(self.audio_track))
 
     def check_model(self, languages: Collection[str]) -> None:
         """Raise `OptionError` if a model of these languages (codes) cannot do what is asked."""
@@ -65,29 +105,144 @@ class TranscribeOptions:
         )
 
 
-def _check_count(name: str, value: int | None, least: int) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} is {value!r}: give a whole number, {least} or more")
+def checked_channel(given: Any) -> int | str:
+    """Return a `channel` as it is kept. Raises `OptionError` if it is none."""
+    expected = "mix, each, or the number of a channel, from 1"
+    if isinstance(given, str) and given in CHANNELS:
+        return str(given)
+    return check.whole_number("channel", given, least=1, expected=expected)
 
 
-def _ascending(seconds: Iterable[float]) -> tuple[float, ...]:
-    found = tuple(seconds)
-    if any(not 0 <= each < math.inf for each in found) or list(found) != sorted(set(found)):
+def checked_track(given: Any) -> int | str | None:
+    """Return an `audio_track` as it is kept. Raises `OptionError` if it is none."""
+    if given is None:
+        return None
+    expected = "the number of a track, from 1, or a language"
+    if isinstance(given, str) and check.text("audio_track", given).strip():
+        return given.strip()
+    return check.whole_number("audio_track", given, least=1, expected=expected)
+
+
+def parse_channel(text: str) -> int | str:
+    """Return what the text of a command line or a table means as a `channel`.
+
+    Raises `OptionError` if it is neither "mix" nor "each" nor a number from 1.
+    """
+    return checked_channel(_number_or_text(text))
+
+
+def parse_audio_track(text: str) -> int | str | None:
+    """Return what the text of a command line or a table means as an `audio_track`.
+
+    Raises `OptionError` if it is empty, or a number below 1.
+    """
+    return checked_track(_number_or_text(text))
+
+
+def _number_or_text(given: str) -> int | str:
+    plain = given.strip().lower()
+    return int(plain) if re.fullmatch(r"-?[0-9]{1,9}", plain) else plain
+
+
+def _ascending(given: Any) -> tuple[float, ...]:
+    expected = "seconds from 0 on, each above the one before"
+    found = [
+        check.number("clip_timestamps", each, expected, least=0)
+        for each in check.values("clip_timestamps", given, expected)
+    ]
+    if found != sorted(set(found)):
+        raise OptionError(f"clip_timestamps is {check.shown(given)}: give {expected}")
+    return tuple(found)
+
+
+def _token_ids(given: Any) -> tuple[int, ...]:
+    expected = "ids of tokens, -1 for the checkpoint's list"
+    return tuple(
+        check.whole_number("suppress_tokens", each, least=-1, most=MOST_TOKEN, expected=expected)
+        for each in check.values("suppress_tokens", given, expected)
+    )
+
+
+def _temperatures(given: Any) -> float | tuple[float, ...]:
+    """One number as it is, several as a tuple."""
+    expected = "numbers from 0 to 2, at least one"
+    if not isinstance(given, Iterable):
+        return check.number("temperature", given, expected, least=0, most=2)
+    found = check.values("temperature", given, expected)
+    if not found:
+        raise OptionError(f"temperature is {check.shown(given)}: give {expected}")
+    return tuple(check.number("temperature", each, expected, least=0, most=2) for each in found)
+
+
+@dataclass(frozen=True, slots=True)
+class VadOptions:
+    """Parameters of the voice activity detector; the names are faster-whisper's.
+
+    Args:
+        threshold: a frame of 32 ms is speech from this probability on.
+        neg_threshold: speech ends where the probability falls below this; None is `threshold` less
+            0.15, at least 0.01.
+        min_speech_duration_ms: shorter stretches of speech are dropped.
+        max_speech_duration_s: speech without a pause is cut at this length. None is 27 s in batched
+            mode, where it is also the longest chunk (30 at most), and unlimited in sequential mode,
+            which reads on within a stretch.
+        min_silence_duration_ms: shorter pauses do not end a stretch. None is 500 in batched mode
+            and 2000 in sequential mode.
+        speech_pad_ms: added before and after each stretch. None is 200 in batched mode and 400 in
+            sequential mode.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    threshold: float = 0.5
+    neg_threshold: float | None = None
+    min_speech_duration_ms: int = 250
+    max_speech_duration_s: float | None = None
+    min_silence_duration_ms: int | None = None
+    speech_pad_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "neg_threshold"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < 1):
+                raise OptionError(f"VAD {name} is {value!r}: give a probability between 0 and 1")
+        if self.neg_threshold is not None and self.neg_threshold > self.threshold:
+            raise OptionError(
+                f"VAD neg_threshold is {self.neg_threshold!r}, above threshold "
+                f"{self.threshold!r}: give a lower one"
+            )
+        for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
+                raise OptionError(f"VAD {name} is {value!r}: give milliseconds, 0 or more")
+        longest = self.max_speech_duration_s
+        # Cutting needs some room for the padding on both sides.
+        if longest is not None and not (_is_number(longest) and longest >= 1):
+            raise OptionError(f"VAD max_speech_duration_s is {longest!r}: give seconds, 1 or more")
+
+
+def vad_options(given: object) -> VadOptions | None:
+    """Return the detector's parameters, of a mapping or as they are.
+
+    Raises:
+        OptionError: there is no such parameter, or its value is out of its range.
+    """
+    if given is None or isinstance(given, VadOptions):
+        return given
+    known = [field.name for field in fields(VadOptions)]
+    if not isinstance(given, Mapping):
         raise OptionError(
-            f"clip_timestamps is {seconds!r}: give seconds from 0 on, each above the one before"
+            f"vad_parameters is {given!r}: give VadOptions, or a mapping of {', '.join(known)}"
         )
-    return found
+    for name in given:
+        if name not in known:
+            raise OptionError(f"there is no VAD parameter {name!r}; possible: {', '.join(known)}")
+    return VadOptions(**given)
 
 
-def _token_ids(tokens: Iterable[Any]) -> tuple[int, ...]:
-    found = tuple(tokens)
-    if not all(isinstance(each, int) and each >= -1 for each in found):
-        raise OptionError(
-            f"suppress_tokens is {tokens!r}: give ids of tokens, -1 for the checkpoint's list"
-        )
-    return found
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +259,10 @@ class DecodeOptions:
         logprob_threshold: an answer whose tokens are less likely than this, on average, is bad.
         no_speech_threshold: an answer is silence if the model gives that a higher probability, and
             the answer is unlikely. None for any of the three does without it.
-        beam_size: at temperature 0, so many beams; None or 1 takes the likeliest token each time.
-        best_of: at other temperatures, so many answers are drawn and the likeliest is kept; None
-            draws one.
+        beam_size: number of beams at temperature 0, at most 100; None or 1 takes the likeliest
+            token each time.
+        best_of: number of answers drawn at other temperatures, at most 100, of which the likeliest
+            is kept; None draws one.
         length_penalty: answers of beams and draws are compared by the sum of their tokens'
             log-probabilities, divided by their number to this power.
         repetition_penalty: above 1 makes tokens that the answer has less likely; 1 does nothing.
@@ -130,9 +286,13 @@ class DecodeOptions:
         word_timestamps: give segments their words, with times.
         hallucination_silence_threshold: silence longer than this (seconds) beside words that look
             invented is skipped; needs `word_timestamps`, and is for sequential mode.
-        vad_filter: batched mode looks for speech with a voice activity detector; False cuts
-            recordings into windows of 30 s instead. None is True in batched mode; sequential mode
-            has no detector.
+        vad_filter: read only what a voice activity detector takes for speech. None is True in
+            batched mode and False in sequential mode. Batched mode without the detector cuts
+            recordings where they are quietest.
+        vad_parameters: of the detector, a `VadOptions` or a mapping with its fields; kept as
+            `VadOptions`. None leaves all of them at their defaults.
+        multilingual: detect the language in every window, not only in the first one; segments
+            then carry their language. Needs a multilingual model, and no `language`.
 
     Raises:
         OptionError: an option makes no sense, alone or with another.
@@ -163,67 +323,66 @@ class DecodeOptions:
     word_timestamps: bool = False
     hallucination_silence_threshold: float | None = None
     vad_filter: bool | None = None
+    vad_parameters: VadOptions | None = None
+    multilingual: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise OptionError(f"unknown mode {self.mode!r}; possible: {', '.join(MODES)}")
-        if not self.temperatures or any(not 0 <= each <= 2 for each in self.temperatures):
+        # The dataclass is frozen; values are kept as plain Python types.
+        for name, value in self._checked().items():
+            object.__setattr__(self, name, value)
+        if self.vad_parameters is not None and not self.uses_vad:
             raise OptionError(
-                f"temperature is {self.temperature!r}: give numbers from 0 to 2, at least one"
+                "vad_parameters without a voice activity detector: give vad_filter=True, too"
             )
-        if self.vad_filter and self.mode != "batched":
-            raise OptionError("vad_filter is of mode 'batched': give that, or leave it out")
-        self._check_ranges()
-        for name in ("beam_size", "best_of"):
-            _check_count(name, getattr(self, name), 1)
-        self._check_lengths()
-        _check_count("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
-        object.__setattr__(self, "suppress_tokens", _token_ids(self.suppress_tokens))
-        self._check_silence_to_skip()
-        object.__setattr__(self, "clip_timestamps", _ascending(self.clip_timestamps))
-
-    def _check_ranges(self) -> None:
-        chance, latest = self.no_speech_threshold, self.max_initial_timestamp
-        if chance is not None and not 0 <= chance <= 1:
-            raise OptionError(f"no_speech_threshold is {chance!r}: give a probability, 0 to 1")
-        if latest is not None and not 0 <= latest <= 30:
-            raise OptionError(f"max_initial_timestamp is {latest!r}: give seconds from 0 to 30")
-        if not -10 <= self.length_penalty <= 10:
-            raise OptionError(
-                f"length_penalty is {self.length_penalty!r}: give a number from -10 to 10"
-            )
-        if not 0 < self.repetition_penalty <= 10:
-            raise OptionError(
-                f"repetition_penalty is {self.repetition_penalty!r}: give a number above 0, at "
-                "most 10"
-            )
-
-    def _check_lengths(self) -> None:
         least, most = self.min_new_tokens, self.max_new_tokens
-        if (least or 0) < 0 or (most is not None and most < max(1, least or 0)):
+        if least is not None and most is not None and most < least:
             raise OptionError(
                 f"min_new_tokens is {least!r}, max_new_tokens {most!r}: give whole numbers, the "
                 "second at least 1 and not below the first"
             )
-
-    def _check_silence_to_skip(self) -> None:
-        least = self.hallucination_silence_threshold
-        if least is None:
-            return
-        if not 0 <= least < math.inf:
-            raise OptionError(
-                f"hallucination_silence_threshold is {least!r}: give seconds, 0 or more"
-            )
-        if self.mode != "sequential" or not self.word_timestamps:
+        if self.hallucination_silence_threshold is not None and not (
+            self.mode == "sequential" and self.word_timestamps
+        ):
             raise OptionError(
                 "hallucination_silence_threshold needs word_timestamps, and mode 'sequential'"
             )
 
+    def _checked(self) -> dict[str, Any]:
+        """Every field's value as a plain Python value within its range."""
+        found: dict[str, Any] = {
+            "mode": check.one_of("mode", self.mode, MODES),
+            "temperature": _temperatures(self.temperature),
+            "suppress_tokens": _token_ids(self.suppress_tokens),
+            "clip_timestamps": _ascending(self.clip_timestamps),
+            "vad_filter": check.optional(check.flag, "vad_filter", self.vad_filter),
+            "vad_parameters": vad_options(self.vad_parameters),
+        }
+        for name in FLAGS:
+            found[name] = check.flag(name, getattr(self, name))
+        for name in TEXTS:
+            found[name] = check.optional(check.text, name, getattr(self, name))
+        for name, (least, most) in COUNTS.items():
+            value = getattr(self, name)
+            found[name] = check.optional(check.whole_number, name, value, least=least, most=most)
+        for name, (expected, limits) in NUMBERS.items():
+            found[name] = check.optional(
+                check.number, name, getattr(self, name), expected, **limits
+            )
+        for name in NOT_NONE:
+            if found[name] is None:
+                raise OptionError(f"{name} is None: give a number")
+        return found
+
+    @property
+    def uses_vad(self) -> bool:
+        """Whether a voice activity detector finds what is read."""
+        return self.mode == "batched" if self.vad_filter is None else self.vad_filter
+
     @property
     def temperatures(self) -> tuple[float, ...]:
         """One temperature or more, in the order in which they are tried."""
-        single = isinstance(self.temperature, int | float)
-        return (self.temperature,) if single else tuple(self.temperature)  # type: ignore[return-value, arg-type]
+        given = self.temperature
+        return given if isinstance(given, tuple) else (given,)
 
 
 # From quick to careful; what is given beside a preset counts instead of it.
@@ -240,8 +399,7 @@ def preset(name: str, **changes: object) -> DecodeOptions:
     Raises:
         OptionError: there is no such preset or option, or a change makes no sense.
     """
-    if name not in PRESETS:
-        raise OptionError(f"unknown preset {name!r}; possible: {', '.join(PRESETS)}")
+    check.one_of("preset", name, tuple(PRESETS))
     given = {option: value for option, value in changes.items() if value is not None}
     return changed(PRESETS[name], given)
 
@@ -252,6 +410,8 @@ def changed(options: DecodeOptions, changes: Mapping[str, object]) -> DecodeOpti
     Raises:
         OptionError: there is no such option, or a change makes no sense.
     """
+    if not isinstance(options, DecodeOptions):
+        raise OptionError(f"options is {check.shown(options)}: give `DecodeOptions`")
     known = [field.name for field in fields(DecodeOptions)]
     for name in changes:
         if name not in known:
@@ -268,7 +428,7 @@ def language_code(language: str) -> str:
     """
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-    wanted = language.strip().lower()
+    wanted = check.text("language", language).strip().lower()
     codes = set(TO_LANGUAGE_CODE.values())
     if wanted in codes:
         return wanted
@@ -293,9 +453,12 @@ def resolve_device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    match = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d+))?", name)
+    known = isinstance(name, str)
+    match = re.fullmatch(r"auto|cpu|mps|cuda(?::([0-9]{1,9}))?", name) if known else None
     if match is None:
-        raise OptionError(f"unknown device {name!r}; possible: auto, cpu, cuda, cuda:N, mps")
+        raise OptionError(
+            f"unknown device {check.shown(name)}; possible: auto, cpu, cuda, cuda:N, mps"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "mps" and not torch.backends.mps.is_available():
@@ -331,8 +494,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     import torch
 
-    if name not in DTYPES:
-        raise OptionError(f"unknown dtype {name!r}; possible: {', '.join(DTYPES)}")
+    check.one_of("dtype", name, DTYPES)
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)

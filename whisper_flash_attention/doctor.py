@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import MissingPackage, WeightsError
-from whisper_flash_attention.generation import HANDOVERS
+from whisper_flash_attention.hf import HANDOVERS
+from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +24,7 @@ PIP = "pip install 'whisper-flash-attention[{}]'"
 REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "fsspec", "typer", "rich")
 # Distribution -> what it is for, and the extra that brings it.
 OPTIONAL = {
+    "silero-vad": ("the voice activity detector of batched mode and --vad", "vad"),
     "xformers": ("an attention back-end", "xformers"),
     "flash-attn": ("an attention back-end", "flash"),
     "matplotlib": ("the benchmark's plots", "plots"),
@@ -119,7 +121,7 @@ def _required() -> Iterator[Finding]:
 def _transformers_promises() -> Finding:
     name = "transformers' internals"
     try:
-        import_module("whisper_flash_attention.compat").check()
+        import_module("whisper_flash_attention.hf.compat").check()
     except ImportError as error:
         advice = "pip install 'transformers>=5.17,<5.24'"
         return Finding("packages", name, str(error), advice, broken=True)
@@ -153,7 +155,7 @@ def _engine() -> Iterator[Finding]:
     """What runs the decode of `generate` on each device."""
     import torch
 
-    from whisper_flash_attention.engine.plan import runs_on, why_no_kernels
+    from whisper_flash_attention.engine.decode_plan import runs_on, why_no_kernels
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))
@@ -238,9 +240,9 @@ def _print_findings(report: Report, console: Console) -> None:
             section = finding.section
             table.add_row(f"[bold]{section}[/bold]")
         style = "red" if finding.broken else None
-        table.add_row(f"  {escape(finding.name)}", escape(finding.value), style=style)
+        table.add_row(f"  {escape(finding.name)}", escape(printable(finding.value)), style=style)
         if finding.advice:
-            table.add_row("", f"[dim]{escape(finding.advice)}[/dim]")
+            table.add_row("", f"[dim]{escape(printable(finding.advice))}[/dim]")
     console.print(table)
 
 
@@ -264,5 +266,5 @@ def _print_reasons(device: str, rows: list[AttentionFinding], console: Console) 
     for name in rows[0].reasons:
         refusals = [row.reasons[name] for row in rows if row.reasons[name]]
         why = dict.fromkeys(reason for reasons in refusals for reason in reasons)
-        table.add_row(name, str(len(rows) - len(refusals)), escape("; ".join(why)))
+        table.add_row(name, str(len(rows) - len(refusals)), escape(printable("; ".join(why))))
     console.print("", table)

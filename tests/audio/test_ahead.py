@@ -31,7 +31,7 @@ class Decoder:
         self.blocks, self.lock = blocks, threading.Lock()
         self.started = self.most_at_once = self.at_work = self.blocks_given = 0
 
-    def __call__(self, source: Any) -> Iterator[Samples]:
+    def __call__(self, source: Any, **_: Any) -> Iterator[Samples]:
         with self.lock:
             self.started += 1
             self.at_work += 1
@@ -39,7 +39,7 @@ class Decoder:
         for _ in range(self.blocks):
             time.sleep(0.002)
             self.blocks_given += 1
-            yield np.full(1, float(source), np.float32)
+            yield np.full(1, float(str(source)), np.float32)
         with self.lock:
             self.at_work -= 1
 
@@ -66,9 +66,9 @@ def test_recordings_come_in_their_order_as_load_audio_gives_them(
 
 
 def test_a_recording_that_takes_long_holds_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow_first(source: Any) -> Iterator[Samples]:
+    def slow_first(source: Any, **_: Any) -> Iterator[Samples]:
         time.sleep(0.05 if source == "0" else 0.0)
-        yield np.full(1, float(source), np.float32)
+        yield np.full(1, float(str(source)), np.float32)
 
     monkeypatch.setattr(module, "stream_audio", slow_first)
     assert [each.source for each in open_ahead(numbers(9), workers=4)] == numbers(9)
@@ -126,7 +126,9 @@ def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         module,
         "stream_audio",
-        lambda source: iter([np.zeros(1, np.float32)]) if source == "0" else decoder(source),
+        lambda source, **_: (
+            iter([np.zeros(1, np.float32)]) if str(source) == "0" else decoder(source)
+        ),
     )
     loading = open_ahead(numbers(50), workers=2, ahead=8)
     next(loading)
@@ -140,7 +142,7 @@ def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_any_other_error_is_raised_and_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(source: Any) -> Iterator[Samples]:
+    def broken(source: Any, **_: Any) -> Iterator[Samples]:
         raise ZeroDivisionError("not the recording's fault")
 
     monkeypatch.setattr(module, "stream_audio", broken)

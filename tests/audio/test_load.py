@@ -250,15 +250,16 @@ def test_damage_in_the_middle_leaves_the_rest_and_a_warning(
     start, stop = len(m4a) // 2, len(m4a) * 6 // 10
     path.write_bytes(m4a[:start] + random.Random(3).randbytes(stop - start) + m4a[stop:])
     samples = load_audio(path)
-    assert 0.8 < samples.size / speech.size < 1.0
+    assert abs(samples.size - speech.size) < 0.1 * 16_000  # time goes on where packets are damaged
+    assert compare(samples, speech)[0] > 0.85
     [record] = caplog.records
     assert "packets are damaged" in record.getMessage()
 
 
-def test_a_recording_that_is_mostly_damage_is_an_error(tmp_path: Path, m4a: bytes) -> None:
+def test_a_recording_of_which_nothing_is_left_is_an_error(tmp_path: Path, m4a: bytes) -> None:
     path = tmp_path / "ruined.m4a"
-    start, stop = len(m4a) // 20, len(m4a) * 9 // 10
-    path.write_bytes(m4a[:start] + random.Random(4).randbytes(stop - start) + m4a[stop:])
+    start, stop = m4a.index(b"mdat") + 4, m4a.index(b"moov") - 4
+    path.write_bytes(m4a[:start] + b"\xff" * (stop - start) + m4a[stop:])
     with pytest.raises(AudioError, match=r"ruined\.m4a: \d+ of its \d+ packets are damaged"):
         load_audio(path)
 
@@ -335,9 +336,9 @@ def test_errors_of_what_has_no_name_say_what_it_was(tmp_path: Path) -> None:
         load_audio(file)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rate", [0, -16_000])
-def test_a_sampling_rate_that_is_not_positive_is_refused(rate: int) -> None:
-    with pytest.raises(ValueError, match="sampling_rate must be positive"):
+@pytest.mark.parametrize("rate", [0, -16_000, 1, 1_999, 10**9])
+def test_a_sampling_rate_that_no_sound_has_is_refused(rate: int) -> None:
+    with pytest.raises(ValueError, match="sampling_rate must be 2000 to"):
         load_audio(bundled_recordings()[0].path, sampling_rate=rate)
 
 

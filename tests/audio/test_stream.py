@@ -76,7 +76,7 @@ def test_a_stream_that_is_cut_off_warns_once_behind_its_last_block(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling_rate": 0}, "sampling_rate must be positive"),
+        ({"sampling_rate": 0}, "sampling_rate must be 2000 to"),
         ({"block_seconds": 0.0}, "block_seconds is 0.0, less than one sample"),
         ({"block_seconds": float("nan")}, "block_seconds must be seconds"),
         ({"start": -1.0}, "start must be seconds, not negative, got -1.0"),

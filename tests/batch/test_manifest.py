@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.batch.fakes import write_wav
 from whisper_flash_attention.batch.items import BYTES_PER_SECOND, Item, longest_first
 from whisper_flash_attention.batch.manifest import SHOWN_DUPLICATES, read_archive
-from whisper_flash_attention.batch.places import check_protocols
+from whisper_flash_attention.batch.storage import check_protocols
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=12)
@@ -131,7 +131,7 @@ def test_rows_of_a_csv_are_told_by_their_number(tmp_path: Path) -> None:
     assert [item.id for item in archive.items] == ["a", "d"]
     assert [each.row for each in archive.rejected] == [2, 4]
     path.write_text("name,file\na,a.wav\n")
-    with pytest.raises(OptionError, match="heading with id and path"):
+    with pytest.raises(OptionError, match="needs columns id and path"):
         read_archive(str(path))
 
 
@@ -227,7 +227,9 @@ def test_misuse_is_told(source: str, expected: str) -> None:
         read_archive(source)
 
 
-def test_protocols_are_looked_at_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_protocols_that_nothing_speaks_are_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import fsspec
 
     def missing(protocol: str) -> None:
@@ -235,7 +237,8 @@ def test_protocols_are_looked_at_before_any_work(monkeypatch: pytest.MonkeyPatch
 
     check_protocols([Item("a", "/a.wav"), Item("b", "file:///b.wav")])
     with pytest.raises(OptionError, match="gopher"):
-        check_protocols([Item("a", "zip://a.wav::gopher://x"), Item("b", "gopher://a.wav")])
+        check_protocols([Item("a", "gopher://x.wav"), Item("b", "gopher://a.wav")])
+    check_protocols([Item("a", "gopher://x.wav"), Item("b", "/a.wav")])  # an error of one row
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
     with pytest.raises(MissingPackage, match=r"s3:// .*Install s3fs"):
         check_protocols([Item("a", "s3://bucket/a.wav")])

@@ -19,7 +19,7 @@ from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.shards import shards_in, write_shard
 from whisper_flash_attention.errors import BatchError, OptionError
 
-SETTINGS = {"model": "tiny", "temperature": (0.0, 0.2)}
+SETTINGS = {"model": "tiny", "language": None, "task": "transcribe", "temperature": (0.0, 0.2)}
 NOTHING = {"text": "a", "language": "en", "segments": [], "seconds": 2.0}
 
 
@@ -38,6 +38,9 @@ def told() -> list[str]:
 
 @pytest.fixture
 def open_again(tmp_path: Path, told: list[str]) -> Callable[..., Finished]:
+    # As the run began that wrote the shards.
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
+
     def prepared(settings: Any = SETTINGS, **options: bool) -> Finished:
         wanted = {"resume": True, "retry_errors": False} | options
         return prepare(tmp_path, settings, tell=told.append, **wanted)
@@ -51,7 +54,8 @@ def test_what_is_in_shards_is_finished(
     assert open_again() == Finished()
     write_shard(tmp_path, 0, [good("a"), bad("b")], "jsonl")
     write_shard(tmp_path, 4, [good("c")], "jsonl")
-    (tmp_path / ".123.tmp").write_text("half a sha")
+    left = tmp_path / f".{'1f' * 16}.tmp"
+    left.write_text("half a sha")
     (tmp_path / "summary.json").write_text("{}")
     finished = open_again()
     assert finished.ids == {"a", "b", "c"}
@@ -59,7 +63,7 @@ def test_what_is_in_shards_is_finished(
     assert (finished.tally.done, finished.tally.failed) == (2, 1)
     assert finished.tally.audio_seconds == 4.0
     assert finished.tally.kinds == {"AudioError": 1}
-    assert not (tmp_path / ".123.tmp").exists()
+    assert not left.exists()
     assert not (tmp_path / "summary.json").exists()
     assert not told
 
@@ -126,13 +130,14 @@ def test_results_of_other_settings_are_refused_or_set_aside(
     tmp_path: Path, open_again: Callable[..., Finished], told: list[str]
 ) -> None:
     open_again()
-    open_again({"model": "base"})  # nothing is there yet that would not fit
+    base = SETTINGS | {"model": "base"}
+    open_again(base)  # nothing is there yet that would not fit
     write_shard(tmp_path, 0, [good("a")], "jsonl")
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(OptionError, match="model 'base', now 'tiny'"):
         open_again()
     assert (tmp_path / "summary.json").exists()
-    assert open_again({"model": "base", "new": 1}).ids == {"a"}
+    assert open_again(base | {"new": 1}).ids == {"a"}
     assert open_again(resume=False).ids == set()
     (aside,) = tmp_path.glob("earlier-*")
     assert set(all_rows(aside)) == {"a"}

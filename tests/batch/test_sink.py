@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tests.batch.fakes import all_rows
 from tests.batch.test_results import bad, good
 from whisper_flash_attention.batch import sink as sinks
-from whisper_flash_attention.batch.results import Finished
+from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.shards import shards_in
-from whisper_flash_attention.batch.sink import SUBTITLES, Sink, subtitle_path
+from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.subtitle_names import subtitle_path
 from whisper_flash_attention.errors import BatchError
 
 IDS = st.text(st.characters(codec="utf-8") | st.sampled_from("./%\\"), min_size=1, max_size=300)

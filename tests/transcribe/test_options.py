@@ -167,8 +167,8 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
     [
         ({"beam_sise": 5}, "there is no option 'beam_sise'; did you mean beam_size"),
         ({"language": ["en"]}, "language has 1 values for 2 recordings: give one each"),
-        ({"batch_size": 0}, "batch_size is 0: give a whole number, 1 or more"),
-        ({"best_of": 0}, "best_of is 0: give a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0: give a whole number, 1 to 10000"),
+        ({"best_of": 0}, "best_of is 0: give a whole number, 1 to 100"),
         ({"length_penalty": float("nan")}, "length_penalty is nan: give a number from -10 to 10"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: give a number above 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1: give a whole number, 0"),

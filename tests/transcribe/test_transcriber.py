@@ -147,13 +147,21 @@ def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:
 @pytest.mark.parametrize(
     ("samples", "reason"),
     [
-        (np.zeros((2, 16_000), np.float32), r"must be mono \[T\].*float32 of shape \[2, 16000\]"),
-        (np.zeros(16_000, np.int16), "in floating point at 16 kHz; got int16"),
-        (torch.zeros(16_000, dtype=torch.int16), "in floating point at 16 kHz; got int16"),
+        (np.zeros((9, 16_000), np.float32), "with at most 8 channels"),
+        (np.zeros(16_000, np.uint16), "but are uint16"),
+        (torch.zeros(16_000, dtype=torch.cfloat), "but are complex64"),
+        (torch.zeros(16_000, device="meta"), "meta tensor"),
+        (torch.zeros(16_000).to_sparse(), "sparse_coo tensor"),
+        (np.zeros(()), r"shape \[\]"),
+        (np.zeros(9, object), "but are object"),
+        ((np.zeros(16_000), 1), "sampling rate 1: give the samples per second"),
+        ((16_000, np.zeros(16_000)), r"are a tuple \(samples, sampling rate\), but got"),
+        (("a.wav", 16_000), "a file has a sampling rate of its own; leave it out"),
+        ({"array": np.zeros(9)}, r"or \(samples, sampling rate\) as a tuple, but got"),
         (np.zeros(0, np.float32), "no sound in 0 samples"),
         (np.array([0.0, np.nan], np.float32), "not finite"),
-        ([0.0, 0.1], "a recording is a path, or samples, but got float"),
-        (None, "a recording is a path, or samples, but got NoneType"),
+        ([0.0, 0.1], r"\(samples, sampling rate\) as a tuple, but got 0\.0"),
+        (None, "a recording is a path, bytes, .* but got None"),
     ],
 )
 def test_samples_that_are_no_recording_are_refused(

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe import (
     FORMATS,
     Segment,
@@ -154,7 +155,7 @@ def test_vtt_text_comes_back_but_for_white_space(text: str) -> None:
     assert "<" not in written
     assert ">" not in written
     unescaped = written.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    assert unescaped == " ".join(text.split())
+    assert unescaped == printable(" ".join(text.split()), is_speech=True)
     if "&" not in text:
         assert html.unescape(written) == unescaped
 

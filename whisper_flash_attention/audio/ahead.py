@@ -15,7 +15,7 @@ from threading import Event
 from typing import TypeVar
 
 from whisper_flash_attention.audio.load import Source
-from whisper_flash_attention.audio.sound import Sound, open_sound
+from whisper_flash_attention.audio.sound import Channels, Sound, open_recording
 from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
@@ -30,20 +30,26 @@ class Opened:
     """One recording that can be read, or the error that came instead."""
 
     source: Source
-    sound: Sound | None = None
+    sound: Sound | Channels | None = None
     error: AudioError | None = None
 
 
 def open_ahead(
-    sources: Iterable[Source], *, workers: int | None = None, ahead: int | None = None
+    sources: Iterable[Source],
+    *,
+    channel: int | str = "mix",
+    track: int | str | None = None,
+    workers: int | None = None,
+    ahead: int | None = None,
 ) -> Iterator[Opened]:
-    """Open recordings as `open_sound` does, in threads, and give them in their order.
+    """Open recordings as `open_recording` does, in threads, and give them in their order.
 
     A recording that cannot be read gives its error, and the others go on. Closing the iterator
     stops the threads, each after the block that it is decoding.
 
     Args:
         sources: as for `load_audio`; taken as they are needed, in the caller's thread.
+        channel, track: as for `open_recording`, of every recording.
         workers: threads; if left out one per core, but at most 4.
         ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
             included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
@@ -51,7 +57,14 @@ def open_ahead(
     Raises:
         OptionError: at once, if a number is below 1.
     """
-    return work_ahead(sources, _open, workers=workers, ahead=ahead)
+
+    def open_one(source: Source, stop: Event) -> Opened:
+        try:
+            return Opened(source, open_recording(source, channel=channel, track=track, stop=stop))
+        except AudioError as error:
+            return Opened(source, error=error)
+
+    return work_ahead(sources, open_one, workers=workers, ahead=ahead)
 
 
 def work_ahead(
@@ -97,10 +110,3 @@ def _in_order(
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _open(source: Source, stop: Event) -> Opened:
-    try:
-        return Opened(source, open_sound(source, stop=stop))
-    except AudioError as error:
-        return Opened(source, error=error)

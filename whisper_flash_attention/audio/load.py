@@ -1,64 +1,95 @@
-"""Decode a recording of any format into mono float32 samples at one rate, through PyAV (FFmpeg).
+"""Read a recording of any format as mono float32 samples at one rate, through PyAV (FFmpeg).
 
 Whole (`load_audio`) or block by block (`stream_audio`), which is the same work.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
+from whisper_flash_attention.audio.channels import ChannelMixer
+from whisper_flash_attention.audio.decode import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    MOST_SECONDS,
+    Decoding,
+    Samples,
+)
+from whisper_flash_attention.audio.source import Source, name_of, open_container
+from whisper_flash_attention.audio.tracks import AudioTrack, check_track, choose_track, tracks_of
 from whisper_flash_attention.errors import AudioError, OptionError
 
-if TYPE_CHECKING:
-    from av import AudioFrame, AudioResampler, AudioStream
-    from av.container import InputContainer
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "MOST_SECONDS_HELD",
+    "SAMPLING_RATE",
+    "Samples",
+    "Source",
+    "audio_tracks",
+    "chosen_track",
+    "join_blocks",
+    "load_audio",
+    "name_of",
+    "stream_audio",
+]
 
 SAMPLING_RATE = 16_000  # Hz; what every Whisper checkpoint was trained on
-
-# Raw streams announce no length: what FFmpeg reports for them is an estimate from the bit rate.
-_LENGTH_IS_A_GUESS = frozenset({"aac", "ac3", "dts", "eac3"})
-# Encoder delay and padding make an announced length inexact by some frames.
-_LENGTH_TOLERANCE = 0.25  # seconds
-# A codec's own frames are some hundreds of samples, each of which would be a turn in Python.
-_SAMPLES_PER_FRAME = 16_384
-
-# A file's name, or what it holds: bytes, or a file that was opened for reading bytes.
-Source = str | Path | bytes | BinaryIO
-Samples = npt.NDArray[np.float32]
+# The longest recording that is held in memory as a whole: 5.5 GB at 16 kHz.
+MOST_SECONDS_HELD = 24 * 3600
 
 
-def load_audio(source: Source, sampling_rate: int = SAMPLING_RATE) -> Samples:
+def load_audio(
+    source: Source,
+    sampling_rate: int = SAMPLING_RATE,
+    *,
+    channel: int | None = None,
+    track: int | str | None = None,
+) -> Samples:
     """Decode `source` into mono float32 samples `[T]` within [-1, 1] at `sampling_rate` Hz.
 
-    Every format of PyAV's FFmpeg is read (wav, flac, mp3, ogg, opus, m4a, mp4, ...), of a file with
-    several audio streams the one that FFmpeg calls best. Channels are averaged. Decoding goes frame
-    by frame; the peak of memory is twice the result.
+    Every format of PyAV's FFmpeg is read (wav, flac, mp3, ogg, opus, m4a, mp4, ...). Decoding goes
+    frame by frame; the peak of memory is twice the result, of which 24 hours are the most.
 
-    An open file is read from its beginning and left open. One that cannot seek is read from where
-    it is; some formats do not allow that (mp4 with its index at the end), and mp3 keeps what its
-    encoder added at the end.
+    Time counts as for a player, from where the whole container begins: where its time stamps say
+    that a track begins late or has a gap, silence is put in. A gap of more than an hour, or of more
+    than the container's length, is a damaged time stamp.
+
+    Channels are mixed with the standard weights of their places (ITU-R BS.775, low-frequency
+    effects left out), those without a place equally. Where they cancel each other, the loudest is
+    used instead, and a warning says so.
+
+    An open file is read from its beginning and left open. One that cannot seek, or a named pipe, is
+    copied to its end first, from where it is, into a temporary file if it is long.
 
     A damaged recording gives what could be decoded, and one warning in the log that says how much
-    was damaged or is missing, so that a part is never passed off as the whole. Where more of it is
-    damaged than whole, that is an error. A plain PCM file has nothing by which damage inside it
-    could be noticed; an Ogg file that was cut off between two pages looks like a shorter one.
+    was damaged or is missing, so that a part is never passed off as the whole. A plain PCM file has
+    nothing by which damage inside it could be noticed; an Ogg file that was cut off between two
+    pages looks like a shorter one.
 
-    Raises `AudioError`, which names the file, if it is missing, a folder, not readable, not audio,
-    has no samples, or is mostly damaged; `OptionError` if the rate is not positive.
+    Args:
+        source: name of a file, bytes, or a file that was opened for reading bytes.
+        sampling_rate: of the result, 2,000 to 3,072,000 Hz.
+        channel: the only channel to read, from 1; all of them are mixed if left out.
+        track: the audio track to read, by its number from 1 or its language ("en", "eng"); if left
+            out the one that FFmpeg calls best, which heeds the container's default mark.
+
+    Raises:
+        AudioError: it is missing, a folder, not readable, not audio, has no samples, nothing of it
+            can be decoded, its sampling rate is below 2,000 or above 3,072,000 Hz, it is too long,
+            or has no such channel or track. The message names the file.
+        OptionError: the rate, channel or track makes no sense for any recording.
     """
-    return join_blocks(stream_audio(source, sampling_rate=sampling_rate))
+    return join_blocks(
+        stream_audio(
+            source,
+            sampling_rate=sampling_rate,
+            channel=channel,
+            track=track,
+            most_seconds=MOST_SECONDS_HELD,
+        )
+    )
 
 
 def stream_audio(
@@ -68,6 +99,9 @@ def stream_audio(
     block_seconds: float = 30.0,
     start: float = 0.0,
     end: float | None = None,
+    channel: int | None = None,
+    track: int | str | None = None,
+    most_seconds: float = MOST_SECONDS,
 ) -> Iterator[Samples]:
     """Decode `source` block by block, in memory that does not grow with its length.
 
@@ -77,21 +111,27 @@ def stream_audio(
 
     Args:
         source: as for `load_audio`.
-        sampling_rate: of the result, in Hz.
+        sampling_rate: of the result, 2,000 to 3,072,000 Hz.
         block_seconds: length of a block; only the last may be shorter.
         start, end: seconds of the recording to give, all of it if left out.
+        channel, track: as for `load_audio`.
+        most_seconds: refuse a recording that goes on for longer; a week if left out. Whoever keeps
+            the blocks passes `MOST_SECONDS_HELD`, since hours of silence fit into a small file.
 
     Returns:
         Blocks of mono float32 samples `[T]` within [-1, 1], of which the caller owns the memory.
 
     Raises:
-        OptionError: at once, if the rate or a length is not positive, or `end` not after `start`.
+        OptionError: at once, if the rate or a length is out of range, `end` is not after `start`,
+            or `channel` or `track` makes no sense.
         AudioError: with the first block, as `load_audio`, or where nothing is left from `start` on.
-            That a recording is mostly damaged or not finite shows only when it was read so far,
-            behind blocks that were given already. The warning about damage comes last, too.
+            That a recording is too long or not finite shows only when it was read so far, after
+            blocks that were given already. Warnings come last, too.
     """
-    if sampling_rate <= 0:
-        raise OptionError(f"sampling_rate must be positive, got {sampling_rate}")
+    if not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
+        raise OptionError(
+            f"sampling_rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}"
+        )
     size = _samples_of("block_seconds", block_seconds, sampling_rate)
     first = _samples_of("start", start, sampling_rate)
     last = None if end is None else _samples_of("end", end, sampling_rate)
@@ -99,7 +139,32 @@ def stream_audio(
         raise OptionError(f"block_seconds is {block_seconds}, less than one sample")
     if last is not None and last <= first:
         raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
-    return _blocks(source, size, _Decoding(sampling_rate, first, last))
+    if channel is not None and (type(channel) is not int or channel < 1):
+        raise OptionError(f"channel must be 1 or more, got {channel!r}")
+    check_track(track)
+    decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)
+    return _blocks(source, size, track, decoding)
+
+
+def audio_tracks(source: Source) -> list[AudioTrack]:
+    """List the audio tracks of a recording, in the order in which `track` counts them.
+
+    Raises:
+        AudioError: as `load_audio`, if it is not a recording.
+    """
+    with open_container(source) as recording:
+        return tracks_of(recording.container)
+
+
+def chosen_track(source: Source, track: int | str | None = None) -> AudioTrack:
+    """Return the audio track that `load_audio` reads.
+
+    Raises:
+        AudioError: as `load_audio`, if it is not a recording or has no such track.
+    """
+    check_track(track)
+    with open_container(source) as recording:
+        return choose_track(recording.container, track, recording.name)[0]
 
 
 def join_blocks(blocks: Iterable[Samples]) -> Samples:
@@ -114,20 +179,16 @@ def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
     return round(seconds * sampling_rate)
 
 
-def _blocks(source: Source, size: int, decoding: _Decoding) -> Iterator[Samples]:
-    import av
-
-    name = name_of(source)
-    with _open(source, name) as container:
-        stream = container.streams.best("audio")
-        if not isinstance(stream, av.AudioStream):  # None, too, for one of which nothing is known
-            raise AudioError(f"{name}: there is no audio stream that can be decoded")
-        for block in _regrouped(decoding.run(container, stream), size):
+def _blocks(
+    source: Source, size: int, track: int | str | None, decoding: Decoding
+) -> Iterator[Samples]:
+    with open_container(source) as recording:
+        chosen, stream = choose_track(recording.container, track, recording.name)
+        for block in _regrouped(decoding.run(recording, stream), size):
             if not np.isfinite(block).all():
-                raise AudioError(f"{name}: holds samples that are not finite numbers")
+                raise AudioError(f"{recording.name}: holds samples that are not finite numbers")
             yield np.clip(block, -1.0, 1.0, out=block)
-        announced = _announced_seconds(container, stream)
-    decoding.report(name, announced)
+        decoding.report(recording, chosen)
 
 
 def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
@@ -142,162 +203,3 @@ def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
         missing -= len(piece)
     if missing < size:
         yield np.concatenate(kept)
-
-
-def name_of(source: Source) -> str:
-    """What messages call it."""
-    if isinstance(source, str | Path):
-        return str(source)
-    if isinstance(source, bytes):
-        return "<bytes>"
-    name = getattr(source, "name", None)  # a number, for one opened by its descriptor
-    return name if isinstance(name, str) else "<file>"
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
-    """A file to read bytes from, which is closed behind it if it was opened here."""
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            yield file
-    elif isinstance(source, bytes):
-        yield io.BytesIO(source)
-    else:
-        yield source
-
-
-def _is_empty(file: BinaryIO) -> bool:
-    if not file.seekable():
-        return False  # FFmpeg will see
-    file.seek(0)
-    empty = not file.read(1)
-    file.seek(0)
-    return empty
-
-
-@contextmanager
-def _open(source: Source, name: str) -> Iterator[InputContainer]:
-    import av
-
-    if isinstance(source, io.TextIOBase):
-        raise AudioError(f'{name}: is open as text; open it with mode "rb", or take its `.buffer`')
-    try:
-        # FFmpeg gets bytes instead of a name, and no protocol: a playlist can open nothing else.
-        options = {"protocol_whitelist": "none"}
-        with _opened(source) as file:
-            if _is_empty(file):
-                raise AudioError(f"{name}: the file is empty (0 bytes)")
-            with av.open(file, mode="r", options=options, metadata_errors="ignore") as container:
-                yield container
-    except FileNotFoundError as error:
-        raise AudioError(f"{name}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise AudioError(f"{name}: is a folder, not a recording; name the files in it") from error
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or error
-        raise AudioError(f"{name}: is not a recording that can be read ({reason})") from error
-
-
-def _announced_seconds(container: InputContainer, stream: AudioStream) -> float | None:
-    """The length that the file claims to have, or None where it claims none."""
-    if container.format.name in _LENGTH_IS_A_GUESS:
-        return None
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return container.duration / 1e6 if container.duration is not None else None
-
-
-@dataclass(slots=True)
-class _Decoding:
-    """The state of one file's decoding, from sample `first` to `last`, and what was wrong."""
-
-    sampling_rate: int
-    first: int = 0
-    last: int | None = None
-    given: int = 0  # samples decoded, those before `first` too
-    packets: int = 0
-    damaged: int = 0
-    seconds: float = 0.0  # decoded, before resampling
-    resampler: AudioResampler | None = None
-    frame_kind: tuple[str, str, int] | None = None
-
-    def run(self, container: InputContainer, stream: AudioStream) -> Iterator[Samples]:
-        """Mono samples, in pieces of any length, until `last` or the recording's end."""
-        for frame in self._resampled(container, stream):
-            before, piece = self.given, _mono(frame)
-            self.given += len(piece)
-            if self.given > self.first:
-                stop = None if self.last is None else self.last - before
-                yield piece[max(0, self.first - before) : stop]
-            if self._reached_last():
-                return
-
-    def _reached_last(self) -> bool:
-        return self.last is not None and self.given >= self.last
-
-    def _resampled(self, container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-        import av
-
-        for packet in container.demux(stream):
-            self.packets += packet.size > 0  # the last, empty one flushes the decoder
-            try:
-                frames = packet.decode()
-            except av.InvalidDataError:
-                self.damaged += 1
-                continue
-            self.damaged += packet.is_corrupt
-            for frame in frames:
-                yield from self._take(frame)
-        yield from self._flush()
-
-    def _take(self, frame: AudioFrame) -> Iterator[AudioFrame]:
-        import av
-
-        kind = (frame.format.name, frame.layout.name, frame.rate)
-        if kind != self.frame_kind:  # the first frame, or a stream that changes on the way
-            yield from self._flush()
-            self.resampler = av.AudioResampler(
-                format="fltp", rate=self.sampling_rate, frame_size=_SAMPLES_PER_FRAME
-            )
-            self.frame_kind = kind
-        assert self.resampler is not None
-        self.seconds += frame.samples / frame.rate
-        frame.pts = None  # damaged time stamps must not move samples
-        yield from self.resampler.resample(frame)
-
-    def _flush(self) -> Iterator[AudioFrame]:
-        if self.resampler is not None:
-            yield from self.resampler.resample(None)
-
-    def report(self, name: str, announced: float | None) -> None:
-        """Warn about a recording that is not whole; raise `AudioError` if there is too little."""
-        damage = f"{self.damaged} of its {self.packets} packets are damaged"
-        if 2 * self.damaged > self.packets:
-            raise AudioError(f"{name}: {damage}")
-        missing = announced is not None and self.seconds < announced - _LENGTH_TOLERANCE
-        missing = missing and not self._reached_last()
-        if self.damaged or missing:
-            length = f" of the {announced:.1f} s that it announces" if missing else ""
-            logger.warning(
-                "%s: is damaged or cut off: %s; %.1f s%s could be decoded",
-                name,
-                damage,
-                self.seconds,
-                length,
-            )
-        if self.given == 0:
-            raise AudioError(f"{name}: holds no sound (0 samples)")
-        if self.given <= self.first:
-            start = self.first / self.sampling_rate
-            raise AudioError(f"{name}: ends after {self.seconds:.2f} s, before {start:.2f} s")
-
-
-def _mono(frame: AudioFrame) -> Samples:
-    """The mean of a frame's channels, [T]: FFmpeg's own mix adds them up to more than 1.0."""
-    planes = frame.to_ndarray().astype(np.float32, copy=False)  # [channels, T]
-    if len(planes) == 1:
-        only: Samples = planes[0]
-        return only
-    with np.errstate(invalid="ignore", over="ignore"):  # `_blocks` looks for these
-        mean: Samples = planes.mean(axis=0, dtype=np.float32)
-    return mean

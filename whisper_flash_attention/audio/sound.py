@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
+from typing import Any
 
+from whisper_flash_attention.audio.decode import Samples
 from whisper_flash_attention.audio.load import (
     SAMPLING_RATE,
-    Samples,
-    Source,
+    chosen_track,
     join_blocks,
-    name_of,
     stream_audio,
 )
+from whisper_flash_attention.audio.readable import readable
+from whisper_flash_attention.audio.silence import length_of_silence
+from whisper_flash_attention.audio.source import Source, name_of
+from whisper_flash_attention.audio.waveforms import mix, recording_channels
+from whisper_flash_attention.errors import AudioError
 
 # Up to here a recording is held: 38 MB of samples.
 HELD_SECONDS = 600.0
@@ -32,10 +36,13 @@ class Sound:
     Args:
         samples: `[T]`, of a recording that is held.
         source: of one that is not, as `load_audio` takes it; it can be read again.
+        channel, track: what is read of the source, as `stream_audio` takes them.
     """
 
     samples: Samples | None = None
     source: Source | None = None
+    channel: int | None = None
+    track: int | str | None = None
 
     @property
     def name(self) -> str:
@@ -48,52 +55,134 @@ class Sound:
         return None if self.samples is None else self.samples.size / SAMPLING_RATE
 
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[Samples]:
-        """All of it from the beginning: blocks `[T]` of so many seconds, the last what is left.
+        """All of it from the beginning: blocks `[T]` of this length, the last what is left.
 
         Raises:
             AudioError: as `stream_audio`.
         """
         if self.samples is None:
             assert self.source is not None
-            yield from stream_audio(self.source, block_seconds=seconds)
+            yield from stream_audio(
+                self.source,
+                block_seconds=seconds,
+                channel=self.channel,
+                track=self.track,
+            )
             return
         size = round(seconds * SAMPLING_RATE)
         for start in range(0, self.samples.size, size):
             yield self.samples[start : start + size]
 
+    def seconds_of_silence(self) -> float | None:
+        """Its length if there is no sound in it, or less than a word; None if there is.
+
+        Raises:
+            AudioError: as `stream_audio`.
+        """
+        size = length_of_silence(self.blocks())
+        return None if size is None else size / SAMPLING_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The channels of one recording, each by itself, in their order."""
+
+    sounds: tuple[Sound, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """Length of the recording, as of `Sound`."""
+        lengths = [sound.seconds for sound in self.sounds]
+        return None if None in lengths else max(length or 0.0 for length in lengths)
+
 
 def open_sound(
-    source: Source, *, held_seconds: float = HELD_SECONDS, stop: Event | None = None
+    source: Source,
+    *,
+    held_seconds: float = HELD_SECONDS,
+    stop: Event | None = None,
+    channel: int | None = None,
+    track: int | str | None = None,
 ) -> Sound:
     """Decode a recording of up to `held_seconds`, at least 30; leave a longer one where it is.
 
-    What cannot be read twice (a pipe) is held, however long it is.
-
     Args:
-        source: as for `load_audio`.
+        source: as for `load_audio`; what cannot be read twice (a pipe) is copied first.
         stop: once it is set, the result does not matter any more.
+        channel, track: as for `stream_audio`.
 
     Raises:
-        AudioError: as `load_audio`; of a recording that is not held, damage behind `held_seconds`
-            shows when it is read.
+        AudioError: as `load_audio` and `readable`; of a recording that is not held, damage after
+            `held_seconds` shows when it is read.
     """
-    shortest = max(held_seconds, BLOCK_SECONDS) * SAMPLING_RATE
-    most = shortest if _can_be_read_again(source) else float("inf")
+    source = readable(source, stop)
+    most = max(held_seconds, BLOCK_SECONDS) * SAMPLING_RATE
     blocks: list[Samples] = []
     held = 0
-    for block in stream_audio(source):
+    for block in stream_audio(source, channel=channel, track=track):
         blocks.append(block)
         held += block.size
         if held > most:
-            return Sound(source=source)
+            return Sound(None, source, channel, track)
         if stop is not None and stop.is_set():
             break
     return Sound(join_blocks(blocks))
 
 
-def _can_be_read_again(source: Source) -> bool:
-    if isinstance(source, bytes):
-        return True
-    if isinstance(source, str | Path):
-        return Path(source).is_file()  # not a pipe, nor a device
-    return source.seekable()
+def open_recording(
+    source: Source,
+    *,
+    channel: int | str = "mix",
+    track: int | str | None = None,
+    held_seconds: float = HELD_SECONDS,
+    stop: Event | None = None,
+) -> Sound | Channels:
+    """Open a recording as `open_sound` does, all channels mixed, one of them, or each.
+
+    Args:
+        channel: "mix", the number of one channel, from 1, or "each".
+        track: number or language of the audio track; None is the file's default.
+
+    Raises:
+        AudioError: as `open_sound`; or there is no such channel or track.
+    """
+    source = readable(source, stop)
+    if channel == "each":
+        count = chosen_track(source, track).channels
+        each = (
+            open_sound(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
+            for number in range(1, count + 1)
+        )
+        return Channels(tuple(each))
+    number = None if channel == "mix" else int(channel)
+    return open_sound(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
+
+
+def sound_of_samples(
+    samples: Any,
+    sampling_rate: Any = SAMPLING_RATE,
+    *,
+    channel: int | str = "mix",
+    track: int | str | None = None,
+) -> Sound | Channels:
+    """Take samples as a recording, all channels mixed, one of them, or each.
+
+    Args:
+        samples, sampling_rate: as `recording_channels` takes them.
+        channel: as for `open_recording`.
+        track: None or 1: samples are a single track.
+
+    Raises:
+        AudioError: as `recording_channels`; or there is no such channel or track.
+    """
+    if track not in (None, 1):
+        raise AudioError(f"audio track {track!r}: samples are a single track; leave it out")
+    channels = recording_channels(samples, sampling_rate)
+    if channel == "mix":
+        return Sound(mix(channels))
+    if channel == "each":
+        return Channels(tuple(Sound(each) for each in channels))
+    if int(channel) > len(channels):
+        count = f"{len(channels)} {'channel' if len(channels) == 1 else 'channels'}"
+        raise AudioError(f"channel {channel}: the samples have {count}")
+    return Sound(channels[int(channel) - 1])

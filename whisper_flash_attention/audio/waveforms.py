@@ -1,8 +1,14 @@
-"""Sound that a caller brings, of any kind, as mono float32 samples at one rate."""
+"""Sound that a caller brings as an array of any kind, as float32 samples at one rate.
+
+An array of a recording goes through `recording_channels`, which also looks at its scale; clips
+whose features are computed, as `WhisperFeatureExtractor` takes them, through the others.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.errors import AudioError
+from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# An axis of a two-dimensional array with at most so many entries is that of channels.
+logger = logging.getLogger(__name__)
+
+# An axis of a two-dimensional array with at most this many entries is that of channels.
 MOST_CHANNELS = 8
+# Hz. Below there is no speech to understand; no recorder samples above.
+LEAST_RATE, MOST_RATE = 2_000, 1_000_000
+# Samples that are resampled at a time; bounds what FFmpeg holds.
+_RESAMPLED_AT_ONCE = 1 << 18
+# Floating point is nominally within [-1, 1]. Lossy codecs and resampling overshoot by a little;
+# beyond this, samples are on the scale of whole numbers.
+_OVERSHOOT, _MOST_FLOAT = 2.0, 8.0
+_SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}
+# A mix that has less than this share of the power of the loudest channel has lost its sound.
+_LOST = 0.01
 
 
 def mono_samples(
@@ -26,12 +45,13 @@ def mono_samples(
     Args:
         clip: NumPy array, torch tensor or list: mono `[T]`, or `[channels, T]` or `[T, channels]`
             with at most 8 channels, which are averaged. Floating point, nominally within [-1, 1],
-            or whole numbers, which are scaled by the range of their type (int16: by 2^15).
+            or whole numbers, which are scaled by the range of their type (int16: by 2^15; uint8
+            is centred on 128, as in a WAV file).
         sampling_rate: of `clip`, in Hz; resampled by FFmpeg where it differs from `wanted_rate`.
 
     Raises:
         AudioError: the clip is empty, not of numbers, not finite, or of another shape; or the rate
-            is not positive.
+            is no whole number from 2,000 to 1,000,000.
     """
     samples = unchecked_samples(clip, sampling_rate, wanted_rate)
     check_finite(samples)
@@ -49,13 +69,87 @@ def unchecked_samples(
     clip: Any, sampling_rate: int, wanted_rate: int = 16_000
 ) -> npt.NDArray[np.float32]:
     """As `mono_samples`, for a caller that sees to it that all samples are finite."""
-    if sampling_rate <= 0:
-        raise AudioError(f"sampling rate {sampling_rate}: give the samples per second, above 0")
+    rate = checked_rate(sampling_rate)
     samples = _mono(_as_floats(_as_array(clip)))
     if samples.size == 0:
         raise AudioError("there is no sound in 0 samples")
-    return (
-        samples if sampling_rate == wanted_rate else _resampled(samples, sampling_rate, wanted_rate)
+    return samples if rate == wanted_rate else _resampled(samples, rate, wanted_rate)
+
+
+def recording_channels(
+    recording: Any, sampling_rate: Any = 16_000, wanted_rate: int = 16_000
+) -> npt.NDArray[np.float32]:
+    """The channels of a recording, `[channels, T]` in float32 within [-1, 1] at `wanted_rate` Hz.
+
+    Args:
+        recording: NumPy array, torch tensor on any device, or what NumPy makes an array of: mono
+            `[T]`, or `[channels, T]` or `[T, channels]` with at most 8 channels. Whole numbers
+            (int8, int16, int32, int64, uint8) are scaled by the range of their type. Floating point
+            is nominally within [-1, 1]: what is above is clipped; samples on the scale of whole
+            numbers (above 8, or whole numbers above 1), and 16-bit samples in wider whole numbers,
+            are scaled to [-1, 1] with a warning in the log.
+        sampling_rate: of `recording`, in Hz; resampled by FFmpeg where it differs.
+
+    Raises:
+        AudioError: the recording is empty, not of real numbers, not finite, has no values that can
+            be read (meta, sparse), or is of another shape; or the rate is no whole number from
+            2,000 to 1,000,000.
+    """
+    rate = checked_rate(sampling_rate)
+    array = _as_array(recording)
+    axis = _channel_axis(array.shape)
+    if axis is None:
+        array = array[None]
+    elif axis == 1:
+        array = array.T
+    if array.size == 0:
+        raise AudioError("there is no sound in 0 samples")
+    samples = _on_scale(array)
+    if rate != wanted_rate:
+        channels = [_resampled(channel, rate, wanted_rate) for channel in samples]
+        samples = np.clip(np.stack(channels), -1.0, 1.0)
+        if samples.size == 0:
+            raise AudioError(f"there is no sound in {array.shape[1]} samples at {rate} Hz")
+    # PyTorch takes no memory that must not be written to, and no reversed axes.
+    return np.require(samples, np.float32, ["C", "W"])
+
+
+def mix(channels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Mix channels `[channels, T]` into one `[T]`: their mean.
+
+    Where channels cancel one another out (opposite phases), the loudest is taken instead, with a
+    warning in the log.
+    """
+    mixed: npt.NDArray[np.float32]
+    if len(channels) == 1:
+        mixed = channels[0]
+        return mixed
+    mixed = channels.mean(axis=0, dtype=np.float32)
+    powers = [float(np.dot(each, each)) for each in channels]
+    if float(np.dot(mixed, mixed)) < _LOST * max(powers):
+        loudest = int(np.argmax(powers))
+        logger.warning(
+            "the %d channels of the samples cancel one another out when they are mixed: channel %d "
+            "is taken instead",
+            len(channels),
+            loudest + 1,
+        )
+        mixed = channels[loudest]
+    return mixed
+
+
+def checked_rate(sampling_rate: Any) -> int:
+    """Return a sampling rate as a plain number of Hz.
+
+    Raises:
+        AudioError: it is no whole number from 2,000 to 1,000,000.
+    """
+    is_number = isinstance(sampling_rate, numbers.Real) and not isinstance(sampling_rate, bool)
+    if is_number and LEAST_RATE <= sampling_rate <= MOST_RATE and sampling_rate % 1 == 0:
+        return int(sampling_rate)
+    raise AudioError(
+        f"sampling rate {shown(sampling_rate)}: give the samples per second, a whole number from "
+        f"{LEAST_RATE:,} to {MOST_RATE:,}"
     )
 
 
@@ -72,7 +166,9 @@ def mono_tensor(clip: Tensor) -> Tensor:
     """
     import torch
 
-    if clip.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+    if clip.dtype == torch.uint8:
+        samples = (clip.float() - 128) / 128
+    elif clip.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
         samples = clip.float() / -float(torch.iinfo(clip.dtype).min)
     elif clip.is_floating_point():
         samples = clip.float()
@@ -86,25 +182,94 @@ def mono_tensor(clip: Tensor) -> Tensor:
 
 
 def _as_array(clip: Any) -> npt.NDArray[Any]:
-    if hasattr(clip, "detach"):
-        tensor = clip.detach().cpu()
-        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
     try:
+        if hasattr(clip, "detach"):
+            return _array_of_tensor(clip)
         return np.asarray(clip)
-    except ValueError as error:
-        raise AudioError(f"the samples of one clip are not of one length: {error}") from error
+    # Arrays of other libraries raise whatever they like where they cannot become one of NumPy's.
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, AudioError):
+            raise
+        kind = type(clip).__name__
+        raise AudioError(f"a {kind} that cannot be read as an array of samples: {error}") from error
+
+
+def _array_of_tensor(tensor: Tensor) -> npt.NDArray[Any]:
+    import torch
+
+    if tensor.is_meta:
+        raise AudioError("the samples are a meta tensor, which holds no values")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise AudioError(f"the samples are a {layout} tensor; give a dense one")
+    plain = tensor.detach().cpu()
+    # NumPy has no bfloat16 and no tensors of float8.
+    return np.asarray((plain.float() if plain.is_floating_point() else plain).numpy())
 
 
 def _as_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     if np.issubdtype(array.dtype, np.floating):
-        return array.astype(np.float32, copy=False)
-    if np.issubdtype(array.dtype, np.signedinteger):
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found later
+            return array.astype(np.float32, copy=False)
+    if array.dtype == np.uint8:
+        return (array.astype(np.float32) - np.float32(128)) / np.float32(128)
+    if np.issubdtype(array.dtype, np.signedinteger) and array.dtype.kind == "i":
         return array.astype(np.float32) / np.float32(-float(np.iinfo(array.dtype).min))
     raise _wrong_kind(array.dtype)
 
 
+def _on_scale(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Samples `[channels, T]` of any dtype as float32 within [-1, 1]."""
+    if array.dtype.kind == "i" and array.dtype.itemsize > 2:
+        most = max(abs(int(array.min())), abs(int(array.max())))
+        bits = next((bits for bits in (16, 32) if most <= _SCALES[bits]), None)
+        if bits is None:
+            raise AudioError(
+                f"the samples reach {most}, which is beyond 32 bits: give them in floating point "
+                "within [-1, 1]"
+            )
+        if most and 8 * array.dtype.itemsize != bits:
+            _warn_of_scale(f"whole numbers of type {array.dtype}", most, bits)
+        return array.astype(np.float32) / np.float32(_SCALES[bits])
+    samples = _as_floats(array)
+    low, high = float(samples.min()), float(samples.max())
+    peak = max(-low, high)
+    if not math.isfinite(low + high):
+        raise AudioError("the samples hold numbers that are not finite")
+    if peak <= 1.0:
+        return samples
+    if peak > _MOST_FLOAT or bool((samples == np.rint(samples)).all()):
+        bits = next((bits for bits, scale in _SCALES.items() if peak <= _OVERSHOOT * scale), None)
+        if bits is None:
+            raise AudioError(
+                f"the samples reach {peak:.3g}, which is on no scale of sound: give floating point "
+                "within [-1, 1]"
+            )
+        _warn_of_scale(f"floating point ({array.dtype})", peak, bits)
+        samples = samples / np.float32(_SCALES[bits])
+    elif peak > _OVERSHOOT:
+        logger.warning(
+            "the samples reach %.3g, above the 1.0 of floating point: they are clipped", peak
+        )
+    return np.clip(samples, -1.0, 1.0)
+
+
+def _warn_of_scale(kind: str, peak: float, bits: int) -> None:
+    logger.warning(
+        "the samples are %s and reach %.6g: they are taken for samples of %d bits, and divided by "
+        "%d",
+        kind,
+        peak,
+        bits,
+        int(_SCALES[bits]),
+    )
+
+
 def _wrong_kind(dtype: object) -> AudioError:
-    return AudioError(f"samples must be floating point or signed whole numbers, but are {dtype}")
+    return AudioError(
+        "samples must be floating point or whole numbers (int8, int16, int32, uint8), but are "
+        f"{dtype}"
+    )
 
 
 def _mono(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -131,10 +296,16 @@ def _channel_axis(shape: Sequence[int]) -> int | None:
 def _resampled(
     samples: npt.NDArray[np.float32], rate: int, wanted_rate: int
 ) -> npt.NDArray[np.float32]:
+    """Samples `[T]` at another rate, by the resampler that decoding uses."""
     import av
 
-    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-    frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted_rate)
-    frames = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([each.to_ndarray()[0] for each in frames])
+    frames = []
+    for start in range(0, samples.size, _RESAMPLED_AT_ONCE):
+        part = np.ascontiguousarray(samples[None, start : start + _RESAMPLED_AT_ONCE])
+        frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+        frame.sample_rate = rate
+        frames += resampler.resample(frame)
+    frames += resampler.resample(None)
+    pieces = [each.to_ndarray()[0] for each in frames]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)

@@ -1,8 +1,9 @@
 """Transcription of whole archives, which can be stopped and goes on, on one machine or on many.
 
 `manifest.py` and `places.py` find the recordings; `stages.py` decodes and transcribes them, under
-the engine `local.py` or `on_ray.py`; `sink.py` brings rows to `shards.py`, in the folder that
-`results.py` keeps in order; `run.py` is the whole story and `command.py` its command line. It
+the engine `local.py` or `on_ray.py`, and `faults.py` tells a recording's error from a bug;
+`sink.py` brings rows to `shards.py` and to files called as `subtitle_names.py` says, in the folder
+that `results.py` keeps in order; `run.py` is the whole story and `command.py` its command line. It
 stands on `transcribe/` and `audio/` (`model.py` is the seam) and must not know how anything is
 decoded. Ray and pyarrow are imported where they are used, and only there.
 """

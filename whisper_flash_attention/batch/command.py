@@ -12,12 +12,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
-from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    parse_audio_track,
+    parse_channel,
+    preset,
+)
+from whisper_flash_attention.terminal import print_line
+from whisper_flash_attention.terminal.messages import warnings_told
 from whisper_flash_attention.transcribe import command_options as opt
-from whisper_flash_attention.transcribe.quiet import warnings_told
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
 RESULTS_PANEL, DECODING_PANEL, MACHINES_PANEL = "Results", "Decoding", "Machines"
@@ -29,8 +36,8 @@ def batch_command(
         typer.Argument(
             metavar="INPUT",
             help="A folder, a quoted pattern, or a manifest (csv, jsonl, parquet) with id and "
-            "path, and perhaps language, task, prompt, start, end (seconds). All of them local or "
-            "at a URL (s3://, gs://, https:// ...).",
+            "path, and perhaps language, task, prompt, start, end (seconds), channel, "
+            "audio_track. All of them local or at a URL (s3://, gs://, https:// ...).",
         ),
     ],
     output: Annotated[
@@ -66,8 +73,8 @@ def batch_command(
         int | None,
         typer.Option(
             min=1,
-            help="ray: models (left out: one per GPU, or per 4 cores). local: threads that decode "
-            "recordings ahead.",
+            help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
+            "decode recordings ahead (left out: one per core, but one, and at most 16).",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -83,10 +90,18 @@ def batch_command(
         float,
         typer.Option(
             help="Hours of audio that a model has side by side: 0.23 GB each, twice (one group is "
-            "decoded while the last is transcribed).",
+            "made while the last is transcribed), and up to 2 hours more that are decoded ahead.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
+    decode_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Give up a recording whose decoder makes no progress for this long.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = DECODE_TIMEOUT,
     device: Annotated[
         str,
         typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINES_PANEL),
@@ -148,6 +163,8 @@ def batch_command(
             help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
         ),
     ] = "transcribe",
+    channel: opt.Channel = "mix",
+    audio_track: opt.AudioTrack = None,
     preset_name: opt.PresetName = "balanced",
     word_timestamps: Annotated[
         bool | None,
@@ -187,12 +204,17 @@ def batch_command(
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     asked = Asked(
-        TranscribeOptions(language=language, task=task),
+        TranscribeOptions(
+            language=language,
+            task=task,
+            channel=parse_channel(channel),
+            audio_track=None if audio_track is None else parse_audio_track(audio_track),
+        ),
         preset(preset_name, word_timestamps=word_timestamps),
         batch_size,
     )
     try:
-        with warnings_told(lambda line: console.print(line, markup=False)):
+        with warnings_told(lambda line: print_line(console, line)):
             summary = run_batch(
                 source,
                 output,
@@ -207,10 +229,11 @@ def batch_command(
                 resume=resume,
                 retry_errors=retry_errors,
                 limit=limit,
+                decode_timeout=decode_timeout,
                 console=console,
             )
     except KeyboardInterrupt as error:
-        console.print("interrupted: the same command goes on", markup=False)
+        print_line(console, "interrupted: the same command goes on")
         raise typer.Exit(EXIT_INTERRUPTED) from error
     _show(summary, console)
     if not summary.all_well:
@@ -220,4 +243,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        console.print("the same command with --retry-errors does again what failed", markup=False)
+        print_line(console, "the same command with --retry-errors does again what failed")

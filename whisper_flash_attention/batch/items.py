@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from whisper_flash_attention.config import TASKS, language_code
+from whisper_flash_attention.config import TASKS, checked_channel, checked_track, language_code
 from whisper_flash_attention.errors import OptionError
 
+# About 30 years. Sums of lengths stay finite, and numbers of samples stay whole numbers.
+MOST_SECONDS = 1e9
 # A guess at a recording's length from its size, for the order of work and the time left: 128 kbit/s
 # of mp3 are 16 kB/s. Nothing else rests on it.
 BYTES_PER_SECOND = 16_000
@@ -27,6 +29,8 @@ class Item:
         prompt: what was said before, as it were; None leaves it to the run's options.
         start, end: the part of the recording to transcribe, in seconds; all of it if left out.
         seconds: its length as far as it can be told without opening it.
+        channel, audio_track: what is read of it, as in `TranscribeOptions`; None leaves it to the
+            run's options.
 
     Raises:
         OptionError: a value that makes no sense.
@@ -40,20 +44,29 @@ class Item:
     start: float = 0.0
     end: float | None = None
     seconds: float | None = None
+    channel: int | str | None = None
+    audio_track: int | str | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
             raise OptionError("the id is missing")
         if not self.path:
             raise OptionError("the path is missing")
+        if _SURROGATE.search(self.id):
+            raise OptionError(f"the id is not UTF-8: {self.id!r}")
+        if "\0" in self.path:
+            raise OptionError(f"the path holds a NUL, which no path may: {self.path!r}")
         if self.language is not None:
             object.__setattr__(self, "language", _code(self.language))
         if self.task is not None and self.task not in TASKS:
             raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+        if self.channel is not None:
+            object.__setattr__(self, "channel", checked_channel(self.channel))
+        object.__setattr__(self, "audio_track", checked_track(self.audio_track))
         for name in ("start", "end", "seconds"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise OptionError(f"{name} must be seconds, not negative, but is {value}")
+            if value is not None and not 0 <= value <= MOST_SECONDS:  # NaN is not, either
+                raise OptionError(f"{name} must be seconds, 0 to {MOST_SECONDS:g}, but is {value}")
         if self.end is not None and self.end <= self.start:
             raise OptionError(f"end must be after start, but is {self.end} s, start {self.start} s")
 
@@ -81,6 +94,8 @@ def longest_first(items: list[Item]) -> list[Item]:
     """
     return sorted(items, key=lambda item: -(item.expected_seconds or 0.0))
 
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Manifests name a few languages many times.
 _code = cache(language_code)

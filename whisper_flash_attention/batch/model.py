@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.audio.sound import Channels
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 
 class Speech(Protocol):
@@ -53,7 +54,7 @@ class Model:
 
     def open(self) -> Speech:
         """Load it; raises what `Transcriber.from_pretrained` raises."""
-        from whisper_flash_attention.transcribe.quiet import quiet_transformers
+        from whisper_flash_attention.terminal.messages import quiet_transformers
         from whisper_flash_attention.transcribe.transcriber import Transcriber
 
         with quiet_transformers():
@@ -67,7 +68,7 @@ class Asked:
     """What is asked of the model, for a whole archive, where an item asks for nothing else.
 
     Args:
-        options: language and task.
+        options: language and task, channel and audio track.
         decode: how recordings are decoded.
         batch_size: windows or chunks at a time, at most.
     """
@@ -76,10 +77,20 @@ class Asked:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch_size: int = 16
 
+    def resolved(self, item: Item) -> Item:
+        """The recording with what is read of it, as the stage that decodes needs it."""
+        channel, track = self.options.channel, self.options.audio_track
+        return replace(
+            item,
+            channel=channel if item.channel is None else item.channel,
+            audio_track=track if item.audio_track is None else item.audio_track,
+        )
+
     def of(self, item: Item) -> Asked:
         """What is asked about this recording."""
         language = item.language or self.options.language
-        options = TranscribeOptions(language, item.task or self.options.task)
+        task = item.task or self.options.task
+        options = replace(self.options, language=language, task=task)
         if item.prompt is None:
             return replace(self, options=options)
         return replace(
@@ -88,9 +99,12 @@ class Asked:
 
 
 def transcriptions(
-    speech: Speech, samples: Sequence[Samples], asked: Asked, seed: int
+    speech: Speech, samples: Sequence[Samples | Channels], asked: Asked, seed: int
 ) -> list[Transcription]:
-    """Transcribe recordings `[T]` at 16 kHz side by side; raises as `Transcriber` does.
+    """Transcribe recordings side by side; raises as `Transcriber` does.
+
+    Args:
+        samples: of every recording, `[T]` at 16 kHz, or its channels.
 
     At temperatures above 0 tokens are drawn; with the same `seed` they are the same ones, whichever
     worker draws them and whatever it did before.

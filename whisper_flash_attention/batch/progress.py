@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
 from whisper_flash_attention.batch.items import Item
+from whisper_flash_attention.terminal import print_line
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
 
@@ -76,7 +77,7 @@ class ArchiveProgress:
         self._bar.update(self._task, completed=self._weight - self._weight_left, state=state)
         if not self._console.is_terminal and self._clock() - self._told >= LINE_EVERY:
             self._told = self._clock()
-            self._console.print(state, markup=False)
+            print_line(self._console, state)
 
     def state(self) -> str:
         """Say in one line how far it is."""
@@ -93,7 +94,7 @@ class ArchiveProgress:
 
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
-        self._console.print(line, markup=False)
+        print_line(self._console, line)
 
 
 def _weights(items: Sequence[Item]) -> dict[str, float]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
 import os
+import reprlib
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from whisper_flash_attention.batch.rows import Tally
+from whisper_flash_attention.batch.rows import Row, Tally
 from whisper_flash_attention.batch.shards import (
-    TEMPORARY,
     CorruptShard,
     Shard,
     read_shard,
+    remove_temporary,
     shards_in,
     write_shard,
     write_whole,
@@ -25,7 +27,10 @@ from whisper_flash_attention.batch.shards import (
 from whisper_flash_attention.errors import BatchError, OptionError
 
 SETTINGS, SUMMARY, LOCK = "settings.json", "summary.json", ".lock"
-CORRUPT, EARLIER = "corrupt", "earlier"
+CORRUPT, EARLIER, SUBTITLES = "corrupt", "earlier", "subtitles"
+# Settings that every version has written.
+_ALWAYS_SET = frozenset(("model", "language", "task"))
+_MOST_SETTINGS_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -51,22 +56,39 @@ def held(folder: Path) -> Iterator[None]:
     none of this kind; there nobody is kept off.)
 
     Raises:
-        OptionError: the folder cannot be made, or another run writes to it.
+        OptionError: the folder cannot be made, another run writes to it, or its lock is a link or
+            no file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
+        file = _open_lock(folder / LOCK)
+    except (OSError, ValueError) as error:  # of which the latter is about a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"{folder}: cannot be written to ({reason})") from error
     with file:
         if os.name == "posix":
             import fcntl
 
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise OptionError(f"{folder}: another run is writing to it") from error
+            except OSError as error:
+                raise OptionError(f"{folder}: cannot be locked ({error.strerror})") from error
         yield
+
+
+def _open_lock(path: Path) -> IO[bytes]:
+    """Open the lock, which is made if need be, and never follow or empty what lies in its place."""
+    if path.is_symlink():
+        raise OptionError(f"{path}: is a link, which would lock (and make) another file; remove it")
+    # O_NOFOLLOW, for a link made in between; O_NONBLOCK, for a pipe that nobody reads.
+    extra = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | extra, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OptionError(f"{path}: is no file; remove it")
+    return os.fdopen(descriptor, "r+b")
 
 
 def prepare(
@@ -95,8 +117,8 @@ def prepare(
     if resume:
         _check_settings(folder, settings)
     with _as_batch_error(folder):
-        for path in folder.glob(f".*{TEMPORARY}"):
-            path.unlink()
+        remove_temporary(folder, deep=False)
+        remove_temporary(folder / SUBTITLES, deep=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         if not resume:
             _set_aside_all(folder, tell)
@@ -106,12 +128,11 @@ def prepare(
         finished.next_number = shard.number + 1
         try:
             rows = read_shard(shard, ("id", "seconds", "error_kind"))
+            if retry_errors and any(row["error_kind"] is not None for row in rows):
+                rows = _take_out_errors(folder, shard)
         except CorruptShard as error:
             _set_aside(folder, shard, str(error), tell)
             continue
-        if retry_errors and any(row["error_kind"] is not None for row in rows):
-            _take_out_errors(folder, shard)
-            rows = [row for row in rows if row["error_kind"] is None]
         for row in rows:
             if row["id"] in finished.ids:
                 raise BatchError(
@@ -132,32 +153,68 @@ def _as_batch_error(folder: Path) -> Iterator[None]:
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    path = folder / SETTINGS
-    if not path.is_file() or not shards_in(folder):
-        return
-    earlier: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):  # damaged: then nothing is known of them
-        earlier = json.loads(path.read_bytes())
+    with _as_batch_error(folder):
+        if not shards_in(folder):
+            return
+    earlier = _read_settings(folder / SETTINGS)
     wanted = json.loads(json.dumps(settings))  # as they would come back
     other = [name for name, value in earlier.items() if wanted.get(name) != value]
     if other:
-        told = "; ".join(f"{name} {earlier[name]!r}, now {wanted.get(name)!r}" for name in other)
+        told = "; ".join(
+            f"{name} {reprlib.repr(earlier[name])}, now {reprlib.repr(wanted.get(name))}"
+            for name in other[:_SHOWN_SETTINGS]
+        )
         raise OptionError(
             f"{folder}: holds results of other settings ({told}): take the same, another folder, "
             "or --no-resume, which sets them aside"
         )
 
 
+_SHOWN_SETTINGS = 10
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What the shards beside it were made with. Raises `OptionError` if that cannot be known."""
+    try:
+        if not path.is_file():
+            raise ValueError("it is missing" if not os.path.lexists(path) else "it is no file")
+        with path.open("rb") as file:
+            data = file.read(_MOST_SETTINGS_BYTES + 1)
+        if len(data) > _MOST_SETTINGS_BYTES:
+            raise ValueError(f"it has more than {_MOST_SETTINGS_BYTES} bytes")
+        settings = json.loads(data)
+        if not (isinstance(settings, dict) and set(settings) >= _ALWAYS_SET):
+            raise ValueError(f"it does not name {', '.join(sorted(_ALWAYS_SET))}")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(
+            f"{path}: does not tell what the shards beside it were made with ({reason}): bring it "
+            "back, take another folder, or --no-resume, which sets them aside"
+        ) from error
+    return settings
+
+
 def _set_aside_all(folder: Path, tell: Callable[[str], None]) -> None:
     earlier = [shard.path for shard in shards_in(folder)]
     if not earlier:
         return
-    target = folder / f"{EARLIER}-{time.strftime('%Y%m%d-%H%M%S')}"
-    target.mkdir()
-    for path in (*earlier, folder / SETTINGS):
-        if path.is_file():
+    target = _new_folder(folder / f"{EARLIER}-{time.strftime('%Y%m%d-%H%M%S')}")
+    for path in (*earlier, folder / SUBTITLES, folder / SETTINGS):  # settings last, for a kill
+        if os.path.lexists(path):
             path.replace(target / path.name)
     tell(f"{len(earlier)} earlier shards are in {target} now")
+
+
+def _new_folder(path: Path) -> Path:
+    """Make a folder of this name, or of this name and a number if there is one already."""
+    for number in itertools.count(1):
+        target = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            target.mkdir()
+        except FileExistsError:
+            continue
+        return target
+    raise AssertionError("numbers have no end")
 
 
 def _set_aside(folder: Path, shard: Shard, reason: str, tell: Callable[[str], None]) -> None:
@@ -194,8 +251,8 @@ def _is_whole(shard: Shard) -> bool:
     return True
 
 
-def _take_out_errors(folder: Path, shard: Shard) -> None:
-    """Replace a shard by one of the same number without its rows with errors.
+def _take_out_errors(folder: Path, shard: Shard) -> list[Row]:
+    """Replace a shard by one of the same number without its rows with errors; return the others.
 
     At no moment is a row missing that is good: the new shard is there before the old one goes.
     """
@@ -204,3 +261,4 @@ def _take_out_errors(folder: Path, shard: Shard) -> None:
         write_shard(folder, shard.number, good, shard.path.suffix.removeprefix("."))
     with _as_batch_error(folder):
         shard.path.unlink()
+    return good

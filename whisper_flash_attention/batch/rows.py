@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.batch.places import printable
+from whisper_flash_attention.batch.storage import utf8_text
 
 Row = dict[str, Any]
 
@@ -29,6 +29,7 @@ SEGMENT: dict[str, Any] = {
     "compression_ratio": "float64",
     "temperature": "float64",
     "words": [WORD],
+    "channel": "int32",
 }
 COLUMNS: dict[str, Any] = {
     "id": "string",
@@ -52,15 +53,62 @@ def finished_row(item: Item, transcription: Mapping[str, Any], seconds_taken: fl
         seconds_taken: its share of the work on the recordings that were transcribed beside it.
     """
     found = {name: transcription[name] for name in ("text", "language", "segments", "seconds")}
-    row = {"id": item.id, "path": printable(item.path), **found, "seconds_taken": seconds_taken}
+    row = {"id": item.id, "path": utf8_text(item.path), **found, "seconds_taken": seconds_taken}
     return {**row, "error": None, "error_kind": None}
+
+
+def without_unset(row: Row) -> Row:
+    """A row from a table whose segments all have a column `channel`, as it was written."""
+    for segment in row.get("segments") or ():
+        if segment.get("channel", 0) is None:  # shards of earlier releases have no such column
+            del segment["channel"]
+    return row
 
 
 def failed_row(item: Item, kind: str, message: str) -> Row:
     """The row of a recording that was not: `kind` is the error's class, `message` what it says."""
-    found = {"id": item.id, "path": printable(item.path), "text": None, "language": None}
+    found = {"id": item.id, "path": utf8_text(item.path), "text": None, "language": None}
     nothing: Row = {"segments": [], "seconds": None, "seconds_taken": None}
-    return {**found, **nothing, "error": printable(message), "error_kind": kind}
+    return {**found, **nothing, "error": utf8_text(message), "error_kind": kind}
+
+
+# Of one recording; a sum of such lengths stays finite.
+_MOST_SECONDS = 1e12
+
+
+def misfit(row: object, columns: Sequence[str]) -> str | None:
+    """Say what keeps something that was read from being a row with these columns, if anything.
+
+    A row has an id, and either an error or a length in seconds.
+    """
+    if not isinstance(row, dict):
+        return "is no object"
+    for name in columns:
+        if name not in row:
+            return f"has no {name}"
+        if not _is(COLUMNS[name], row[name]):
+            return f"{name} is not {COLUMNS[name] if isinstance(COLUMNS[name], str) else 'a list'}"
+    if not row.get("id", "id"):
+        return "has no id"
+    if {"error_kind", "seconds"} <= set(columns) and row["error_kind"] is None:
+        seconds = row["seconds"]
+        if seconds is None or not 0 <= seconds <= _MOST_SECONDS:
+            return "has no error, and no length"
+    return None
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type that `COLUMNS` names, or None."""
+    if value is None:
+        return True
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_is(kind[0], each) for each in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_is(kind[name], value.get(name)) for name in kind)
+    if kind == "string":
+        return isinstance(value, str)
+    whole = kind == "int32"
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
 
 
 @dataclass(slots=True)

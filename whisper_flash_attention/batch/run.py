@@ -11,19 +11,23 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
+from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
-from whisper_flash_attention.batch.local import run_local
+from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
 from whisper_flash_attention.batch.model import Asked, Model, Opener
-from whisper_flash_attention.batch.places import check_protocols, is_url
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.batch.results import held, prepare
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.storage import check_protocols, is_url
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
+from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
 
 SHOWN_REJECTED = 10
@@ -59,6 +63,7 @@ def run_batch(
     resume: bool = True,
     retry_errors: bool = False,
     limit: int | None = None,
+    decode_timeout: float = DECODE_TIMEOUT,
     console: Console | None = None,
 ) -> Summary:
     """Transcribe an archive into shards of rows; given again, go on where it stopped.
@@ -70,7 +75,7 @@ def run_batch(
         asked: language, task and decoding, where a manifest's row asks for nothing else.
         engine: "local" (this process) or "ray" (Ray Data, any number of machines).
         cluster: where "ray" runs.
-        workers: threads that decode ("local"), or models ("ray"); None chooses.
+        workers: processes that decode ("local"), or models ("ray"); None chooses.
         group_hours: hours of audio that a model has side by side; bounds the memory.
         group_files: the most recordings that a model has side by side; None is 4 times the windows
             that are decoded at a time. (Of a small archive, "ray" has both smaller.)
@@ -79,6 +84,8 @@ def run_batch(
         resume: keep what earlier runs finished; otherwise their results are set aside.
         retry_errors: do recordings again whose rows have an error.
         limit: the most recordings of this run.
+        decode_timeout: seconds without progress after which decoding a recording is given up, which
+            is an error of that recording.
         console: for progress, warnings and errors of recordings; None shows nothing.
 
     Returns:
@@ -88,11 +95,12 @@ def run_batch(
         OptionError: misuse; ids that are there twice; another run is writing to the folder.
         MissingPackage: Ray, pyarrow, or what a URL needs is not installed.
         BatchError: results cannot be written (a full disk, say). What is in shards is safe.
+        DecoderError: the processes that decode cannot be started.
         WhisperFlashError: the model cannot be loaded, or do what is asked.
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
-    work = Work(opener, asked, group_hours, group_files, workers)
+    work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
     _check(str(output), engine, output_format, subtitles, limit)
     if engine != "ray" and cluster != Cluster():
         raise OptionError("address and gpus_per_worker are for engine 'ray'")
@@ -107,15 +115,16 @@ def run_batch(
             _settings(opener, asked, subtitles),
             resume=resume,
             retry_errors=retry_errors,
-            tell=lambda line: shown.print(line, markup=False),
+            tell=lambda line: print_line(shown, line),
         )
         left = [item for item in archive.items if item.id not in finished.ids]
-        todo = longest_first(left[:limit])
+        todo = longest_first([asked.resolved(item) for item in left[:limit]])
         if len(left) < len(archive.items):
-            shown.print(
-                f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
+            print_line(
+                shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
             )
-        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles))
+        ids = (item.id for item in archive.items)
+        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles), ids=ids)
         if todo:
             rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
             _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
@@ -137,12 +146,16 @@ def _collect(rows: Any, sink: Sink, progress: ArchiveProgress) -> None:
         try:
             for several in rows:
                 progress.add(sink.take(several))
+        except Exception as error:
+            if is_bug(error):
+                error.add_note("a bug, of which no recording is the cause; what is done is kept")
+            raise
         finally:
             sink.flush()
 
 
 def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row]]:
-    from whisper_flash_attention.batch.on_ray import run_on_ray
+    from whisper_flash_attention.batch.ray_engine import run_on_ray
 
     return run_on_ray(todo, work, cluster.address, cluster.gpus_per_worker)
 
@@ -167,9 +180,16 @@ def _check(
 
 def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
+    usual = asdict(TranscribeOptions())
+    # Folders of earlier releases know neither channels nor tracks.
+    options = {
+        name: value
+        for name, value in asdict(asked.options).items()
+        if name in ("language", "task") or value != usual[name]
+    }
     return {
         "model": opener.source,
-        **asdict(asked.options),
+        **options,
         **asdict(asked.decode),
         "subtitles": sorted(subtitles),
     }
@@ -177,7 +197,7 @@ def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[st
 
 def _tell_of(archive: Archive, console: Console) -> None:
     def tell(line: str) -> None:
-        console.print(line, markup=False)
+        print_line(console, line)
 
     if archive.unused:
         tell(f"columns that mean nothing here: {', '.join(archive.unused)}")

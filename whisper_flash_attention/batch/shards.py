@@ -7,6 +7,7 @@ can leave a damaged one; and even that is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisper_flash_attention.batch.rows import COLUMNS, Row
+from whisper_flash_attention.batch.rows import COLUMNS, Row, misfit, without_unset
 from whisper_flash_attention.errors import BatchError, MissingPackage, OptionError
+from whisper_flash_attention.terminal import json_line
 
 FORMATS = ("jsonl", "parquet")
-TEMPORARY = ".tmp"
-_NAME = re.compile(r"part-(\d{6,})-(\d+)-([0-9a-f]{8})\.(jsonl|parquet)")
+_NAME = re.compile(r"part-(\d{6,12})-(\d{1,12})-([0-9a-f]{8})\.(jsonl|parquet)", re.ASCII)
+_TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 class CorruptShard(Exception):
@@ -47,14 +49,23 @@ class Shard:
 
 
 def shards_in(folder: Path) -> list[Shard]:
-    """The shards of a folder in order of their numbers; other files are none of ours."""
+    """The shards of a folder in order of their numbers; what else is there is none of ours."""
     found = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
     shards = [
         Shard(path, int(match[1]), int(match[2]), int(match[3], 16))
         for path, match in found
-        if match
+        if match and path.is_file()
     ]
     return sorted(shards, key=lambda shard: (shard.number, shard.rows, shard.crc))
+
+
+def remove_temporary(folder: Path, *, deep: bool) -> None:
+    """Remove what killed writers left in a folder, and below it if `deep`. Raises `OSError`."""
+    for place, folders, names in os.walk(folder):
+        for name in filter(_TEMPORARY_NAME.fullmatch, names):
+            os.unlink(os.path.join(place, name))
+        if not deep:
+            folders.clear()
 
 
 def check_format(name: str) -> None:
@@ -84,7 +95,7 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         BatchError: it cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -93,7 +104,8 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that has become read-only, say
+            temporary.unlink(missing_ok=True)
         raise BatchError(
             f"{path}: cannot be written ({error.strerror}); the shards that are there are whole, "
             "and the same command goes on from them"
@@ -117,6 +129,10 @@ def read_shard(shard: Shard, columns: Sequence[str] = tuple(COLUMNS)) -> list[Ro
     rows = _from_parquet(data, columns) if shard.path.suffix == ".parquet" else _from_lines(data)
     if len(rows) != shard.rows:
         raise CorruptShard(f"{len(rows)} rows instead of {shard.rows}")
+    for number, row in enumerate(rows, 1):  # the checksum says only that it is what was written
+        reason = misfit(row, columns)
+        if reason is not None:
+            raise CorruptShard(f"row {number}: {reason}")
     return [{name: row[name] for name in columns} for row in rows]
 
 
@@ -131,12 +147,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _as_json_lines(rows: Sequence[Row]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    return b"".join(json_line(row).encode() + b"\n" for row in rows)
 
 
-def _from_lines(data: bytes) -> list[Row]:
+def _from_lines(data: bytes) -> list[Any]:
     # Not splitlines(), which for text also cuts at other marks than line ends.
-    return [json.loads(line) for line in data.split(b"\n") if line]
+    try:
+        return [json.loads(line) for line in data.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
+        raise CorruptShard(f"it is not JSON ({error})") from error
 
 
 def _as_parquet(rows: Sequence[Row]) -> bytes:
@@ -150,10 +169,12 @@ def _as_parquet(rows: Sequence[Row]) -> bytes:
 
 def _from_parquet(data: bytes, columns: Sequence[str]) -> list[Row]:
     pyarrow, parquet = _pyarrow()
-    rows: list[Row] = parquet.read_table(
-        pyarrow.BufferReader(data), columns=list(columns)
-    ).to_pylist()
-    return rows
+    try:
+        table = parquet.ParquetFile(pyarrow.BufferReader(data)).read(columns=list(columns))
+        rows: list[Row] = table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:
+        raise CorruptShard(f"it is not parquet that can be read ({error})") from error
+    return [without_unset(row) for row in rows]
 
 
 def _arrow(kind: Any) -> Any:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+import errno
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from whisper_flash_attention.batch.results import Finished
+from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.rows import Row, Tally
 from whisper_flash_attention.batch.shards import write_shard
+from whisper_flash_attention.batch.storage import utf8_text
+from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
 from whisper_flash_attention.errors import BatchError, OptionError
-from whisper_flash_attention.transcribe.segments import Transcription
+from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers import write
 
-SUBTITLES = "subtitles"
 # A shard is closed at the first of these, so that neither memory nor what a crash costs can grow.
 SHARD_ROWS = 1_000
 SHARD_AUDIO_SECONDS = 50 * 3_600.0
 SHARD_SECONDS = 30.0
-NAME_BYTES = 180  # of a file's name, of which file systems allow 255
-# What some file system does not take in a name, and the sign that replaces it.
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f%<>:"\\|?*]')
+# What a file system raises about one name; all others would be the same for the next file.
+_ABOUT_A_NAME = frozenset(
+    (
+        *(errno.EEXIST, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ELOOP),
+        *(errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY),
+    )
+)
 
 
 class Sink:
@@ -34,6 +38,7 @@ class Sink:
             written is added.
         output_format: of the shards.
         subtitles: formats to write beside them.
+        ids: of the whole archive, for files of subtitles that must not be taken for one another.
         shard_seconds: the longest that rows wait for others before they are written, when the next
             rows come.
         clock: the time in seconds.
@@ -49,6 +54,7 @@ class Sink:
         output_format: str = "jsonl",
         *,
         subtitles: tuple[str, ...] = (),
+        ids: Iterable[str] = (),
         shard_seconds: float = SHARD_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,6 +63,7 @@ class Sink:
         self._finished = finished
         self._format = output_format
         self._subtitles = subtitles
+        self._apart = alike({*ids, *finished.ids}) if subtitles else set()
         self._shard_seconds = shard_seconds
         self._clock = clock
         self._waiting: list[Row] = []
@@ -73,7 +80,7 @@ class Sink:
         for row in rows:
             if row["id"] in self._finished.ids:
                 continue  # a worker was lost after its answer had arrived, and another did it again
-            self._write_subtitles(row)
+            row = self._with_subtitles(row)
             self._finished.ids.add(row["id"])
             self._finished.tally.add(row)
             self.tally.add(row)
@@ -95,37 +102,31 @@ class Sink:
         self._finished.next_number += 1
         self._waiting, self._waiting_audio = [], 0.0
 
-    def _write_subtitles(self, row: Row) -> None:
-        """Written before the row is, so that whatever is finished has them."""
-        if row["error"] is not None:
-            return
-        for name in self._subtitles:
-            path = subtitle_path(self._folder / SUBTITLES, row["id"], name)
-            fields = ("text", "language", "segments", "seconds")
-            try:
+    def _with_subtitles(self, row: Row) -> Row:
+        """Write a row's subtitles, and return the row.
+
+        They are written before the row is, so that whatever is finished has them. If the file
+        system refuses their name, the row that is returned has the error.
+        """
+        if row["error"] is not None or not self._subtitles:
+            return row
+        folder = self._folder / SUBTITLES
+        path = folder
+        try:
+            folder.mkdir(exist_ok=True)
+            for name in self._subtitles:
+                path = subtitle_path(folder, row["id"], name, apart=row["id"] in self._apart)
                 path.parent.mkdir(parents=True, exist_ok=True)
+                fields = ("text", "language", "segments", "seconds")
                 transcription = Transcription.from_dict({each: row[each] for each in fields})
                 write(transcription, path, name, overwrite=True)
-            except (OSError, OptionError) as error:
-                raise BatchError(
-                    f"{path}: cannot be written ({error}); the same command goes on from what is "
-                    "finished"
-                ) from error
-
-
-def subtitle_path(folder: Path, item_id: str, output_format: str) -> Path:
-    """The file of an id's subtitles: sub-folders are kept, and no id leads out of the folder.
-
-    Two ids never share a file: what cannot be in a name is written as in a URL (`%2E%2E`), and what
-    is too long is cut and ends in a hash of all of it.
-    """
-    parts = []
-    for part in item_id.split("/"):
-        name = _NOT_IN_NAMES.sub(lambda found: f"%{ord(found[0]):02X}", part)
-        if part in ("", ".", ".."):
-            name = part.replace(".", "%2E") or "%"
-        if len(name.encode()) > NAME_BYTES:
-            cut = name.encode()[:NAME_BYTES].decode(errors="ignore")
-            name = f"{cut}-{hashlib.sha256(part.encode()).hexdigest()[:16]}"
-        parts.append(name)
-    return folder.joinpath(*parts[:-1], f"{parts[-1]}.{output_format}")
+        except (OSError, OptionError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if path != folder and isinstance(cause, OSError) and cause.errno in _ABOUT_A_NAME:
+                message = f"{path}: subtitles cannot be written ({cause.strerror})"
+                return {**row, "error": utf8_text(message), "error_kind": type(cause).__name__}
+            raise BatchError(
+                f"{path}: cannot be written ({error}); the same command goes on from what is "
+                "finished"
+            ) from error
+        return row

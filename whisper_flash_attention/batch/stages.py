@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import Samples, join_blocks, stream_audio
+from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
+from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
-from whisper_flash_attention.batch.places import is_url, opened
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
+from whisper_flash_attention.batch.storage import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
+    AudioError,
     DeviceError,
     IncompatibleTransformers,
     MissingPackage,
@@ -29,6 +34,7 @@ from whisper_flash_attention.errors import (
     UnsupportedAttention,
     WeightsError,
 )
+from whisper_flash_attention.terminal import printable
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +54,10 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not."""
+    """A recording's samples, mono float32 `[T]` at 16 kHz, or the row that tells why not.
+
+    Where each channel is transcribed by itself, samples are `[channels, T]`.
+    """
 
     item: Item
     samples: Samples | None = None
@@ -57,35 +66,58 @@ class Decoded:
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return 0.0 if self.samples is None else self.samples.size / SAMPLING_RATE
+        return 0.0 if self.samples is None else self.samples.shape[-1] / SAMPLING_RATE
 
 
-def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
-    """Decode one recording, or the part of it that is asked for.
+def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
+    """Decode recordings, or the parts of them that are asked for, in their order.
 
-    Args:
-        item: the recording.
-        stopped: asked between blocks; once it says so, the rest is left out.
+    URLs are opened in the processes that decode, so that a storage package that crashes or hangs
+    costs one recording, too. Settings that are made in this process alone do not reach them.
+
+    Raises:
+        DecoderError: the processes cannot be started, or the pool was closed.
+        Exception: what `is_bug` says no recording is the cause of.
     """
+    with closing(pool.decode_each(map(_request, items))) as decoded:
+        for item, audio in zip(items, decoded, strict=True):
+            if audio.error is None:
+                yield Decoded(item, audio.samples)
+            else:
+                yield Decoded(item, failure=_failure(item, audio.error))
+
+
+def _request(item: Item) -> DecodeRequest:
+    is_plain = not is_url(item.path) and not _is_special(item.path)
+    channel = None if item.channel in (None, "mix") else item.channel
+    return DecodeRequest(
+        item.path,
+        None if is_plain else f"{opened.__module__}:{opened.__name__}",
+        start=item.start,
+        end=item.end,
+        channel=channel,
+        track=item.audio_track,
+    )
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe or a device, which `opened` refuses."""
     try:
-        if not is_url(item.path):
-            return Decoded(item, _samples(item, item.path, stopped))
-        with opened(item.path) as file:
-            return Decoded(item, _samples(item, file, stopped))
-    except Exception as error:  # storage packages raise whatever they like
-        message = str(error) or repr(error)
-        if item.path not in message:
-            message = f"{item.path}: {message.removeprefix('<file>: ')}"
-        return Decoded(item, failure=failed_row(item, type(error).__name__, message))
+        refuse_special_file(path)
+    except AudioError:
+        return True
+    return False
 
 
-def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
-    blocks = []
-    for block in stream_audio(source, start=item.start, end=item.end):  # type: ignore[arg-type]
-        blocks.append(block)
-        if stopped():
-            break
-    return join_blocks(blocks)
+def _failure(item: Item, error: Exception) -> Row:
+    name = printable(item.path)
+    if is_bug(error):
+        error.add_note(f"while {name} was decoded")
+        raise error
+    message = str(error) or repr(error)
+    if name not in message:
+        message = f"{name}: {message.removeprefix('<file>: ')}"
+    return failed_row(item, type(error).__name__, message)
 
 
 def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
@@ -148,14 +180,18 @@ class TranscribeStage:
         Raises:
             DeviceLost: the GPU failed.
             WhisperFlashError: what would be the same for every recording.
+            Exception: what `is_bug` says no recording is the cause of.
         """
         rows: dict[str, Row] = {}
         alike: dict[Asked, list[Decoded]] = {}
         for each in group:
             if each.failure is not None:
                 rows[each.item.id] = each.failure
-            else:
+                continue
+            try:
                 alike.setdefault(self._asked.of(each.item), []).append(each)
+            except OptionError as error:  # of what this recording's row asks for
+                rows[each.item.id] = failed_row(each.item, type(error).__name__, str(error))
         for asked, several in alike.items():
             for row in self._rows(several, asked):
                 rows[row["id"]] = row
@@ -168,7 +204,8 @@ class TranscribeStage:
             self._raise_if_of_all(error, asked)
             if len(several) == 1:
                 kind, message = type(error).__name__, str(error) or repr(error)
-                logger.warning("%s: %s: %s", several[0].item.id, kind, message)
+                name = printable(several[0].item.id)
+                logger.warning("%s: %s: %s", name, kind, printable(message))
                 return [failed_row(several[0].item, kind, message)]
         return [row for each in several for row in self._rows([each], asked)]
 
@@ -176,6 +213,8 @@ class TranscribeStage:
         """Raise what says nothing about a recording."""
         import torch
 
+        if is_bug(error):
+            raise error
         if isinstance(error, torch.AcceleratorError):
             raise DeviceLost(str(error)) from error
         if isinstance(error, OF_ALL):
@@ -185,7 +224,7 @@ class TranscribeStage:
 
     def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
         started = time.perf_counter()
-        samples = [np.asarray(each.samples) for each in several]
+        samples = [_as_recording(np.asarray(each.samples)) for each in several]
         seed = crc32("\n".join(each.item.id for each in several).encode())
         found = transcriptions(self._speech, samples, asked, seed)
         rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
@@ -193,3 +232,10 @@ class TranscribeStage:
             finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
             for each, text in zip(several, found, strict=True)
         ]
+
+
+def _as_recording(samples: Samples) -> Samples | Channels:
+    """Samples as `Transcriber` takes them."""
+    if samples.ndim == 1:
+        return samples
+    return Channels(tuple(Sound(channel) for channel in samples))

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from whisper_flash_attention.batch.manifest import Rejected
 from whisper_flash_attention.batch.results import SUMMARY
 from whisper_flash_attention.batch.rows import Tally
 from whisper_flash_attention.batch.shards import write_whole
+from whisper_flash_attention.terminal import printable
 
 SHOWN_REJECTED = 1_000
 
@@ -68,7 +70,7 @@ class Summary:
         table.add_row("recordings", f"{self.items}")
         table.add_row("done", f"{self.done} ({self.audio_hours:.2f} h of audio)")
         for kind, count in sorted(self.errors.items()):
-            table.add_row("failed", f"{count} {kind}")
+            table.add_row("failed", Text(printable(f"{count} {kind}")))
         if self.rejected:
             table.add_row("rejected", f"{self.rejected} rows of the manifest")
         if self.remaining:

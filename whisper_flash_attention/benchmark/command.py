@@ -17,6 +17,7 @@ from rich.text import Text
 
 from whisper_flash_attention.benchmark import settings as plan
 from whisper_flash_attention.errors import BenchmarkError, OptionError
+from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
     from whisper_flash_attention.benchmark.runner import Options, Outcome
@@ -211,7 +212,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     out = terminal if terminal.is_terminal else Console(width=220)
     out.print(as_renderable(outcome.asked))
     for path in outcome.files:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        print_line(console, f"wrote {path}")
 
 
 def show_list(device: str, dtype: str) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from whisper_flash_attention.benchmark.plots import draw_plots
-from whisper_flash_attention.benchmark.progress import say
 from whisper_flash_attention.benchmark.report import as_markdown
 from whisper_flash_attention.benchmark.results import ResultRow, as_csv, as_json
 from whisper_flash_attention.errors import MissingPackage
+from whisper_flash_attention.terminal import print_line
 
 
 def write_outputs(rows: Sequence[ResultRow], folder: Path, console: Console) -> list[Path]:
@@ -36,5 +36,5 @@ def write_outputs(rows: Sequence[ResultRow], folder: Path, console: Console) -> 
     try:
         files += draw_plots(rows, folder)
     except MissingPackage as error:
-        say(console, f"no plots: {error}")
+        print_line(console, f"no plots: {error}")
     return files

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from whisper_flash_attention.benchmark.results import ResultRow
 from whisper_flash_attention.benchmark.roofline import Ceilings, Workload, floor
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
+from whisper_flash_attention.terminal import print_line
 
 # Rough, and only for the shares of the bar: what a row costs beside its calls, how far calls stay
 # from the roofline, and what launching the work of one decoder layer costs.
@@ -107,7 +108,7 @@ class Lines:
         assert self._job is not None, "finish without start"
         self._course.finish(self._job)
         count = f"[{self._course.finished}/{self._course.rows}]"
-        say(self._console, f"{count} {outcome(row)} ({self._course.left})")
+        print_line(self._console, f"{count} {outcome(row)} ({self._course.left})")
 
 
 class Bar:
@@ -132,7 +133,7 @@ class Bar:
         assert self._job is not None, "finish without start"
         self._course.finish(self._job)
         self._show("")
-        say(self._progress.console, outcome(row))
+        print_line(self._progress.console, outcome(row))
 
     def _show(self, title: str) -> None:
         course = self._course
@@ -146,8 +147,3 @@ def outcome(row: ResultRow) -> str:
     if row.seconds_per_batch is None:
         return f"{title}: {row.status}: {row.error}"
     return f"{title}: {row.seconds_per_batch:.4g} s per batch of {row.batch_size}"
-
-
-def say(console: Console, text: str) -> None:
-    """Print text as it is: brackets are brackets, and lines are not wrapped at a guessed width."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

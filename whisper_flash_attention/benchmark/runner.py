@@ -20,11 +20,12 @@ from whisper_flash_attention.benchmark.processes import (
     Workers,
     start_workers,
 )
-from whisper_flash_attention.benchmark.progress import Narrator, narrate, say
+from whisper_flash_attention.benchmark.progress import Narrator, narrate
 from whisper_flash_attention.benchmark.results import ResultRow, Store, percentile
 from whisper_flash_attention.benchmark.roofline import Ceilings, Workload, floor
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
 from whisper_flash_attention.errors import BenchmarkError
+from whisper_flash_attention.terminal import print_line
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
         todo = [job for job in jobs if blank_row(job, site).key not in finished]
         if len(todo) < len(jobs):
             kept = len(jobs) - len(todo)
-            say(console, f"{kept} of {len(jobs)} rows were measured before; --no-resume repeats")
+            print_line(
+                console, f"{kept} of {len(jobs)} rows were measured before; --no-resume repeats"
+            )
         try:
             with narrate(todo, site.ceilings, console) as narrator:
                 for job in todo:

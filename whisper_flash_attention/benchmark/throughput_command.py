@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from whisper_flash_attention.errors import BenchmarkError, OptionError
+from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
     from whisper_flash_attention.benchmark.features import Samples
@@ -131,11 +132,11 @@ def throughput_command(
         row = measure_throughput(case, samples, description, environment)
         rows.append(row)
         keeper.keep(row)
-        console.print(told(row), markup=False)
+        print_line(console, told(row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=200)).print(as_table(rows))
     if output is not None:
-        console.print(f"wrote {output}")
+        print_line(console, f"wrote {output}")
     if any(row.status != "ok" for row in rows):
         raise typer.Exit(EXIT_SOME_FAILED)
 

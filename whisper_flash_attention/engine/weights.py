@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
-from operator import is_not
+from operator import is_not, itemgetter
 from typing import Any
 
 import torch
@@ -116,115 +116,50 @@ class Weights:
 
 
 class Watch:
-    """Remembers where a model's parameters lie and of which modules it is built.
+    """Remembers of which modules and parameters a model is built, and where the parameters lie.
 
     The parameters' storage must be kept alive meanwhile (`Weights` does): then nothing new can come
-    to lie at a remembered address.
+    to lie at a remembered address. The model itself is not kept alive.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parts = list(model.modules())
-        self._tables = [part._modules for part in parts]
-        self._children = self._current_children()
-        self._owners = [
-            (part._parameters, name)
-            for part in parts
-            for name, parameter in part._parameters.items()
-            if parameter is not None
-        ]
-        self._parameters = self._current_parameters()
-        self._places = _places(self._parameters)
-        self._hooks = [hooks for part in parts for hooks in _hooks(part)]
-        self._hook_ids = list(chain.from_iterable(self._hooks))
+        modules = list(model.modules())
+        self._attributes = list(map(vars, modules))
+        self._norms = [module for module in modules if type(module) is nn.LayerNorm]
+        self._children, self._parameters = self._current_parts()
+        self._layouts = _layouts(self._parameters)
+        self._eps = [norm.eps for norm in self._norms]
 
-    def _current_children(self) -> list[nn.Module | None]:
-        return list(chain.from_iterable(table.values() for table in self._tables))
-
-    def _current_parameters(self) -> list[nn.Parameter | None]:
-        return [table.get(name) for table, name in self._owners]
+    def _current_parts(self) -> tuple[list[Any], list[nn.Parameter | None]]:
+        """All children and all parameters, module by module."""
+        tables = list(map(_TABLES, self._attributes))
+        children = chain.from_iterable(modules.values() for modules, _ in tables)
+        parameters = chain.from_iterable(parameters.values() for _, parameters in tables)
+        return list(children), list(parameters)
 
     def unchanged(self) -> bool:
-        """Whether no module or parameter was replaced, moved or cast, and no hook was added."""
-        children = self._current_children()
-        if len(children) != len(self._children) or any(map(is_not, children, self._children)):
-            return False
-        parameters = self._current_parameters()
-        if any(map(is_not, parameters, self._parameters)):
-            return False
-        same_hooks = list(chain.from_iterable(self._hooks)) == self._hook_ids
-        return same_hooks and _places(parameters) == self._places
+        """Whether nothing that `collect` reads was replaced, moved, cast or reshaped."""
+        children, parameters = self._current_parts()
+        return (
+            _same_objects(children, self._children)
+            and _same_objects(parameters, self._parameters)
+            and [norm.eps for norm in self._norms] == self._eps
+            and _layouts(parameters) == self._layouts
+        )
 
 
-def _hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
-    """Hooks by their numbers, which are never given twice."""
-    return module._forward_hooks, module._forward_pre_hooks
+_TABLES = itemgetter("_modules", "_parameters")
 
 
-def _places(parameters: list[nn.Parameter | None]) -> list[int]:
-    return [parameter.data_ptr() for parameter in parameters if parameter is not None]
+def _same_objects(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and not any(map(is_not, now, before))
 
 
-def why_not(model: Any, *, without_data: bool = False) -> str | None:
-    """Why the engine cannot run this model's weights; None if it can.
-
-    `without_data` also allows weights on PyTorch's meta device, which have only shapes.
-
-    The engine reads weights instead of calling modules, so that whatever someone put into or around
-    a module (adapters, quantisation, hooks, off-loading) would be skipped.
-    """
-    config = model.config
-    if config.activation_function != "gelu":
-        return f"activation function {config.activation_function!r} instead of 'gelu'"
-    if config.scale_embedding:
-        return "scaled embeddings"
-    for heads in (config.encoder_attention_heads, config.decoder_attention_heads):
-        if config.d_model != heads * HEAD_WIDTH:
-            return f"heads of {config.d_model / heads:g} values instead of {HEAD_WIDTH}"
-    reason = _modules_reason(model)
-    if reason is None:
-        reason = _tensors_reason(model, without_data)
-    return reason
-
-
-# Transformers leaves hooks of this module behind when attentions or hidden states were asked for;
-# they do nothing in other calls.
-IDLE_HOOKS = "transformers.utils.output_capturing"
-PLAIN = (nn.Linear, nn.LayerNorm, nn.Conv1d, nn.Embedding)
-
-
-def _modules_reason(model: nn.Module) -> str | None:
-    for name, module in model.named_modules():
-        hooks = chain.from_iterable(each.values() for each in _hooks(module))
-        if any(getattr(hook, "__module__", None) != IDLE_HOOKS for hook in hooks):
-            return f"a hook on {name or 'the model'}"
-        kind = type(module)
-        leaf = not module._modules
-        known = kind in PLAIN or issubclass(kind, nn.Embedding) or "Activation" in kind.__name__
-        if leaf and module._parameters and not known:
-            return f"{name} is a {kind.__name__}"
-        if not leaf and issubclass(kind, PLAIN):
-            return f"{name} holds further modules"
-        if "forward" in vars(module):
-            return f"{name or 'the model'} has a forward of its own"
-    wanted = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "proj_out")
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in wanted and type(module) is not nn.Linear:
-            return f"{name} is a {type(module).__name__} instead of a Linear"
-    return None
-
-
-def _tensors_reason(model: nn.Module, without_data: bool) -> str | None:
-    first = next(model.parameters())
-    if not first.dtype.is_floating_point:
-        return f"weights of type {first.dtype}"
-    for name, parameter in model.named_parameters():
-        if parameter.device != first.device or parameter.dtype != first.dtype:
-            return f"{name} is {parameter.dtype} on {parameter.device}, others are not"
-        if parameter.device.type == "meta" and not without_data:
-            return f"{name} has no data"
-        if not parameter.is_contiguous():
-            return f"{name} is not contiguous"
-    return None
+def _layouts(
+    parameters: list[nn.Parameter | None],
+) -> list[tuple[int, torch.Size, tuple[int, ...]]]:
+    """Address, shape and strides of every parameter: assigning to `data` may change any alone."""
+    return [(each.data_ptr(), each.shape, each.stride()) for each in parameters if each is not None]
 
 
 def collect(model: Any) -> Weights:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.parity.settings import ParityOptions
+from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
     from whisper_flash_attention.parity.clips import Clips
@@ -130,7 +131,7 @@ def parity_command(
     report.show(out)
     if output is not None:
         report.write(output)
-        console.print(f"wrote {output}", markup=False)
+        print_line(console, f"wrote {output}")
     if not report.outcome.is_good:
         raise typer.Exit(EXIT_DIFFERENT)
 
@@ -160,15 +161,15 @@ def _run(
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
-    from whisper_flash_attention.transcribe.quiet import quiet_transformers, warnings_told
+    from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
 
     model, audio, features = sources
     device, dtype, attention = settings
     recordings = find_recordings(audio)[: options.limit]
-    console.print(f"loading {model}, for stock and for us", markup=False)
+    print_line(console, f"loading {model}, for stock and for us")
 
     def tell(line: str) -> None:
-        console.print(line, markup=False)
+        print_line(console, line)
 
     with quiet_transformers(), warnings_told(tell):
         models = load_models(
@@ -209,7 +210,7 @@ def _read(
     from whisper_flash_attention.transcribe.progress import FileProgress
 
     def tell(line: str) -> None:
-        console.print(line, markup=False)
+        print_line(console, line)
 
     if features is not None:
         clips = read_features(features, models.feature_shape, tell)

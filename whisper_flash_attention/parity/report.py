@@ -25,6 +25,7 @@ from whisper_flash_attention.parity.compare import (
     Row,
 )
 from whisper_flash_attention.parity.words import WordErrors
+from whisper_flash_attention.terminal import print_line, printable
 
 MOST_LISTED = 40
 
@@ -117,24 +118,24 @@ class Report:
         """Print the table and the differences."""
         out.print(self._table())
         for mode, reason in self.outcome.not_comparable.items():
-            out.print(f"{mode}: not comparable here: {reason}", markup=False)
+            print_line(out, f"{mode}: not comparable here: {reason}")
         if self.clips.skipped:
-            out.print(f"skipped: {len(self.clips.skipped)} that could not be read", markup=False)
+            print_line(out, f"skipped: {len(self.clips.skipped)} that could not be read")
         errors = self.outcome.logit_errors
         if errors:
             worst = max(errors, key=lambda name: errors[name])
-            out.print(
+            print_line(
+                out,
                 f"largest difference of a log-probability, given stock's text: {errors[worst]:.2g} "
                 f"({worst})",
-                markup=False,
             )
         differing = [row for row in self.outcome.rows if row.status != IDENTICAL]
         differing.sort(key=lambda row: row.status == EXPLAINED)
         for row in differing[:MOST_LISTED]:
-            out.print(self._line(row), markup=False)
+            print_line(out, self._line(row))
         if len(differing) > MOST_LISTED:
-            out.print(f"and {len(differing) - MOST_LISTED} more; --output lists all", markup=False)
-        out.print(self._verdict(), markup=False)
+            print_line(out, f"and {len(differing) - MOST_LISTED} more; --output lists all")
+        print_line(out, self._verdict())
 
     def _table(self) -> Table:
         columns: dict[str, Callable[[Summary], str]] = {
@@ -154,7 +155,7 @@ class Report:
         title = f"{facts['model']}, {facts['dtype']} on {facts['device']}, ours against stock"
         rows = self.summaries()
         cells = {name: [show(row) for row in rows] for name, show in columns.items()}
-        table = Table(title=Text(title), title_justify="left")
+        table = Table(title=Text(printable(title)), title_justify="left")
         kept = [name for name, column in cells.items() if any(column)]
         for name in kept:
             table.add_column(name, justify="left" if name == "Mode" else "right")
@@ -214,7 +215,8 @@ class Report:
         }
         text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         try:
-            path.write_text(text + "\n", encoding="utf-8")
+            # A name's bytes that are not UTF-8 become escapes, which JSON has, too.
+            path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise OptionError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, changed
+from whisper_flash_attention import validation as check
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompting import Hints
+from whisper_flash_attention.transcribe.prompts import Hints
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
 
 DEFAULT_BATCH_SIZE = 16
+# Decoding memory grows with the number of windows; larger batches gain nothing on any device.
+MOST_WINDOWS = 10_000
 
 
 class Asked(TypedDict, total=False):
     """The keyword arguments of `Transcriber`'s methods; every one may be left out.
 
-    The first five may be given once for all recordings of a call, or as a list or tuple with one
+    The first seven may be given once for all recordings of a call, or as a list or tuple with one
     for each of them.
 
     Args:
         language: name or code of the language spoken; None detects it in the first 30 s.
         task: "transcribe", or "translate" into English.
+        channel, audio_track: what is read of a recording, as in `TranscribeOptions`.
         initial_prompt, hotwords, prefix: as in `DecodeOptions`; None leaves what that says.
         options: how windows are decoded; None is OpenAI's sequential algorithm with its
             thresholds and temperatures.
-        batch_size: windows at a time, at most.
+        batch_size: windows at a time, at most; 1 to 10,000.
 
     The others are fields of `DecodeOptions`, and count instead of what `options` says.
     """
 
     language: Texts
     task: str | Sequence[str]
+    channel: int | str | Sequence[int | str]
+    audio_track: int | str | Sequence[int | str | None] | None
     initial_prompt: Texts
     hotwords: Texts
     prefix: Texts
@@ -61,10 +67,13 @@ class Asked(TypedDict, total=False):
     clip_timestamps: Iterable[float]
     word_timestamps: bool
     vad_filter: bool | None
+    vad_parameters: VadOptions | Mapping[str, float] | None
+    multilingual: bool
     hallucination_silence_threshold: float | None
 
 
-PER_RECORDING = ("language", "task", "initial_prompt", "hotwords", "prefix")
+HINTS = ("initial_prompt", "hotwords", "prefix")
+PER_RECORDING = ("language", "task", "channel", "audio_track", *HINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +109,9 @@ class Order:
         given: dict[str, Any] = dict(asked)
         columns = {name: _column(name, given.pop(name, None), count) for name in PER_RECORDING}
         batch_size = given.pop("batch_size", DEFAULT_BATCH_SIZE)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size!r}: give a whole number, 1 or more")
-        decode = changed(given.pop("options", None) or DecodeOptions(), given)
+        batch_size = check.whole_number("batch_size", batch_size, least=1, most=MOST_WINDOWS)
+        options = given.pop("options", None)
+        decode = changed(DecodeOptions() if options is None else options, given)
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         return cls(decode, batch_size, tuple(_wish(row, decode, languages) for row in rows))
 
@@ -117,12 +126,31 @@ def _column(name: str, value: Any, count: int) -> Sequence[Any]:
 
 
 def _wish(row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]) -> Wish:
-    options = TranscribeOptions(language=row["language"], task=row["task"] or "transcribe")
+    options = TranscribeOptions(
+        language=row["language"],
+        task="transcribe" if row["task"] is None else row["task"],
+        channel="mix" if row["channel"] is None else row["channel"],
+        audio_track=row["audio_track"],
+    )
     options.check_model(languages)
-    return Wish(options, Hints(**{name: _hint(name, row, decode) for name in PER_RECORDING[2:]}))
+    if decode.multilingual:
+        _check_multilingual(options, languages)
+    return Wish(options, Hints(**{name: _hint(name, row, decode) for name in HINTS}))
+
+
+def _check_multilingual(options: TranscribeOptions, languages: Collection[str]) -> None:
+    if set(languages) == {"en"}:
+        raise OptionError(
+            "multilingual needs a multilingual model, and this one is English-only; take one "
+            "without '.en' in its name"
+        )
+    if options.language is not None:
+        raise OptionError(
+            f"multilingual detects the language in every window, but language "
+            f"{options.language!r} is given: give one of the two"
+        )
 
 
 def _hint(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
-    given: str | None = row[name]
     common: str | None = getattr(decode, name)
-    return common if given is None else given
+    return common if row[name] is None else check.text(name, row[name])

@@ -13,14 +13,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.config import TranscribeOptions, preset
+from whisper_flash_attention.config import (
+    TranscribeOptions,
+    parse_audio_track,
+    parse_channel,
+    preset,
+)
+from whisper_flash_attention.terminal import print_line
+from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.batch_size import parse_batch_size
-from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.output import Destination, chosen_formats
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
-from whisper_flash_attention.transcribe.quiet import quiet_transformers, warnings_told
-from whisper_flash_attention.transcribe.session import Session
+from whisper_flash_attention.transcribe.runner import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
@@ -55,6 +61,8 @@ def transcribe_command(
     task: Annotated[
         str, typer.Option(help="transcribe, or translate (into English).")
     ] = "transcribe",
+    channel: opt.Channel = "mix",
+    audio_track: opt.AudioTrack = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[
         str,
@@ -91,6 +99,8 @@ def transcribe_command(
     preset_name: opt.PresetName = "balanced",
     mode: opt.Mode = None,
     vad: opt.Vad = None,
+    vad_parameters: opt.VadParameters = None,
+    multilingual: opt.Multilingual = None,
     batch_size: opt.BatchSize = "auto",
     word_timestamps: opt.WordTimestamps = None,
     initial_prompt: opt.InitialPrompt = None,
@@ -163,6 +173,8 @@ def transcribe_command(
 
       whisper-flash transcribe call.wav --hotwords "Kubernetes, Istio" --preset accurate
 
+      whisper-flash transcribe call.wav --channel each  [dim](a speaker on each channel)[/dim]
+
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
 
       whisper-flash transcribe - < talk.mp3
@@ -179,11 +191,18 @@ def transcribe_command(
         overwrite=overwrite,
         json_lines=json_lines,
     )
-    options = TranscribeOptions(language=language, task=task)
+    options = TranscribeOptions(
+        language=language,
+        task=task,
+        channel=parse_channel(channel),
+        audio_track=None if audio_track is None else parse_audio_track(audio_track),
+    )
     decode = preset(
         preset_name,
         mode=mode,
         vad_filter=vad,
+        vad_parameters=opt.vad_parameters(vad_parameters),
+        multilingual=multilingual,
         word_timestamps=word_timestamps or highlight_words or None,
         initial_prompt=initial_prompt,
         carry_initial_prompt=carry_initial_prompt,
@@ -223,10 +242,10 @@ def transcribe_command(
 
             session.run(todo, open_model)
     except KeyboardInterrupt as error:
-        console.print(_interruption(session, len(inputs), len(todo)), markup=False)
+        print_line(console, _interruption(session, len(inputs), len(todo)))
         raise typer.Exit(EXIT_INTERRUPTED) from error
     for line in _summary(session, model, len(inputs), len(todo)):
-        console.print(line, markup=False)
+        print_line(console, line)
     if session.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 

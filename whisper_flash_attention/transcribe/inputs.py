@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Literal, cast
 
 from whisper_flash_attention.audio.load import Source
+from whisper_flash_attention.audio.readable import CHUNK, spool
 from whisper_flash_attention.errors import OptionError
 
 STANDARD_INPUT = "-"
@@ -44,7 +48,7 @@ class Input:
     def source(self) -> Source:
         """Return what `load_audio` takes; standard input is read to its end for it.
 
-        Raises `OptionError` if standard input is a terminal.
+        Raises `OptionError` if standard input is a terminal, `AudioError` if it has no end.
         """
         return self.name
 
@@ -55,11 +59,10 @@ class StandardInput(Input):
     def source(self) -> Source:
         if sys.stdin.isatty():
             raise OptionError("'-' reads a recording from standard input, which is a terminal here")
-        # Read here and not in the thread that decodes, so that Ctrl-C can end the waiting; and as
-        # a whole, because some formats are not read rightly where one cannot go back.
-        file = io.BytesIO(sys.stdin.buffer.read())
-        file.name = self.name
-        return file
+        # Read here and not in the thread that decodes, so that Ctrl-C can end the waiting; and to
+        # its end, because some formats are not read rightly where one cannot go back.
+        read = cast("io.BufferedReader", sys.stdin.buffer).read1
+        return spool(iter(lambda: read(CHUNK), b""), self.name)
 
 
 def find_inputs(arguments: Sequence[str]) -> list[Input]:
@@ -86,17 +89,25 @@ def _inputs(argument: str) -> list[Input]:
     if argument == STANDARD_INPUT:
         return [StandardInput("stdin", Path("stdin"))]
     path = Path(argument)
-    if path.is_dir():
+    kind = path_kind(argument)
+    if kind == "folder":
         matches, base = [path], path
-    elif has_magic(argument) and not path.exists():
-        matches, base = [Path(match) for match in glob(argument, recursive=True)], _fixed(path)
+    elif has_magic(argument) and kind == "missing":
+        matches, base = _matches(argument), _fixed(path)
     else:
         return [Input(argument, Path(path.name))]
     recordings = sorted({recording for match in matches for recording in _recordings(match)})
     if not recordings:
-        what = "holds" if path.is_dir() else "matches"
+        what = "holds" if kind == "folder" else "matches"
         raise OptionError(f"{argument}: {what} no recordings (wav, flac, mp3, m4a, ogg ...)")
     return [Input(str(path), path.relative_to(base), named=False) for path in recordings]
+
+
+def _matches(pattern: str) -> list[Path]:
+    try:
+        return [Path(match) for match in glob(pattern, recursive=True)]
+    except RecursionError as error:
+        raise OptionError(f"{pattern}: there are too many folders in one another") from error
 
 
 def _fixed(pattern: Path) -> Path:
@@ -108,17 +119,53 @@ def _fixed(pattern: Path) -> Path:
 
 def _recordings(path: Path) -> Iterator[Path]:
     """Recordings in a folder at any depth, or the file itself if its name is a recording's."""
-    if not path.is_dir():
+    if path_kind(str(path)) != "folder":
         if path.suffix.lower() in RECORDING_SUFFIXES:
             yield path
         return
-    for folder, folders, files in os.walk(path, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            # A hidden file is often another program's note on the recording of the same name.
-            if not name.startswith(".") and Path(name).suffix.lower() in RECORDING_SUFFIXES:
-                yield Path(folder, name)
+    # Not `os.walk`, which on Python 3.11 cannot go as deep as folders can.
+    waiting = [str(path)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as found:
+                # A hidden file is often another program's note on the recording of the same name.
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # so deep that nothing in it can be opened
+                yield Path(folder)  # which fails as one recording, and costs no other
+                continue
+            raise OptionError(f"{folder}: cannot be read ({error.strerror})") from error
+        for entry in entries:
+            if _is_folder(entry):
+                # A link to a folder is not followed: it may lead back to where it is.
+                waiting += [] if entry.is_symlink() else [entry.path]
+            elif Path(entry.name).suffix.lower() in RECORDING_SUFFIXES:
+                yield Path(entry.path)
 
 
-def _refuse(error: OSError) -> None:
-    raise OptionError(f"{error.filename}: cannot be read ({error.strerror})") from error
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle, say; opening it will tell
+        return False
+
+
+def path_kind(path: str) -> Literal["missing", "folder", "file"]:
+    """Whether there is a folder at a path, something else, or nothing.
+
+    Raises `OptionError` if that cannot be found out: a name too long or with a NUL, a folder on the
+    way that may not be searched.
+    """
+    try:
+        return "folder" if stat.S_ISDIR(os.stat(path).st_mode) else "file"
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return "missing"
+        raise OptionError(f"{path}: cannot be looked at ({error.strerror})") from error
+    except ValueError as error:
+        raise OptionError(f"{path!r}: is no path ({error})") from error
+
+
+# EINVAL is Windows' for names that it cannot have, such as patterns; ELOOP is of circular links.
+_NOTHING_THERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP))

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from whisper_flash_attention.terminal import print_line, printable
+
 NAME_WIDTH = 36  # characters; leaves room for the rest in 80 columns
 
 
@@ -66,13 +68,13 @@ class FileProgress:
     def begin(self, file: str) -> None:
         """The next file's turn."""
         self._begun += 1
-        place = f"[{self._begun}/{len(self._files)}] {file}"
+        place = printable(f"[{self._begun}/{len(self._files)}] {file}")
         shown = place
         if len(place) > NAME_WIDTH:  # a path's end tells more than its beginning
             shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
         self._bar.update(self._task, description=shown)
         if len(self._files) > 1 and not self._console.is_terminal:
-            self._console.print(place, markup=False)
+            print_line(self._console, place)
 
     def advance(self, file: str, share: float) -> None:
         """`share` (0 to 1) of a file is done."""
@@ -98,7 +100,7 @@ class FileProgress:
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
         with self.aside():
-            self._console.print(line, markup=False)
+            print_line(self._console, line)
 
 
 def describe_speed(audio_seconds: float, work_seconds: float) -> str:

@@ -15,19 +15,22 @@ from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.load import join_blocks
 from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
+from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
-from whisper_flash_attention.transcribe.spelling import Speller
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.word_splitting import Speller
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
     Work,
+    is_pair,
     open_sounds,
     sound_of,
 )
+from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +40,8 @@ if TYPE_CHECKING:
     from whisper_flash_attention.transcribe.reading import Read, Reading
     from whisper_flash_attention.transcribe.work import Audio
 
-    # A recording's number, the recording, and what a window of it gave.
-    Heard = tuple[int, Work, Read]
+    # A recording, and what a window of it gave.
+    Heard = tuple[Work, Read]
 
 # What the encoder sees at once; longer recordings are read window by window.
 WINDOW_SECONDS = 30
@@ -101,8 +104,8 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
 
         ours = hasattr(self.model, "attention_backend")
         return ours and not isinstance(engine_for(self.model), Handover)
@@ -110,7 +113,7 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.plan import runs_on
+        from whisper_flash_attention.engine.decode_plan import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
@@ -149,10 +152,14 @@ class Transcriber:
         """Transcribe one recording, or several side by side.
 
         Args:
-            audio: a file, or mono samples `[T]` in floating point at 16 kHz; or a list of them.
+            audio: a path, a file's bytes, or a file that is open for reading bytes; an array or
+                tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list of
+                any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
+                types and scales that `audio.waveforms.recording_channels` tells.
             on_progress: called with the share that is done, from 0.0, as windows are read.
-            **asked: `language`, `task`, `initial_prompt`, `hotwords`, `prefix`, `options`,
-                `batch_size` and the fields of `DecodeOptions`, as `Asked` describes them.
+            **asked: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
+                `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as `Asked`
+                describes them.
 
         Returns:
             A transcription, or a list of them in the order of a list.
@@ -163,9 +170,9 @@ class Transcriber:
             OptionError: an option makes no sense, or this model cannot do what is asked.
             UnsupportedAttention: the back-end asked for by name cannot run this model here.
         """
-        if isinstance(audio, list | tuple):
-            return self._all(audio, asked, on_progress)
-        return self._all([audio], asked, on_progress)[0]
+        if isinstance(audio, list) or (isinstance(audio, tuple) and not is_pair(audio)):
+            return self._all(audio, asked, on_progress)  # type: ignore[arg-type]
+        return self._all([audio], asked, on_progress)[0]  # type: ignore[list-item]
 
     def transcribe_many(
         self, recordings: Sequence[Audio], **asked: Unpack[Asked]
@@ -180,13 +187,14 @@ class Transcriber:
     def stream(self, audio: Audio, **asked: Unpack[Asked]) -> Iterator[Segment]:
         """The segments of one recording, those of a window as soon as it is read.
 
-        In batched mode on a GPU those of a batch come when the next one is decoded. The arguments
-        and errors are those of `transcribe`.
+        In batched mode on a GPU those of a batch come when the next one is decoded. Where each
+        channel is transcribed by itself, segments come when all channels are read so far. The
+        arguments and errors are those of `transcribe`.
         """
         order = Order.of(asked, 1, self.languages)
-        work = Work(audio, order.wishes[0])
-        for _, _, read in self._read_all([work], order, Progress(1)):
-            yield from (work.within(segment) for segment in read.segments)
+        parts: list[Work] = []
+        reads = self._read_all([Work(audio, order.wishes[0])], order, Progress(1), [parts])
+        yield from in_order_of_time(reads, parts)
 
     def transcribe_each(
         self,
@@ -215,24 +223,30 @@ class Transcriber:
         """
         order = Order.of(asked, 1, self.languages)
         note = on_progress or (lambda index, share: None)
-        works: dict[int, Work] = {}
+        # Of every recording: itself, or its channels.
+        parts: dict[int, list[Work]] = {}
 
         def opened() -> Iterator[tuple[Work, Sound]]:
             for index, audio in enumerate(recordings):
                 note(index, 0.0)
-                works[index] = Work(audio, order.wishes[0])
-                yield works[index], sound_of(audio)
+                work = Work(audio, order.wishes[0], index)
+                found = split(work, sound_of(work))
+                parts[index] = [part for part, _ in found]
+                yield from found
 
-        for index, work, read in self._read(opened(), order, note):
-            if not work.is_done:
-                note(index, read.done / read.total)
-            yield from self._take_done(works)
-        yield from self._take_done(works)
+        def note_share(work: Work) -> None:
+            works = parts[work.number]
+            if not _are_done(works):
+                note(work.number, share_of(works))
 
-    def _take_done(self, works: dict[int, Work]) -> Iterator[tuple[int, Transcription]]:
+        for _ in self._read(opened(), order, note_share):
+            yield from self._take_done(parts)
+        yield from self._take_done(parts)
+
+    def _take_done(self, parts: dict[int, list[Work]]) -> Iterator[tuple[int, Transcription]]:
         # A copy: another thread may add to them.
-        for index in [index for index, work in list(works.items()) if work.is_done]:
-            yield index, works.pop(index).transcription(self._tokenizer)
+        for index in [index for index, works in list(parts.items()) if _are_done(works)]:
+            yield index, merged(parts.pop(index), self._tokenizer)
 
     def _all(
         self,
@@ -240,32 +254,66 @@ class Transcriber:
         asked: Asked,
         on_progress: Callable[[float], None] | None,
     ) -> list[Transcription]:
+        if isinstance(recordings, str | bytes):
+            raise AudioError(f"several recordings are a list, but got {shown(recordings)}")
         order = Order.of(asked, len(recordings), self.languages)
-        works = [Work(*each) for each in zip(recordings, order.wishes, strict=True)]
+        works = [
+            Work(audio, wish, number)
+            for number, (audio, wish) in enumerate(zip(recordings, order.wishes, strict=True))
+        ]
         progress = Progress(len(works), on_progress)
         if works:
             progress.note(0, 0.0)
-        for index, _, read in self._read_all(works, order, progress):
-            progress.note(index, read.done / read.total)
-        return [each.transcription(self._tokenizer) for each in works]
+        parts: list[list[Work]] = [[] for _ in works]
+        for _ in self._read_all(works, order, progress, parts):
+            pass
+        return [merged(each, self._tokenizer) for each in parts]
 
-    def _read_all(self, works: Sequence[Work], order: Order, progress: Progress) -> Iterator[Heard]:
-        """Read recordings, of which a few are open at a time."""
+    def _read_all(
+        self,
+        works: Sequence[Work],
+        order: Order,
+        progress: Progress,
+        parts: Sequence[list[Work]],
+    ) -> Iterator[Heard]:
+        """Read recordings that are all known.
+
+        Args:
+            parts: of every recording an empty list, which gets itself, or its channels.
+        """
         with closing(open_sounds(works)) as sounds:
-            yield from self._read(zip(works, sounds, strict=True), order, progress.note)
+
+            def opened() -> Iterator[tuple[Work, Sound]]:
+                for work, sound in zip(works, sounds, strict=True):
+                    found = split(work, sound)
+                    parts[work.number].extend(part for part, _ in found)
+                    yield from found
+
+            def note(work: Work) -> None:
+                progress.note(work.number, share_of(parts[work.number]))
+
+            yield from self._read(opened(), order, note)
 
     def _read(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
-        """Read recordings, which are taken as there is room, and note what their windows say."""
+        """Read recordings, which are taken as there is room, and note what their windows say.
+
+        Args:
+            note: called whenever more of a recording was read.
+        """
+        audible = _audible(opened)
         if self.runs_on_engine:
-            yield from self._on_engine(opened, order)
+            found = self._on_engine(audible, order)
         else:
-            yield from self._by_generate(opened, order, note)
+            found = self._by_generate(audible, order, note)
+        for work, read in found:
+            note(work)
+            yield work, read
 
     def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
@@ -297,11 +345,12 @@ class Transcriber:
             work.take(read)
             if work.is_done:
                 active.pop(read.index, None)
-            yield read.index, work, read
+            yield work, read
 
     def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
+        from whisper_flash_attention.audio.long_speech import find_stretches
         from whisper_flash_attention.audio.mel_windows import MelWindows
-        from whisper_flash_attention.transcribe.clips import frames_of, spans_of
+        from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
         from whisper_flash_attention.transcribe.reading import Reading
 
         features = MelWindows(
@@ -311,7 +360,10 @@ class Transcriber:
             dtype=self.model.dtype,
         )
         work.seconds = features.seconds
-        parts = frames_of(spans_of(options.clip_timestamps), features.frames)
+        spans = spans_of(options.clip_timestamps)
+        if options.uses_vad:
+            spans = spans_within(find_stretches(sound, options.vad_parameters), spans)
+        parts = frames_of(spans, features.frames)
         work.reading = Reading(features, work.task, work.language, work.hints, parts)
         return work.reading
 
@@ -320,8 +372,10 @@ class Transcriber:
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
-        find = cut_all if options.vad_filter is False else find_speech
-        work.seconds, chunks = find(sound)
+        if options.uses_vad:
+            work.seconds, chunks = find_speech(sound, options=options.vad_parameters)
+        else:
+            work.seconds, chunks = cut_all(sound)
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.chunks = Outstanding(chunks)
         work.is_done = work.chunks.are_done
@@ -329,10 +383,10 @@ class Transcriber:
         return work.reading
 
     def _by_generate(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[int, float], None]
+        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
-        from whisper_flash_attention.transcribe.by_generate import (
+        from whisper_flash_attention.transcribe.hf_long_form import (
             refuse_engine_only,
             transcribe_by_generate,
         )
@@ -343,7 +397,7 @@ class Transcriber:
             samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
             work.seconds = samples.size / SAMPLING_RATE
             features, mask = self._features(samples)
-            work.language, segments = transcribe_by_generate(
+            work.language, work.detected, segments = transcribe_by_generate(
                 self.model,
                 self.processor,
                 self._vocabulary,
@@ -354,11 +408,11 @@ class Transcriber:
                 task=work.task,
                 options=order.decode,
                 initial_prompt=work.hints.initial_prompt,
-                on_progress=partial(note, index),
+                on_progress=partial(_note_share, note, work),
             )
             work.segments += segments
-            work.is_done = True
-            yield index, work, Read(index, segments, 1, 1)
+            work.share, work.is_done = 1.0, True
+            yield work, Read(index, segments, 1, 1)
 
     def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
@@ -379,6 +433,25 @@ class Transcriber:
         )
         starts = HOP * torch.arange(features.shape[2], device=features.device)
         return features, (starts < samples.size).to(torch.int32)[None]
+
+
+def _are_done(works: Sequence[Work]) -> bool:
+    return all(work.is_done for work in works)
+
+
+def _note_share(note: Callable[[Work], None], work: Work, share: float) -> None:
+    work.share = share
+    note(work)
+
+
+def _audible(opened: Iterable[tuple[Work, Sound]]) -> Iterator[tuple[Work, Sound]]:
+    """Recordings in which there is sound; the others are done."""
+    for work, sound in opened:
+        silence = sound.seconds_of_silence()
+        if silence is None:
+            yield work, sound
+        else:
+            work.take_silence(silence)
 
 
 def _check_features(processor: WhisperProcessor) -> None:

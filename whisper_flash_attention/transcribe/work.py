@@ -1,34 +1,40 @@
-"""Recordings on their way: how they are opened, what is asked of them, what was heard so far."""
+"""Recordings on their way: how they are opened, what is asked of them, what was heard so far.
+
+A recording is one `Work`, or one per channel where those are transcribed one by one
+(`channels.py` brings them together again).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import numbers
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.ahead import Opened, open_ahead
-from whisper_flash_attention.audio.sound import Sound, open_sound
-from whisper_flash_attention.audio.waveforms import unchecked_samples
+from whisper_flash_attention.audio.ahead import work_ahead
+from whisper_flash_attention.audio.sound import Channels, Sound, open_recording, sound_of_samples
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
-from whisper_flash_attention.transcribe.prompting import Hints
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.results import Segment, Transcription
+from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
+    from whisper_flash_attention.audio.load import Source
     from whisper_flash_attention.audio.vad import Chunk
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.reading import Read, Reading
 
-    # A file, mono samples `[T]` in floating point at 16 kHz, or what `open_sound` gave.
-    Audio = str | Path | npt.NDArray[np.floating[Any]] | Tensor | Sound
+    Samples = npt.NDArray[Any] | Tensor
+    # A path, a file's bytes, or a file open for reading bytes; samples as `recording_channels`
+    # takes them, at 16 kHz or with their rate; or what `open_recording` gave.
+    Audio = Source | Samples | tuple[Samples, float] | Sound | Channels
 
 
 @dataclass
@@ -36,21 +42,29 @@ class Work:
     """A recording, what is asked of it, and what was heard so far.
 
     Attributes:
+        number: of the recording in its call, from 0.
+        channel: number of the only channel that is read, from 1, where each is read by itself.
         language: code of the language spoken; None until it is detected.
         seconds: length of the recording, once it is open.
+        share: of the recording that was read, 0 to 1.
         reading: what a reader works on, as long as it does.
         chunks: of speech, in batched mode.
         is_done: whether all of it was heard.
+        detected: probabilities of languages, as a reading has them.
     """
 
     audio: Audio
     wish: Wish
+    number: int = 0
+    channel: int | None = None
     language: str | None = None
     seconds: float = 0.0
+    share: float = 0.0
     segments: list[Segment] = field(default_factory=list)
     reading: Reading | Speech | None = None
     chunks: Outstanding | None = None
     is_done: bool = False
+    detected: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.language = self.wish.options.language
@@ -67,7 +81,9 @@ class Work:
         """Note what a window says."""
         assert self.reading is not None
         self.language = self.reading.language
+        self.detected = self.reading.detected
         self.segments += read.segments
+        self.share = read.done / read.total
         if self.chunks is None:
             self.is_done = read.done >= read.total
         else:  # what follows the last speech is not read
@@ -76,8 +92,14 @@ class Work:
         if self.is_done:
             self.reading = None
 
+    def take_silence(self, seconds: float) -> None:
+        """Note that there is no sound in the recording, which is this long."""
+        self.seconds, self.share, self.is_done = seconds, 1.0, True
+
     def within(self, segment: Segment) -> Segment:
-        """The segment, not reaching beyond the recording."""
+        """The segment with its channel, not reaching beyond the recording."""
+        if self.channel is not None:
+            segment = replace(segment, channel=self.channel)
         if segment.end <= self.seconds:
             return segment
         return replace(segment, start=min(segment.start, self.seconds), end=self.seconds)
@@ -87,8 +109,27 @@ class Work:
         # Blanks between segments are in their tokens, where the language has any.
         texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
         # In a recording without any sound no language can be heard.
-        language = self.language or "en"
-        return Transcription("".join(texts).strip(), language, segments, self.seconds)
+        language, chances = self.language or "en", mean_probabilities(self.detected)
+        if chances:
+            language = chances[0][0]
+        return Transcription(
+            text="".join(texts).strip(),
+            language=language,
+            segments=segments,
+            seconds=self.seconds,
+            language_probability=chances[0][1] if chances else None,
+            all_language_probs=chances,
+        )
+
+
+def mean_probabilities(detected: Sequence[Mapping[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Pairs of languages and their mean probabilities over several windows, likeliest first."""
+    totals: dict[str, float] = {}
+    for each in detected:
+        for code, chance in each.items():
+            totals[code] = totals.get(code, 0.0) + chance
+    pairs = ((code, total / len(detected)) for code, total in totals.items())
+    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
 
 
 class Outstanding:
@@ -138,52 +179,85 @@ class Progress:
             self.tell(reached)
 
 
-def open_sounds(works: Sequence[Work]) -> Generator[Sound]:
-    """What is heard of every recording, in order; files are decoded ahead, a few at a time.
+def open_sounds(works: Sequence[Work]) -> Generator[Sound | Channels]:
+    """What is read of every recording, in order; files are decoded ahead, a few at a time.
 
     Raises:
         AudioError: where a file cannot be read, or samples are not such.
     """
-    files = [work.audio for work in works if isinstance(work.audio, str | Path)]
-    with closing(cast("Generator[Opened]", open_ahead(files))) as opened:
+    files = [work for work in works if _is_file(work.audio)]
+    with closing(cast("Generator[_Opened]", work_ahead(files, _open))) as opened:
         for work in works:
-            is_file = isinstance(work.audio, str | Path)
-            yield _sound(next(opened)) if is_file else sound_of(work.audio)
+            yield next(opened).result() if _is_file(work.audio) else sound_of(work)
 
 
-def sound_of(audio: Audio) -> Sound:
-    """What is heard of a recording.
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One recording that can be read, or the error that came instead."""
+
+    sound: Sound | Channels | None = None
+    error: AudioError | None = None
+
+    def result(self) -> Sound | Channels:
+        if self.sound is None:
+            assert self.error is not None
+            raise self.error
+        return self.sound
+
+
+def _open(work: Work, stop: Event) -> _Opened:
+    try:
+        return _Opened(sound_of(work, stop))
+    except AudioError as error:  # raised when its turn has come
+        return _Opened(error=error)
+
+
+def sound_of(work: Work, stop: Event | None = None) -> Sound | Channels:
+    """What is read of a recording.
+
+    Args:
+        stop: once it is set, the result does not matter any more.
 
     Raises:
         AudioError: the file cannot be read, or samples are not such.
     """
-    if isinstance(audio, Sound):
+    audio, options = work.audio, work.wish.options
+    channel, track = options.channel, options.audio_track
+    if isinstance(audio, Sound | Channels):
         return audio
-    return open_sound(audio) if isinstance(audio, str | Path) else Sound(_mono_samples(audio))
-
-
-def _sound(opened: Opened) -> Sound:
-    if opened.sound is None:
-        assert opened.error is not None
-        raise opened.error
-    return opened.sound
-
-
-def _mono_samples(audio: npt.NDArray[np.floating[Any]] | Tensor) -> npt.NDArray[np.float32]:
-    """Check samples that a caller brings, and return them as float32 `[T]`.
-
-    Whether they are finite is found when they are listened to.
-    """
-    if not hasattr(audio, "dtype"):
-        raise AudioError(f"a recording is a path, or samples, but got {type(audio).__name__}")
-    if isinstance(audio, np.ndarray):
-        is_floating = np.issubdtype(audio.dtype, np.floating)
-    else:
-        is_floating = audio.is_floating_point()
-    if audio.ndim != 1 or not is_floating:
-        kind = str(audio.dtype).removeprefix("torch.")
+    if _is_file(audio):
+        source = cast("Source", audio)
+        return open_recording(source, channel=channel, track=track, stop=stop)
+    if isinstance(audio, tuple):
+        samples, rate = _samples_and_rate(audio)
+        return sound_of_samples(samples, rate, channel=channel, track=track)
+    if not hasattr(audio, "dtype") and not hasattr(audio, "__array__"):
         raise AudioError(
-            f"samples must be mono [T] in floating point at 16 kHz; got {kind} of shape "
-            f"{list(audio.shape)}"
+            f"a recording is a path, bytes, a file that is open for reading bytes, samples, or "
+            f"(samples, sampling rate) as a tuple, but got {shown(audio)}"
         )
-    return unchecked_samples(audio, SAMPLING_RATE)
+    return sound_of_samples(audio, channel=channel, track=track)
+
+
+def is_pair(audio: object) -> bool:
+    """Return whether a tuple is one recording, samples and their rate, and not two recordings."""
+    return (
+        isinstance(audio, tuple)
+        and len(audio) == 2
+        and any(isinstance(each, numbers.Number) for each in audio)
+    )
+
+
+def _samples_and_rate(audio: tuple[Any, ...]) -> tuple[Any, Any]:
+    if not is_pair(audio) or isinstance(audio[0], numbers.Number):
+        raise AudioError(
+            f"samples and their rate are a tuple (samples, sampling rate), but got {shown(audio)}"
+        )
+    if _is_file(audio[0]):
+        raise AudioError(f"{shown(audio[0])}: a file has a sampling rate of its own; leave it out")
+    return audio[0], audio[1]
+
+
+def _is_file(audio: object) -> bool:
+    named = isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview)
+    return named or hasattr(audio, "read")

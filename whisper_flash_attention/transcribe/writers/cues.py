@@ -17,7 +17,8 @@ from heapq import heappop, heappush
 from itertools import chain, pairwise
 from unicodedata import category
 
-from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.terminal import printable
+from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 # Kana, ideographs and their punctuation; Hangul is written with blanks.
@@ -68,6 +69,7 @@ class _Run:
     end: float
     pieces: list[_Piece]
     timed: bool  # by words
+    label: str  # in front of every cue
 
 
 def build_cues(segments: Iterable[Segment], options: SubtitleOptions) -> Iterator[Cue]:
@@ -83,14 +85,32 @@ def build_cues(segments: Iterable[Segment], options: SubtitleOptions) -> Iterato
             free = max(free, heappop(running)[1])
         last = free
         for cue, lines in _timed(list(_laid_out(run, options)), free):
-            yield from _highlighted(cue, lines) if run.timed and options.highlight_words else [cue]
+            shown = _highlighted(cue, lines) if run.timed and options.highlight_words else [cue]
+            yield from (_labelled(each, run.label) for each in shown)
             last = cue.end
         heappush(running, (run.end, last))
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, which would end a cue or a row, and with single blanks."""
-    return " ".join(text.split())
+    """Text without line breaks, which would end a cue or a row, and with single blanks.
+
+    Other control characters, which a model can produce byte by byte, are shown as escapes.
+    """
+    return printable(" ".join(text.split()), is_speech=True)
+
+
+def label_of(segment: Segment) -> str:
+    """What stands in front of a segment's text: its channel, if it has one."""
+    return "" if segment.channel is None else f"[channel {segment.channel}] "
+
+
+def _labelled(cue: Cue, label: str) -> Cue:
+    if not label:
+        return cue
+    spoken = cue.spoken
+    if spoken is not None and spoken[0] == 0:
+        spoken = (0, spoken[1] + len(label), spoken[2] + len(label))
+    return replace(cue, lines=(label + cue.lines[0], *cue.lines[1:]), spoken=spoken)
 
 
 def _runs(segments: Iterable[Segment], options: SubtitleOptions) -> list[_Run]:
@@ -102,14 +122,20 @@ def _runs(segments: Iterable[Segment], options: SubtitleOptions) -> list[_Run]:
         pieces = spoken or _shares(segment, text)
         if not pieces:
             continue
-        fills = options.max_line_count is not None and bool(spoken)
-        if fills and runs and runs[-1].timed and runs[-1].end <= segment.start:
+        label = label_of(segment)
+        fills = options.max_line_count is not None and bool(spoken) and bool(runs)
+        if fills and _may_go_on(runs[-1], segment, label):
             blank = _is_spaced(runs[-1].pieces[-1].text[-1], text[0])
             runs[-1].pieces += [replace(pieces[0], blank=blank), *pieces[1:]]
             runs[-1].end = segment.end
         else:
-            runs.append(_Run(segment.start, segment.end, pieces, timed=bool(spoken)))
+            runs.append(_Run(segment.start, segment.end, pieces, bool(spoken), label))
     return runs
+
+
+def _may_go_on(run: _Run, segment: Segment, label: str) -> bool:
+    """Whether a segment with words may share cues with those before it."""
+    return run.timed and run.end <= segment.start and run.label == label
 
 
 def _words(segment: Segment, text: str) -> list[_Piece]:
@@ -174,8 +200,8 @@ def _laid_out(run: _Run, options: SubtitleOptions) -> Iterator[_Lines]:
         if len(cue) == options.max_line_count:
             yield cue
             cue = []
+        width = len(piece.text) + (0 if cue else len(run.label))
         cue.append([piece])
-        width = len(piece.text)
     yield cue
 
 

@@ -2,19 +2,20 @@
 
 Times are written to the millisecond, in lyrics to the hundredth. WebVTT follows
 https://www.w3.org/TR/webvtt1/: text is escaped, and a cue ends after it starts. SubRip has no
-standard and no escapes: what would be read as an arrow is broken up. The table is openai-whisper's.
+standard and no escapes: what would be read as an arrow is broken up, and in lyrics what would be
+read as a time. The table is openai-whisper's. Control characters are shown as escapes everywhere.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.segments import Transcription
-from whisper_flash_attention.transcribe.writers.cues import Cue, build_cues, one_line
+from whisper_flash_attention.terminal import json_line
+from whisper_flash_attention.transcribe.results import Segment, Transcription
+from whisper_flash_attention.transcribe.writers.cues import Cue, build_cues, label_of, one_line
 from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 
@@ -36,12 +37,17 @@ def render(
     return FORMATS[output_format](transcription, options or SubtitleOptions())
 
 
+def _line(segment: Segment) -> str:
+    """A segment's text as one line, with its channel in front where it has one."""
+    return label_of(segment) + one_line(segment.text)
+
+
 def _txt(transcription: Transcription, _: SubtitleOptions) -> str:
-    return "".join(f"{one_line(segment.text)}\n" for segment in transcription.segments)
+    return "".join(f"{_line(segment)}\n" for segment in transcription.segments)
 
 
 def _json(transcription: Transcription, _: SubtitleOptions) -> str:
-    return json.dumps(transcription.to_dict(), ensure_ascii=False) + "\n"
+    return json_line(transcription.to_dict()) + "\n"
 
 
 def _srt(transcription: Transcription, options: SubtitleOptions) -> str:
@@ -61,7 +67,7 @@ def _vtt(transcription: Transcription, options: SubtitleOptions) -> str:
 
 def _tsv(transcription: Transcription, _: SubtitleOptions) -> str:
     rows = (
-        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{one_line(segment.text)}\n"
+        f"{round(1000 * segment.start)}\t{round(1000 * segment.end)}\t{_line(segment)}\n"
         for segment in transcription.segments
     )
     return "start\tend\ttext\n" + "".join(rows)
@@ -69,7 +75,7 @@ def _tsv(transcription: Transcription, _: SubtitleOptions) -> str:
 
 def _lrc(transcription: Transcription, _: SubtitleOptions) -> str:
     return "".join(
-        f"[{_lyrics_clock(segment.start)}]{one_line(segment.text)}\n"
+        f"[{_lyrics_clock(segment.start)}]{_without_times(_line(segment))}\n"
         for segment in transcription.segments
     )
 
@@ -112,3 +118,8 @@ def _escaped(text: str) -> str:
 
 def _without_arrows(text: str) -> str:
     return re.sub("-{2,}>", "->", text)
+
+
+def _without_times(text: str) -> str:
+    """Lyrics in which nothing that was spoken is read as a time: `[0:12]` becomes `[ 0:12]`."""
+    return re.sub(r"([\[<])(?=\d+:\d)", r"\1 ", text)

@@ -1,0 +1,346 @@
+"""Decode one track of an open recording: packets to frames to mono samples, around any damage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from whisper_flash_attention.audio.channels import ChannelMixer
+from whisper_flash_attention.audio.lengths import id3_size
+from whisper_flash_attention.audio.pyav import keep_layout
+from whisper_flash_attention.audio.source import OpenedContainer
+from whisper_flash_attention.audio.timeline import Timeline
+from whisper_flash_attention.audio.tracks import AudioTrack, listing, tracks_of
+from whisper_flash_attention.errors import AudioError
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioResampler, AudioStream, Packet
+
+logger = logging.getLogger(__name__)
+
+Samples = npt.NDArray[np.float32]
+
+# Sampling rates that are read and made, in Hz: beyond telephones' and sonar's, a wrong rate would
+# make thousands of samples of one.
+LOWEST_RATE, HIGHEST_RATE = 2_000, 3_072_000
+_MOST_CHANNELS = 64  # of FFmpeg's resampler
+# The longest recording, in seconds: a week.
+MOST_SECONDS = 7 * 24 * 3600
+
+# Encoder delay and padding make an announced length inexact by some frames. Pictures and subtitles
+# last longer than a frame of sound, and containers may not say how long.
+_LENGTH_TOLERANCE, _MIXED_LENGTH_TOLERANCE = 0.25, 2.0  # seconds
+# Where most is damaged, less than this is what decoders make of noise.
+_LEAST_USEFUL = 0.1  # seconds
+# Failed reads in a row after which the rest of a file is given up.
+_MOST_FAILED_READS = 20
+# What begins the tags that mp3 files have at their ends, besides ID3v2.
+_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+# A codec's own frames are some hundreds of samples, each of which would be a turn in Python.
+_SAMPLES_PER_FRAME = 16_384
+
+
+@dataclass(slots=True)
+class Decoding:
+    """The state of one recording's decoding, and what was wrong with it.
+
+    Args:
+        sampling_rate: of the result, in Hz.
+        first, last: samples of the result to give, counted from the recording's beginning.
+        mixer: makes one channel of many.
+        most_seconds: longest recording that is read.
+    """
+
+    sampling_rate: int
+    first: int
+    last: int | None
+    mixer: ChannelMixer
+    most_seconds: float = MOST_SECONDS
+    made: int = 0  # samples, those before `first` too
+    seconds: float = 0.0  # of sound that was decoded, without silence
+    packets: int = 0
+    damaged: int = 0
+    reason: str = ""  # of the first damage
+    container_end: float = 0.0  # seconds; the last time stamp of all tracks
+    _timeline: Timeline[AudioFrame] = field(default_factory=Timeline)
+    _tag_end: int = 0  # byte of the file
+    _resampler: AudioResampler | None = None
+    _kind: tuple[str, str, int, int] | None = None
+    _names: tuple[str, ...] = ()
+
+    def run(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Samples]:
+        """Yield mono samples, in pieces of any length, until `last` or the recording's end.
+
+        Raises:
+            AudioError: it cannot be decoded, has no such channel, has a sampling rate that no sound
+                has, or is longer than `most_seconds`.
+        """
+        container = recording.container
+        _open_decoder(recording.name, stream)
+        if container.start_time is not None:
+            self._timeline.origin = container.start_time / 1e6
+        if recording.announces_length and container.duration is not None:
+            self._timeline.announced = container.duration / 1e6
+        for piece in self._pieces(recording, stream):
+            before = self.made
+            self.made += len(piece)
+            if self.made > self.first:
+                stop = None if self.last is None else self.last - before
+                yield piece[max(0, self.first - before) : stop]
+            if self._reached_last():
+                return
+
+    def _reached_last(self) -> bool:
+        return self.last is not None and self.made >= self.last
+
+    def _pieces(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Samples]:
+        frames = self._checked(self._frames(recording, stream), recording.name, stream)
+        for frame, gap in self._timeline.place(frames):
+            if gap > 0:
+                yield from self._resampled(None)
+                begin = self._timeline.position - frame.samples / frame.rate
+                yield from self._silence(round(begin * self.sampling_rate) - self.made)
+            if self._timeline.position > self.most_seconds:
+                hours = self.most_seconds / 3600
+                raise AudioError(f"{recording.name}: is longer than {hours:g} hours; split it")
+            self._require_channel(recording, frame)
+            yield from self._resampled(frame)
+        yield from self._resampled(None)
+
+    def _silence(self, size: int) -> Iterator[Samples]:
+        for start in range(0, size, _SAMPLES_PER_FRAME):
+            yield np.zeros(min(_SAMPLES_PER_FRAME, size - start), np.float32)
+
+    def _require_channel(self, recording: OpenedContainer, frame: AudioFrame) -> None:
+        """Refuse a channel that the first frame doesn't have: containers may not know how many."""
+        channel = self.mixer.channel
+        if self.seconds == 0 and channel is not None and channel > frame.layout.nb_channels:
+            tracks = listing(tracks_of(recording.container))
+            raise AudioError(f"{recording.name}: there is no channel {channel}; {tracks}")
+
+    def _packets(
+        self, recording: OpenedContainer, stream: AudioStream
+    ) -> Iterator[Packet[Any] | None]:
+        """Packets of the track, and at its end None. Failed reads are damage, not the end."""
+        import av
+
+        failed = 0
+        while failed < _MOST_FAILED_READS:
+            try:
+                for packet in recording.container.demux():
+                    if packet.size == 0:  # of these each stream has one at its end
+                        continue
+                    failed = 0
+                    if packet.pts is not None and packet.time_base is not None:
+                        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                        self.container_end = max(self.container_end, end)
+                    if packet.stream_index == stream.index:
+                        yield packet
+            except av.EOFError:
+                break
+            except av.FFmpegError as error:
+                failed += 1
+                self._damage(error)
+            else:
+                break
+        yield None
+
+    def _frames(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+        import av
+
+        is_mp3 = recording.container.format.name == "mp3"
+        for packet in self._packets(recording, stream):
+            self.packets += packet is not None
+            try:
+                frames = stream.codec_context.decode(packet)
+            except av.EOFError:
+                continue
+            except av.FFmpegError as error:  # any: decoders have many names for damage
+                if packet is not None and not (is_mp3 and self._is_tag(packet)):
+                    self._damage(error)
+                continue
+            if packet is not None:
+                self.damaged += packet.is_corrupt
+                if is_mp3:
+                    self._note_tag(packet)
+            for frame in frames:
+                keep_layout(frame.layout)
+            yield from frames
+
+    def _note_tag(self, packet: Packet[Any]) -> bool:
+        """Remember where an ID3 tag ends that begins in this packet, as where files were joined."""
+        data = bytes(packet)
+        at = data.find(b"ID3")
+        size = id3_size(data[at : at + 10]) if at >= 0 else None
+        if size is not None and packet.pos is not None:
+            self._tag_end = packet.pos + at + size
+        return size is not None
+
+    def _is_tag(self, packet: Packet[Any]) -> bool:
+        """Whether a packet is (a part of) a tag, which holds no sound and takes no time."""
+        is_inside = packet.pos is not None and packet.pos < self._tag_end
+        if not (is_inside or self._note_tag(packet) or bytes(packet).startswith(_TAGS)):
+            return False
+        if self._timeline.origin is not None and packet.duration and packet.time_base is not None:
+            self._timeline.origin += float(packet.duration * packet.time_base)
+        return True
+
+    def _damage(self, error: Exception) -> None:
+        self.damaged += 1
+        self.reason = self.reason or getattr(error, "strerror", None) or str(error)
+
+    def _checked(
+        self, frames: Iterator[AudioFrame], name: str, stream: AudioStream
+    ) -> Iterator[tuple[AudioFrame, float | None, float]]:
+        """Frames of sound with their time stamps and lengths in seconds."""
+        unit = None if stream.time_base is None else float(stream.time_base)
+        for frame in frames:
+            if frame.samples == 0:
+                continue
+            if reason := _reason_against(frame):
+                if self.seconds == 0:
+                    raise AudioError(f"{name}: {reason}")
+                self._damage(AudioError(reason))
+                continue
+            time = None if frame.pts is None or unit is None else frame.pts * unit
+            yield frame, time, frame.samples / frame.rate
+
+    def _resampled(self, frame: AudioFrame | None) -> Iterator[Samples]:
+        """Mono samples of a frame, as far as the resampler gives them; None gives its rest."""
+        import av
+
+        if frame is not None:
+            kind = (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.rate)
+            if kind != self._kind:  # the first frame, or a stream that changes on the way
+                yield from self._resampled(None)
+                # Packed, since PyAV reads beyond the planes of planar frames of 8 channels or more.
+                self._resampler = av.AudioResampler(
+                    format="flt", rate=self.sampling_rate, frame_size=_SAMPLES_PER_FRAME
+                )
+                self._kind = kind
+                self._names = tuple(each.name for each in frame.layout.channels)
+            frame.pts = None  # the timeline has placed it; here time stamps must not move samples
+        if self._resampler is None:
+            return
+        try:
+            resampled = self._resampler.resample(frame)
+        except av.FFmpegError as error:  # a format that FFmpeg cannot convert
+            self._resampler, self._kind = None, None
+            self._damage(error)
+            return
+        if frame is None:
+            self._resampler, self._kind = None, None
+        else:
+            self.seconds += frame.samples / frame.rate
+        for each in resampled:
+            keep_layout(each.layout)
+            samples = np.asarray(each.to_ndarray(), np.float32).reshape(each.samples, -1)
+            yield self.mixer.mix(samples, self._names)  # of [T, channels]
+
+    def report(self, recording: OpenedContainer, track: AudioTrack) -> None:
+        """Warn about what was lost and about channels.
+
+        Raises:
+            AudioError: nothing useful is left, or nothing from `first` on.
+        """
+        name = recording.name
+        damage = f"{self.damaged} of its {self.packets} packets are damaged"
+        mostly_damaged = 2 * self.damaged > self.packets and self.seconds < _LEAST_USEFUL
+        if self.damaged and (self.seconds == 0 or mostly_damaged):
+            raise AudioError(f"{name}: {damage} ({self.reason})")
+        if self.made == 0:
+            raise AudioError(f"{name}: holds no sound (0 samples)")
+        announced = self._announced_but_missing(recording, track)
+        losses = [damage] * (self.damaged > 0 or announced is not None)
+        if wrong := self._timeline.wrong:
+            losses += [f"{wrong} of its time stamps make no sense"]
+        correction = recording.correction
+        if correction is not None and correction.announced is not None:
+            bytes_of = f"{correction.announced} of its {correction.found} bytes of sound"
+            losses += [f"its header knows of {bytes_of}, all of which were read"]
+        if losses:
+            of = "" if announced is None else f" of the {announced:.1f} s that it announces"
+            logger.warning(
+                "%s: is damaged or cut off: %s; %.1f s%s could be decoded",
+                name,
+                "; ".join(losses),
+                self.seconds,
+                of,
+            )
+        self._report_channels(name)
+        if self.made <= self.first:
+            start = self.first / self.sampling_rate
+            end = self.made / self.sampling_rate
+            raise AudioError(f"{name}: ends after {end:.2f} s, before {start:.2f} s")
+
+    def _announced_but_missing(self, recording: OpenedContainer, track: AudioTrack) -> float | None:
+        """The length in seconds that the file announces, if it holds less."""
+        if self._reached_last():
+            return None
+        if recording.mp3_frames is not None and track.rate > 0:
+            seconds = recording.mp3_frames * (1152 if track.rate >= 32_000 else 576) / track.rate
+            return seconds if self._timeline.position < seconds - _LENGTH_TOLERANCE else None
+        if not recording.announces_length:
+            return None
+        container, time = recording.container, self._timeline
+        whole = None if container.duration is None else container.duration / 1e6
+        tolerance = _LENGTH_TOLERANCE
+        if track.seconds is None:
+            # Nothing is known of the track alone: some track must last as long as the container.
+            announced = whole
+            found = max(time.position, self.container_end - (time.origin or 0.0))
+            if len(container.streams) > 1:
+                tolerance = _MIXED_LENGTH_TOLERANCE
+        elif "matroska" in container.format.name:  # a tag, which has the track's end
+            announced = track.seconds if whole is None else min(track.seconds, whole)
+            found = time.position
+        else:
+            announced, found = track.seconds, time.position - time.lead
+        return announced if announced is not None and found < announced - tolerance else None
+
+    def _report_channels(self, name: str) -> None:
+        mixer = self.mixer
+        if mixer.replaced:
+            logger.warning(
+                "%s: its channels cancel each other for %.1f s (opposite phases); one of them "
+                "is used there instead of their mix",
+                name,
+                mixer.replaced / self.sampling_rate,
+            )
+        if mixer.missing:
+            logger.warning(
+                "%s: has no channel %d for %.1f s, which are silent",
+                name,
+                mixer.channel,
+                mixer.missing / self.sampling_rate,
+            )
+
+
+def _open_decoder(name: str, stream: AudioStream) -> None:
+    """Open the decoder now: after PyAV failed to, its context must not be touched again."""
+    import av
+
+    try:
+        stream.codec_context.open(strict=False)
+    except av.FFmpegError as error:
+        reason = error.strerror or error
+        raise AudioError(
+            f"{name}: its decoder refuses what the container says of it ({reason})"
+        ) from error
+
+
+def _reason_against(frame: AudioFrame) -> str | None:
+    """Why a frame's format is refused, if it is."""
+    if not LOWEST_RATE <= frame.rate <= HIGHEST_RATE:
+        return (
+            f"has a sampling rate of {frame.rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} can be read"
+        )
+    channels = frame.layout.nb_channels
+    if not 1 <= channels <= _MOST_CHANNELS:
+        return f"has {channels} channels; 1 to {_MOST_CHANNELS} can be read"
+    return None
