@@ -6,22 +6,18 @@ and how many bytes the peak of resident memory grew.
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import struct
 import sys
 import time
-import zipfile
 from pathlib import Path
+
+from tests.weights.mutations import packed
 
 
 def archive(*entries: tuple[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as file:
-        for name, data in entries:
-            file.writestr(f"a/{name}", data)
-    return made.getvalue()
+    return packed({f"a/{name}": data for name, data in entries})
 
 
 def _pickle(body: bytes) -> bytes:

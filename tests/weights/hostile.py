@@ -19,7 +19,13 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from tests.weights.mutations import damaged_bytes, damaged_json, damaged_pickle, repacked
+from tests.weights.mutations import (
+    damaged_bytes,
+    damaged_json,
+    damaged_pickle,
+    instructions,
+    packed,
+)
 from tests.weights.writers import model_bin, quantize, to_ctranslate2, to_openai
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import ctranslate2, openai
@@ -145,7 +151,8 @@ def _openai_instructions(model: WhisperForConditionalGeneration, folder: Path) -
     torch.save(content, path)
     intact = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        pickle = archive.read("small/data.pkl")
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    steps = instructions(entries["small/data.pkl"])
 
     def read(path: Path) -> object:
         with TorchArchive(path) as archive:
@@ -159,9 +166,10 @@ def _openai_instructions(model: WhisperForConditionalGeneration, folder: Path) -
                 if isinstance(tensor, StoredTensor) and is_contiguous(tensor.shape, tensor.strides)
             ]
 
-    return Loader(
-        "model.pt", intact, lambda rng: repacked(intact, data_pkl=damaged_pickle(rng, pickle)), read
-    )
+    def damage(rng: random.Random) -> bytes:
+        return packed(entries | {"small/data.pkl": damaged_pickle(rng, steps)})
+
+    return Loader("model.pt", intact, damage, read)
 
 
 def _ctranslate2(model: WhisperForConditionalGeneration) -> Loader:

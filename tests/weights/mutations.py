@@ -88,10 +88,15 @@ def damaged_bytes(
     return bytes(broken)
 
 
-def damaged_pickle(rng: random.Random, data: bytes) -> bytes:
-    """Drop, repeat, move or replace whole instructions of a pickle."""
+def instructions(data: bytes) -> list[bytes]:
+    """Split a pickle into its instructions."""
     positions = [position for _, _, position in pickletools.genops(data)] + [len(data)]
-    steps = [data[a:b] for a, b in itertools.pairwise(positions)]
+    return [data[first:last] for first, last in itertools.pairwise(positions)]
+
+
+def damaged_pickle(rng: random.Random, steps: list[bytes]) -> bytes:
+    """Drop, repeat, move or replace whole instructions of a pickle."""
+    steps = list(steps)
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.randrange(len(steps))
         kind = rng.randrange(5)
@@ -124,13 +129,12 @@ INSTRUCTIONS = (
 )
 
 
-def repacked(archive: bytes, **changed: bytes) -> bytes:
-    """Write a zip archive again, with entries by their last name (`data_pkl`) replaced."""
+def packed(entries: dict[str, bytes]) -> bytes:
+    """Write a zip archive as `torch.save` could have: stored entries, without gaps."""
     made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(made, "w") as new:
-        for entry in old.infolist():
-            name = entry.filename.rpartition("/")[2].replace(".", "_")
-            new.writestr(entry.filename, changed.get(name, old.read(entry)))
+    with zipfile.ZipFile(made, "w") as file:
+        for name, data in entries.items():
+            file.writestr(name, data)
     return made.getvalue()
 
 
