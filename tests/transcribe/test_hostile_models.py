@@ -16,7 +16,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.weights.bombs import BOMBS
-from tests.weights.hostile import FOLDER_FILES, damaged_folder_file, write_transformers_folder
+from tests.weights.hostile import (
+    FOLDER_FILES,
+    SMALL_VOCABULARY,
+    damaged_folder_file,
+    write_transformers_folder,
+)
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.modeling_whisper_flash_attention import (
@@ -112,6 +117,9 @@ CHANGES: dict[str, tuple[str, dict[str, object]]] = {
     "weights of another folder": ("config.json", {"transformers_weights": "../x.safetensors"}),
     "languages that are a number": ("generation_config.json", {"lang_to_id": 5}),
     "an end that is a list of strings": ("generation_config.json", {"eos_token_id": ["a"]}),
+    "no task to transcribe": ("generation_config.json", {"task_to_id": {"translate": 5}}),
+    "no timestamps": ("generation_config.json", {"no_timestamps_token_id": SMALL_VOCABULARY - 1}),
+    "features of another model": ("preprocessor_config.json", {"feature_size": 79}),
     "a filter bank of any size": ("preprocessor_config.json", {"feature_size": 10**9}),
     "no hop": ("preprocessor_config.json", {"hop_length": 0}),
     "padding to a thousand million": (

@@ -60,13 +60,22 @@ class Vocabulary:
                     f"the model's generation config has {name} {getattr(config, name, None)!r}, "
                     "expected one token id"
                 )
+        tasks = dict(getattr(config, "task_to_id", None) or {}) if multilingual else {}
+        if multilingual and not {"transcribe", "translate"} <= tasks.keys():
+            raise _too_old("task_to_id")
+        # The four ids before <|notimestamps|> are special, too, and the timestamps follow it.
+        if not 4 <= config.no_timestamps_token_id < model.config.vocab_size - 1:
+            raise WeightsError(
+                f"the model's generation config has no_timestamps_token_id "
+                f"{config.no_timestamps_token_id}, of {model.config.vocab_size} tokens"
+            )
         codes = {token.strip("<|>"): number for token, number in languages.items()}
         return cls(
             start=config.decoder_start_token_id,
             end=config.eos_token_id,
             no_timestamps=config.no_timestamps_token_id,
             languages=codes if multilingual else {},
-            tasks=dict(getattr(config, "task_to_id", None) or {}) if multilingual else {},
+            tasks=tasks,
             suppressed=tuple(config.suppress_tokens or ()),
             at_begin=tuple(config.begin_suppress_tokens or ()),
             positions=model.config.max_target_positions,
