@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import WhisperForConditionalGeneration
 
-from tests.weights.writers import Variables, small_whisper, to_ctranslate2
+from tests.weights.writers import Variables, small_whisper, smallest_whisper, to_ctranslate2
 
 
 @pytest.fixture(scope="session")
@@ -16,18 +16,7 @@ def model() -> WhisperForConditionalGeneration:
 @pytest.fixture(scope="session")
 def smallest() -> WhisperForConditionalGeneration:
     """A model whose file is mostly header, to break byte by byte."""
-    return small_whisper(
-        vocab_size=51864,
-        d_model=4,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=1,
-        decoder_attention_heads=1,
-        encoder_ffn_dim=3,
-        decoder_ffn_dim=5,
-        max_source_positions=4,
-        max_target_positions=6,
-    )
+    return smallest_whisper()
 
 
 @pytest.fixture

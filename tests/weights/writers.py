@@ -47,6 +47,22 @@ def small_whisper(**changes: int) -> WhisperForConditionalGeneration:
     return model
 
 
+def smallest_whisper() -> WhisperForConditionalGeneration:
+    """A model whose file is mostly header, to break byte by byte."""
+    return small_whisper(
+        vocab_size=51864,
+        d_model=4,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        decoder_attention_heads=1,
+        encoder_ffn_dim=3,
+        decoder_ffn_dim=5,
+        max_source_positions=4,
+        max_target_positions=6,
+    )
+
+
 def logits(model: WhisperForConditionalGeneration) -> torch.Tensor:
     """The logits of one fixed input: `[2, 5, V]`."""
     config = model.config

@@ -39,12 +39,13 @@ def load(
     checkpoint = hub_id(source)
     check_attention(attention)
     with explained(source):
-        model, report = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
+        loaded: Any = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
             checkpoint,
             attn_implementation=attention,
             dtype=precision,
             output_loading_info=True,
         )
+        model, report = loaded
         check_complete(source, report)
         processor = load_processor(checkpoint)
     module: torch.nn.Module = model  # whose `to`, in place, has a signature that mypy can read

@@ -67,7 +67,7 @@ class Transcriber:
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-        _check_features(processor)
+        _check_features(model, processor)
         self.model = model
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
@@ -454,7 +454,7 @@ def _audible(opened: Iterable[tuple[Work, Sound]]) -> Iterator[tuple[Work, Sound
             work.take_silence(silence)
 
 
-def _check_features(processor: WhisperProcessor) -> None:
+def _check_features(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
     for name, value in WHISPER_FEATURES.items():
         found = getattr(processor.feature_extractor, name)
@@ -463,3 +463,9 @@ def _check_features(processor: WhisperProcessor) -> None:
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
+    found, bins = processor.feature_extractor.feature_size, model.config.num_mel_bins
+    if found != bins:
+        raise WeightsError(
+            f"the checkpoint's preprocessor_config.json has feature_size {found!r}, but its model "
+            f"takes {bins} mel bins: they do not belong together"
+        )

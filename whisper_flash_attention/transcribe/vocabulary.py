@@ -44,7 +44,8 @@ class Vocabulary:
         """The ids that a model's generation config names.
 
         Raises:
-            WeightsError: the config is too old to know timestamps or languages.
+            WeightsError: the config is too old to know timestamps or languages, or names no single
+                token for the start, the end or <|notimestamps|>.
         """
         config = model.generation_config
         multilingual = getattr(config, "is_multilingual", None)
@@ -53,13 +54,28 @@ class Vocabulary:
         languages = getattr(config, "lang_to_id", None) or {}
         if multilingual and not languages:
             raise _too_old("lang_to_id")
+        for name in ("decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"):
+            if type(getattr(config, name, None)) is not int:
+                raise WeightsError(
+                    f"the model's generation config has {name} {getattr(config, name, None)!r}, "
+                    "expected one token id"
+                )
+        tasks = dict(getattr(config, "task_to_id", None) or {}) if multilingual else {}
+        if multilingual and not {"transcribe", "translate"} <= tasks.keys():
+            raise _too_old("task_to_id")
+        # The four ids before <|notimestamps|> are special, too, and the timestamps follow it.
+        if not 4 <= config.no_timestamps_token_id < model.config.vocab_size - 1:
+            raise WeightsError(
+                f"the model's generation config has no_timestamps_token_id "
+                f"{config.no_timestamps_token_id}, of {model.config.vocab_size} tokens"
+            )
         codes = {token.strip("<|>"): number for token, number in languages.items()}
         return cls(
             start=config.decoder_start_token_id,
             end=config.eos_token_id,
             no_timestamps=config.no_timestamps_token_id,
             languages=codes if multilingual else {},
-            tasks=dict(getattr(config, "task_to_id", None) or {}) if multilingual else {},
+            tasks=tasks,
             suppressed=tuple(config.suppress_tokens or ()),
             at_begin=tuple(config.begin_suppress_tokens or ()),
             positions=model.config.max_target_positions,

@@ -204,6 +204,7 @@ def assemble(
 ) -> Checkpoint:
     """Unify the dtypes, tie the output projection and wrap everything up."""
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        for name in tensors:  # one by one, so that no second copy of all of them exists
+            tensors[name] = tensors[name].float()
     state = tensors | {"proj_out.weight": tensors["model.decoder.embed_tokens.weight"]}
     return Checkpoint(source, layout, config, generation_config, state)

@@ -81,7 +81,7 @@ def read_ctranslate2(
     with JoinedFiles(model or (folder / "model.bin",)) as file:
         reader = VariableReader(file)
         config, tokens = _read_config(reader)
-        generation_config = _read_generation_config(folder / "config.json", config, tokens)
+        generation_config = read_generation_config(folder / "config.json", config, tokens)
         tensors = _convert(reader, config)
     return assemble(source or str(folder), "ctranslate2", config, generation_config, tensors)
 
@@ -263,7 +263,7 @@ def _read_scale(reader: VariableReader, name: str, stored: torch.Tensor) -> torc
     return scale
 
 
-def _read_generation_config(
+def read_generation_config(
     path: Path, config: WhisperConfig, tokens: SpecialTokens
 ) -> GenerationConfig:
     # Converters of early 2023 wrote no config.json; `lang_ids` follow from the vocabulary, and

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers import WhisperConfig
 
@@ -147,9 +147,9 @@ def check_config(path: str, content: Mapping[str, Any]) -> dict[str, int]:
         not isinstance(quantization, dict) or not isinstance(quantization.get("quant_method"), str)
     ):
         raise WeightsError(f"{path}: quantization_config names no quant_method")
-    name = content.get("transformers_weights")
-    if name is not None and not _is_file_name(name):
-        raise WeightsError(f"{path}: transformers_weights is {shorten(name)}, no file's name")
+    explicit = content.get("transformers_weights")
+    if explicit is not None and not _is_file_name(explicit):
+        raise WeightsError(f"{path}: transformers_weights is {shorten(explicit)}, no file's name")
     _check_tokens(path, content, dimensions["vocab_size"])
     return dimensions
 
@@ -349,7 +349,7 @@ def _weight_files(
     folder: Path, variant: str | None, safetensors: bool, explicit: str | None
 ) -> Iterator[Path]:
     """Find the files that Transformers will read; an index stands for its shards."""
-    names = (*_SAFE_NAMES, *_TORCH_NAMES) if safetensors else _TORCH_NAMES
+    names: tuple[str, ...] = (*_SAFE_NAMES, *_TORCH_NAMES) if safetensors else _TORCH_NAMES
     if explicit is not None:
         names = (explicit,)
     elif variant is not None:
@@ -486,13 +486,16 @@ def _tensor_entry(
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_SIZES:
         raise WeightsError(f"{path}: tensor {shorten(name)} is of type {shorten(dtype)}")
-    for numbers in (shape, offsets):
-        if (
-            not isinstance(numbers, list)
-            or len(numbers) > 8
-            or not all(_is_token(number, 1 << 48) for number in numbers)
-        ):
-            raise WeightsError(f"{path}: tensor {shorten(name)} has no shape or no place")
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise WeightsError(f"{path}: tensor {shorten(name)} has no shape or no place")
+    if offsets[0] > offsets[1]:
+        raise WeightsError(f"{path}: tensor {shorten(name)} ends before it begins")
     return dtype, tuple(shape), (offsets[0], offsets[1])
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return (
+        isinstance(value, list)
+        and len(value) <= 8
+        and all(_is_token(number, 1 << 48) for number in value)
+    )
