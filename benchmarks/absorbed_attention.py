@@ -27,8 +27,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import describe_environment
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.kernels.absorbed_attention import (
     MOST_SPLITS,
     AttentionConfig,

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import describe_environment
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting

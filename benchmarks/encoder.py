@@ -21,7 +21,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.encoder import EncoderCase, EncoderRow, measure_case
 from whisper_flash_attention.benchmark.encoder_fidelity import (
     FidelityRow,
@@ -30,10 +29,11 @@ from whisper_flash_attention.benchmark.encoder_fidelity import (
 )
 from whisper_flash_attention.benchmark.environment import Environment, describe_environment
 from whisper_flash_attention.benchmark.features import prepare_features
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.benchmark.settings import DTYPES, MODEL_SIZES, default_dtype
 from whisper_flash_attention.config import resolve_device
 from whisper_flash_attention.errors import WhisperFlashError
-from whisper_flash_attention.parity.clips import read_features
+from whisper_flash_attention.parity.cases import read_features
 from whisper_flash_attention.parity.models import load_models
 
 CPU_CHECKPOINTS, CPU_BATCHES, CPU_REPEATS = ("tiny", "base"), (1,), 5

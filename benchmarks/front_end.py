@@ -28,9 +28,9 @@ from rich.table import Table
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
-from whisper_flash_attention.benchmark.ceilings import synchronize
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.features import bundled_clips
+from whisper_flash_attention.benchmark.measure import synchronize
 
 Samples = npt.NDArray[np.float32]
 CODECS = {"wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame"}

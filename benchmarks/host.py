@@ -26,8 +26,11 @@ from rich.table import Table
 
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, SECONDS_PER_CLIP
-from whisper_flash_attention.benchmark.random_processor import random_processor, talking_config
-from whisper_flash_attention.benchmark.random_weights import build_model
+from whisper_flash_attention.benchmark.random_weights import (
+    build_model,
+    random_processor,
+    talking_config,
+)
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine

@@ -35,7 +35,7 @@ from word_times import openai_model
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.parity.words import WordErrors
+from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
 
 Segments = list[tuple[float, float, str]]

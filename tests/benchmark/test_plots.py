@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.benchmark.rows import failed_row, make_row
-from whisper_flash_attention.benchmark.output import write_outputs
-from whisper_flash_attention.benchmark.plots import draw_plots
+from whisper_flash_attention.benchmark.report import draw_plots, write_outputs
 from whisper_flash_attention.errors import MissingPackage
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from whisper_flash_attention.benchmark.progress import Course, expected_seconds
 from whisper_flash_attention.benchmark.roofline import Ceilings
+from whisper_flash_attention.benchmark.runner import Course, expected_seconds
 from whisper_flash_attention.benchmark.settings import SETTINGS, Job, Row
 
 H100 = Ceilings(3.02e12, 766e12)

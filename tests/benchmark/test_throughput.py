@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from whisper_flash_attention.benchmark.random_processor import (
+from whisper_flash_attention.benchmark.command import speech
+from whisper_flash_attention.benchmark.random_weights import (
     random_processor,
     special_tokens,
     talking_config,
 )
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
-from whisper_flash_attention.benchmark.throughput_command import speech
 from whisper_flash_attention.cli import app
 
 SMALL = ModelSize(128, 2, 1, 2, 128)

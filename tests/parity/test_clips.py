@@ -10,7 +10,7 @@ from transformers import WhisperFeatureExtractor
 from tests.audio.encoding import write_wave
 from tests.parity.checkpoints import write_features
 from whisper_flash_attention.errors import MissingPackage, OptionError
-from whisper_flash_attention.parity.clips import find_recordings, read_features, read_recordings
+from whisper_flash_attention.parity.cases import find_recordings, read_features, read_recordings
 
 
 def noise(seconds: float) -> np.ndarray:

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from tests.parity.checkpoints import FRAMES
 from whisper_flash_attention.errors import DeviceError, UnsupportedAttention
-from whisper_flash_attention.parity.clips import Clip, read_features
+from whisper_flash_attention.parity.cases import MODES, Clip, ParityOptions, read_features
 from whisper_flash_attention.parity.compare import Outcome, compare, first_difference
 from whisper_flash_attention.parity.models import Models, load_models
-from whisper_flash_attention.parity.settings import MODES, ParityOptions
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +199,7 @@ def test_half_precision_is_judged_by_float32(english_folder: Path, clips: list[C
         attention="auto",
         needs_extractor=False,
     )
-    assert models.yardstick is not None and models.yardstick.dtype == torch.float32
+    assert models.float32 is not None and models.float32.dtype == torch.float32
     outcome = run(models, clips)
     assert outcome.not_comparable == {"sampled": "draws are the same in float32 on a CPU only"}
     assert "unexplained" not in {row.status for row in outcome.rows if row.mode != "beams"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.parity.settings import BOUNDS, MODES, ParityOptions
+from whisper_flash_attention.parity.cases import BOUNDS, MODES, ParityOptions
 
 
 def test_no_modes_mean_all_and_repeated_ones_run_once() -> None:

@@ -9,10 +9,15 @@ import pytest
 import torch
 from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from whisper_flash_attention.parity.decode import Watch, decode, log_probabilities, scores_after
-from whisper_flash_attention.parity.models import Models
-from whisper_flash_attention.parity.settings import MODES
-from whisper_flash_attention.parity.ties import BeamTrace, Judge, Tie, deviation, shortfall
+from whisper_flash_attention.parity.cases import MODES
+from whisper_flash_attention.parity.compare import BeamTrace, Judge, Tie, deviation, shortfall
+from whisper_flash_attention.parity.models import (
+    Models,
+    Watch,
+    decode,
+    log_probabilities,
+    scores_after,
+)
 
 GREEDY, TIMESTAMPS, BEAMS, SAMPLED = (
     MODES[name] for name in ("greedy", "timestamps", "beams", "sampled")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers import WhisperForConditionalGeneration as StockWhisper
 
-from whisper_flash_attention.benchmark.ceilings import synchronize
 from whisper_flash_attention.benchmark.environment import Environment
+from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import (
     Ceilings,

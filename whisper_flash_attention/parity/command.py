@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.parity.settings import ParityOptions
+from whisper_flash_attention.parity.cases import ParityOptions
 from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.parity.clips import Clips
+    from whisper_flash_attention.parity.cases import Clips
     from whisper_flash_attention.parity.models import Models
     from whisper_flash_attention.parity.report import Report
 
@@ -157,7 +157,7 @@ def _run(
 ) -> Report:
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.config import TranscribeOptions
-    from whisper_flash_attention.parity.clips import find_recordings
+    from whisper_flash_attention.parity.cases import find_recordings
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
@@ -206,7 +206,7 @@ def _read(
     console: Console,
 ) -> Clips:
     """The clips, of which there must be some."""
-    from whisper_flash_attention.parity.clips import read_features, read_recordings
+    from whisper_flash_attention.parity.cases import read_features, read_recordings
     from whisper_flash_attention.transcribe.progress import FileProgress
 
     def tell(line: str) -> None:
