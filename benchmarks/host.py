@@ -33,9 +33,9 @@ from whisper_flash_attention.benchmark.random_weights import (
 )
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import Decoded, Request
-from whisper_flash_attention.engine.token_times import TokenTimes
+from whisper_flash_attention.engine.token_timestamps import TokenTimes
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
 )
@@ -120,7 +120,10 @@ def measure_case(segments: int, words: bool, samples: np.ndarray) -> float:
     ):
         return seconds_per_window(
             lambda: transcriber.transcribe(
-                samples, language="en", options=options, batch_size=BATCH
+                np.split(samples, BATCH * BATCHES),
+                language="en",
+                options=options,
+                batch_size=BATCH,
             ),
             BATCH * BATCHES,
         )

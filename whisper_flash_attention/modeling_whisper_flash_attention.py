@@ -17,22 +17,23 @@ from typing import Any, Self
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
 
-from whisper_flash_attention import compat
-from whisper_flash_attention.cache import new_cache
-from whisper_flash_attention.compat import GenerationMode, StockWhisper
-from whisper_flash_attention.engine.memory import MemoryPlan, Wanted, make_plan
+from whisper_flash_attention.engine.memory_plan import MemoryPlan, Wanted, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.flash_attention import (
-    backend_names,
+from whisper_flash_attention.flash_attention import backend_names
+from whisper_flash_attention.hf import compat, decode_hooks, fast_path, stock_modules
+from whisper_flash_attention.hf.attention_registry import (
     from_transformers_name,
     register_backends,
     to_transformers_name,
 )
-from whisper_flash_attention.generation import loop, plain, stock_modules
-from whisper_flash_attention.generation.handover import Handover
+from whisper_flash_attention.hf.compat import GenerationMode, StockWhisper
+from whisper_flash_attention.hf.handover import Handover
+from whisper_flash_attention.hf.kv_cache import new_cache
 from whisper_flash_attention.weights import read_checkpoint
+from whisper_flash_attention.weights.checkpoint import check_limits
+from whisper_flash_attention.weights.transformers_folder import check_folder
 
 STOCK_ARCHITECTURE = StockWhisper.__name__
 
@@ -43,7 +44,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     Everything that the stock class does works here by the same names; what `generate` is asked for
     runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
     own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
-    dictionary that `generate` returns, `past_key_values` is computed when it is looked at.
+    dictionary that `generate` returns, the key/value cache is computed when it is looked at.
 
     Four things are new:
 
@@ -61,6 +62,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     Raises:
         IncompatibleTransformers: the installed Transformers lacks something we lean on.
+        WeightsError: a dimension is many times that of any Whisper.
         ValueError: `config._attn_implementation` names no attention implementation.
     """
 
@@ -68,6 +70,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     def __init__(self, config: WhisperConfig) -> None:
         compat.check()
+        check_limits("the configuration", config)
         register_backends()
         super().__init__(config)
 
@@ -90,11 +93,15 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
         Raises:
             WeightsError: the file or folder is missing, truncated, wrong or hostile.
-            OSError: Transformers could not find or load a Hub id or folder.
+            OSError: Transformers could not find or load a Hub id or folder. What else it raises
+                for a file of a folder (RuntimeError for weights of another shape) passes, too.
         """
         source = pretrained_model_name_or_path
         checkpoint = None if source is None else read_checkpoint(os.fspath(source))
         if checkpoint is None:
+            if source is not None:
+                source = os.path.expanduser(source)
+                _check_folder(Path(source), kwargs)
             return super().from_pretrained(source, *model_args, **kwargs)
         kwargs.setdefault("config", checkpoint.config)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
@@ -215,7 +222,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
                     *args, **kwargs
                 )
 
-        return plain.generate(self, stock, args, kwargs)
+        return fast_path.generate(self, stock, args, kwargs)
 
     def detect_language(
         self,
@@ -227,7 +234,9 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         """The language's token of every clip, int64 `[B]`; arguments are the stock method's."""
         if input_features is not None and encoder_outputs is None:
             features = input_features[:, :, :num_segment_frames]
-            encoded = loop.encode(self, features, {}, generation_config or self.generation_config)
+            encoded = decode_hooks.encode(
+                self, features, {}, generation_config or self.generation_config
+            )
             if encoded is not None:
                 input_features, encoder_outputs = None, encoded
         detected = super().detect_language(
@@ -236,7 +245,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             generation_config=generation_config,
             num_segment_frames=num_segment_frames,
         )
-        loop.note_languages(detected)
+        decode_hooks.note_languages(detected)
         return detected
 
     def _sample(
@@ -251,8 +260,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of greedy decoding and sampling: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = loop.Call(*arguments, synced_gpus, streamer, model_kwargs)
-        result = loop.decode(self, call)
+        call = decode_hooks.Call(*arguments, synced_gpus, streamer, model_kwargs)
+        result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result
         parent: Any = super()
@@ -271,8 +280,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of beam search: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = loop.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
-        result = loop.decode(self, call)
+        call = decode_hooks.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
+        result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result
         parent: Any = super()
@@ -288,7 +297,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         """Run the encoder for `generate`: the engine's where it can."""
         encoded = None
         if model_input_name == self.main_input_name:
-            encoded = loop.encode(self, inputs_tensor, model_kwargs, generation_config)
+            encoded = decode_hooks.encode(self, inputs_tensor, model_kwargs, generation_config)
         if encoded is not None:
             return model_kwargs | {"encoder_outputs": encoded}
         parent: Any = super()
@@ -304,7 +313,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     )
 
     def _postprocess_outputs(self, *args: Any, **kwargs: Any) -> Any:
-        return loop.split_outputs(super()._postprocess_outputs, *args, **kwargs)
+        return decode_hooks.split_outputs(super()._postprocess_outputs, *args, **kwargs)
 
     @contextmanager
     def _attention_kept(self) -> Iterator[None]:
@@ -333,12 +342,12 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         max_cache_length: int,
     ) -> bool:
         """Give `generate` our caches wherever it would have made its default ones."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(compat.CACHE)
         parent: Any = super()
         answer: bool = parent._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(compat.CACHE)
         is_default = (
             given is None
             and generation_config.cache_implementation in (None, "dynamic")
@@ -347,5 +356,23 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             and type(made.self_attention_cache) is DynamicCache
         )
         if is_default:
-            model_kwargs["past_key_values"] = new_cache()
+            model_kwargs[compat.CACHE] = new_cache()
         return answer
+
+
+def _check_folder(folder: Path, options: dict[str, Any]) -> None:
+    """Check what `from_pretrained` will read from a folder; a Hub id is no folder.
+
+    Raises:
+        WeightsError: see `check_folder`.
+    """
+    if not folder.is_dir() or options.get("gguf_file"):
+        return
+    config = options.get("config")
+    check_folder(
+        folder / (options.get("subfolder") or ""),
+        variant=options.get("variant"),
+        safetensors=options.get("use_safetensors") is not False,
+        config=not isinstance(config, WhisperConfig),
+        weights=options.get("state_dict") is None,
+    )

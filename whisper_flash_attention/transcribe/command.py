@@ -20,13 +20,13 @@ from whisper_flash_attention.config import (
     preset,
 )
 from whisper_flash_attention.terminal import print_line
+from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.batch_size import parse_batch_size
-from whisper_flash_attention.transcribe.destination import Destination, chosen_formats
 from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.output import Destination, chosen_formats
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
-from whisper_flash_attention.transcribe.quiet import quiet_transformers, warnings_told
-from whisper_flash_attention.transcribe.session import Session
+from whisper_flash_attention.transcribe.runner import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
@@ -99,6 +99,8 @@ def transcribe_command(
     preset_name: opt.PresetName = "balanced",
     mode: opt.Mode = None,
     vad: opt.Vad = None,
+    vad_parameters: opt.VadParameters = None,
+    multilingual: opt.Multilingual = None,
     batch_size: opt.BatchSize = "auto",
     word_timestamps: opt.WordTimestamps = None,
     initial_prompt: opt.InitialPrompt = None,
@@ -199,6 +201,8 @@ def transcribe_command(
         preset_name,
         mode=mode,
         vad_filter=vad,
+        vad_parameters=opt.vad_parameters(vad_parameters),
+        multilingual=multilingual,
         word_timestamps=word_timestamps or highlight_words or None,
         initial_prompt=initial_prompt,
         carry_initial_prompt=carry_initial_prompt,

@@ -19,9 +19,9 @@ from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
-from whisper_flash_attention.transcribe.spelling import Speller
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.word_splitting import Speller
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
@@ -104,8 +104,8 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
 
         ours = hasattr(self.model, "attention_backend")
         return ours and not isinstance(engine_for(self.model), Handover)
@@ -113,7 +113,7 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.plan import runs_on
+        from whisper_flash_attention.engine.decode_plan import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
@@ -312,8 +312,8 @@ class Transcriber:
             yield work, read
 
     def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
@@ -348,8 +348,9 @@ class Transcriber:
             yield work, read
 
     def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
+        from whisper_flash_attention.audio.long_speech import find_stretches
         from whisper_flash_attention.audio.mel_windows import MelWindows
-        from whisper_flash_attention.transcribe.clips import frames_of, spans_of
+        from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
         from whisper_flash_attention.transcribe.reading import Reading
 
         features = MelWindows(
@@ -359,7 +360,10 @@ class Transcriber:
             dtype=self.model.dtype,
         )
         work.seconds = features.seconds
-        parts = frames_of(spans_of(options.clip_timestamps), features.frames)
+        spans = spans_of(options.clip_timestamps)
+        if options.uses_vad:
+            spans = spans_within(find_stretches(sound, options.vad_parameters), spans)
+        parts = frames_of(spans, features.frames)
         work.reading = Reading(features, work.task, work.language, work.hints, parts)
         return work.reading
 
@@ -368,8 +372,10 @@ class Transcriber:
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
-        find = cut_all if options.vad_filter is False else find_speech
-        work.seconds, chunks = find(sound)
+        if options.uses_vad:
+            work.seconds, chunks = find_speech(sound, options=options.vad_parameters)
+        else:
+            work.seconds, chunks = cut_all(sound)
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.chunks = Outstanding(chunks)
         work.is_done = work.chunks.are_done
@@ -380,7 +386,7 @@ class Transcriber:
         self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
-        from whisper_flash_attention.transcribe.by_generate import (
+        from whisper_flash_attention.transcribe.hf_long_form import (
             refuse_engine_only,
             transcribe_by_generate,
         )
@@ -391,7 +397,7 @@ class Transcriber:
             samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
             work.seconds = samples.size / SAMPLING_RATE
             features, mask = self._features(samples)
-            work.language, segments = transcribe_by_generate(
+            work.language, work.detected, segments = transcribe_by_generate(
                 self.model,
                 self.processor,
                 self._vocabulary,

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_flash_attention.transcribe import Segment, Transcription, Word
+
+seconds = st.floats(0, 1e6, allow_nan=False)
+numbers = st.none() | st.floats(-10, 10, allow_nan=False)
+words = st.builds(
+    lambda a, b, text: Word(min(a, b), max(a, b), text, 0.5), seconds, seconds, st.text()
+)
+segments = st.builds(
+    lambda a, b, text, tokens, number, spoken: Segment(
+        min(a, b), max(a, b), text, tuple(tokens), avg_logprob=number, words=tuple(spoken)
+    ),
+    seconds,
+    seconds,
+    st.text(),
+    st.lists(st.integers(0, 51_866)),
+    numbers,
+    st.lists(words, max_size=3),
+)
+transcriptions = st.builds(
+    lambda text, rows, length: Transcription(text, "en", tuple(rows), length),
+    st.text(),
+    st.lists(segments, max_size=4),
+    seconds,
+)
+
+
+@given(transcriptions)
+def test_json_gives_back_an_equal_transcription(transcription: Transcription) -> None:
+    text = json.dumps(transcription.to_dict())
+    assert Transcription.from_dict(json.loads(text)) == transcription
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-0.1, 1), (2, 1), (0, float("inf")), (float("nan"), 1), (0, float("nan"))]
+)
+def test_a_segment_with_impossible_times_is_refused(start: float, end: float) -> None:
+    with pytest.raises(ValueError, match="a segment cannot go from"):
+        Segment(start, end, "hello")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"text": "", "language": "en", "segments": []},
+        {"text": "", "language": "en", "segments": [], "seconds": 1.0, "mood": "sad"},
+        {"text": "", "language": "en", "segments": [{"start": 0, "end": 1}], "seconds": 1.0},
+        {"text": "", "language": "en", "segments": 7, "seconds": 1.0},
+    ],
+)
+def test_what_is_not_a_transcription_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="this is not a transcription"):
+        Transcription.from_dict(fields)
+
+
+def test_languages_and_their_probabilities_are_in_json() -> None:
+    spoken = Transcription(
+        text="hello",
+        language="en",
+        segments=(Segment(0.0, 1.0, "hello", language="en"), Segment(1.0, 2.0, "hallo")),
+        seconds=2.0,
+        language_probability=0.75,
+        all_language_probs=(("en", 0.75), ("de", 0.25)),
+    )
+    fields = json.loads(json.dumps(spoken.to_dict()))
+    assert fields["language_probability"] == 0.75
+    assert fields["all_language_probs"] == {"en": 0.75, "de": 0.25}
+    assert fields["segments"][0]["language"] == "en" and "language" not in fields["segments"][1]
+    assert Transcription.from_dict(fields) == spoken
+    hash(spoken)
