@@ -40,8 +40,9 @@ HalfDtype = Annotated[str, typer.Option(help="float16 or bfloat16.")]
 
 
 def app_of(doc: str | None, *commands: Callable[..., None]) -> typer.Typer:
-    """A script's app: its module's docstring as help, and a command per function."""
-    app = typer.Typer(add_completion=False, help=doc, no_args_is_help=len(commands) > 1)
+    """A script's app: a command per function, and the first line of the script's docstring."""
+    help_text = (doc or "").partition("\n")[0]
+    app = typer.Typer(add_completion=False, help=help_text, no_args_is_help=len(commands) > 1)
     for command in commands:
         app.command()(command)
     return app
@@ -82,7 +83,9 @@ def write_json(
     output.write_text(text + "\n", encoding="utf-8")
 
 
-def print_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
     """Print one line per row; None becomes a dash."""
     table = Table(*columns, title=title)
     for row in rows:
@@ -109,7 +112,7 @@ def cuda_milliseconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def graph_microseconds(launch: Callable[[int], object], calls: int, replays: int = 8) -> float:
-    """Median microseconds of a call: `launch(0)` to `launch(calls - 1)` in one CUDA graph, replayed.
+    """Median microseconds of a call, by replays of one CUDA graph of `launch(0)`, `launch(1)` …
 
     `launch(i)` must not allocate anything that outlives it.
     """
@@ -145,8 +148,9 @@ def time_in_turns(
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """||found - expected|| / ||expected|| over all elements (Frobenius)."""
-    return float((found - expected).norm() / expected.norm())
+    """||found - expected|| / ||expected|| over all elements, in the dtype of `expected`."""
+    apart = torch.linalg.vector_norm(found.to(expected.dtype) - expected, dtype=torch.float64)
+    return float(apart / torch.linalg.vector_norm(expected, dtype=torch.float64))
 
 
 def failure_of(error: Exception, line: int = 0) -> str:
@@ -158,7 +162,7 @@ def failure_of(error: Exception, line: int = 0) -> str:
 def measure_kernel(
     row: Any, error: Callable[[], float], microseconds: Callable[[], float], tolerance: float
 ) -> None:
-    """Set `row.error` and, if that is within the tolerance, `row.microseconds`; else `row.failure`."""
+    """Set `row.error`, and `row.microseconds` if that is within the tolerance, or `row.failure`."""
     try:
         row.error = error()
         if row.error < tolerance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whisper_flash_attention.benchmark.roofline import Ceilings
-from whisper_flash_attention.benchmark.runner import Course, expected_seconds
+from whisper_flash_attention.benchmark.runner import Estimate, expected_seconds
 from whisper_flash_attention.benchmark.settings import SETTINGS, Job, Row
 
 H100 = Ceilings(3.02e12, 766e12)
@@ -32,16 +32,16 @@ def test_the_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     jobs = [make_job("default", "tiny", 4)] * 4
-    course = Course(jobs, H100)
-    assert course.left == "? left"
+    estimate = Estimate(jobs, H100)
+    assert estimate.left == "? left"
     now = 110.0
-    course.finish(jobs[0])
-    assert course.left == "30 s left"
+    estimate.finish(jobs[0])
+    assert estimate.left == "30 s left"
     now = 200.0
-    course.advance(jobs[1], SETTINGS["default"].batches)
-    assert course.left == "2 min left"
+    estimate.advance(jobs[1], SETTINGS["default"].batches)
+    assert estimate.left == "2 min left"
     now = 400.0
     for job in jobs[1:]:
-        course.finish(job)
-    assert course.left == "0 s left"
-    assert course.done == pytest.approx(course.total)
+        estimate.finish(job)
+    assert estimate.left == "0 s left"
+    assert estimate.done == pytest.approx(estimate.total)

@@ -121,7 +121,7 @@ def test_a_second_run_repeats_only_what_is_not_ok(
     added = (folder / "results.jsonl").read_text().splitlines()[len(lines_before) :]
     assert [json.loads(line)["system"] for line in added] == ["flash:nonsense"]
     assert "1 of 2 rows were measured before" in said
-    assert [row.system for row in outcome.asked] == ["orig", "flash:nonsense"]
+    assert [row.system for row in outcome.requested] == ["orig", "flash:nonsense"]
     assert len(outcome.rows) == 4
 
 

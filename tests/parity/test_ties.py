@@ -13,7 +13,7 @@ from whisper_flash_attention.parity.cases import MODES
 from whisper_flash_attention.parity.compare import BeamTrace, Judge, Tie, deviation, shortfall
 from whisper_flash_attention.parity.models import (
     Models,
-    Watch,
+    ScoreRecorder,
     decode,
     log_probabilities,
     scores_after,
@@ -83,7 +83,7 @@ def test_the_deviation_is_of_distances_among_the_likeliest() -> None:
 def test_replayed_scores_are_those_of_a_forward_pass(
     random_models: Models, random_features: torch.Tensor
 ) -> None:
-    features, watch = random_features[:1], Watch()
+    features, watch = random_features[:1], ScoreRecorder()
     [ids] = decode(random_models.stock, features, GREEDY, language=None, processor=watch)
     expected = log_probabilities(random_models.stock, features, watch.prompt, ids)
     for position in (0, 4, len(ids) - 1):
@@ -131,7 +131,7 @@ def test_a_draw_can_be_made_again(random_models: Models, random_features: torch.
 def test_a_beam_that_wins_is_never_missing(
     random_models: Models, random_features: torch.Tensor
 ) -> None:
-    features, watch = random_features[2:3], Watch()
+    features, watch = random_features[2:3], ScoreRecorder()
     [best] = decode(random_models.stock, features, BEAMS, language=None, processor=watch)
     judge = Judge(random_models, 1e-3)
     tie = judge.beams(features, BEAMS, None, watch.prompt, (best, best))
@@ -141,7 +141,7 @@ def test_a_beam_that_wins_is_never_missing(
 def test_a_beam_that_is_dropped_is_missed_by_its_log_probability(
     random_models: Models, random_features: torch.Tensor
 ) -> None:
-    features, watch = random_features[2:3], Watch()
+    features, watch = random_features[2:3], ScoreRecorder()
     [best] = decode(random_models.stock, features, BEAMS, language=None, processor=watch)
     other = [*best[:3], best[3] ^ 1, *best[4:]]
     tie = Judge(random_models, 1e-3).beams(features, BEAMS, None, watch.prompt, (best, other))
@@ -163,7 +163,7 @@ def test_a_beam_that_is_dropped_is_missed_by_its_log_probability(
 def test_a_worse_sequence_that_stays_among_the_beams_is_judged_by_its_score(
     random_models: Models, random_features: torch.Tensor
 ) -> None:
-    features, watch = random_features[2:3], Watch()
+    features, watch = random_features[2:3], ScoreRecorder()
     [best] = decode(random_models.stock, features, BEAMS, language=None, processor=watch)
     table = log_probabilities(random_models.stock, features, watch.prompt, best)
     scores, _ = scores_after(random_models.stock, features, GREEDY, best[:-1], language=None)

@@ -1,6 +1,6 @@
 """The commands `benchmark` and `benchmark throughput`: from options to rows and tables.
 
-Exit codes: 0 every row is ok; 1 some are not; 2 the options make no sense or nothing could be
+Exit codes: 0 every row is ok; 1 some are not; 2 the options are invalid or nothing could be
 measured; 130 interrupted.
 """
 
@@ -49,7 +49,7 @@ def benchmark_command(
     decoder_layers: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Rows with so many decoder layers only. Repeatable. Left out: all."
+            metavar="N", help="Only rows with N decoder layers. Repeatable. Left out: all."
         ),
     ] = None,
     system: Annotated[
@@ -104,7 +104,7 @@ def benchmark_command(
     ] = 1800.0,
     commit: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Commit to record instead of what git says."),
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
     ] = None,
     report_only: Annotated[
         bool,
@@ -120,8 +120,8 @@ def benchmark_command(
 
     A row is one system on one model at one setting, in a process of its own.
     Weights are random, the speech is real, and every system decodes the same
-    number of tokens from the same features. A row that fails says why, and the
-    rest goes on. Interrupted, the same command goes on where it stopped.
+    number of tokens from the same features. A row that fails records the reason,
+    and the run goes on. After an interruption, the same command resumes it.
 
     Written to the output folder: results.jsonl (as it goes), results.json,
     results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
@@ -157,24 +157,24 @@ def benchmark_command(
         show_list(device, dtype)
         return
     start_server()  # imports there while we import here
-    place = resolve_device(device)
-    number = str(resolve_dtype(dtype, place)).removeprefix("torch.")
-    chosen = plan.select_settings(setting or plan.default_settings(place.type), **sizes)
+    target = resolve_device(device)
+    precision = str(resolve_dtype(dtype, target)).removeprefix("torch.")
+    chosen = plan.select_settings(setting or plan.default_settings(target.type), **sizes)
 
     from whisper_flash_attention.benchmark.runner import Options
     from whisper_flash_attention.benchmark.systems import named
 
     for name in systems:
         named(name)
-    jobs = plan.plan_jobs(chosen, rows, systems, device=str(place), dtype=number)
+    jobs = plan.plan_jobs(chosen, rows, systems, device=str(target), dtype=precision)
     console = Console(stderr=True)
-    if not setting and place.type == "cpu":
+    if not setting and target.type == "cpu":
         console.print("no GPU: the small setting; --setting default --setting large for the rest")
-    outcome = run_or_say_how_to_resume(
+    outcome = run_or_explain_resuming(
         jobs, Options(output, features, timeout, resume, commit), console
     )
     show_outcome(outcome, console)
-    if any(row.status != "ok" for row in outcome.asked):
+    if any(row.status != "ok" for row in outcome.requested):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -194,7 +194,7 @@ def report_again(folder: Path) -> Outcome:
     return Outcome(rows, rows, write_outputs(rows, folder, Console(stderr=True)))
 
 
-def run_or_say_how_to_resume(
+def run_or_explain_resuming(
     jobs: Sequence[plan.Job], options: Options, console: Console
 ) -> Outcome:
     """The run's outcome; on Ctrl-C, a hint and exit code 130."""
@@ -203,7 +203,7 @@ def run_or_say_how_to_resume(
     try:
         return run(jobs, options, console)
     except KeyboardInterrupt as error:
-        console.print("interrupted; the same command goes on where this one stopped")
+        console.print("interrupted; the same command resumes where this one stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -214,7 +214,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     terminal = Console()
     # A file or a pipe has no width of its own: give the tables the room they need.
     out = terminal if terminal.is_terminal else Console(width=220)
-    out.print(as_renderable(outcome.asked))
+    out.print(as_renderable(outcome.requested))
     for path in outcome.files:
         print_line(console, f"wrote {path}")
 
@@ -224,11 +224,11 @@ def show_list(device: str, dtype: str) -> None:
     from whisper_flash_attention.benchmark.systems import SYSTEMS, backend_systems
     from whisper_flash_attention.config import resolve_device, resolve_dtype
 
-    place = resolve_device(device)
-    number = resolve_dtype(dtype, place)
-    systems = Table("System", "What it is", f"On {place}, {str(number).removeprefix('torch.')}")
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    systems = Table("System", "What it is", f"On {target}, {str(precision).removeprefix('torch.')}")
     for system in (*SYSTEMS.values(), *backend_systems().values()):
-        reason = system.why_not(place, number) or "can run"
+        reason = system.why_not(target, precision) or "can run"
         # As text: in markup, the brackets of a package's extra would vanish.
         systems.add_row(system.name, system.summary, Text(reason))
     settings = Table("Setting", "Batch size", "New tokens", "Batches")
@@ -312,14 +312,14 @@ def throughput_command(
     ] = None,
     commit: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Commit to record instead of what git says."),
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
     ] = None,
 ) -> None:
     """Measure how much faster than real time recordings become text.
 
-    From samples in memory to text, by random weights that say the same number of tokens in every
-    window of 30 s. Beside the factor, what each part of a batch takes alone: copies, log-mel,
-    encoder, decoder, text and segments, words.
+    From samples in memory to text, by random weights that give the same number of tokens for every
+    window of 30 s. Besides the factor, the time of each part of a batch, run alone: copies,
+    log-mel, encoder, decoder, text and segments, words.
 
     [b]Examples[/b]
 
@@ -333,20 +333,20 @@ def throughput_command(
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, measure_throughput
     from whisper_flash_attention.config import resolve_device, resolve_dtype
 
-    place = resolve_device(device)
-    number = str(resolve_dtype(dtype, place)).removeprefix("torch.")
-    sizes = batch_size or ([2] if place.type == "cpu" else [16])
+    target = resolve_device(device)
+    precision = str(resolve_dtype(dtype, target)).removeprefix("torch.")
+    sizes = batch_size or ([2] if target.type == "cpu" else [16])
     kinds = [(name, False) for name in system or ["flash"]]
     if word_timestamps:
         kinds += [(name, True) for name, _ in kinds if name == "flash"]
     cases = [
-        ThroughputCase(name, kind, size, new_tokens, words, repeats, str(place), number)
+        ThroughputCase(name, kind, size, new_tokens, words, repeats, str(target), precision)
         for name in checkpoint or ["tiny"]
         for size in sizes
         for kind, words in kinds
     ]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    environment = describe_environment(str(place), commit).as_json()
+    environment = describe_environment(str(target), commit).as_json()
     keeper = Keeper(output)
     rows = []
     for case in cases:
@@ -354,7 +354,7 @@ def throughput_command(
         row = measure_throughput(case, samples, description, environment)
         rows.append(row)
         keeper.keep(row)
-        print_line(console, told(row))
+        print_line(console, summarize(row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=200)).print(as_table(rows))
     if output is not None:
@@ -423,7 +423,7 @@ class Keeper:
             self._path.write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
 
 
-def told(row: ThroughputRow) -> str:
+def summarize(row: ThroughputRow) -> str:
     """A row in one line, and what its parts take."""
     case = row.case
     words = ", words" if case.word_timestamps else ""
@@ -436,11 +436,11 @@ def told(row: ThroughputRow) -> str:
 
 def as_table(rows: list[ThroughputRow]) -> Table:
     """Cases and their factors."""
-    place = rows[0].environment["device_name"]
+    device_name = rows[0].environment["device_name"]
     table = Table(
         *("checkpoint", "system", "dtype", "batch", "words", "x real time", "audio, min"),
         *("seconds", "GPU memory, GB"),
-        title=f"{rows[0].case.new_tokens} tokens per 30 s, {place}",
+        title=f"{rows[0].case.new_tokens} tokens per 30 s, {device_name}",
     )
     for row in rows:
         case, factor, memory = row.case, row.realtime_factor, row.vram_allocated_gb

@@ -54,7 +54,7 @@ def measure(job: Job, features: FeatureFile, report: Callable[[int], None]) -> M
         report: called with the number of timed batches that are done, outside the clock.
 
     Raises:
-        BenchmarkError: a call gave another number of tokens than was asked for.
+        BenchmarkError: a call gave another number of tokens than requested.
     """
     # Stock `generate` warns at every call.
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -148,8 +148,8 @@ def measure_ceilings(device_name: str, dtype_name: str) -> Ceilings:
     """
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     on_cpu = device.type == "cpu"
-    numbers = (128 if on_cpu else 1024) * MIB // dtype.itemsize
-    origin = torch.ones(numbers, dtype=dtype, device=device)
+    count = (128 if on_cpu else 1024) * MIB // dtype.itemsize
+    origin = torch.ones(count, dtype=dtype, device=device)
     target = torch.zeros_like(origin)  # touched, so that no page faults are timed
     copied = _best_seconds(lambda: target.copy_(origin), device)
     side = 8192
@@ -158,7 +158,7 @@ def measure_ceilings(device_name: str, dtype_name: str) -> Ceilings:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
     multiplied = _best_seconds(lambda: torch.mm(a, b, out=product), device)
-    return Ceilings(2 * numbers * dtype.itemsize / copied, 2 * side**3 / multiplied)
+    return Ceilings(2 * count * dtype.itemsize / copied, 2 * side**3 / multiplied)
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:

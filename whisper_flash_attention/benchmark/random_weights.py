@@ -1,7 +1,7 @@
 """Random weights on which every part of Whisper matters.
 
 Default initialisation hides mistakes: its attention is almost uniform, its biases are zero, and
-the tied embedding makes a model repeat its last token whatever it hears. Here attention picks a
+the tied embedding makes a model repeat its last token whatever the audio. Here attention picks a
 few keys, biases and norms are not trivial, and what the layers add outweighs the embedding, so
 that the tokens change with the audio, the position and the cache.
 
@@ -72,7 +72,7 @@ def whisper_config(size: ModelSize, decoder_layers: int) -> WhisperConfig:
 def generation_config(vocabulary: int) -> GenerationConfig:
     """English transcription without timestamps, as the multilingual checkpoints define it.
 
-    Special and timestamp tokens are suppressed as well: random weights would say them, and
+    Special and timestamp tokens are suppressed as well: random weights would generate them, and
     `generate` cuts its output at timestamps.
     """
     extra = vocabulary - 51865  # large-v3 has one more language, which moves what follows
@@ -97,7 +97,7 @@ def generation_config(vocabulary: int) -> GenerationConfig:
 
 
 def perturb_(model: torch.nn.Module, seed: int = 0) -> None:
-    """Redraw every weight of a Whisper model in place; see the module's text for the purpose.
+    """Redraw every weight of a Whisper model in place; the module's docstring has the purpose.
 
     The encoder's sinusoidal positions stay. Values depend on the parameter's name, shape, device
     and `seed` alone; they are drawn in float32 and rounded to the parameter's dtype.
@@ -193,11 +193,11 @@ def special_tokens(size: ModelSize) -> SpecialTokens:
 
 def text_names(count: int) -> list[str]:
     """So many names of text tokens, none twice: letters, and words of two to eight of them."""
-    dice = random.Random(0)
+    draw = random.Random(0)
     names = dict.fromkeys(LETTERS)
     while len(names) < count:
-        word = "".join(dice.choices(LETTERS, k=dice.randint(2, 8)))
-        names.setdefault(BLANK + word if dice.random() < 0.7 else word)
+        word = "".join(draw.choices(LETTERS, k=draw.randint(2, 8)))
+        names.setdefault(BLANK + word if draw.random() < 0.7 else word)
     return list(names)
 
 

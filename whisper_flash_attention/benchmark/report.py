@@ -59,15 +59,15 @@ class Table:
 
 
 def same_work(a: ResultRow | None, b: ResultRow | None) -> bool:
-    """Whether the times of two rows may be compared: ok, same place, same work, tokens counted."""
+    """Whether two rows' times may be compared: ok, same machine, same work, tokens counted."""
     if a is None or b is None or a.status != "ok" or b.status != "ok":
         return False
 
     def work(row: ResultRow) -> tuple[object, ...]:
-        place = (row.device, row.environment["device_name"], row.dtype)
+        machine = (row.device, row.environment["device_name"], row.dtype)
         model = (row.checkpoint, row.decoder_layers)
         counted = row.tokens_checked == row.batches * row.batch_size * row.new_tokens
-        return (place, model, row.batch_size, row.new_tokens, row.features, counted)
+        return (machine, model, row.batch_size, row.new_tokens, row.features, counted)
 
     return work(a) == work(b) and work(a)[-1] is True
 
@@ -90,8 +90,8 @@ def build_tables(rows: Sequence[ResultRow]) -> list[Table]:
     """A table for every setting, device and dtype among the rows, in their order."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        place = (row.device, row.environment["device_name"], row.dtype)
-        groups.setdefault((row.setting, row.batch_size, row.new_tokens, place), []).append(row)
+        machine = (row.device, row.environment["device_name"], row.dtype)
+        groups.setdefault((row.setting, row.batch_size, row.new_tokens, machine), []).append(row)
     return [_table(group) for group in groups.values()]
 
 
@@ -117,8 +117,8 @@ def as_renderable(rows: Sequence[ResultRow]) -> RenderableType:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for place, name in enumerate(_compact([SHORT.get(name, name) for name in table.header])):
-            side: JustifyMethod = "right" if place else "left"
+        for column, name in enumerate(_compact([SHORT.get(name, name) for name in table.header])):
+            side: JustifyMethod = "right" if column else "left"
             grid.add_column(Text(name), justify=side, no_wrap=True)
         for line in table.lines:
             grid.add_row(*map(Text, _compact([SHORT.get(cell, cell) for cell in line])))
@@ -392,8 +392,8 @@ def _bars(
             for row in rows
             if row.system == system
         }
-        places = [place + offset for place in heights]
-        drawn = axes.bar(places, list(heights.values()), BAR, **style)
+        positions = [position + offset for position in heights]
+        drawn = axes.bar(positions, list(heights.values()), BAR, **style)
         axes.bar_label(drawn, fmt="{:.3g}", fontsize=7, padding=2)
     axes.set_xticks(range(len(models)), [f"{name}\n{layers} layers" for name, layers in models])
     axes.set_ylabel(label)

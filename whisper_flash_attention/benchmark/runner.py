@@ -49,20 +49,20 @@ def expected_seconds(job: Job, ceilings: Ceilings) -> float:
     return START_SECONDS + (setting.batches + WARM_UP_CALLS) * call
 
 
-class Narrator(Protocol):
-    """Listens to a run."""
+class ProgressReporter(Protocol):
+    """Receives the events of a run."""
 
     def start(self, job: Job) -> None:
         """This job starts."""
 
     def advance(self, batches: int) -> None:
-        """So many of the job's timed batches are done."""
+        """This many of the job's timed batches are done."""
 
     def finish(self, row: ResultRow) -> None:
         """The job has ended with this row."""
 
 
-class Course:
+class Estimate:
     """How far a run has come, in expected seconds, and how long the rest will take."""
 
     def __init__(self, jobs: list[Job], ceilings: Ceilings) -> None:
@@ -75,7 +75,7 @@ class Course:
         self._begun = time.monotonic()
 
     def advance(self, job: Job, batches: int) -> None:
-        """So many of this job's timed batches are done."""
+        """This many of this job's timed batches are done."""
         calls = (batches + WARM_UP_CALLS) / (job.setting.batches + WARM_UP_CALLS)
         self.done = self._before + calls * expected_seconds(job, self._ceilings)
 
@@ -96,22 +96,24 @@ class Course:
 
 
 @contextmanager
-def narrate(jobs: list[Job], ceilings: Ceilings, console: Console) -> Iterator[Narrator]:
-    """A narrator for this console."""
-    course = Course(jobs, ceilings)
+def show_progress(
+    jobs: list[Job], ceilings: Ceilings, console: Console
+) -> Iterator[ProgressReporter]:
+    """The reporter that suits this console."""
+    estimate = Estimate(jobs, ceilings)
     if not console.is_terminal:
-        yield Lines(course, console)
+        yield LineReporter(estimate, console)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
     with Progress(*columns, console=console) as progress:
-        yield Bar(course, progress)
+        yield BarReporter(estimate, progress)
 
 
-class Lines:
+class LineReporter:
     """One line per finished row."""
 
-    def __init__(self, course: Course, console: Console) -> None:
-        self._course = course
+    def __init__(self, estimate: Estimate, console: Console) -> None:
+        self._estimate = estimate
         self._console = console
         self._job: Job | None = None
 
@@ -123,18 +125,18 @@ class Lines:
 
     def finish(self, row: ResultRow) -> None:
         assert self._job is not None, "finish without start"
-        self._course.finish(self._job)
-        count = f"[{self._course.finished}/{self._course.rows}]"
-        print_line(self._console, f"{count} {outcome(row)} ({self._course.left})")
+        self._estimate.finish(self._job)
+        count = f"[{self._estimate.finished}/{self._estimate.rows}]"
+        print_line(self._console, f"{count} {outcome(row)} ({self._estimate.left})")
 
 
-class Bar:
+class BarReporter:
     """A bar that advances with every timed batch; finished rows stay above it as lines."""
 
-    def __init__(self, course: Course, progress: Progress) -> None:
-        self._course = course
+    def __init__(self, estimate: Estimate, progress: Progress) -> None:
+        self._estimate = estimate
         self._progress = progress
-        self._task = progress.add_task("", total=course.total, state="")
+        self._task = progress.add_task("", total=estimate.total, state="")
         self._job: Job | None = None
 
     def start(self, job: Job) -> None:
@@ -143,19 +145,19 @@ class Bar:
 
     def advance(self, batches: int) -> None:
         assert self._job is not None, "advance without start"
-        self._course.advance(self._job, batches)
+        self._estimate.advance(self._job, batches)
         self._show(self._job.title)
 
     def finish(self, row: ResultRow) -> None:
         assert self._job is not None, "finish without start"
-        self._course.finish(self._job)
+        self._estimate.finish(self._job)
         self._show("")
         print_line(self._progress.console, outcome(row))
 
     def _show(self, title: str) -> None:
-        course = self._course
-        state = f"{course.finished}/{course.rows} rows, {course.left}"
-        self._progress.update(self._task, description=title, completed=course.done, state=state)
+        estimate = self._estimate
+        state = f"{estimate.finished}/{estimate.rows} rows, {estimate.left}"
+        self._progress.update(self._task, description=title, completed=estimate.done, state=state)
 
 
 def outcome(row: ResultRow) -> str:
@@ -170,7 +172,7 @@ def outcome(row: ResultRow) -> str:
 class Options:
     """How to run: where to write, which speech, seconds per row, whether to keep old rows.
 
-    `commit` is recorded instead of what git says of this checkout.
+    `commit` is recorded instead of the commit of this checkout.
     """
 
     output: Path
@@ -185,7 +187,7 @@ class Outcome:
     """All rows of the output folder, those of this run's jobs, and the files written."""
 
     rows: list[ResultRow]
-    asked: list[ResultRow]
+    requested: list[ResultRow]
     files: list[Path]
 
 
@@ -211,7 +213,7 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     workers = start_workers(jobs[0].device)
     with tempfile.TemporaryDirectory(prefix="whisper-flash-features-") as folder:
         site = survey_site(jobs, options, workers, Path(folder))
-        asked = {blank_row(job, site).slot for job in jobs}
+        requested = {blank_row(job, site).slot for job in jobs}
         finished = store.finished() if options.resume else set()
         todo = [job for job in jobs if blank_row(job, site).key not in finished]
         if len(todo) < len(jobs):
@@ -220,13 +222,13 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
                 console, f"{kept} of {len(jobs)} rows were measured before; --no-resume repeats"
             )
         try:
-            with narrate(todo, site.ceilings, console) as narrator:
+            with show_progress(todo, site.ceilings, console) as reporter:
                 for job in todo:
-                    run_job(job, site, store, workers, options, narrator)
+                    run_job(job, site, store, workers, options, reporter)
         finally:
             rows = store.rows()
             files = write_outputs(rows, options.output, console)
-    return Outcome(rows, [row for row in rows if row.slot in asked], files)
+    return Outcome(rows, [row for row in rows if row.slot in requested], files)
 
 
 def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder: Path) -> Site:
@@ -264,10 +266,10 @@ def run_job(
     store: Store,
     workers: Workers,
     options: Options,
-    narrator: Narrator,
+    reporter: ProgressReporter,
 ) -> ResultRow:
     """Measure one job in a process of its own and store its row, whatever comes of it."""
-    narrator.start(job)
+    reporter.start(job)
     tokens: tuple[tuple[int, ...], ...] = ()
     try:
         measured = workers.call(
@@ -275,7 +277,7 @@ def run_job(
             job,
             site.features[MODEL_SIZES[job.row.checkpoint].mel_bins],
             timeout=options.timeout,
-            on_progress=narrator.advance,
+            on_progress=reporter.advance,
         )
     except ProcessFailed as error:
         row = replace(blank_row(job, site), error=error.reason)
@@ -283,7 +285,7 @@ def run_job(
     else:
         row, tokens = filled_row(blank_row(job, site), measured), measured.tokens
     store.add(row, tokens)
-    narrator.finish(row)
+    reporter.finish(row)
     return row
 
 

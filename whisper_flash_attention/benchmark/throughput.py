@@ -70,7 +70,7 @@ class ThroughputCase:
         device, dtype: by name.
 
     Raises:
-        OptionError: one of them makes no sense.
+        OptionError: a value is invalid.
     """
 
     checkpoint: str
@@ -110,7 +110,7 @@ class ThroughputCase:
 
     @property
     def options(self) -> DecodeOptions:
-        """What the transcriber is asked for: every window's tokens, once."""
+        """Options that decode every window once, to exactly `new_tokens` tokens."""
         return DecodeOptions(
             mode="batched",
             vad_filter=False,
@@ -194,7 +194,7 @@ def measure_throughput(
         The row; "failed" if the GPU's memory does not hold it.
 
     Raises:
-        BenchmarkError: a window got another number of tokens than was asked for.
+        BenchmarkError: a window got another number of tokens than requested.
     """
     device = torch.device(case.device)
     blank = ThroughputRow(case, audio, samples.size / SAMPLING_RATE, environment)
@@ -384,10 +384,12 @@ class Parts:
         states: torch.Tensor = timed("encoder", lambda: self._engine.encode(features))
         prompts = [self._vocabulary.prompt("en", "transcribe")] * len(self._batch)
         later = timed("decoder", lambda: self._decoder.decode_first(states, prompts))
-        said = timed("text and segments", lambda: self._reader.segments(self._batch, later()))
+        segments = timed("text and segments", lambda: self._reader.segments(self._batch, later()))
         aligner = self._aligner
         if aligner is not None:
-            spoken = [spoken_window(*each) for each in zip(self._batch, states, said, strict=True)]
-            words = timed("words, device", lambda: aligner.begin(spoken))
+            windows = [
+                spoken_window(*each) for each in zip(self._batch, states, segments, strict=True)
+            ]
+            words = timed("words, device", lambda: aligner.begin(windows))
             timed("words, host", words)
         return took

@@ -82,7 +82,7 @@ class ParityOptions:
     Args:
         modes: names in `MODES`, in the order in which they are run; none means all.
         batch_size: recordings per call; sampling always takes one.
-        limit: at most so many recordings; None takes all.
+        limit: most recordings to compare; None takes all.
         language: code or name of the language spoken, for multilingual models; "auto" has stock
             detect it, compares that detection, and gives the same language to both models.
         tolerance: gap in logits that explains a difference; None takes that of the dtype.
@@ -130,7 +130,7 @@ class Clip:
     Attributes:
         name: of the file, or of the array in a file of features.
         features: float32 log-mel features `[mel bins, frames]`, as the extractor makes them.
-        transcript: what is said, where a `.txt` file beside the recording tells; None for longer
+        transcript: from a `.txt` file beside the recording, if there is one; None for longer
             recordings, of which only the first window is decoded.
     """
 
@@ -147,26 +147,29 @@ class Clips:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def find_recordings(places: Sequence[str | Path]) -> list[Path]:
-    """Files among `places`, and the recordings (by the ends of their names) in the folders.
+def find_recordings(paths: Sequence[str | Path]) -> list[Path]:
+    """Files among `paths`, and the recordings (by the ends of their names) in the folders.
 
     Raises:
         OptionError: a folder holds no recordings.
     """
     found: list[Path] = []
-    for place in map(Path, places):
-        if not place.is_dir():
-            found.append(place)
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
             continue
-        inside = sorted(p for p in place.iterdir() if p.suffix.lower() in RECORDING_SUFFIXES)
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in RECORDING_SUFFIXES)
         if not inside:
-            raise OptionError(f"{place}: holds no recordings (wav, flac, mp3, m4a, ogg ...)")
+            raise OptionError(f"{path}: holds no recordings (wav, flac, mp3, m4a, ogg ...)")
         found += inside
     return list(dict.fromkeys(found))
 
 
 def read_recordings(
-    paths: Sequence[Path], extractor: Any, begin: Callable[[str], None], tell: Callable[[str], None]
+    paths: Sequence[Path],
+    extractor: Any,
+    begin: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Clips:
     """Features of the first 30 s of each recording.
 
@@ -174,7 +177,7 @@ def read_recordings(
         paths: recordings of any format.
         extractor: a `WhisperFeatureExtractor`.
         begin: called with a recording's name before it is read.
-        tell: called with one line for each recording that cannot be read.
+        report: called with one line for each recording that cannot be read.
 
     Raises:
         MissingPackage: PyAV, which decodes recordings, is not installed.
@@ -186,7 +189,7 @@ def read_recordings(
             result.clips.append(_read_recording(path, name, extractor))
         except AudioError as error:
             result.skipped[name] = str(error)
-            tell(f"skipped: {error}")
+            report(f"skipped: {error}")
     return result
 
 
@@ -215,14 +218,14 @@ def _read_recording(path: Path, name: str, extractor: Any) -> Clip:
     return Clip(name, features["input_features"][0].astype(np.float32), transcript)
 
 
-def read_features(path: Path, shape: tuple[int, int], tell: Callable[[str], None]) -> Clips:
+def read_features(path: Path, shape: tuple[int, int], report: Callable[[str], None]) -> Clips:
     """Features from a file of arrays, instead of recordings.
 
     Args:
         path: an `.npz` file with an array `[mel bins, frames]` per recording, under its name; or
             an `.npy` file with one array `[recordings, mel bins, frames]`.
         shape: (mel bins, frames) that the model takes.
-        tell: called with one line for each array that is not of this shape, not real numbers, or
+        report: called with one line for each array that is not of this shape, not real numbers, or
             not finite.
 
     Raises:
@@ -234,7 +237,7 @@ def read_features(path: Path, shape: tuple[int, int], tell: Callable[[str], None
             wrong = _what_is_wrong(array, shape)
             if wrong:
                 result.skipped[name] = wrong
-                tell(f"skipped: {path.name}, {name}: {wrong}")
+                report(f"skipped: {path.name}, {name}: {wrong}")
             else:
                 result.clips.append(Clip(name, array.astype(np.float32)))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -20,7 +20,7 @@ from whisper_flash_attention.parity.cases import Clip, Mode, ParityOptions
 from whisper_flash_attention.parity.models import (
     Ids,
     Models,
-    Watch,
+    ScoreRecorder,
     decode,
     log_probabilities,
     scores_after,
@@ -113,7 +113,7 @@ class Judge:
         prefix: Sequence[int],
         tokens: tuple[int, int],
     ) -> Tie:
-        """Look at two tokens (the reference's, ours) after the same prefix.
+        """Compare two tokens (the reference's, ours) after the same prefix.
 
         Both must be within the bound of being chosen by float32 stock. In half precision the bound
         is at least twice the error that stock itself makes there against float32.
@@ -126,7 +126,7 @@ class Judge:
         return self.judge(scores, tokens, first, "next token")
 
     def language(self, features: torch.Tensor, tokens: tuple[int, int]) -> Tie:
-        """Look at two detected languages: token ids, the reference's and ours."""
+        """Compare two detected languages: token ids, the reference's and ours."""
         known = torch.tensor(sorted(self.models.language_ids.values()))
 
         def scores(model: Any) -> torch.Tensor:
@@ -154,10 +154,10 @@ class Judge:
         prefix: Sequence[int],
         tokens: tuple[int, int],
     ) -> Tie:
-        """Look at a draw that came out otherwise: at the random numbers that it was made with.
+        """Compare a draw that came out otherwise by its random numbers.
 
         PyTorch draws one of several on a CPU by the largest p / q, q from the exponential
-        distribution (`aten/src/ATen/native/Distributions.cpp`), so that log p - log q tells how
+        distribution (`aten/src/ATen/native/Distributions.cpp`), so that log p - log q shows how
         near another outcome was.
         """
         scores, state = scores_after(
@@ -178,7 +178,7 @@ class Judge:
         prompt: Sequence[int],
         sequences: tuple[Ids, Ids],
     ) -> Tie:
-        """Look at two results of a beam search: the reference's and ours, without the prompt.
+        """Compare two results of a beam search: the reference's and ours, without the prompt.
 
         Where the reference drops ours on the way, the gap is what it lacked to its worst beam;
         else it is what our final score lacks to the reference's, times our length. Errors of n
@@ -311,7 +311,7 @@ class Outcome:
     """What came out.
 
     Attributes:
-        rows: by mode and recording, in the order in which they were asked for.
+        rows: by mode and recording, in the order in which they ran.
         not_comparable: why a mode was not run, by name.
         logit_errors: by recording, the largest difference between our log-probabilities and
             stock's, over all tokens and all positions of stock's text.
@@ -339,7 +339,7 @@ def compare(
 
     Raises:
         DeviceError: the device's memory is too small.
-        UnsupportedAttention: the back-end asked for cannot run this model here.
+        UnsupportedAttention: the requested back-end cannot run this model here.
     """
     cudnn = torch.backends.cudnn
     try:
@@ -436,12 +436,12 @@ class _Comparison:
         features = self._features(batch)
         language = self.outcome.languages[batch[0].name]
         options: dict[str, Any] = {"language": language, "seed": self.options.seed}
-        watch = Watch()
+        recorder = ScoreRecorder()
         found: dict[str, list[Ids]] = {}
         for name, model in self.models.by_name().items():
-            seen = watch if name == "stock" else None
+            processor = recorder if name == "stock" else None
             try:
-                found[name] = decode(model, features, mode, processor=seen, **options)
+                found[name] = decode(model, features, mode, processor=processor, **options)
             except (UnsupportedAttention, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -453,21 +453,21 @@ class _Comparison:
             ids = {name: rows[index] for name, rows in found.items()}
             row = Row(mode.name, clip.name, IDENTICAL, ids["stock"], ids["ours"])
             row.float32 = ids.get("float32")
-            self._judge(row, features[index : index + 1], mode, watch)
+            self._judge(row, features[index : index + 1], mode, recorder)
             if mode.beams == 1 and "temperature" not in mode.options:
-                steps = watch.gaps[: len(row.reference) + 1]
+                steps = recorder.gaps[: len(row.reference) + 1]
                 row.smallest_gap = min(float(gap[index]) for gap in steps)
             self.outcome.rows.append(row)
 
-    def _judge(self, row: Row, features: torch.Tensor, mode: Mode, watch: Watch) -> None:
-        """Take the prompt off, find the first difference, and say what it is."""
-        if not self._without_prompt(row, watch.prompt):
+    def _judge(self, row: Row, features: torch.Tensor, mode: Mode, recorder: ScoreRecorder) -> None:
+        """Take the prompt off, find the first difference, and explain it."""
+        if not self._without_prompt(row, recorder.prompt):
             row.status, row.failure = (
                 FAILED,
                 "our ids do not begin with the prompt, as those of stock do",
             )
             return
-        row.failure = self._what_is_not_finite(row, features, watch)
+        row.failure = self._what_is_not_finite(row, features, recorder)
         if row.failure:
             row.status = FAILED
             return
@@ -482,10 +482,10 @@ class _Comparison:
         language = self.outcome.languages[row.recording]
         if mode.beams > 1:
             both = (row.reference, row.ours)
-            row.tie = self.judge.beams(features, mode, language, watch.prompt, both)
+            row.tie = self.judge.beams(features, mode, language, recorder.prompt, both)
         else:
-            look = self.judge.draw if "temperature" in mode.options else self.judge.next_token
-            row.tie = look(features, mode, language, row.reference[:position], row.tokens)
+            explain = self.judge.draw if "temperature" in mode.options else self.judge.next_token
+            row.tie = explain(features, mode, language, row.reference[:position], row.tokens)
         row.status = EXPLAINED if row.tie.explained else UNEXPLAINED
 
     def _without_prompt(self, row: Row, prompt: Ids) -> bool:
@@ -499,16 +499,18 @@ class _Comparison:
         row.float32 = None if row.float32 is None else row.float32[count:]
         return True
 
-    def _what_is_not_finite(self, row: Row, features: torch.Tensor, watch: Watch) -> str | None:
+    def _what_is_not_finite(
+        self, row: Row, features: torch.Tensor, recorder: ScoreRecorder
+    ) -> str | None:
         """Feed stock's text to both models, once per recording: which one gives NaN or infinity?"""
-        if not watch.is_sound:
+        if not recorder.is_sound:
             return "scores of the reference are NaN or infinite in this batch"
         if row.recording in self.outcome.logit_errors:
             return None
         fed = [*row.reference, self.judge.end_of_text]
-        fed = fed[: self.models.longest - len(watch.prompt)]
+        fed = fed[: self.models.longest - len(recorder.prompt)]
         tables = {
-            name: log_probabilities(model, features, watch.prompt, fed)
+            name: log_probabilities(model, features, recorder.prompt, fed)
             for name, model in (("stock", self.models.stock), ("ours", self.models.ours))
         }
         for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""The models of a comparison (stock with eager attention, ours, stock in float32), and their calls."""
+"""The models of a comparison (stock with eager attention, ours, float32 stock), and their calls."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Models:
 
     @property
     def language_ids(self) -> dict[str, int]:
-        """Token ids by language code; empty for a model that has no languages, or tells none."""
+        """Token ids by language code; empty for a model without languages."""
         config = self.stock.generation_config
         if not getattr(config, "is_multilingual", False):
             return {}
@@ -77,12 +77,12 @@ class Models:
 
     @property
     def first_timestamp(self) -> int | None:
-        """Id of the first timestamp token; None where the generation config does not tell it."""
+        """Id of the first timestamp token; None where the generation config lacks it."""
         before = getattr(self.stock.generation_config, "no_timestamps_token_id", None)
         return None if before is None else int(before) + 1
 
     def check(self, options: ParityOptions) -> None:
-        """Raise `OptionError` if these models cannot decode in a mode that is asked for."""
+        """Raise `OptionError` if these models cannot decode in a requested mode."""
         names = [mode.name for mode in options.chosen_modes() if mode.has_timestamps]
         if names and self.first_timestamp is None:
             raise OptionError(
@@ -151,8 +151,8 @@ Ids = list[int]
 
 
 @dataclass
-class Watch(LogitsProcessor):
-    """Changes nothing, but notes what the reference saw.
+class ScoreRecorder(LogitsProcessor):
+    """Records the reference's scores without changing them.
 
     Attributes:
         prompt: ids that every row starts with `[n]`.
@@ -174,12 +174,12 @@ class Watch(LogitsProcessor):
 
 
 @dataclass
-class Force(LogitsProcessor):
-    """Has the model say `prefix`, and leaves it alone afterwards.
+class ForcedPrefix(LogitsProcessor):
+    """Forces the tokens of `prefix`, and changes nothing afterwards.
 
     Attributes:
         prefix: ids after the prompt.
-        random_state: of PyTorch's CPU generator when the model was first left alone.
+        random_state: of PyTorch's CPU generator at the first step that is not forced.
     """
 
     prefix: Sequence[int]
@@ -213,7 +213,7 @@ def decode(
         features: log-mel features `[B, mel bins, frames]` on the model's device, any dtype.
         mode: how.
         language: code of the language; None for a model without languages.
-        seed: of PyTorch's random numbers, set anew for every call.
+        seed: of PyTorch's generators, set for every call.
         processor: added after all others.
 
     Returns:
@@ -243,7 +243,7 @@ def scores_after(
     language: str | None,
     seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Have a stock model say `prefix`, and look at its scores for the next token.
+    """Force `prefix` on a stock model, and return its scores for the next token.
 
     Every rule of `generate` has been applied to them but one: that timestamps, where they are
     likelier together than any text, forbid text. `ties.shortfall` weighs that one.
@@ -259,7 +259,7 @@ def scores_after(
     """
     config = copy.deepcopy(model.generation_config)
     config._detect_timestamp_from_logprob = False
-    force = Force(prefix)
+    forced = ForcedPrefix(prefix)
     torch.manual_seed(seed)
     outputs = model.generate(
         features.to(model.dtype),
@@ -268,10 +268,10 @@ def scores_after(
         return_dict_in_generate=True,
         output_scores=True,
         **generate_options(mode, language),
-        **_added(force),
+        **_added(forced),
     )
-    assert force.random_state is not None
-    return outputs.scores[len(prefix)][0].float().cpu(), force.random_state
+    assert forced.random_state is not None
+    return outputs.scores[len(prefix)][0].float().cpu(), forced.random_state
 
 
 def log_probabilities(

@@ -88,7 +88,7 @@ class Report:
     """An outcome with all that is needed to show it.
 
     Attributes:
-        facts: what was asked and on what it ran, for the JSON.
+        facts: options and environment, for the JSON.
         bound: gap in logits that explains a difference in this dtype.
         clips: what was compared, and what was left out.
         tokenizer: of the checkpoint; None where there is none, and so no text.
@@ -260,7 +260,7 @@ def _percent(rate: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with null for numbers that JSON has no word for."""
+    """The same, with null for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
