@@ -14,7 +14,7 @@ import pytest
 from tests.benchmark import children
 from whisper_flash_attention.benchmark import processes
 from whisper_flash_attention.benchmark.processes import (
-    LAST_WORDS,
+    LONGEST_REASON,
     ProcessFailed,
     Workers,
     reason_of,
@@ -115,7 +115,7 @@ def test_the_last_of_several_tracebacks_is_the_reason() -> None:
 
 def test_a_reason_fits_a_table() -> None:
     reason = reason_of(f"Traceback (most recent call last):\nValueError: {'x' * 1000}", 1)
-    assert len(reason) == LAST_WORDS
+    assert len(reason) == LONGEST_REASON
 
 
 def test_silence_still_gives_a_reason() -> None:
