@@ -50,8 +50,8 @@ SMALL_TESTS = (
     "tests/batch/test_shards.py",
     "tests/batch/test_sink.py",
     "tests/transcribe/test_cues.py",
-    "tests/transcribe/test_destination.py",
-    "tests/transcribe/test_segments.py",
+    "tests/transcribe/test_output.py",
+    "tests/transcribe/test_results.py",
     "tests/transcribe/test_writers.py",
 )
 

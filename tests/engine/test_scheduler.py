@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engine.test_device import Replayed, few_programs
 from transformers import WhisperForConditionalGeneration
 
+from tests.engine.test_cuda_decoder import Replayed, few_programs
 from whisper_flash_attention.engine import buffers, cuda_slots, decode_plan
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (

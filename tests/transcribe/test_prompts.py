@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.transcribe.test_cutting import WORDS
 
+from tests.transcribe.test_segmentation import WORDS
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.prompts import Hints, Prompter

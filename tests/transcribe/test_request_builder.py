@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.transcribe.test_cutting import WORDS, at
 
+from tests.transcribe.test_segmentation import WORDS, at
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.logits_processors import (
     NoRepeatNgram,

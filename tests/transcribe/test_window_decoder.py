@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.transcribe.test_cutting import WORDS
 
+from tests.transcribe.test_segmentation import WORDS
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.errors import OptionError
