@@ -112,7 +112,7 @@ def test_random_models_get_a_processor_with_their_ids(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("words", [False, True])
-def test_every_window_says_as_much_as_is_asked(device, checkpoint, dtype, words) -> None:
+def test_every_window_has_the_requested_tokens(device, checkpoint, dtype, words) -> None:
     case = ThroughputCase(checkpoint, "flash", 2, 7, words, 1, device, dtype)
     samples, _ = speech([], 3)
     assert samples.shape == (90 * 16_000,) and np.ptp(samples[-16_000 * 5 :]) > 0

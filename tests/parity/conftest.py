@@ -13,7 +13,7 @@ from whisper_flash_attention.terminal.messages import quiet_transformers
 
 @pytest.fixture(autouse=True)
 def quiet() -> object:
-    """Stock says much about options that a random model's configuration repeats."""
+    """Stock logs much about options that a random model's configuration repeats."""
     with quiet_transformers():
         yield
 

@@ -1,16 +1,3 @@
-"""One thread for what runs in this process: the models here are too small to share out."""
+"""The scripts' models are as small as those of the package's benchmark."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(usual)
+from tests.benchmark.conftest import one_thread as one_thread

@@ -97,7 +97,7 @@ def test_every_command_that_pages_and_scripts_show_exists() -> None:
         ("generate", "step"),
     ],
 )
-def test_what_needs_a_gpu_says_so(command: tuple[str, str]) -> None:
+def test_what_needs_a_gpu_is_refused_without_one(command: tuple[str, str]) -> None:
     result = run(*command)
     assert result.exit_code == 2
     assert "needs a CUDA GPU" in result.output
