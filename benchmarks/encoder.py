@@ -45,7 +45,7 @@ from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import (
     Ceilings,
     Workload,
-    encoder_flops,
+    encoder_phases,
     encoder_seconds,
 )
 from whisper_flash_attention.benchmark.settings import (
@@ -53,10 +53,9 @@ from whisper_flash_attention.benchmark.settings import (
     MODEL_SIZES,
     ModelSize,
     Setting,
-    default_dtype,
 )
 from whisper_flash_attention.benchmark.systems import FLASH
-from whisper_flash_attention.config import resolve_device
+from whisper_flash_attention.config import resolve_device, resolve_dtype
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.flash_attention import survey
@@ -292,7 +291,7 @@ def _blank_row(
         environment=environment.as_json(),
         ceilings=asdict(ceilings),
         roofline_seconds_per_batch=encoder_seconds(case.work, ceilings),
-        flops=encoder_flops(case.work),
+        flops=sum(flops for _, flops in encoder_phases(case.work)),
     )
 
 
@@ -631,7 +630,8 @@ def main(
     if weights is not None:
         compared = compare_checkpoint(weights, features, environment, target)
     if calls:
-        cases = select_cases(names, batches, target, dtype or default_dtype(target), calls)
+        precision = dtype or str(resolve_dtype("auto", torch.device(target))).removeprefix("torch.")
+        cases = select_cases(names, batches, target, precision, calls)
         timed = time_encoders(cases, environment)
     rows: list[dict[str, Any]] = [row.as_json() for row in (*timed, *compared)]
     write_json(output, target, commit, {"rows": rows})

@@ -127,11 +127,6 @@ def default_settings(device: str) -> tuple[str, ...]:
     return ("small",) if device == "cpu" else ("default", "large")
 
 
-def default_dtype(device: str) -> str:
-    """Half precision where the hardware has it, float32 on a CPU."""
-    return "float32" if device == "cpu" else "float16"
-
-
 def describe_rows() -> str:
     """Every row that exists, as one line."""
     return "; ".join(
