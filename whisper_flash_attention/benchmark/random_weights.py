@@ -7,6 +7,9 @@ that the tokens change with the audio, the position and the cache.
 
 Every tensor is drawn from a seed made of its own name, so that two classes with the same state
 get the same weights, in whatever order they keep it.
+
+`random_processor` and `talking_config` make such a model transcribe: words of random letters, and
+no timestamp but <|0.00|>, so that every window is one segment of a given number of tokens.
 """
 
 from __future__ import annotations
