@@ -1,17 +1,23 @@
-"""Measure `whisper-flash batch`: the same rows on both engines, files per second, memory.
+"""Measure `whisper-flash batch`: equal rows on both engines, overhead, memory, and scaling.
 
-    python benchmarks/archive.py --output benchmarks/results/archive-cpu.json
-    python benchmarks/archive.py --audio recordings --rounds 0 \\
+    python benchmarks/archive.py engines --output benchmarks/results/archive-cpu.json
+    python benchmarks/archive.py engines --audio recordings --rounds 0 \\
         --output benchmarks/results/archive-rows-cpu.json
+    python benchmarks/archive.py scaling --model small --workers 1 --workers 2 \\
+        --output benchmarks/results/archive-scaling-h100.json
 
-Same rows, if there are recordings: a real model on them by the engines `local` and `ray` (two
-workers); apart from the seconds that they took, rows must be equal. Overhead: copies of a clip of
+`engines`, rows: if there are recordings, a real model transcribes them with the engines `local` and
+`ray` (two workers); apart from the seconds taken, rows must be equal. Overhead: copies of a clip of
 1 s go through all stages with a transcriber that does nothing; files per second of whole runs, the
-start of Ray's workers included, and beyond the start (`beyond_start`: how many more files in how
-much more time the largest count took than the smallest, in their quickest runs). Memory: the most
-that the run's process had, and that it and all that it started had together, in which memory that
-they share counts for each. Writing: rows per second of one driver, alone, of speech's size.
-Every run is in a process of its own; its Ray cluster has two cores and ends with it.
+start of Ray's workers included, and beyond the start (`beyond_start`: additional files over
+additional time between the smallest and the largest count, in their quickest runs). Memory: peaks
+of the run's process, and of it and all that it started together, in which shared memory counts for
+each. Writing: rows per second of one driver, alone, of the size of speech's. Every run is in a
+process of its own; its Ray cluster has two cores and ends with it.
+
+`scaling`: copies of five minutes of the bundled speech, transcribed on Ray by several numbers of
+workers with a GPU each; times real time beyond the start of the workers: additional audio over
+additional time of three times as many copies. Needs the extra ray, and a GPU per worker.
 """
 
 from __future__ import annotations
@@ -19,11 +25,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import threading
 import time
+import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +37,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
+from _harness import Commit, Output, app_of, console, print_table, write_json
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.benchmark.environment import describe_environment
+from whisper_flash_attention.benchmark.features import bundled_clips
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 CORES = 2
 MB = 1e6
+SCALING_MINUTES = 5
 
 
 @dataclass(frozen=True)
 class DoNothing:
-    """Opens a transcriber that says nothing, at once."""
+    """Opens a transcriber that returns one constant segment at once."""
 
     source: str = "nothing"
     languages: tuple[str, ...] = ("en",)
@@ -60,38 +66,37 @@ class DoNothing:
         ]
 
 
-def make_copies(folder: Path, count: int) -> Path:
-    """`count` files of 1 s of noise, all of them the same, in folders of 1,000."""
-    import wave
-
-    clip = folder / "clip.wav"
-    with wave.open(str(clip), "wb") as file:
+def write_wave(path: Path, samples: np.ndarray) -> None:
+    """Write 16-bit mono samples at 16 kHz."""
+    with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLING_RATE, 0, "NONE", ""))
-        file.writeframes(
-            np.random.default_rng(0).integers(-9_000, 9_000, SAMPLING_RATE, np.int16).tobytes()
-        )
+        file.writeframes(samples.astype(np.int16).tobytes())
+
+
+def link_copies(clip: Path, folder: Path, count: int) -> Path:
+    """Make `count` links to a file, in folders of 1,000, and return the folder of all."""
     copies = folder / f"{count}"
     for number in range(count):
-        place = copies / f"{number // 1_000:03d}" / f"{number:06d}.wav"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.link(clip, place)
+        path = copies / f"{number // 1_000:03d}" / f"{number:06d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(clip, path)
     return copies
 
 
-class Watch:
-    """The most memory that this process, and all that it started, had: sampled while it runs.
+class PeakMemory:
+    """Peaks of resident memory, sampled every half second.
 
     Attributes:
         own: MB of this process.
-        together: MB of all of them.
+        together: MB of this process and all that it started.
     """
 
     def __init__(self) -> None:
         self.own = self.together = 0.0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PeakMemory:
         self._thread.start()
         return self
 
@@ -99,14 +104,14 @@ class Watch:
         self._ended.set()
         self._thread.join()
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         while not self._ended.wait(0.5):
-            sizes = {pid: _resident(pid) for pid in _family(os.getpid())}
+            sizes = {pid: _resident(pid) for pid in _process_tree(os.getpid())}
             self.own = max(self.own, sizes[os.getpid()])
             self.together = max(self.together, sum(sizes.values()))
 
 
-def _family(root: int) -> set[int]:
+def _process_tree(root: int) -> set[int]:
     """The process and everything that it started, by Linux's /proc."""
     parents = {}
     for entry in Path("/proc").iterdir():
@@ -116,10 +121,10 @@ def _family(root: int) -> set[int]:
             except OSError:
                 continue  # it ended
             parents[int(entry.name)] = int(fields[1])
-    family = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return family
+    tree = {root}
+    while children := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= children
+    return tree
 
 
 def _resident(pid: int) -> float:
@@ -131,7 +136,7 @@ def _resident(pid: int) -> float:
 
 
 def run_once(settings: dict[str, Any], connection: Any) -> None:
-    """One run, in this process; what it came to goes through the connection."""
+    """One run, in this process; the result goes through the connection."""
     from whisper_flash_attention.batch import Model, run_batch
 
     if settings["engine"] == "ray":
@@ -139,7 +144,7 @@ def run_once(settings: dict[str, Any], connection: Any) -> None:
 
         import ray
 
-        # Workers know nothing of this script.
+        # Workers cannot import this script.
         ray.cloudpickle.register_pickle_by_value(sys.modules[DoNothing.__module__])
         ray.init(
             num_cpus=settings.pop("cores", CORES),
@@ -152,23 +157,23 @@ def run_once(settings: dict[str, Any], connection: Any) -> None:
 
         torch.set_num_threads(threads)
     started = time.monotonic()
-    with Watch() as watch:
+    with PeakMemory() as memory:
         summary = run_batch(model=Model(model) if model else DoNothing(), **settings)
-    took = time.monotonic() - started
+    seconds = time.monotonic() - started
     connection.send(
         {
             "engine": settings["engine"],
             "files": summary.done,
             "failed": summary.failed,
-            "seconds": took,
-            "files_per_second": summary.done / took,
-            "memory_mb": watch.own,
-            "memory_together_mb": watch.together,
+            "seconds": seconds,
+            "files_per_second": summary.done / seconds,
+            "memory_mb": memory.own,
+            "memory_together_mb": memory.together,
         }
     )
 
 
-def in_a_process(**settings: Any) -> dict[str, Any]:
+def run_in_process(**settings: Any) -> dict[str, Any]:
     """`run_once` in a process of its own."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -189,39 +194,34 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for shard in shards_in(folder) for row in read_shard(shard)}
 
 
-def compare(folder: Path, audio: Path, model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare_rows(
+    folder: Path, audio: Path, model: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How many rows of both engines are equal for a folder; and the rows of `local`."""
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     runs = []
     for engine, workers in (("local", None), ("ray", CORES)):
-        place = folder / engine
-        options: dict[str, Any] = {"source": str(audio), "output": str(place), "engine": engine}
+        output = folder / engine
         # The same groups on both, and the threads of Ray's workers: what else is in a batch, and by
-        # how many threads numbers are added up, changes last digits, and what is drawn.
-        options |= {"group_files": 1, "threads": 1}
-        runs.append(in_a_process(**options, model=model, workers=workers))
-        rows[engine] = read_rows(place)
+        # how many threads sums are computed, changes last digits, and with them draws.
+        options = {"source": str(audio), "output": str(output), "engine": engine, "model": model}
+        runs.append(run_in_process(**options, workers=workers, group_files=1, threads=1))
+        rows[engine] = read_rows(output)
     names = sorted(rows["local"].keys() | rows["ray"].keys())
-    times = {"seconds_taken": None}
+    no_time = {"seconds_taken": None}
     different = [
         name
         for name in names
-        if rows["local"].get(name, {}) | times != rows["ray"].get(name, {}) | times
+        if rows["local"].get(name, {}) | no_time != rows["ray"].get(name, {}) | no_time
     ]
-    found = {
-        "model": model,
-        "recordings": len(names),
-        "equal": len(names) - len(different),
-        "different": different,
-        "runs": runs,
-    }
-    return found, list(rows["local"].values())
+    found = {"model": model, "recordings": len(names), "equal": len(names) - len(different)}
+    return found | {"different": different, "runs": runs}, list(rows["local"].values())
 
 
 def measure_writing(
     folder: Path, rows: list[dict[str, Any]], count: int = 20_000
 ) -> dict[str, Any]:
-    """Rows per second that a driver takes off JSON, and writes; the size of rows of real speech."""
+    """Rows per second that a driver parses and writes; the size of rows of real speech."""
     from whisper_flash_attention.batch.results import Finished
     from whisper_flash_attention.batch.sink import Sink
 
@@ -233,11 +233,11 @@ def measure_writing(
     for number in range(count):
         sink.take([json.loads(lines[number % len(lines)]) | {"id": str(number)}])
     sink.flush()
-    took = time.monotonic() - started
+    seconds = time.monotonic() - started
     size = sum(path.stat().st_size for path in folder.iterdir())
     audio = sum(good[number % len(good)]["seconds"] for number in range(count))
     return {
-        "rows_per_second": count / took,
+        "rows_per_second": count / seconds,
         "bytes_per_row": size / count,
         "bytes_per_audio_second": size / audio,
     }
@@ -250,61 +250,104 @@ def beyond_start(runs: list[dict[str, Any]]) -> dict[str, float]:
         quickest: dict[int, float] = {}
         for run in runs:
             if run["engine"] == engine:
-                took = quickest.get(run["files"], run["seconds"])
-                quickest[run["files"]] = min(took, run["seconds"])
+                before = quickest.get(run["files"], run["seconds"])
+                quickest[run["files"]] = min(before, run["seconds"])
         few, many = min(quickest), max(quickest)
         if many > few:
             found[engine] = (many - few) / (quickest[many] - quickest[few])
     return found
 
 
-def show(document: dict[str, Any], console: Console) -> None:
-    """Print what was measured of the overhead."""
-    table = Table("engine", "files", "files/s", "MB", "MB, together", "load of the machine")
-    for row in document["overhead"]:
-        numbers = (row["files_per_second"], row["memory_mb"], row["memory_together_mb"])
-        table.add_row(
-            row["engine"], str(row["files"]), *(f"{n:.0f}" for n in numbers), f"{row['load']:.1f}"
-        )
-    console.print(table)
-    for engine, rate in document["beyond_start"].items():
-        console.print(f"{engine}: {rate:.0f} files/s beyond the start")
-
-
-def main(
+def engines(
     audio: Annotated[Path | None, typer.Option(help="Folder of recordings to compare.")] = None,
     model: Annotated[str, typer.Option(help="To compare with.")] = "package:tiny.en",
     counts: Annotated[list[int] | None, typer.Option(help="Copies; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=0, help="Of each count and engine.")] = 2,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    commit: Annotated[str | None, typer.Option(help="The commit, instead of git's word.")] = None,
+    output: Output = None,
+    commit: Commit = None,
 ) -> None:
-    """Compare the engines, and measure what they add to a transcriber."""
-    console = Console()
-    document: dict[str, Any] = {"environment": describe_environment("cpu", commit).as_json()}
-    folder = Path(tempfile.mkdtemp(prefix="archive-"))
-    try:
+    """Compare the engines' rows, and measure what they add to a transcriber."""
+    document: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="archive-") as name:
+        folder = Path(name)
         if audio is not None:
-            equal, rows = compare(folder, audio, model)
+            equal, rows = compare_rows(folder, audio, model)
             document["same_rows"] = equal
             console.print(f"{equal['equal']} of {equal['recordings']} rows are equal")
             document["writing"] = measure_writing(folder / "writing", rows)
+        clip = folder / "clip.wav"
+        write_wave(clip, np.random.default_rng(0).integers(-9_000, 9_000, SAMPLING_RATE))
         document["overhead"] = []
         for count in (counts or [2_000, 20_000]) if rounds else []:
-            copies = make_copies(folder, count)
+            copies = link_copies(clip, folder, count)
             for number in range(rounds):
                 for engine in ("local", "ray"):
-                    place = folder / f"{engine}-{count}-{number}"
-                    options = {"source": str(copies), "output": str(place), "engine": engine}
-                    row = in_a_process(**options, model=None, workers=None)
+                    results = folder / f"{engine}-{count}-{number}"
+                    options = {"source": str(copies), "output": str(results), "engine": engine}
+                    row = run_in_process(**options, model=None, workers=None)
                     document["overhead"].append(row | {"load": os.getloadavg()[0]})
-        document["beyond_start"] = beyond_start(document["overhead"])
-        show(document, console)
-    finally:
-        shutil.rmtree(folder)
-    if output is not None:
-        output.write_text(json.dumps(document, indent=1) + "\n")
+    document["beyond_start"] = beyond_start(document["overhead"])
+    numbers = ("files_per_second", "memory_mb", "memory_together_mb")
+    lines = [
+        (
+            *(row["engine"], row["files"]),
+            *(f"{row[name]:.0f}" for name in numbers),
+            f"{row['load']:.1f}",
+        )
+        for row in document["overhead"]
+    ]
+    columns = ("engine", "files", "files/s", "MB", "MB, together", "load of the machine")
+    print_table(None, columns, lines)
+    for engine, rate in document["beyond_start"].items():
+        console.print(f"{engine}: {rate:.0f} files/s beyond the start")
+    write_json(output, "cpu", commit, document)
 
+
+def scaling(
+    model: Annotated[str, typer.Option(help="To transcribe with.")] = "package:tiny.en",
+    workers: Annotated[list[int] | None, typer.Option(help="GPUs; repeatable.")] = None,
+    copies: Annotated[int, typer.Option(min=1, help="Per worker; and three times as many.")] = 64,
+    group_hours: Annotated[float, typer.Option(help="Hours of audio of a group.")] = 1.0,
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Measure archives of two sizes on each number of GPUs of one machine."""
+    from whisper_flash_attention.batch import Cluster
+
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="scaling-") as name:
+        folder = Path(name)
+        clips = np.concatenate([clip[: 30 * SAMPLING_RATE] for clip in bundled_clips(32)[0]])
+        samples = np.resize(clips, SCALING_MINUTES * 60 * SAMPLING_RATE)
+        write_wave(folder / "speech.wav", samples * 32_767)
+        for count in workers or [1, 2]:
+            runs = []
+            for number in (copies * count, 3 * copies * count):
+                here = folder / f"{count}-{number}"
+                found = run_in_process(
+                    source=str(link_copies(folder / "speech.wav", here, number)),
+                    output=str(here / "out"),
+                    engine="ray",
+                    cluster=Cluster(gpus_per_worker=1),
+                    workers=count,
+                    model=model,
+                    group_hours=group_hours,
+                    cores=None,  # all of them
+                )
+                assert not found["failed"]
+                runs.append(found)
+            files = runs[1]["files"] - runs[0]["files"]
+            rate = 60 * SCALING_MINUTES * files / (runs[1]["seconds"] - runs[0]["seconds"])
+            rows.append({"workers": count, "times_real": rate, "runs": runs})
+            grown = rate / rows[0]["times_real"]
+            console.print(
+                f"{count} workers: {rate:,.0f} x real time, {grown:.2f} x that of "
+                f"{rows[0]['workers']}"
+            )
+    write_json(output, "cuda", commit, {"model": model, "rows": rows})
+
+
+app = app_of(__doc__, engines, scaling)
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -1,57 +1,88 @@
-"""What is understood of recordings: stock Transformers, and our sequential and batched modes.
+"""Compare the texts of recordings, and the times of words, with those of other systems.
 
-    python benchmarks/texts.py --model package:tiny.en --audio recordings \\
+    python benchmarks/texts.py compare --model package:tiny.en --audio recordings \\
         --output benchmarks/results/texts-tiny.en-cpu.json
+    python benchmarks/texts.py compare --model package:tiny.en --audio recordings \\
+        --system sequential --system batched --system "batched, no detector" --joined --noises
+    python benchmarks/texts.py long-form --model package:tiny.en --audio recordings \\
+        --output benchmarks/results/long-form-tiny.en-cpu.json
     pip install openai-whisper
-    python benchmarks/texts.py --model package:tiny.en --audio recordings --openai
+    python benchmarks/texts.py compare --model package:tiny.en --audio recordings --openai
+    python benchmarks/texts.py words --model package:tiny.en --audio recordings \\
+        --output benchmarks/results/word-times-tiny.en-cpu.json
 
-    python benchmarks/texts.py --model package:tiny.en --audio recordings --system sequential \\
-        --system batched --system "batched, no detector" --joined --noises
+`compare` and `long-form` decode greedily, once, without thresholds, in a given language, so that
+all systems do the same; `sequential` should then give stock's text. In `compare`, recordings of
+more than 30 s are also decoded with the text of the previous window as context. Where texts differ,
+the reason may be digital silence, which we do not decode. openai-whisper, which decodes the same
+windows, should give the text of `sequential`; but it pads the features of a short recording with
+zeros, where stock pads the sound with silence, so that it also gets short ones padded with silence.
+Word error rates are over recordings with transcripts. Batched mode, with the detector and without,
+must not lose words of sequential mode: rows have deletions and insertions against the transcript
+and against `sequential`. `--joined` adds recordings of one language joined to more than 3 minutes,
+`--noises` sounds without speech, for which the text should be empty.
 
-All decode greedily, once, without thresholds, and are told the language, so that they do the same.
-`sequential` should say what stock says. Recordings of more than 30 s are also read with every
-window told what was said before it. Where texts differ, it is told whether that is in digital
-silence alone, which we do not decode. openai-whisper, which reads the same windows, should say what
-`sequential` says; but it lets zeros follow the features of a short recording, too, where stock lets
-silence follow the sound, so it is also given short ones with that silence. Word error rates are
-over recordings with transcripts (`spoken.py`).
+`long-form` times every system, in turns, from samples in memory to text, features included. `words`
+compares words and their times with openai-whisper's at temperature 0 with the same weights, each
+system with its own windows; times are compared for words that both have.
 
-Batched mode, with the detector and without, must not lose words that sequential mode hears: rows
-have their deletions and insertions against the transcript and against `sequential`. `--joined` adds
-recordings of one language joined to more than 3 minutes, and `--noises` sounds in which nobody
-speaks: nothing may be heard in them.
+A folder's `index.json`, if it has one, is a list of objects with `file`, `language` and
+`transcript`; elsewhere a transcript is in a `.txt` file beside the recording.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
+from typing import Annotated, Any, NamedTuple
 
 import jiwer
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
-from long_form import PLAIN, Samples, stock_segments
-from rich.console import Console
-from rich.table import Table
-from spoken import Spoken, find_spoken, normalised
-from word_times import openai_model
+from _harness import (
+    Commit,
+    Output,
+    app_of,
+    console,
+    print_table,
+    time_in_turns,
+    write_json,
+)
+from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.parity.words import WordErrors
+from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.words import alignment_heads
+from whisper_flash_attention.weights.openai import DIMENSIONS, openai_name
 
+Samples = npt.NDArray[np.float32]
 Segments = list[tuple[float, float, str]]
 System = Callable[[Samples], Segments]
+
+PLAIN: dict[str, Any] = {
+    "temperature": 0.0,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+    "condition_on_previous_text": False,
+}
+# Written without blanks: a character counts as a word.
+CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 LONG_SECONDS = 30
 PARTS = ("all", "long", "short")
-# Systems, and those that should say the same.
+# Systems, and those that should give the same text. In names, which committed results have, "told"
+# is with the text of the previous window as context.
 PAIRS = {
     "sequential": "stock",
     "sequential, told": "stock, told",
@@ -59,185 +90,160 @@ PAIRS = {
     "openai-whisper, told": "sequential, told",
     "openai-whisper, padded": "sequential",
 }
+TOLERANCE = 0.1  # seconds between the times of a word
+
+Audio = Annotated[list[str], typer.Option(help="Recordings or folders; repeatable.")]
+Model = Annotated[str, typer.Option(help="As `whisper-flash transcribe --model`.")]
+Language = Annotated[str, typer.Option(help="Code, for recordings without one in an index.json.")]
+Attention = Annotated[str, typer.Option(help="Of stock: eager or sdpa.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda ...")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Chunks at a time.")]
+
+
+# --- recordings and systems ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Row:
-    """One recording, transcribed by one system.
+class Spoken:
+    """A recording; the code of its language, and its transcript, if that is known."""
+
+    path: Path
+    language: str
+    transcript: str | None
+
+
+def find_spoken(audio: Sequence[str], language: str) -> list[Spoken]:
+    """Recordings of files and folders; `language` is that of those without one in an index."""
+    found: list[Spoken] = []
+    for name in audio:
+        index = Path(name) / "index.json"
+        if index.is_file():
+            rows = json.loads(index.read_text("utf-8"))
+            found += [
+                Spoken(index.parent / row["file"], row["language"], row["transcript"] or None)
+                for row in rows
+            ]
+        else:
+            found += [_with_transcript(Path(entry.name), language) for entry in find_inputs([name])]
+    return found
+
+
+def _with_transcript(path: Path, language: str) -> Spoken:
+    beside = path.with_suffix(".txt")
+    return Spoken(path, language, beside.read_text("utf-8") if beside.is_file() else None)
+
+
+def normalised(text: str, language: str = "en") -> str:
+    """Lower case, without punctuation; single characters of languages written without blanks."""
+    kept = (letter if letter.isalnum() or letter in " '" else " " for letter in text.lower())
+    plain = "".join(kept)
+    return " ".join("".join(plain.split())) if language in CHARACTER_LANGUAGES else plain
+
+
+def word_errors(spoken: Spoken, text: str) -> WordErrors:
+    """Errors against the transcript; of no words where there is none."""
+    errors = WordErrors()
+    if spoken.transcript is not None:
+        errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
+    return errors
+
+
+def stock_segments(
+    transcriber: Transcriber, attention: str, language: str, **options: Any
+) -> System:
+    """Stock Whisper's own long form with the transcriber's weights.
 
     Args:
-        same: whether the text is that of the system in `PAIRS`; None where there is none.
-        same_where_sound_is: the same, without what either hears in digital silence.
-        deletions, insertions: against the transcript, and against what sequential mode hears.
-        found_words: in the text.
+        transcriber: whose weights are copied.
+        attention: eager or sdpa.
+        language: code of the language.
+        options: of stock's `generate`.
     """
-
-    recording: str
-    language: str
-    audio_seconds: float
-    system: str
-    seconds: float
-    text: str
-    errors: int | None
-    words: int | None
-    same: bool | None = None
-    same_where_sound_is: bool | None = None
-    deletions: int | None = None
-    insertions: int | None = None
-    found_words: int = 0
-    deletions_of_sequential: int | None = None
-    insertions_to_sequential: int | None = None
-
-
-def openai_segments(model: Any, language: str, *, told: bool) -> System:
-    """openai-whisper, decoding as the others do."""
+    config = copy.deepcopy(transcriber.model.config)
+    config._attn_implementation = attention
+    model: Any = WhisperForConditionalGeneration(config).eval()
+    model.load_state_dict(transcriber.model.state_dict())
+    model.generation_config = copy.deepcopy(transcriber.model.generation_config)
+    model.to(transcriber.model.device, transcriber.model.dtype)
+    if transcriber.languages != ("en",):
+        options |= {"language": language, "task": "transcribe"}
+    processor: Any = transcriber.processor
 
     def transcribe(samples: Samples) -> Segments:
-        found = model.transcribe(
+        is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
+        whole = {"truncation": False, "padding": "longest"} if is_long else {}
+        inputs = processor(
             samples,
-            language=language,
-            fp16=False,
-            **PLAIN | {"condition_on_previous_text": told},
+            sampling_rate=SAMPLING_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **whole,
+        ).to(model.device, model.dtype)
+        found = model.generate(**inputs, return_timestamps=True, return_segments=True, **options)
+        decode = processor.tokenizer.decode
+        return [
+            (
+                float(row["start"]),
+                float(row["end"]),
+                decode(row["tokens"], skip_special_tokens=True),
+            )
+            for row in found["segments"][0]
+        ]
+
+    return transcribe
+
+
+def our_segments(
+    transcriber: Transcriber, language: str, batch_size: int, **options: Any
+) -> System:
+    """This package's transcriber; one segment with the whole text, which has the blanks."""
+    decode = DecodeOptions(**{**PLAIN, **options})
+
+    def transcribe(samples: Samples) -> Segments:
+        found = transcriber.transcribe(
+            samples, language=language, options=decode, batch_size=batch_size
         )
+        return [(0.0, found.seconds, found.text)]
+
+    return transcribe
+
+
+def openai_model(transcriber: Transcriber) -> Any:
+    """openai-whisper's model with the transcriber's weights and alignment heads."""
+    from whisper.model import ModelDimensions, Whisper
+
+    stock = transcriber.model
+    config = stock.config
+    sizes = {theirs: getattr(config, ours) for theirs, ours in DIMENSIONS.items()}
+    model = Whisper(ModelDimensions(**sizes))
+    tensors = {
+        openai_name(name): tensor
+        for name, tensor in stock.state_dict().items()
+        if not name.startswith("proj_out")
+    }
+    model.load_state_dict(tensors)
+    heads = torch.zeros(config.decoder_layers, config.decoder_attention_heads, dtype=torch.bool)
+    for layer, head in alignment_heads(stock):
+        heads[layer, head] = True
+    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    return model.eval().to(stock.device)
+
+
+def openai_segments(model: Any, language: str, *, with_context: bool) -> System:
+    """openai-whisper, decoding as the others do."""
+    options = PLAIN | {"condition_on_previous_text": with_context}
+
+    def transcribe(samples: Samples) -> Segments:
+        found = model.transcribe(samples, language=language, fp16=False, **options)
         return [(each["start"], each["end"], each["text"]) for each in found["segments"]]
 
     return transcribe
 
 
-def systems_for(
-    transcriber: Transcriber,
-    attention: str,
-    language: str,
-    batch_size: int,
-    openai: Any,
-    *,
-    is_long: bool,
-) -> dict[str, System]:
-    """Systems by name; those that are told what was said before only for long recordings.
-
-    Args:
-        openai: openai-whisper's model, if it is to be compared.
-    """
-
-    def ours(**options: Any) -> System:
-        decode = DecodeOptions(**{**PLAIN, **options})
-
-        def transcribe(samples: Samples) -> Segments:
-            found = transcriber.transcribe(
-                samples, language=language, options=decode, batch_size=batch_size
-            )
-            # The text has the blanks between segments, where the language has any.
-            return [(0.0, found.seconds, found.text)]
-
-        return transcribe
-
-    systems = {
-        "stock": lambda samples: stock_segments(transcriber, attention, language)(samples),
-        "sequential": ours(),
-        "batched": ours(mode="batched"),
-        "batched, no detector": ours(mode="batched", vad_filter=False),
-        "batched, no detector, words": ours(mode="batched", vad_filter=False, word_timestamps=True),
-        "batched, no detector, no timestamps": ours(
-            mode="batched", vad_filter=False, without_timestamps=True
-        ),
-    }
-    if is_long:
-        told = {"condition_on_prev_tokens": True}
-        systems["stock, told"] = lambda samples: stock_segments(
-            transcriber, attention, language, **told
-        )(samples)
-        systems["sequential, told"] = ours(condition_on_previous_text=True)
-    if openai is not None:
-        untold = openai_segments(openai, language, told=False)
-        systems["openai-whisper"] = untold
-        if is_long:
-            systems["openai-whisper, told"] = openai_segments(openai, language, told=True)
-        else:
-            window = LONG_SECONDS * SAMPLING_RATE
-            systems["openai-whisper, padded"] = lambda samples: untold(
-                np.pad(samples, (0, window - samples.size))
-            )
-    return systems
-
-
-def compare(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> list[Row]:
-    """What all systems say of one recording."""
-    rows: list[Row] = []
-    heard: dict[str, Segments] = {}
-    for name, system in systems.items():
-        start = time.perf_counter()
-        heard[name] = system(samples)
-        seconds = time.perf_counter() - start
-        text = _text(heard[name])
-        errors = WordErrors()
-        if spoken.transcript is not None:
-            errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
-        expected = heard.get(PAIRS.get(name, ""))
-        lost, added = changes(spoken.transcript, text, spoken.language)
-        sequential = _text(heard["sequential"]) if "sequential" in heard else None
-        lost_of, added_to = changes(sequential, text, spoken.language)
-        rows.append(
-            Row(
-                recording=spoken.path.name,
-                language=spoken.language,
-                audio_seconds=samples.size / SAMPLING_RATE,
-                system=name,
-                seconds=seconds,
-                text=text,
-                errors=errors.errors if errors.words else None,
-                words=errors.words or None,
-                same=None if expected is None else text == _text(expected),
-                same_where_sound_is=None
-                if expected is None
-                else _text(_sounding(heard[name], samples)) == _text(_sounding(expected, samples)),
-                deletions=lost,
-                insertions=added,
-                found_words=len(normalised(text, spoken.language).split()),
-                deletions_of_sequential=lost_of,
-                insertions_to_sequential=added_to,
-            )
-        )
-    return rows
-
-
-def changes(reference: str | None, text: str, language: str) -> tuple[int | None, int | None]:
-    """Deletions and insertions from one text to another; None without any words to compare."""
-    wanted = normalised(reference or "", language)
-    if not wanted.split():
-        return None, None
-    found = jiwer.process_words(wanted, normalised(text, language))
-    return found.deletions, found.insertions
-
-
-def lost_words(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Sums of words and their changes of every system, and what it hears where nobody speaks."""
-    found: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(row.system for row in rows):
-        mine = [row for row in rows if row.system == name]
-        known = [row for row in mine if row.words]
-        joined = [row for row in mine if row.recording.startswith("joined")]
-        found[name] = {
-            "words": sum(row.words or 0 for row in known),
-            "deletions": sum(row.deletions or 0 for row in known),
-            "insertions": sum(row.insertions or 0 for row in known),
-            "found_words_joined": sum(row.found_words for row in joined),
-            "deletions_of_sequential_joined": sum(
-                row.deletions_of_sequential or 0 for row in joined
-            ),
-            "insertions_to_sequential_joined": sum(
-                row.insertions_to_sequential or 0 for row in joined
-            ),
-            "found_words_where_nobody_speaks": sum(
-                row.found_words for row in mine if row.language == "none"
-            ),
-        }
-    return found
-
-
 def joined_recordings(
     spoken: list[tuple[Spoken, Samples]], seconds: float = 180
 ) -> list[tuple[Spoken, Samples]]:
-    """Recordings of one language, one after the other, in parts of more than so many seconds."""
+    """Recordings of one language, one after the other, in parts of more than `seconds`."""
     found = []
     for language in dict.fromkeys(each.language for each, _ in spoken):
         waiting: list[tuple[Spoken, Samples]] = []
@@ -254,8 +260,8 @@ def joined_recordings(
     return found
 
 
-def noises(seconds: float = 35) -> dict[str, Samples]:
-    """Sounds in which nobody speaks: noise of three colours and two levels, hum, tones, clicks."""
+def generate_noises(seconds: float = 35) -> dict[str, Samples]:
+    """Sounds without speech: noise of three colours and two levels, hum, tones, clicks."""
     rng = np.random.default_rng(0)
     size = round(seconds * SAMPLING_RATE)
     times = np.arange(size) / SAMPLING_RATE
@@ -281,12 +287,138 @@ def noises(seconds: float = 35) -> dict[str, Samples]:
     return {name: wave.astype(np.float32) for name, wave in found.items()}
 
 
-def _text(segments: Segments) -> str:
+# --- texts ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recording, transcribed by one system.
+
+    Args:
+        same: whether the text is that of the system in `PAIRS`; None where there is none.
+        same_where_sound_is: the same, without the segments of either in digital silence.
+        deletions, insertions: against the transcript, and against the text of sequential mode.
+        found_words: in the text.
+    """
+
+    recording: str
+    language: str
+    audio_seconds: float
+    system: str
+    seconds: float
+    text: str
+    errors: int | None
+    words: int | None
+    same: bool | None = None
+    same_where_sound_is: bool | None = None
+    deletions: int | None = None
+    insertions: int | None = None
+    found_words: int = 0
+    deletions_of_sequential: int | None = None
+    insertions_to_sequential: int | None = None
+
+
+def systems_for(
+    transcriber: Transcriber,
+    attention: str,
+    language: str,
+    batch_size: int,
+    openai: Any,
+    *,
+    is_long: bool,
+) -> dict[str, System]:
+    """Systems by name; those with context only for long recordings.
+
+    Args:
+        openai: openai-whisper's model, if it is to be compared.
+    """
+
+    def ours(**options: Any) -> System:
+        return our_segments(transcriber, language, batch_size, **options)
+
+    def stock(**options: Any) -> System:
+        # Weights are copied only for a system that is run.
+        return lambda samples: stock_segments(transcriber, attention, language, **options)(samples)
+
+    no_detector = {"mode": "batched", "vad_filter": False}
+    systems = {
+        "stock": stock(),
+        "sequential": ours(),
+        "batched": ours(mode="batched"),
+        "batched, no detector": ours(**no_detector),
+        "batched, no detector, words": ours(**no_detector, word_timestamps=True),
+        "batched, no detector, no timestamps": ours(**no_detector, without_timestamps=True),
+    }
+    if is_long:
+        systems["stock, told"] = stock(condition_on_prev_tokens=True)
+        systems["sequential, told"] = ours(condition_on_previous_text=True)
+    if openai is not None:
+        plain = openai_segments(openai, language, with_context=False)
+        systems["openai-whisper"] = plain
+        if is_long:
+            systems["openai-whisper, told"] = openai_segments(openai, language, with_context=True)
+        else:
+            window = LONG_SECONDS * SAMPLING_RATE
+            systems["openai-whisper, padded"] = lambda samples: plain(
+                np.pad(samples, (0, window - samples.size))
+            )
+    return systems
+
+
+def compare_texts(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> list[Row]:
+    """Rows of all systems for one recording."""
+    rows: list[Row] = []
+    found: dict[str, Segments] = {}
+    for name, system in systems.items():
+        start = time.perf_counter()
+        found[name] = system(samples)
+        seconds = time.perf_counter() - start
+        text = joined_text(found[name])
+        errors = word_errors(spoken, text)
+        expected = found.get(PAIRS.get(name, ""))
+        sequential = joined_text(found["sequential"]) if "sequential" in found else None
+        deletions, insertions = changes(spoken.transcript, text, spoken.language)
+        deletions_of, insertions_to = changes(sequential, text, spoken.language)
+        rows.append(
+            Row(
+                recording=spoken.path.name,
+                language=spoken.language,
+                audio_seconds=samples.size / SAMPLING_RATE,
+                system=name,
+                seconds=seconds,
+                text=text,
+                errors=errors.errors if errors.words else None,
+                words=errors.words or None,
+                same=None if expected is None else text == joined_text(expected),
+                same_where_sound_is=None
+                if expected is None
+                else text_of_sound(found[name], samples) == text_of_sound(expected, samples),
+                deletions=deletions,
+                insertions=insertions,
+                found_words=len(normalised(text, spoken.language).split()),
+                deletions_of_sequential=deletions_of,
+                insertions_to_sequential=insertions_to,
+            )
+        )
+    return rows
+
+
+def changes(reference: str | None, text: str, language: str) -> tuple[int | None, int | None]:
+    """Deletions and insertions from one text to another; None without any words to compare."""
+    expected = normalised(reference or "", language)
+    if not expected.split():
+        return None, None
+    found = jiwer.process_words(expected, normalised(text, language))
+    return found.deletions, found.insertions
+
+
+def joined_text(segments: Segments) -> str:
     return "".join(text for _, _, text in segments).strip()
 
 
-def _sounding(segments: Segments, samples: Samples) -> Segments:
-    return [each for each in segments if has_sound(samples, *each[:2])]
+def text_of_sound(segments: Segments, samples: Samples) -> str:
+    """The text without segments in digital silence."""
+    return joined_text([each for each in segments if has_sound(samples, *each[:2])])
 
 
 def has_sound(samples: Samples, start: float, end: float) -> bool:
@@ -299,23 +431,22 @@ def rates(rows: list[Row]) -> dict[str, dict[str, float | int | None]]:
     """Word error rates of every system: of all recordings, of long and of short ones."""
     found: dict[str, dict[str, float | int | None]] = {}
     for name in dict.fromkeys(row.system for row in rows):
-        mine = [row for row in rows if row.system == name and row.errors is not None]
+        known = [row for row in rows if row.system == name and row.errors is not None]
         parts = {
-            "all": mine,
-            "long": [row for row in mine if row.audio_seconds > LONG_SECONDS],
-            "short": [row for row in mine if row.audio_seconds <= LONG_SECONDS],
+            "all": known,
+            "long": [row for row in known if row.audio_seconds > LONG_SECONDS],
+            "short": [row for row in known if row.audio_seconds <= LONG_SECONDS],
         }
-        found[name] = {"recordings": len(mine)}
-        for part, chosen in parts.items():
-            errors = WordErrors(
-                sum(row.errors or 0 for row in chosen), sum(row.words or 0 for row in chosen)
-            )
-            found[name][part] = errors.rate
+        found[name] = {"recordings": len(known)}
+        for part, rows_of_part in parts.items():
+            errors = sum(row.errors or 0 for row in rows_of_part)
+            words = sum(row.words or 0 for row in rows_of_part)
+            found[name][part] = WordErrors(errors, words).rate
     return found
 
 
 def differing(rows: list[Row]) -> dict[str, str]:
-    """Recordings in which a system should say what another says, and does not, and why."""
+    """Recordings and systems whose text is not that of the system in `PAIRS`, and why."""
     padded = {row.recording for row in rows if row.system.endswith(", padded") and row.same}
 
     def why(row: Row) -> str:
@@ -328,50 +459,70 @@ def differing(rows: list[Row]) -> dict[str, str]:
     return {f"{row.recording}, {row.system}": why(row) for row in rows if row.same is False}
 
 
-def show(console: Console, rows: list[Row]) -> None:
-    table = Table("system", "recordings", "WER", "over 30 s", "up to 30 s", "as it should")
+def lost_words(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Sums of words and their changes of every system, and its words where nobody speaks."""
+
+    def total(name: str, some: list[Row]) -> int:
+        return sum(getattr(row, name) or 0 for row in some)
+
+    found: dict[str, dict[str, float]] = {}
+    for system in dict.fromkeys(row.system for row in rows):
+        own = [row for row in rows if row.system == system]
+        known = [row for row in own if row.words]
+        joined = [row for row in own if row.recording.startswith("joined")]
+        silent = [row for row in own if row.language == "none"]
+        found[system] = {name: total(name, known) for name in ("words", "deletions", "insertions")}
+        found[system] |= {
+            f"{name}_joined": total(name, joined)
+            for name in ("found_words", "deletions_of_sequential", "insertions_to_sequential")
+        }
+        found[system]["found_words_where_nobody_speaks"] = total("found_words", silent)
+    return found
+
+
+def show_texts(rows: list[Row]) -> None:
+    lines = []
     for name, found in rates(rows).items():
         compared = [row.same for row in rows if row.system == name and row.same is not None]
         percent = (f"{found[part]:.2%}" if found[part] is not None else "" for part in PARTS)
         same = f"{sum(compared)} of {len(compared)}" if compared else ""
-        table.add_row(name, str(found["recordings"]), *percent, same)
-    console.print(table)
-    table = Table("system", "words", "deletions", "insertions", "joined: words", "-", "+", "noise")
-    for name, sums in lost_words(rows).items():
-        table.add_row(name, *(str(each) for each in sums.values()))
-    console.print(table)
-    for place, why in differing(rows).items():
-        console.print(f"{place}: {why}")
+        lines.append((name, found["recordings"], *percent, same))
+    columns = ("system", "recordings", "WER", "over 30 s", "up to 30 s", "as expected")
+    print_table(None, columns, lines)
+    columns = ("system", "words", "deletions", "insertions", "joined: words", "-", "+", "noise")
+    print_table(None, columns, [(name, *sums.values()) for name, sums in lost_words(rows).items()])
+    for recording, why in differing(rows).items():
+        console.print(f"{recording}: {why}")
 
 
-def main(
-    audio: Annotated[list[str], typer.Option(help="Recordings or folders; repeatable.")],
-    model: Annotated[str, typer.Option(help="As `whisper-flash transcribe --model`.")],
-    language: Annotated[str, typer.Option(help="Code, where no index.json tells.")] = "en",
-    attention: Annotated[str, typer.Option(help="Of stock: eager or sdpa.")] = "sdpa",
-    device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Chunks at a time.")] = 8,
+def compare(
+    audio: Audio,
+    model: Model,
+    language: Language = "en",
+    attention: Attention = "sdpa",
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
     openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
     system: Annotated[
         list[str] | None, typer.Option(help="Only these systems; repeatable.")
     ] = None,
     joined: Annotated[bool, typer.Option(help="Join recordings, too.")] = False,
-    noise: Annotated[bool, typer.Option("--noises", help="Add generated noise.")] = False,
-    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
-    commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
+    noises: Annotated[bool, typer.Option("--noises", help="Add generated noise.")] = False,
+    output: Output = None,
+    commit: Commit = None,
 ) -> None:
-    """Compare texts, and their word error rates."""
-    console = Console()
+    """Compare texts with stock's and openai-whisper's, and word error rates."""
     transcriber = Transcriber.from_pretrained(model, device=device)
     other = openai_model(transcriber) if openai else None
-    rows: list[Row] = []
     recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
     if joined:
         recordings += joined_recordings(recordings)
-    if noise:
-        recordings += [(Spoken(Path(name), "none", None), wave) for name, wave in noises().items()]
+    if noises:
+        sounds = generate_noises().items()
+        recordings += [(Spoken(Path(name), "none", None), wave) for name, wave in sounds]
+    rows: list[Row] = []
     for spoken, samples in recordings:
-        # Of noise nobody's language is known.
+        # Noise has no language.
         code = "en" if spoken.language == "none" else spoken.language
         if code not in transcriber.languages:
             continue
@@ -379,18 +530,200 @@ def main(
         systems = systems_for(transcriber, attention, code, batch_size, other, is_long=is_long)
         if system:
             systems = {name: systems[name] for name in system if name in systems}
-        rows += compare(spoken, samples, systems)
+        rows += compare_texts(spoken, samples, systems)
         console.print(f"{spoken.path.name}: done")
-    show(console, rows)
-    if output is not None:
-        environment = describe_environment(str(transcriber.model.device), commit).as_json()
-        document = {"model": model, "attention": attention, "batch_size": batch_size}
-        document |= {"threads": torch.get_num_threads(), "environment": environment}
-        document |= {"word_error_rates": rates(rows), "differing": differing(rows)}
-        document |= {"lost_words": lost_words(rows)}
-        document |= {"rows": [asdict(row) for row in rows]}
-        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    show_texts(rows)
+    document = {"model": model, "attention": attention, "batch_size": batch_size}
+    document |= {"threads": torch.get_num_threads(), "word_error_rates": rates(rows)}
+    document |= {"differing": differing(rows), "lost_words": lost_words(rows)}
+    document |= {"rows": [asdict(row) for row in rows]}
+    write_json(output, str(transcriber.model.device), commit, document)
 
+
+# --- long form, timed ----------------------------------------------------------------------------
+
+
+def time_systems(
+    systems: dict[str, Callable[[Samples], str]], samples: Samples, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Texts, and the median seconds of every system; they take turns after one call each."""
+    texts = {name: system(samples) for name, system in systems.items()}
+    works = {
+        name: lambda system=system: system(samples)  # type: ignore[misc]
+        for name, system in systems.items()
+    }
+    times = time_in_turns(works, rounds)
+    return {
+        name: {
+            "seconds": times[name],
+            "seconds_median": median(times[name]),
+            "text": texts[name],
+            "same_as_stock": texts[name].split() == texts["stock"].split(),
+        }
+        for name in systems
+    }
+
+
+def long_form(
+    audio: Audio,
+    model: Model,
+    language: Language = "en",
+    attention: Attention = "sdpa",
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 3,
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Compare transcriptions of long recordings with stock's, and their times."""
+    transcriber = Transcriber.from_pretrained(model, device=device)
+    segments = {"stock": stock_segments(transcriber, attention, language)}
+    for mode in ("sequential", "batched"):
+        segments[mode] = our_segments(transcriber, language, batch_size, mode=mode)
+    systems = {
+        name: lambda samples, system=system: joined_text(system(samples))  # type: ignore[misc]
+        for name, system in segments.items()
+    }
+    lines, rows = [], []
+    for entry in find_inputs(audio):
+        spoken = _with_transcript(Path(entry.name), language)
+        samples = load_audio(spoken.path)
+        found = time_systems(systems, samples, rounds)
+        for name, row in found.items():
+            row |= {"system": name, "recording": spoken.path.name}
+            row |= {"wer": word_errors(spoken, row["text"]).rate}
+            row |= {"audio_seconds": samples.size / SAMPLING_RATE}
+            rows.append(row)
+            ratio = found["stock"]["seconds_median"] / row["seconds_median"]
+            lines.append(
+                (
+                    *(row["recording"], f"{row['audio_seconds']:.0f}", name),
+                    *(f"{row['seconds_median']:.2f}", f"{ratio:.2f}"),
+                    "yes" if row["same_as_stock"] else "no",
+                    "" if row["wer"] is None else f"{row['wer']:.2%}",
+                )
+            )
+    columns = ("recording", "s", "system", "seconds", "x stock", "as stock", "WER")
+    print_table(None, columns, lines)
+    document = {"model": model, "attention": attention, "batch_size": batch_size}
+    document |= {"threads": torch.get_num_threads(), "rows": rows}
+    write_json(output, str(transcriber.model.device), commit, document)
+
+
+# --- words and their times -----------------------------------------------------------------------
+
+
+class Word(NamedTuple):
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Words of one recording.
+
+    Args:
+        ours, theirs: counts of words.
+        same: how many of them are the same.
+        starts, ends, both: of those, how many begin, end, and do both within the tolerance.
+        differences: of starts and ends, in seconds, in their order.
+    """
+
+    recording: str
+    language: str
+    ours: int
+    theirs: int
+    same: int
+    starts: int
+    ends: int
+    both: int
+    differences: list[tuple[float, float]]
+
+
+def compare_words(
+    name: str, language: str, ours: Sequence[Word], theirs: Sequence[Word]
+) -> Comparison:
+    """Match words in their order, and compare the times of those that are the same."""
+    texts = [[normalised(word.text).strip() for word in words] for words in (ours, theirs)]
+    matcher = SequenceMatcher(None, *texts, autojunk=False)
+    pairs = [
+        (ours[block.a + i], theirs[block.b + i])
+        for block in matcher.get_matching_blocks()
+        for i in range(block.size)
+    ]
+    differences = [(round(a.start - b.start, 3), round(a.end - b.end, 3)) for a, b in pairs]
+    close = [[abs(each) <= TOLERANCE + 1e-6 for each in pair] for pair in differences]
+    return Comparison(
+        *(name, language, len(ours), len(theirs), len(pairs)),
+        starts=sum(start for start, _ in close),
+        ends=sum(end for _, end in close),
+        both=sum(all(pair) for pair in close),
+        differences=differences,
+    )
+
+
+def totals(rows: Sequence[Comparison]) -> dict[str, int | float | None]:
+    """Words of all recordings, and shares of the same ones that are within the tolerance."""
+    same = sum(row.same for row in rows)
+    found: dict[str, int | float | None] = {
+        "tolerance_seconds": TOLERANCE,
+        "words_ours": sum(row.ours for row in rows),
+        "words_theirs": sum(row.theirs for row in rows),
+        "words_same": same,
+    }
+    for name in ("starts", "ends", "both"):
+        close = sum(getattr(row, name) for row in rows)
+        found[f"{name}_within"] = close / same if same else None
+    return found
+
+
+def words(
+    audio: Audio,
+    model: Model,
+    language: Language = "en",
+    device: Device = "auto",
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Compare words and their times with openai-whisper's."""
+    import whisper
+
+    transcriber = Transcriber.from_pretrained(model, device=device, dtype="float32")
+    other = openai_model(transcriber)
+    rows = []
+    for spoken in find_spoken(audio, language):
+        if spoken.language not in transcriber.languages:
+            continue
+        samples = load_audio(spoken.path)
+        decode = DecodeOptions(temperature=0.0, word_timestamps=True)
+        ours = transcriber.transcribe(samples, language=spoken.language, options=decode)
+        theirs = other.transcribe(
+            samples, language=spoken.language, temperature=0.0, fp16=False, word_timestamps=True
+        )
+        row = compare_words(
+            spoken.path.name,
+            spoken.language,
+            [Word(w.text, w.start, w.end) for s in ours.segments for w in s.words],
+            [
+                Word(w["word"].strip(), float(w["start"]), float(w["end"]))
+                for s in theirs["segments"]
+                for w in s["words"]
+            ],
+        )
+        rows.append(row)
+        console.print(f"{row.recording}: {row.both} of {row.same} within {TOLERANCE} s")
+    sums = totals(rows)
+    shares = (f"{sums[f'{name}_within'] or 0:.1%}" for name in ("starts", "ends", "both"))
+    counts = (sums[f"words_{name}"] for name in ("ours", "theirs", "same"))
+    columns = ("words", "ours", "openai-whisper's", "the same", "starts", "ends", "both")
+    print_table(None, columns, [(f"within {TOLERANCE} s", *counts, *shares)])
+    document = {"model": model, "openai_whisper": whisper.__version__, "totals": sums}
+    document |= {"rows": [asdict(row) for row in rows]}
+    write_json(output, str(transcriber.model.device), commit, document, indent=None)
+
+
+app = app_of(__doc__, compare, long_form, words)
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

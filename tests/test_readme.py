@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from tests.conftest import REPOSITORY
+from tests.scripts.loading import load_script
 from whisper_flash_attention.cli import app
 
 README = (REPOSITORY / "README.md").read_text()
 
 
 def test_the_table_of_results_is_made_from_the_committed_results() -> None:
-    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "readme_table.py"))
-    assert script["between_marks"](README) == script["table"](script["read_results"]())
+    tables = load_script("tables")
+    assert tables.between_marks(README, "results") == tables.readme_table(tables.read_results())
 
 
 def test_every_command_shown_has_the_options_shown() -> None:

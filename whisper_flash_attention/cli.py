@@ -132,8 +132,7 @@ def doctor(
 def benchmark(context: typer.Context) -> None:
     """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
     # Its options are declared beside it, and imported only when it is asked for.
-    from whisper_flash_attention.benchmark.command import benchmark_command
-    from whisper_flash_attention.benchmark.throughput_command import throughput_command
+    from whisper_flash_attention.benchmark.command import benchmark_command, throughput_command
 
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import shlex
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.batch.fakes import FakeModel, all_rows, write_archive
 from tests.conftest import REPOSITORY
+from tests.scripts.loading import load_script
 from whisper_flash_attention.batch import command
 from whisper_flash_attention.cli import app
 
@@ -49,25 +49,25 @@ def test_every_command_has_the_options_shown() -> None:
 
 
 def test_the_tables_are_made_from_the_committed_results() -> None:
-    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "scale.py"))
-    assumed = script["Assumptions"]()
-    made = script["tables"](script["read_measured"](assumed), assumed)
-    assert script["between_marks"]((REPOSITORY / "docs" / "scale.md").read_text()) == made
+    script = load_script("tables")
+    assumed = script.Assumptions()
+    made = script.scale_tables(script.read_measured(assumed), assumed)
+    assert script.between_marks((REPOSITORY / "docs" / "scale.md").read_text(), "scale") == made
 
 
 def test_a_simulated_archive_takes_what_arithmetic_says() -> None:
-    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "scale.py"))
-    never = script["Assumptions"](
+    script = load_script("tables")
+    never = script.Assumptions(
         archive_hours=1_000.0, start_seconds=0.0, hours_between_failures=1e12
     )
-    groups = script["groups_of"](never)
+    groups = script.groups_of(never)
     assert sum(groups) == pytest.approx(3.6e6, rel=0.1)
-    alone = script["simulate"](groups, 1, 100.0, never)
+    alone = script.simulate(groups, 1, 100.0, never)
     assert alone.seconds == pytest.approx(sum(groups) / 100.0)
     assert (alone.failures, alone.useful) == (0, pytest.approx(1.0))
-    several = script["simulate"](groups, 8, 100.0, never)
+    several = script.simulate(groups, 8, 100.0, never)
     assert alone.seconds / 8 <= several.seconds <= alone.seconds / 8 + max(groups) / 100.0
-    often = script["Assumptions"](archive_hours=1_000.0, hours_between_failures=1.0)
-    failing = script["simulate"](groups, 8, 100.0, often)
+    often = script.Assumptions(archive_hours=1_000.0, hours_between_failures=1.0)
+    failing = script.simulate(groups, 8, 100.0, often)
     assert failing.failures > 0
     assert failing.seconds > several.seconds

@@ -44,7 +44,7 @@ def imported_modules() -> list[str]:
 
 
 def peak_rss_growth(size: int) -> float:
-    """How much the peak grows, in units of 1e9 bytes, when so many bytes were held."""
+    """How much the peak grows, in units of 1e9 bytes, when this many bytes were held."""
     from whisper_flash_attention.benchmark.measure import peak_rss
 
     before = peak_rss()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import describe_environment
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.benchmark.processes import cuda_is_spent, start_workers
 from whisper_flash_attention.benchmark.runner import Options, run
 from whisper_flash_attention.benchmark.settings import Job, Row, Setting

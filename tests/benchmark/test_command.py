@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from whisper_flash_attention.benchmark.command import run_or_say_how_to_resume
+from whisper_flash_attention.benchmark.command import run_or_explain_resuming
 from whisper_flash_attention.benchmark.runner import Options
 from whisper_flash_attention.benchmark.settings import Job, Row, Setting
 from whisper_flash_attention.cli import app
@@ -99,15 +99,15 @@ def test_a_row_that_is_not_ok_is_exit_code_1(tmp_path: Path) -> None:
     assert "skipped" in text
 
 
-def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_is_exit_code_130_and_explains_resuming(tmp_path: Path) -> None:
     long = Setting("small", batch_size=1, new_tokens=400, batches=100)
     job = Job(long, 100, Row("tiny", 2), "orig", "cpu", "float32")
     console = Console(width=200)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with console.capture() as said, pytest.raises(typer.Exit) as caught:
-        run_or_say_how_to_resume([job], Options(tmp_path), console)
+    with console.capture() as output, pytest.raises(typer.Exit) as caught:
+        run_or_explain_resuming([job], Options(tmp_path), console)
     assert caught.value.exit_code == 130
-    assert "the same command goes on where this one stopped" in said.get()
+    assert "the same command resumes where this one stopped" in output.get()
 
 
 def test_the_script_at_the_root_is_the_same_command() -> None:

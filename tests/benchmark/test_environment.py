@@ -16,7 +16,6 @@ import transformers
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.benchmark import environment
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import (
     commit,
     describe_environment,
@@ -24,6 +23,7 @@ from whisper_flash_attention.benchmark.environment import (
     package_version,
     source_digest,
 )
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 
 
 def git(folder: Path, *arguments: str) -> None:

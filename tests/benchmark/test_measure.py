@@ -23,11 +23,11 @@ CLIPS = 5
 
 @dataclass
 class ScriptedSystem:
-    """Gives ids of whatever length it is told to, and keeps the features that it got."""
+    """Gives ids of any length, and keeps the features that it got."""
 
     extra: int = 0
     reason: str | None = None
-    heard: list[torch.Tensor] = field(default_factory=list)
+    received: list[torch.Tensor] = field(default_factory=list)
     name: str = "scripted"
     summary: str = "for tests"
     is_ours: bool = False
@@ -44,7 +44,7 @@ class ScriptedSystem:
         dtype: torch.dtype,
     ) -> Loaded:
         def generate(features: torch.Tensor, new_tokens: int) -> torch.Tensor:
-            self.heard.append(features)
+            self.received.append(features)
             return torch.zeros(len(features), new_tokens + self.extra, dtype=torch.int64)
 
         return Loaded(generate, {"all": "none"})
@@ -79,9 +79,9 @@ def test_every_system_gives_the_ids_of_orig_in_float32(features: FeatureFile) ->
 
 
 def test_a_row_counts_calls_and_tokens(features: FeatureFile) -> None:
-    heard: list[int] = []
-    found = measure(make_job("flash"), features, heard.append)
-    assert heard == [1, 2, 3]
+    received: list[int] = []
+    found = measure(make_job("flash"), features, received.append)
+    assert received == [1, 2, 3]
     assert len(found.seconds) == 3
     assert min(found.seconds) > 0
     assert found.first_call_seconds > 0
@@ -96,7 +96,7 @@ def test_a_cpu_row_has_rss_and_no_vram(features: FeatureFile) -> None:
     assert found.vram_allocated_gb is None
 
 
-def test_a_row_says_which_attention_ran(features: FeatureFile) -> None:
+def test_a_row_names_the_attention_that_ran(features: FeatureFile) -> None:
     assert run("orig", features).attention == {"all": "eager"}
     assert run("flash:reference", features).attention == {"all": "reference"}
     auto = run("flash", features).attention
@@ -118,8 +118,8 @@ def test_warm_up_calls_are_not_timed_and_batches_rotate_through_the_clips(
     assert len(found.seconds) == 3
     clips = torch.from_numpy(np.load(features.path))
     expected = [(0, 1), (2, 3), (0, 1), (2, 3), (4, 0)]
-    assert len(system.heard) == len(expected)
-    for batch, indices in zip(system.heard, expected, strict=True):
+    assert len(system.received) == len(expected)
+    for batch, indices in zip(system.received, expected, strict=True):
         assert torch.equal(batch, clips[list(indices)])
 
 

@@ -1,4 +1,4 @@
-"""A process of its own for every call: results come back, failures say why, nothing lingers."""
+"""A process per call: results come back, failures have reasons, nothing lingers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.benchmark import children
 from whisper_flash_attention.benchmark import processes
 from whisper_flash_attention.benchmark.processes import (
-    LAST_WORDS,
+    LONGEST_REASON,
     ProcessFailed,
     Workers,
     reason_of,
@@ -33,9 +33,9 @@ def test_a_result_comes_back_from_another_process(workers: Workers) -> None:
 
 
 def test_progress_comes_back_in_order_before_the_result(workers: Workers) -> None:
-    heard: list[int] = []
-    result = workers.call(children.count_to_three, timeout=60, on_progress=heard.append)
-    assert (heard, result) == ([1, 2, 3], "done")
+    received: list[int] = []
+    result = workers.call(children.count_to_three, timeout=60, on_progress=received.append)
+    assert (received, result) == ([1, 2, 3], "done")
 
 
 def test_the_server_has_imported_what_rows_need(workers: Workers) -> None:
@@ -115,7 +115,7 @@ def test_the_last_of_several_tracebacks_is_the_reason() -> None:
 
 def test_a_reason_fits_a_table() -> None:
     reason = reason_of(f"Traceback (most recent call last):\nValueError: {'x' * 1000}", 1)
-    assert len(reason) == LAST_WORDS
+    assert len(reason) == LONGEST_REASON
 
 
 def test_silence_still_gives_a_reason() -> None:

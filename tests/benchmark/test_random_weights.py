@@ -83,7 +83,7 @@ def test_attention_picks_few_keys(
         assert shared_by.median() < 1500 / 10
 
 
-def test_generation_gives_exactly_the_tokens_asked_for_and_no_special_ones(
+def test_generation_gives_exactly_the_requested_tokens_and_no_special_ones(
     model: WhisperForConditionalGeneration, features: torch.Tensor
 ) -> None:
     out = ids(model, features)

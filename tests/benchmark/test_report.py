@@ -1,7 +1,9 @@
-"""What tables say, from rows with fixed numbers."""
+"""Tables and plots of rows with fixed numbers."""
 
 from __future__ import annotations
 
+import builtins
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,12 @@ from whisper_flash_attention.benchmark.report import (
     as_markdown,
     as_renderable,
     build_tables,
+    draw_plots,
     geometric_mean,
     ratio,
+    write_outputs,
 )
+from whisper_flash_attention.errors import MissingPackage
 
 
 def lines_of(*rows: Any) -> list[dict[str, str]]:
@@ -98,7 +103,7 @@ def test_no_ratio_between_rows_that_did_not_do_the_same_work(change: dict[str, A
     assert ratio(None, make_row("flash")) is None
 
 
-def test_fewer_batches_still_compare_but_are_said() -> None:
+def test_fewer_batches_still_compare_and_are_noted() -> None:
     few = make_row("flash", 0.01, batches=10, tokens_checked=250)
     assert ratio(make_row("orig"), few) == pytest.approx(8.0)
     assert "10 batches were run in some rows, where the setting has 100" in as_markdown([few])
@@ -111,7 +116,7 @@ def test_settings_and_dtypes_get_tables_of_their_own() -> None:
     assert titles[0] == "default: batch 1, 25 new tokens, float16 on NVIDIA H100 80GB HBM3"
 
 
-def test_a_failure_says_why_once() -> None:
+def test_a_failure_has_its_reason_once() -> None:
     rows = [failed_row("flash", "out of memory", decoder_layers=n) for n in (4, 2)]
     page = as_markdown(rows)
     assert page.count("out of memory") == 1
@@ -138,7 +143,7 @@ def test_equal_ids_need_no_excuse() -> None:
     assert "rounding" not in page
 
 
-def test_several_commits_are_said() -> None:
+def test_several_commits_are_listed() -> None:
     page = as_markdown([make_row("orig"), make_row("flash", environment={"commit": "abc"})])
     assert "several commits: abc, v0.1.0" in page
 
@@ -177,3 +182,75 @@ def test_a_table_of_orig_and_flash_fits_a_narrow_terminal() -> None:
     assert "2.80 → 2.80" in shown.get()
     assert "12.3 → 4.56" in shown.get()
     assert "…" not in shown.get()
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_matplotlib(name: str, *rest: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+
+
+def test_every_setting_gets_a_picture(tmp_path: Path) -> None:
+    rows = [make_row("orig"), make_row("flash", 0.01), make_row("orig", setting="large")]
+    files = draw_plots(rows, tmp_path)
+    names = {"plot-default.png", "plot-default.svg", "plot-large.png", "plot-large.svg"}
+    assert {path.name for path in files} == names
+    assert (tmp_path / "plot-default.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_systems_and_their_numbers_are_written_on_it(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_plots([make_row("orig", 0.0812), make_row("flash", 0.0123)], tmp_path)
+    picture = (tmp_path / "plot-default.svg").read_text()
+    for words in ("Orig", "Flash", "0.0812", "0.0123", "VRAM, driver (GB)", "4 layers"):
+        assert words in picture
+
+
+def test_a_cpu_plot_shows_rss(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_plots([make_row("orig", device="cpu", vram_driver_gb=None)], tmp_path)
+    assert "peak RSS (GB)" in (tmp_path / "plot-default.svg").read_text()
+
+
+def test_the_same_rows_give_the_same_file(tmp_path: Path) -> None:
+    pictures = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        draw_plots([make_row("orig")], tmp_path / name)
+        pictures.append((tmp_path / name / "plot-default.svg").read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_tables_that_share_a_setting_get_longer_names(tmp_path: Path) -> None:
+    files = draw_plots([make_row("orig"), make_row("orig", dtype="float32")], tmp_path)
+    assert "plot-default-cuda-float32-1x25.png" in {path.name for path in files}
+
+
+def test_nothing_to_show_gives_no_picture(tmp_path: Path) -> None:
+    assert draw_plots([failed_row("orig", "boom"), make_row("sdpa")], tmp_path) == []
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingPackage, match=r"whisper-flash-attention\[plots\]"):
+        draw_plots([make_row("orig")], tmp_path)
+
+
+@pytest.mark.usefixtures("no_matplotlib")
+def test_without_matplotlib_everything_else_is_written_and_reported(tmp_path: Path) -> None:
+    console = Console(width=200)
+    with console.capture() as output:
+        files = write_outputs([make_row("orig")], tmp_path, console)
+    assert {path.name for path in files} == {*("results.json", "results.csv", "results.md")}
+    assert "no plots: matplotlib is not installed: pip install" in output.get()
+    assert "[plots]" in output.get()

@@ -1,4 +1,4 @@
-"""Whole runs in real processes: rows, failures, resuming, Ctrl-C, and every file."""
+"""Whole runs in real processes: rows, failures, resuming, Ctrl-C, files, and the time left."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ import pytest
 from rich.console import Console
 
 from whisper_flash_attention.benchmark.results import ResultRow, Store
-from whisper_flash_attention.benchmark.runner import Options, Outcome, run
-from whisper_flash_attention.benchmark.settings import Job, Row, Setting
+from whisper_flash_attention.benchmark.roofline import Ceilings
+from whisper_flash_attention.benchmark.runner import (
+    Estimate,
+    Options,
+    Outcome,
+    expected_seconds,
+    run,
+)
+from whisper_flash_attention.benchmark.settings import SETTINGS, Job, Row, Setting
 from whisper_flash_attention.errors import BenchmarkError
 
 WORK = Setting("small", batch_size=1, new_tokens=3, batches=1)
@@ -29,9 +36,9 @@ def make_jobs(*systems: str) -> list[Job]:
 
 
 def run_quietly(jobs: Sequence[Job], options: Options) -> tuple[Outcome, str]:
-    said = io.StringIO()
-    outcome = run(jobs, options, Console(file=said))
-    return outcome, said.getvalue()
+    output = io.StringIO()
+    outcome = run(jobs, options, Console(file=output))
+    return outcome, output.getvalue()
 
 
 def rows_by_system(outcome: Outcome) -> dict[str, ResultRow]:
@@ -66,7 +73,7 @@ def test_flash_gives_the_ids_of_orig(first_run: tuple[Outcome, str]) -> None:
     assert rows_by_system(first_run[0])["flash"].tokens_equal_to_orig == 1.0
 
 
-def test_a_row_that_fails_says_why_and_the_rest_goes_on(
+def test_a_row_that_fails_has_its_reason_and_the_run_goes_on(
     first_run: tuple[Outcome, str], folder: Path
 ) -> None:
     row = rows_by_system(first_run[0])["flash:nonsense"]
@@ -103,7 +110,7 @@ def test_every_file_is_written(first_run: tuple[Outcome, str], folder: Path) -> 
     assert "| tiny | 2 | 33.0 M |" in (folder / "results.md").read_text()
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(
+def test_progress_is_in_lines_where_there_is_no_terminal(
     first_run: tuple[Outcome, str],
 ) -> None:
     lines = first_run[1].splitlines()
@@ -117,11 +124,11 @@ def test_a_second_run_repeats_only_what_is_not_ok(
     first_run: tuple[Outcome, str], folder: Path
 ) -> None:
     lines_before = (folder / "results.jsonl").read_text().splitlines()
-    outcome, said = run_quietly(make_jobs("orig", "flash:nonsense"), Options(folder))
+    outcome, output = run_quietly(make_jobs("orig", "flash:nonsense"), Options(folder))
     added = (folder / "results.jsonl").read_text().splitlines()[len(lines_before) :]
     assert [json.loads(line)["system"] for line in added] == ["flash:nonsense"]
-    assert "1 of 2 rows were measured before" in said
-    assert [row.system for row in outcome.asked] == ["orig", "flash:nonsense"]
+    assert "1 of 2 rows were measured before" in output
+    assert [row.system for row in outcome.requested] == ["orig", "flash:nonsense"]
     assert len(outcome.rows) == 4
 
 
@@ -139,12 +146,12 @@ def test_no_resume_measures_again(first_run: tuple[Outcome, str], folder: Path) 
     assert len((folder / "results.jsonl").read_text().splitlines()) == before + 1
 
 
-def test_a_run_without_speech_says_so_before_any_row(tmp_path: Path) -> None:
+def test_a_run_without_speech_is_reported_before_any_row(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match=r"'podcasts' cannot be had: .*sources: bundled"):
         run_quietly(make_jobs("orig"), Options(tmp_path, features="podcasts"))
 
 
-def test_a_device_that_is_not_there_says_so_before_any_row(tmp_path: Path) -> None:
+def test_a_missing_device_is_reported_before_any_row(tmp_path: Path) -> None:
     (job,) = make_jobs("orig")
     with pytest.raises(BenchmarkError, match="meta cannot be measured in float32"):
         run_quietly([replace(job, device="meta")], Options(tmp_path))
@@ -170,7 +177,46 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path) 
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left(tmp_path: Path) -> None:
-    said = io.StringIO()
-    console = Console(file=said, force_terminal=True, width=120)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120)
     run(make_jobs("flash:flash_attn"), Options(tmp_path), console)
-    assert "1/1 rows, 0 s left" in said.getvalue()
+    assert "1/1 rows, 0 s left" in output.getvalue()
+
+
+H100 = Ceilings(3.02e12, 766e12)
+
+
+def make_job(setting: str, checkpoint: str, layers: int) -> Job:
+    return Job(SETTINGS[setting], 1, Row(checkpoint, layers), "orig", "cuda", "float16")
+
+
+def test_deeper_and_larger_work_is_expected_to_take_longer() -> None:
+    expected = [
+        expected_seconds(make_job(*job), H100)
+        for job in (
+            ("small", "tiny", 2),
+            ("default", "tiny", 2),
+            ("default", "medium", 24),
+            ("large", "medium", 24),
+        )
+    ]
+    assert expected == sorted(expected)
+
+
+def test_the_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    jobs = [make_job("default", "tiny", 4)] * 4
+    estimate = Estimate(jobs, H100)
+    assert estimate.left == "? left"
+    now = 110.0
+    estimate.finish(jobs[0])
+    assert estimate.left == "30 s left"
+    now = 200.0
+    estimate.advance(jobs[1], SETTINGS["default"].batches)
+    assert estimate.left == "2 min left"
+    now = 400.0
+    for job in jobs[1:]:
+        estimate.finish(job)
+    assert estimate.left == "0 s left"
+    assert estimate.done == pytest.approx(estimate.total)

@@ -36,7 +36,7 @@ def test_stock_systems_and_ours_with_the_oracle_run_everywhere() -> None:
 
 
 @pytest.mark.parametrize("backend", ["sdpa_cudnn", "xformers", "flash_attn"])
-def test_a_gpu_backend_says_why_it_cannot_run_on_a_cpu(backend: str) -> None:
+def test_a_gpu_backend_has_a_reason_why_it_cannot_run_on_a_cpu(backend: str) -> None:
     reason = named(f"flash:{backend}").why_not(CPU, torch.float32)
     assert reason is not None
     assert f"{backend} cannot run encoder self-attention: needs a CUDA GPU" in reason

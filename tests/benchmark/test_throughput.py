@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from whisper_flash_attention.benchmark.random_processor import (
+from whisper_flash_attention.benchmark.command import speech
+from whisper_flash_attention.benchmark.random_weights import (
     random_processor,
     special_tokens,
     talking_config,
 )
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
-from whisper_flash_attention.benchmark.throughput_command import speech
 from whisper_flash_attention.cli import app
 
 SMALL = ModelSize(128, 2, 1, 2, 128)
@@ -112,7 +112,7 @@ def test_random_models_get_a_processor_with_their_ids(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("words", [False, True])
-def test_every_window_says_as_much_as_is_asked(device, checkpoint, dtype, words) -> None:
+def test_every_window_has_the_requested_tokens(device, checkpoint, dtype, words) -> None:
     case = ThroughputCase(checkpoint, "flash", 2, 7, words, 1, device, dtype)
     samples, _ = speech([], 3)
     assert samples.shape == (90 * 16_000,) and np.ptp(samples[-16_000 * 5 :]) > 0

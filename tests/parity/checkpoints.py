@@ -30,7 +30,7 @@ def write_checkpoint(folder: Path, vocab_size: int, *, longest: int = 20) -> Pat
     )
     torch.manual_seed(0)
     model = perturbed(WhisperForConditionalGeneration(config), scale=0.1)
-    # An output bound to the input's embeddings says the same word again and again.
+    # An output bound to the input's embeddings repeats one word.
     positions = model.model.decoder.embed_positions.weight
     torch.nn.init.normal_(positions, std=2.0)
     model.generation_config = make_generation_config(tokens, max_length=longest)

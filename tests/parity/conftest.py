@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tests.parity.checkpoints import ENGLISH_ONLY, MULTILINGUAL, write_checkpoint, write_features
-from whisper_flash_attention.parity.clips import read_features
+from whisper_flash_attention.parity.cases import read_features
 from whisper_flash_attention.parity.models import Models, load_models
 from whisper_flash_attention.terminal.messages import quiet_transformers
 
 
 @pytest.fixture(autouse=True)
 def quiet() -> object:
-    """Stock says much about options that a random model's configuration repeats."""
+    """Stock logs much about options that a random model's configuration repeats."""
     with quiet_transformers():
         yield
 

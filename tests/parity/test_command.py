@@ -66,7 +66,7 @@ def test_the_same_tokens_are_exit_code_0(
     assert set(content["logit_errors"]) == {"clip0", "clip1"}
 
 
-def test_a_broken_model_is_exit_code_1_and_says_where(
+def test_a_broken_model_is_exit_code_1_with_positions(
     english_folder: Path,
     feature_file: Path,
     tmp_path: Path,
@@ -107,7 +107,7 @@ def test_real_weights_on_real_speech_with_a_bad_file_and_a_transcript(
     assert "the same: 2 of 2 results identical" in ended.out
     words = len(recording.transcript.split()) + 1
     greedy = next(line for line in ended.out.splitlines() if "greedy" in line)
-    assert f"{100 / words:.2f} %" in greedy  # the word that was not said, and no other
+    assert f"{100 / words:.2f} %" in greedy  # the missing word, and no other
 
 
 @pytest.mark.parametrize(

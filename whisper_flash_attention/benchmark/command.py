@@ -1,14 +1,15 @@
-"""The command `whisper-flash benchmark`: what to measure, from options; then run and show it.
+"""The commands `benchmark` and `benchmark throughput`: from options to rows and tables.
 
-Exit codes: 0 every row that was asked for is ok; 1 some are not; 2 the options make no sense or
-nothing could be measured; 130 interrupted.
+Exit codes: 0 every row is ok; 1 some are not; 2 the options are invalid or nothing could be
+measured; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,7 +21,10 @@ from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
+    from whisper_flash_attention.benchmark.features import Samples
     from whisper_flash_attention.benchmark.runner import Options, Outcome
+    from whisper_flash_attention.benchmark.throughput import ThroughputCase, ThroughputRow
+
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
 
@@ -45,7 +49,7 @@ def benchmark_command(
     decoder_layers: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Rows with so many decoder layers only. Repeatable. Left out: all."
+            metavar="N", help="Only rows with N decoder layers. Repeatable. Left out: all."
         ),
     ] = None,
     system: Annotated[
@@ -100,7 +104,7 @@ def benchmark_command(
     ] = 1800.0,
     commit: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Commit to record instead of what git says."),
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
     ] = None,
     report_only: Annotated[
         bool,
@@ -116,8 +120,8 @@ def benchmark_command(
 
     A row is one system on one model at one setting, in a process of its own.
     Weights are random, the speech is real, and every system decodes the same
-    number of tokens from the same features. A row that fails says why, and the
-    rest goes on. Interrupted, the same command goes on where it stopped.
+    number of tokens from the same features. A row that fails records the reason,
+    and the run goes on. After an interruption, the same command resumes it.
 
     Written to the output folder: results.jsonl (as it goes), results.json,
     results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
@@ -153,24 +157,24 @@ def benchmark_command(
         show_list(device, dtype)
         return
     start_server()  # imports there while we import here
-    place = resolve_device(device)
-    number = str(resolve_dtype(dtype, place)).removeprefix("torch.")
-    chosen = plan.select_settings(setting or plan.default_settings(place.type), **sizes)
+    target = resolve_device(device)
+    precision = str(resolve_dtype(dtype, target)).removeprefix("torch.")
+    chosen = plan.select_settings(setting or plan.default_settings(target.type), **sizes)
 
     from whisper_flash_attention.benchmark.runner import Options
     from whisper_flash_attention.benchmark.systems import named
 
     for name in systems:
         named(name)
-    jobs = plan.plan_jobs(chosen, rows, systems, device=str(place), dtype=number)
+    jobs = plan.plan_jobs(chosen, rows, systems, device=str(target), dtype=precision)
     console = Console(stderr=True)
-    if not setting and place.type == "cpu":
+    if not setting and target.type == "cpu":
         console.print("no GPU: the small setting; --setting default --setting large for the rest")
-    outcome = run_or_say_how_to_resume(
+    outcome = run_or_explain_resuming(
         jobs, Options(output, features, timeout, resume, commit), console
     )
     show_outcome(outcome, console)
-    if any(row.status != "ok" for row in outcome.asked):
+    if any(row.status != "ok" for row in outcome.requested):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -180,7 +184,7 @@ def report_again(folder: Path) -> Outcome:
     Raises:
         BenchmarkError: there are no rows.
     """
-    from whisper_flash_attention.benchmark.output import write_outputs
+    from whisper_flash_attention.benchmark.report import write_outputs
     from whisper_flash_attention.benchmark.results import Store
     from whisper_flash_attention.benchmark.runner import Outcome
 
@@ -190,7 +194,7 @@ def report_again(folder: Path) -> Outcome:
     return Outcome(rows, rows, write_outputs(rows, folder, Console(stderr=True)))
 
 
-def run_or_say_how_to_resume(
+def run_or_explain_resuming(
     jobs: Sequence[plan.Job], options: Options, console: Console
 ) -> Outcome:
     """The run's outcome; on Ctrl-C, a hint and exit code 130."""
@@ -199,7 +203,7 @@ def run_or_say_how_to_resume(
     try:
         return run(jobs, options, console)
     except KeyboardInterrupt as error:
-        console.print("interrupted; the same command goes on where this one stopped")
+        console.print("interrupted; the same command resumes where this one stopped")
         raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -210,7 +214,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
     terminal = Console()
     # A file or a pipe has no width of its own: give the tables the room they need.
     out = terminal if terminal.is_terminal else Console(width=220)
-    out.print(as_renderable(outcome.asked))
+    out.print(as_renderable(outcome.requested))
     for path in outcome.files:
         print_line(console, f"wrote {path}")
 
@@ -220,11 +224,11 @@ def show_list(device: str, dtype: str) -> None:
     from whisper_flash_attention.benchmark.systems import SYSTEMS, backend_systems
     from whisper_flash_attention.config import resolve_device, resolve_dtype
 
-    place = resolve_device(device)
-    number = resolve_dtype(dtype, place)
-    systems = Table("System", "What it is", f"On {place}, {str(number).removeprefix('torch.')}")
+    target = resolve_device(device)
+    precision = resolve_dtype(dtype, target)
+    systems = Table("System", "What it is", f"On {target}, {str(precision).removeprefix('torch.')}")
     for system in (*SYSTEMS.values(), *backend_systems().values()):
-        reason = system.why_not(place, number) or "can run"
+        reason = system.why_not(target, precision) or "can run"
         # As text: in markup, the brackets of a package's extra would vanish.
         systems.add_row(system.name, system.summary, Text(reason))
     settings = Table("Setting", "Batch size", "New tokens", "Batches")
@@ -237,3 +241,215 @@ def show_list(device: str, dtype: str) -> None:
     out = Console()
     for table in (systems, settings, rows):
         out.print(table)
+
+
+# Enough batches for host and device to work side by side.
+LEAST_BATCHES, LEAST_WINDOWS = 4, 8
+# What makes two rows stand for the same thing: the newer one is kept.
+SLOT = (
+    *("checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
+    *("device", "dtype"),
+)
+
+
+def throughput_command(
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="tiny, base, small, medium, large-v3 or large-v3-turbo. Repeatable. Left out: "
+            "tiny.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Windows at a time. Repeatable. Left out: 16; 2 on a CPU."),
+    ] = None,
+    new_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens of every window of 30 s.")
+    ] = 100,
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Sound to transcribe. Left out: four batches of it."),
+    ] = None,
+    audio: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Recordings to take, over and over. Repeatable. Left out: this package's own.",
+        ),
+    ] = None,
+    word_timestamps: Annotated[
+        bool,
+        typer.Option("--word-timestamps", help="Measure each row with words' times, too."),
+    ] = False,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="flash (this package, from samples to text) or sdpa (stock Transformers, from "
+            "features to text). Repeatable. Left out: flash.",
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Timed runs.")] = 3,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="auto (float16 on a GPU, float32 on a CPU), float32, float16 or bfloat16.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            *("--output", "-o"),
+            metavar="FILE",
+            help="JSON file for the rows; rows that it has of other cases stay.",
+        ),
+    ] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
+    ] = None,
+) -> None:
+    """Measure how much faster than real time recordings become text.
+
+    From samples in memory to text, by random weights that give the same number of tokens for every
+    window of 30 s. Besides the factor, the time of each part of a batch, run alone: copies,
+    log-mel, encoder, decoder, text and segments, words.
+
+    [b]Examples[/b]
+
+      whisper-flash benchmark throughput --checkpoint large-v3-turbo --batch-size 128
+
+      whisper-flash benchmark throughput --checkpoint tiny --batch-size 1 --word-timestamps
+
+      whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
+    """
+    from whisper_flash_attention.benchmark.environment import describe_environment
+    from whisper_flash_attention.benchmark.throughput import ThroughputCase, measure_throughput
+    from whisper_flash_attention.config import resolve_device, resolve_dtype
+
+    target = resolve_device(device)
+    precision = str(resolve_dtype(dtype, target)).removeprefix("torch.")
+    sizes = batch_size or ([2] if target.type == "cpu" else [16])
+    kinds = [(name, False) for name in system or ["flash"]]
+    if word_timestamps:
+        kinds += [(name, True) for name, _ in kinds if name == "flash"]
+    cases = [
+        ThroughputCase(name, kind, size, new_tokens, words, repeats, str(target), precision)
+        for name in checkpoint or ["tiny"]
+        for size in sizes
+        for kind, words in kinds
+    ]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    environment = describe_environment(str(target), commit).as_json()
+    keeper = Keeper(output)
+    rows = []
+    for case in cases:
+        samples, description = speech(audio or [], windows_of(case, minutes))
+        row = measure_throughput(case, samples, description, environment)
+        rows.append(row)
+        keeper.keep(row)
+        print_line(console, summarize(row))
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=200)).print(as_table(rows))
+    if output is not None:
+        print_line(console, f"wrote {output}")
+    if any(row.status != "ok" for row in rows):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def windows_of(case: ThroughputCase, minutes: float | None) -> int:
+    """How many windows of 30 s a case transcribes.
+
+    Raises:
+        OptionError: it is less than one.
+    """
+    if minutes is None:
+        return max(LEAST_BATCHES * case.batch_size, LEAST_WINDOWS)
+    if minutes < 0.5:
+        raise OptionError(f"minutes {minutes:g}: give 0.5, a window, or more")
+    return int(minutes * 2)
+
+
+def speech(files: list[Path], windows: int) -> tuple[Samples, str]:
+    """So many windows of recordings, over and over, and what they are."""
+    import numpy as np
+
+    from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, MOST_CLIPS, bundled_clips
+
+    if files:
+        from whisper_flash_attention.audio import load_audio
+
+        loop = np.concatenate([load_audio(path) for path in files])
+        origin = f"{len(files)} recordings of {loop.size / 16_000:.1f} s, repeated"
+    else:
+        clips, made_of = bundled_clips(min(windows, MOST_CLIPS))
+        loop, origin = np.concatenate(clips), f"bundled: {made_of}"
+    return np.resize(loop, windows * CLIP_SAMPLES), origin
+
+
+class Keeper:
+    """Rows in a JSON file, written anew with each one.
+
+    Raises:
+        BenchmarkError: the file is there and holds something else, or its folder is not there.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        if path is None:
+            return
+        if not path.parent.is_dir():
+            raise BenchmarkError(f"output {path}: there is no folder {path.parent}")
+        if path.exists():
+            try:
+                self._rows = json.loads(path.read_text())["rows"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BenchmarkError(f"output {path} is there and holds no rows") from error
+
+    def keep(self, row: ThroughputRow) -> None:
+        """Add a row, or replace that of the same case."""
+        new = row.as_json()
+        slot = [new[name] for name in SLOT]
+        kept = [each for each in self._rows if [each[name] for name in SLOT] != slot]
+        self._rows = [*kept, new]
+        if self._path is not None:
+            self._path.write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
+
+
+def summarize(row: ThroughputRow) -> str:
+    """A row in one line, and what its parts take."""
+    case = row.case
+    words = ", words" if case.word_timestamps else ""
+    head = f"{case.checkpoint}, {case.system}, batch {case.batch_size}{words}"
+    if row.realtime_factor is None:
+        return f"{head}: {row.status}: {row.error}"
+    parts = "; ".join(f"{name} {1e3 * took:.2f} ms" for name, took in row.parts.items())
+    return f"{head}: {row.realtime_factor:.0f} x real time" + (f" ({parts})" if parts else "")
+
+
+def as_table(rows: list[ThroughputRow]) -> Table:
+    """Cases and their factors."""
+    device_name = rows[0].environment["device_name"]
+    table = Table(
+        *("checkpoint", "system", "dtype", "batch", "words", "x real time", "audio, min"),
+        *("seconds", "GPU memory, GB"),
+        title=f"{rows[0].case.new_tokens} tokens per 30 s, {device_name}",
+    )
+    for row in rows:
+        case, factor, memory = row.case, row.realtime_factor, row.vram_allocated_gb
+        table.add_row(
+            *(case.checkpoint, case.system, case.dtype, str(case.batch_size)),
+            "yes" if case.word_timestamps else "",
+            row.error or f"{factor:.0f}",
+            f"{row.audio_seconds / 60:.0f}",
+            ", ".join(f"{each:.3f}" for each in row.seconds),
+            "" if memory is None else f"{memory:.2f}",
+        )
+    return table

@@ -1,4 +1,4 @@
-"""Where the numbers come from: code, versions, hardware.
+"""What a result depends on: code, versions, hardware.
 
 Nothing here names the computer or its folders: results are meant to be published.
 """
@@ -49,7 +49,7 @@ class Environment:
 def describe_environment(device_name: str, commit_given: str | None = None) -> Environment:
     """Look at this process, for the device of that name ("cpu", "cuda:1").
 
-    `commit_given` is believed; the digest `source` tells whether it was right.
+    `commit_given` is recorded unchecked; the digest `source` identifies the code.
     """
     import torch
     import transformers
@@ -76,7 +76,7 @@ def describe_environment(device_name: str, commit_given: str | None = None) -> E
 def commit(given: str | None = None) -> str:
     """What is given, else `git describe` of the checkout this package lies in, else its version.
 
-    "-dirty" says that files of the package differ from the commit.
+    "-dirty" means that files of the package differ from the commit.
     """
     if given:
         return given
@@ -108,7 +108,7 @@ def package_version(name: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's model, as far as the system tells."""
+    """The processor's model, as far as the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(errors="replace").splitlines():
@@ -135,7 +135,7 @@ def driver_memory(device: torch.device) -> tuple[float | None, str | None]:
     """GPU memory in use as the driver counts it, in units of 1e9 bytes, and whose it is.
 
     The CUDA context and everything that PyTorch's allocator has reserved are in it, so read at the
-    end of a run it is the run's peak. Of this process where the driver can tell it (not inside
+    end of a run it is the run's peak. Of this process where the driver reports it (not inside
     most containers), else of the whole device; (None, None) where there is no GPU.
     """
     import torch
@@ -150,7 +150,7 @@ def driver_memory(device: torch.device) -> tuple[float | None, str | None]:
 
 
 def _process_memory(device: torch.device) -> int | None:
-    """Bytes of this process on the device by NVML; None where NVML cannot tell."""
+    """Bytes of this process on the device by NVML; None where NVML does not report it."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""One row of the benchmark, measured in a process of its own.
+"""One row of the benchmark, measured in a process of its own, and the ceilings of the machine.
 
 The clock covers what a user pays for: the copy of the features to the device, `generate`, and the
 wait for its result. Building the model, reading features and counting tokens are outside it.
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from whisper_flash_attention.benchmark.ceilings import synchronize
 from whisper_flash_attention.benchmark.environment import driver_memory
 from whisper_flash_attention.benchmark.features import FeatureFile, batch_of
+from whisper_flash_attention.benchmark.roofline import Ceilings
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
 from whisper_flash_attention.benchmark.systems import Loaded, named
 from whisper_flash_attention.errors import BenchmarkError
@@ -54,7 +54,7 @@ def measure(job: Job, features: FeatureFile, report: Callable[[int], None]) -> M
         report: called with the number of timed batches that are done, outside the clock.
 
     Raises:
-        BenchmarkError: a call gave another number of tokens than was asked for.
+        BenchmarkError: a call gave another number of tokens than requested.
     """
     # Stock `generate` warns at every call.
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -134,3 +134,48 @@ def _forget_building(device: torch.device) -> None:
 
 def _peak_allocated(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / GB if device.type == "cuda" else None
+
+
+MIB = 2**20
+ROUNDS = 5
+
+
+def measure_ceilings(device_name: str, dtype_name: str) -> Ceilings:
+    """Copy a large array and multiply two large matrices on the device.
+
+    Bandwidth counts bytes read plus bytes written. Sizes are smaller on a CPU. Both are the best
+    of a few rounds, each long enough for launches not to count.
+    """
+    device, dtype = torch.device(device_name), getattr(torch, dtype_name)
+    on_cpu = device.type == "cpu"
+    count = (128 if on_cpu else 1024) * MIB // dtype.itemsize
+    origin = torch.ones(count, dtype=dtype, device=device)
+    target = torch.zeros_like(origin)  # touched, so that no page faults are timed
+    copied = _best_seconds(lambda: target.copy_(origin), device)
+    side = 8192
+    if on_cpu:
+        side = 2048 if dtype is torch.float32 else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    multiplied = _best_seconds(lambda: torch.mm(a, b, out=product), device)
+    return Ceilings(2 * count * dtype.itemsize / copied, 2 * side**3 / multiplied)
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, in the best of `ROUNDS` rounds."""
+    calls = 1 if device.type == "cpu" else 10
+    rounds = []
+    for _ in range(ROUNDS + 1):  # the first one warms up
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        synchronize(device)
+        rounds.append((time.perf_counter() - start) / calls)
+    return min(rounds[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -26,10 +26,16 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-PRELOAD = "whisper_flash_attention.benchmark.preload"
+# What the server imports, so that no row pays for it.
+PRELOAD = (
+    "transformers.generation",
+    "transformers.models.whisper.modeling_whisper",
+    "whisper_flash_attention.benchmark.measure",
+    "whisper_flash_attention.modeling_whisper_flash_attention",
+)
 START_TIMEOUT = 600.0  # seconds; the first process waits for the server's imports
-PATIENCE = 10.0  # seconds that a process gets to leave when told to
-LAST_WORDS = 200  # characters of a reason that go into a table
+PATIENCE = 10.0  # seconds that a process gets to end after SIGTERM
+LONGEST_REASON = 200  # characters of a reason that go into a table
 
 # The last line of a traceback: "torch.OutOfMemoryError: CUDA out of memory. Tried ..."
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: .*)?$")
@@ -93,7 +99,10 @@ def start_server() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD])
+    context.set_forkserver_preload(list(PRELOAD))
+    # A process forked from one that used CUDA cannot use the GPU. The server inherits this: PyTorch
+    # counts devices through the driver's library, without initialising CUDA.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     forkserver.ensure_running()
     return context
 
@@ -118,7 +127,7 @@ def cuda_is_spent() -> bool:
 
 
 def reason_of(log: str, exit_code: int | None) -> str:
-    """One line that says why a process ended: the exception, or how it died and its last words."""
+    """Why a process ended, in one line: the exception, or its exit status and last output."""
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
     traceback = max((i for i, s in enumerate(lines) if s.startswith("Traceback")), default=None)
     if traceback is not None:
@@ -130,14 +139,14 @@ def reason_of(log: str, exit_code: int | None) -> str:
         died = f"was killed by {signal.Signals(-exit_code).name}"
         if -exit_code == signal.SIGKILL:
             died += " (perhaps for want of memory)"
-    # What the program said last; behind "Fatal Python error" follow stacks of all threads.
+    # The last line of output; stacks of all threads come after "Fatal Python error".
     fatal = next((i for i, s in enumerate(lines) if s.startswith("Fatal Python error")), None)
     words = lines if fatal is None else lines[:fatal] or lines[fatal : fatal + 1]
     return _shortened(f"the process {died}" + (f": {words[-1]}" if words else ""))
 
 
 def _shortened(line: str) -> str:
-    return line if len(line) <= LAST_WORDS else f"{line[: LAST_WORDS - 1]}…"
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 1]}…"
 
 
 def _serve(

@@ -1,29 +1,43 @@
 """Random weights on which every part of Whisper matters.
 
 Default initialisation hides mistakes: its attention is almost uniform, its biases are zero, and
-the tied embedding makes a model repeat its last token whatever it hears. Here attention picks a
+the tied embedding makes a model repeat its last token whatever the audio. Here attention picks a
 few keys, biases and norms are not trivial, and what the layers add outweighs the embedding, so
 that the tokens change with the audio, the position and the cache.
 
 Every tensor is drawn from a seed made of its own name, so that two classes with the same state
 get the same weights, in whatever order they keep it.
+
+`random_processor` and `talking_config` make such a model transcribe: words of random letters, and
+no timestamp but <|0.00|>, so that every window is one segment of a given number of tokens.
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, TypeVar
 from zlib import crc32
 
 import torch
-from transformers import GenerationConfig, WhisperConfig
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
 from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
 
-from whisper_flash_attention.benchmark.settings import ModelSize
+from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, ModelSize
+from whisper_flash_attention.weights.generation import known_alignment_heads, make_generation_config
+from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
     Model = TypeVar("Model", bound=WhisperForConditionalGeneration)
+
 
 # Standard deviations, in units of 1 / sqrt(inputs) for matrices. 1.5 for queries and keys makes
 # attention scores spread by 2.25, so that of 1,500 keys about ten share the weight.
@@ -61,7 +75,7 @@ def whisper_config(size: ModelSize, decoder_layers: int) -> WhisperConfig:
 def generation_config(vocabulary: int) -> GenerationConfig:
     """English transcription without timestamps, as the multilingual checkpoints define it.
 
-    Special and timestamp tokens are suppressed as well: random weights would say them, and
+    Special and timestamp tokens are suppressed as well: random weights would generate them, and
     `generate` cuts its output at timestamps.
     """
     extra = vocabulary - 51865  # large-v3 has one more language, which moves what follows
@@ -86,7 +100,7 @@ def generation_config(vocabulary: int) -> GenerationConfig:
 
 
 def perturb_(model: torch.nn.Module, seed: int = 0) -> None:
-    """Redraw every weight of a Whisper model in place; see the module's text for the purpose.
+    """Redraw every weight of a Whisper model in place; the module's docstring has the purpose.
 
     The encoder's sinusoidal positions stay. Values depend on the parameter's name, shape, device
     and `seed` alone; they are drawn in float32 and rounded to the parameter's dtype.
@@ -150,3 +164,55 @@ def build_model(
     torch.nn.Module.to(model, dtype)  # as `model.to`, whose wrapper has lost its types
     model.train(False)
     return model
+
+
+LETTERS = "etaoinshrdlucmfwygpbvkxqjz"
+BLANK = "Ġ"  # as GPT-2's vocabulary writes it
+
+
+def random_processor(size: ModelSize) -> WhisperProcessor:
+    """A processor whose tokenizer has the ids of a multilingual checkpoint of this size."""
+    tokens = special_tokens(size)
+    names = text_names(tokens.end_of_text)
+    tokenizer = WhisperTokenizer(vocab={name: index for index, name in enumerate(names)}, merges=[])
+    special = [
+        "<|endoftext|>",
+        "<|startoftranscript|>",
+        *tokens.language_ids,
+        *("<|translate|>", "<|transcribe|>", "<|startoflm|>"),
+        *("<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
+    ]
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in special], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in timestamp_names()])
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=size.mel_bins), tokenizer)
+
+
+def special_tokens(size: ModelSize) -> SpecialTokens:
+    """The ids of the special tokens of a vocabulary of this size."""
+    tokens = SpecialTokens.of_vocabulary(size.vocabulary)
+    assert tokens is not None
+    return tokens
+
+
+def text_names(count: int) -> list[str]:
+    """So many names of text tokens, none twice: letters, and words of two to eight of them."""
+    draw = random.Random(0)
+    names = dict.fromkeys(LETTERS)
+    while len(names) < count:
+        word = "".join(draw.choices(LETTERS, k=draw.randint(2, 8)))
+        names.setdefault(BLANK + word if draw.random() < 0.7 else word)
+    return list(names)
+
+
+def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
+    """The generation config of a checkpoint of this size, whose only timestamp is <|0.00|>."""
+    tokens = special_tokens(size)
+    beyond = range(tokens.first_timestamp + 1, size.vocabulary)
+    return make_generation_config(
+        tokens,
+        max_length=DECODER_POSITIONS,
+        suppress=sorted({*tokens.suppressed, *beyond}),
+        alignment_heads=known_alignment_heads(
+            size.encoder_layers, decoder_layers, size.heads, size.vocabulary
+        ),
+    )

@@ -1,19 +1,28 @@
-"""Tables from rows: Markdown for files, and the same for the terminal.
+"""Tables and plots of rows, and the files that derive from them: JSON, CSV, Markdown, PNG and SVG.
 
-A ratio appears only where two rows did the same work in the same place and both ended well.
+A ratio appears only where two rows did the same work on the same machine and both ended well. Plots
+show Orig beside Flash per model, time per batch and memory, readable in black and white.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, JustifyMethod, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from whisper_flash_attention.benchmark.results import ResultRow
+from whisper_flash_attention.benchmark.results import ResultRow, as_csv, as_json
+from whisper_flash_attention.errors import MissingPackage
+from whisper_flash_attention.terminal import print_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 ORIG, FLASH = "orig", "flash"
 NONE = "-"
@@ -50,15 +59,15 @@ class Table:
 
 
 def same_work(a: ResultRow | None, b: ResultRow | None) -> bool:
-    """Whether the times of two rows may be compared: ok, same place, same work, tokens counted."""
+    """Whether two rows' times may be compared: ok, same machine, same work, tokens counted."""
     if a is None or b is None or a.status != "ok" or b.status != "ok":
         return False
 
     def work(row: ResultRow) -> tuple[object, ...]:
-        place = (row.device, row.environment["device_name"], row.dtype)
+        machine = (row.device, row.environment["device_name"], row.dtype)
         model = (row.checkpoint, row.decoder_layers)
         counted = row.tokens_checked == row.batches * row.batch_size * row.new_tokens
-        return (place, model, row.batch_size, row.new_tokens, row.features, counted)
+        return (machine, model, row.batch_size, row.new_tokens, row.features, counted)
 
     return work(a) == work(b) and work(a)[-1] is True
 
@@ -81,8 +90,8 @@ def build_tables(rows: Sequence[ResultRow]) -> list[Table]:
     """A table for every setting, device and dtype among the rows, in their order."""
     groups: dict[tuple[object, ...], list[ResultRow]] = {}
     for row in rows:
-        place = (row.device, row.environment["device_name"], row.dtype)
-        groups.setdefault((row.setting, row.batch_size, row.new_tokens, place), []).append(row)
+        machine = (row.device, row.environment["device_name"], row.dtype)
+        groups.setdefault((row.setting, row.batch_size, row.new_tokens, machine), []).append(row)
     return [_table(group) for group in groups.values()]
 
 
@@ -108,8 +117,8 @@ def as_renderable(rows: Sequence[ResultRow]) -> RenderableType:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for place, name in enumerate(_compact([SHORT.get(name, name) for name in table.header])):
-            side: JustifyMethod = "right" if place else "left"
+        for column, name in enumerate(_compact([SHORT.get(name, name) for name in table.header])):
+            side: JustifyMethod = "right" if column else "left"
             grid.add_column(Text(name), justify=side, no_wrap=True)
         for line in table.lines:
             grid.add_row(*map(Text, _compact([SHORT.get(cell, cell) for cell in line])))
@@ -300,3 +309,119 @@ def _number(value: float | None, form: str) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    ORIG: {"label": "Orig", "color": "white", "edgecolor": "black", "hatch": "////"},
+    FLASH: {"label": "Flash", "color": "0.25", "edgecolor": "black"},
+}
+BAR = 0.38
+FORMATS = ("png", "svg")
+
+Value = Callable[[ResultRow], float | None]
+
+
+def draw_plots(rows: Sequence[ResultRow], folder: Path) -> list[Path]:
+    """One figure per setting, device and dtype that has rows of Orig or Flash.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingPackage(
+            "matplotlib is not installed: pip install 'whisper-flash-attention[plots]'"
+        ) from error
+    groups: dict[tuple[str, ...], list[ResultRow]] = {}
+    for row in rows:
+        if row.system in STYLES and row.status == "ok":
+            groups.setdefault(_group(row), []).append(row)
+    settings = [name for name, *_ in groups]
+    files = []
+    with matplotlib.rc_context({"svg.hashsalt": "whisper-flash"}):
+        for key, group in groups.items():
+            name = key[0] if settings.count(key[0]) == 1 else "-".join(key)
+            files += _draw(group, folder, f"plot-{name}")
+    return files
+
+
+def _group(row: ResultRow) -> tuple[str, ...]:
+    work = f"{row.batch_size}x{row.new_tokens}"
+    return (row.setting, row.device.replace(":", ""), row.dtype, work)
+
+
+def _draw(rows: Sequence[ResultRow], folder: Path, name: str) -> list[Path]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys((row.checkpoint, row.decoder_layers) for row in rows))
+    figure = Figure(figsize=(max(6.4, 1.6 + 0.85 * len(models)), 7.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    time, memory = figure.subplots(2, 1)
+    first = rows[0]
+    figure.suptitle(
+        f"{first.setting}: batch {first.batch_size}, {first.new_tokens} new tokens, {first.dtype}\n"
+        f"{first.environment['device_name']}"
+    )
+    _bars(time, rows, models, lambda row: row.seconds_per_batch, "seconds per batch (median)")
+    on_gpu = first.device.startswith("cuda")
+    if on_gpu:
+        _bars(memory, rows, models, lambda row: row.vram_driver_gb, "VRAM, driver (GB)")
+    else:
+        _bars(memory, rows, models, lambda row: row.rss_peak_gb, "peak RSS (GB)")
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    files = [folder / f"{name}.{form}" for form in FORMATS]
+    for path in files:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=150, metadata=metadata)
+    return files
+
+
+def _bars(
+    axes: Axes,
+    rows: Sequence[ResultRow],
+    models: Sequence[tuple[str, int]],
+    value: Value,
+    label: str,
+) -> None:
+    """Grouped bars with their values on them, one group per model."""
+    for offset, (system, style) in zip((-BAR / 2, BAR / 2), STYLES.items(), strict=True):
+        heights = {
+            models.index((row.checkpoint, row.decoder_layers)): value(row) or 0.0
+            for row in rows
+            if row.system == system
+        }
+        positions = [position + offset for position in heights]
+        drawn = axes.bar(positions, list(heights.values()), BAR, **style)
+        axes.bar_label(drawn, fmt="{:.3g}", fontsize=7, padding=2)
+    axes.set_xticks(range(len(models)), [f"{name}\n{layers} layers" for name, layers in models])
+    axes.set_ylabel(label)
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_outputs(rows: Sequence[ResultRow], folder: Path, console: Console) -> list[Path]:
+    """Write every derived file; nothing if there are no rows. Without matplotlib, no plots.
+
+    Returns:
+        The files that are there now, the records that they derive from first.
+    """
+    if not rows:
+        return []
+    texts = {
+        "results.json": as_json(rows),
+        "results.csv": as_csv(rows),
+        "results.md": as_markdown(rows),
+    }
+    records = (folder / name for name in ("results.jsonl", "tokens.jsonl", "failures.log"))
+    files = [path for path in records if path.exists()]
+    for name, text in texts.items():
+        path = folder / name
+        path.write_text(text, encoding="utf-8")
+        files.append(path)
+    try:
+        files += draw_plots(rows, folder)
+    except MissingPackage as error:
+        print_line(console, f"no plots: {error}")
+    return files

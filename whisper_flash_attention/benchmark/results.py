@@ -31,12 +31,12 @@ Slot = tuple[str | int, ...]
 class ResultRow:
     """One row of the results.
 
-    Seconds are per `generate` call unless they say otherwise; memory is in units of 1e9 bytes.
+    Seconds are per `generate` call unless named otherwise; memory is in units of 1e9 bytes.
     `batches` is what was run, `setting_batches` what the setting prescribes. `compression` is the
     full-depth model's parameters over this one's. `roofline_seconds_per_batch` is the lower of the
     two forms of cross-attention. `tokens_checked` counts the new tokens of all timed calls.
     `tokens_equal_to_orig` is the share of ids equal to those of `orig` in the first timed batch;
-    None while there are none to compare with. `attention` says which attention ran, per kind of
+    None without such ids. `attention` is the attention that ran, per kind of
     call. `error` is the reason of a row that is not "ok".
     """
 
@@ -77,7 +77,7 @@ class ResultRow:
 
     @property
     def slot(self) -> Slot:
-        """The place in the table. A newer row takes the place of an older one."""
+        """The key in the table. A newer row replaces an older one."""
         return (
             *(self.setting, self.checkpoint, self.decoder_layers, self.system),
             *(self.device, self.environment["device_name"], self.dtype),

@@ -83,16 +83,11 @@ def floor(work: Workload, ceilings: Ceilings) -> Floor:
 
 def encoder_seconds(work: Workload, ceilings: Ceilings) -> float:
     """Two convolutions and the layers, each a phase."""
-    return sum(ceilings.seconds(moved, flops) for moved, flops in _encoder_phases(work))
+    return sum(ceilings.seconds(moved, flops) for moved, flops in encoder_phases(work))
 
 
-def encoder_flops(work: Workload) -> int:
-    """Operations of the encoder's matrix products, a multiplication and an addition being two."""
-    return sum(flops for _, flops in _encoder_phases(work))
-
-
-def _encoder_phases(work: Workload) -> list[tuple[int, int]]:
-    """Bytes moved and operations of every phase, in their order."""
+def encoder_phases(work: Workload) -> list[tuple[int, int]]:
+    """Bytes moved and operations of every phase; a multiplication and an addition are two."""
     size, batch, number = work.size, work.batch_size, work.bytes_per_number
     d, frames, positions = size.d_model, ENCODER_FRAMES, ENCODER_POSITIONS
     first = (

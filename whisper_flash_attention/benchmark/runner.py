@@ -1,38 +1,178 @@
-"""A run from its plan to its files: probe the machine, measure every job, write what came of it."""
+"""A run from its plan to its files: probe the machine, measure every job, write rows and reports.
+
+Progress is a bar with the time left on a terminal, and one line per finished row elsewhere.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
-from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import Environment, describe_environment
 from whisper_flash_attention.benchmark.features import FeatureFile, clips_needed, prepare_features
-from whisper_flash_attention.benchmark.measure import Measurement, measure
-from whisper_flash_attention.benchmark.output import write_outputs
+from whisper_flash_attention.benchmark.measure import Measurement, measure, measure_ceilings
 from whisper_flash_attention.benchmark.processes import (
     START_TIMEOUT,
     ProcessFailed,
     Workers,
     start_workers,
 )
-from whisper_flash_attention.benchmark.progress import Narrator, narrate
+from whisper_flash_attention.benchmark.report import write_outputs
 from whisper_flash_attention.benchmark.results import ResultRow, Store, percentile
 from whisper_flash_attention.benchmark.roofline import Ceilings, Workload, floor
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
 from whisper_flash_attention.errors import BenchmarkError
 from whisper_flash_attention.terminal import print_line
 
+# Rough, and only for the shares of the bar: what a row costs beside its calls, how far calls stay
+# from the roofline, and what launching the work of one decoder layer costs.
+START_SECONDS = 2.0
+FROM_THE_ROOFLINE = 4.0
+LAYER_STEP_SECONDS = 0.0005
+WARM_UP_CALLS = 2
+
+
+def expected_seconds(job: Job, ceilings: Ceilings) -> float:
+    """A guess of how long a job takes, warm-up included, good enough to share out a bar."""
+    setting, layers = job.setting, job.row.decoder_layers
+    work = Workload.of(MODEL_SIZES[job.row.checkpoint], layers, setting, job.dtype)
+    launches = LAYER_STEP_SECONDS * setting.new_tokens * layers
+    call = launches + FROM_THE_ROOFLINE * floor(work, ceilings).seconds
+    return START_SECONDS + (setting.batches + WARM_UP_CALLS) * call
+
+
+class ProgressReporter(Protocol):
+    """Receives the events of a run."""
+
+    def start(self, job: Job) -> None:
+        """This job starts."""
+
+    def advance(self, batches: int) -> None:
+        """This many of the job's timed batches are done."""
+
+    def finish(self, row: ResultRow) -> None:
+        """The job has ended with this row."""
+
+
+class Estimate:
+    """How far a run has come, in expected seconds, and how long the rest will take."""
+
+    def __init__(self, jobs: list[Job], ceilings: Ceilings) -> None:
+        self.rows = len(jobs)
+        self.finished = 0
+        self.total = sum(expected_seconds(job, ceilings) for job in jobs)
+        self.done = 0.0
+        self._ceilings = ceilings
+        self._before = 0.0
+        self._begun = time.monotonic()
+
+    def advance(self, job: Job, batches: int) -> None:
+        """This many of this job's timed batches are done."""
+        calls = (batches + WARM_UP_CALLS) / (job.setting.batches + WARM_UP_CALLS)
+        self.done = self._before + calls * expected_seconds(job, self._ceilings)
+
+    def finish(self, job: Job) -> None:
+        """This job is over, whatever came of it."""
+        self._before += expected_seconds(job, self._ceilings)
+        self.done = self._before
+        self.finished += 1
+
+    @property
+    def left(self) -> str:
+        """The time left at the pace so far, in words."""
+        if self.done == 0.0:
+            return "? left"
+        pace = (time.monotonic() - self._begun) / self.done
+        seconds = pace * (self.total - self.done)
+        return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
+
+
+@contextmanager
+def show_progress(
+    jobs: list[Job], ceilings: Ceilings, console: Console
+) -> Iterator[ProgressReporter]:
+    """The reporter that suits this console."""
+    estimate = Estimate(jobs, ceilings)
+    if not console.is_terminal:
+        yield LineReporter(estimate, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+    with Progress(*columns, console=console) as progress:
+        yield BarReporter(estimate, progress)
+
+
+class LineReporter:
+    """One line per finished row."""
+
+    def __init__(self, estimate: Estimate, console: Console) -> None:
+        self._estimate = estimate
+        self._console = console
+        self._job: Job | None = None
+
+    def start(self, job: Job) -> None:
+        self._job = job
+
+    def advance(self, batches: int) -> None:
+        pass
+
+    def finish(self, row: ResultRow) -> None:
+        assert self._job is not None, "finish without start"
+        self._estimate.finish(self._job)
+        count = f"[{self._estimate.finished}/{self._estimate.rows}]"
+        print_line(self._console, f"{count} {outcome(row)} ({self._estimate.left})")
+
+
+class BarReporter:
+    """A bar that advances with every timed batch; finished rows stay above it as lines."""
+
+    def __init__(self, estimate: Estimate, progress: Progress) -> None:
+        self._estimate = estimate
+        self._progress = progress
+        self._task = progress.add_task("", total=estimate.total, state="")
+        self._job: Job | None = None
+
+    def start(self, job: Job) -> None:
+        self._job = job
+        self._show(job.title)
+
+    def advance(self, batches: int) -> None:
+        assert self._job is not None, "advance without start"
+        self._estimate.advance(self._job, batches)
+        self._show(self._job.title)
+
+    def finish(self, row: ResultRow) -> None:
+        assert self._job is not None, "finish without start"
+        self._estimate.finish(self._job)
+        self._show("")
+        print_line(self._progress.console, outcome(row))
+
+    def _show(self, title: str) -> None:
+        estimate = self._estimate
+        state = f"{estimate.finished}/{estimate.rows} rows, {estimate.left}"
+        self._progress.update(self._task, description=title, completed=estimate.done, state=state)
+
+
+def outcome(row: ResultRow) -> str:
+    """A row in one line."""
+    title = f"{row.setting} {row.checkpoint} {row.decoder_layers} {row.system}"
+    if row.seconds_per_batch is None:
+        return f"{title}: {row.status}: {row.error}"
+    return f"{title}: {row.seconds_per_batch:.4g} s per batch of {row.batch_size}"
+
 
 @dataclass(frozen=True)
 class Options:
     """How to run: where to write, which speech, seconds per row, whether to keep old rows.
 
-    `commit` is recorded instead of what git says of this checkout.
+    `commit` is recorded instead of the commit of this checkout.
     """
 
     output: Path
@@ -47,7 +187,7 @@ class Outcome:
     """All rows of the output folder, those of this run's jobs, and the files written."""
 
     rows: list[ResultRow]
-    asked: list[ResultRow]
+    requested: list[ResultRow]
     files: list[Path]
 
 
@@ -73,7 +213,7 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     workers = start_workers(jobs[0].device)
     with tempfile.TemporaryDirectory(prefix="whisper-flash-features-") as folder:
         site = survey_site(jobs, options, workers, Path(folder))
-        asked = {blank_row(job, site).slot for job in jobs}
+        requested = {blank_row(job, site).slot for job in jobs}
         finished = store.finished() if options.resume else set()
         todo = [job for job in jobs if blank_row(job, site).key not in finished]
         if len(todo) < len(jobs):
@@ -82,13 +222,13 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
                 console, f"{kept} of {len(jobs)} rows were measured before; --no-resume repeats"
             )
         try:
-            with narrate(todo, site.ceilings, console) as narrator:
+            with show_progress(todo, site.ceilings, console) as reporter:
                 for job in todo:
-                    run_job(job, site, store, workers, options, narrator)
+                    run_job(job, site, store, workers, options, reporter)
         finally:
             rows = store.rows()
             files = write_outputs(rows, options.output, console)
-    return Outcome(rows, [row for row in rows if row.slot in asked], files)
+    return Outcome(rows, [row for row in rows if row.slot in requested], files)
 
 
 def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder: Path) -> Site:
@@ -126,10 +266,10 @@ def run_job(
     store: Store,
     workers: Workers,
     options: Options,
-    narrator: Narrator,
+    reporter: ProgressReporter,
 ) -> ResultRow:
     """Measure one job in a process of its own and store its row, whatever comes of it."""
-    narrator.start(job)
+    reporter.start(job)
     tokens: tuple[tuple[int, ...], ...] = ()
     try:
         measured = workers.call(
@@ -137,7 +277,7 @@ def run_job(
             job,
             site.features[MODEL_SIZES[job.row.checkpoint].mel_bins],
             timeout=options.timeout,
-            on_progress=narrator.advance,
+            on_progress=reporter.advance,
         )
     except ProcessFailed as error:
         row = replace(blank_row(job, site), error=error.reason)
@@ -145,7 +285,7 @@ def run_job(
     else:
         row, tokens = filled_row(blank_row(job, site), measured), measured.tokens
     store.add(row, tokens)
-    narrator.finish(row)
+    reporter.finish(row)
     return row
 
 

@@ -127,11 +127,6 @@ def default_settings(device: str) -> tuple[str, ...]:
     return ("small",) if device == "cpu" else ("default", "large")
 
 
-def default_dtype(device: str) -> str:
-    """Half precision where the hardware has it, float32 on a CPU."""
-    return "float32" if device == "cpu" else "float16"
-
-
 def describe_rows() -> str:
     """Every row that exists, as one line."""
     return "; ".join(
@@ -160,10 +155,10 @@ def select_rows(checkpoints: Sequence[str] = (), decoder_layers: Sequence[int] =
     idle = [name for name in checkpoints if name not in {row.checkpoint for row in rows}]
     unmatched = [n for n in decoder_layers if n not in {row.decoder_layers for row in rows}]
     if idle or unmatched:
-        asked = f"{', '.join(wanted)} with decoder layers {', '.join(map(str, decoder_layers))}"
+        requested = f"{', '.join(wanted)} with decoder layers {', '.join(map(str, decoder_layers))}"
         nothing = ", ".join([*idle, *(f"{layers} layers" for layers in unmatched)])
         raise OptionError(
-            f"{asked}: nothing to measure for {nothing}; rows: {describe_rows()} "
+            f"{requested}: nothing to measure for {nothing}; rows: {describe_rows()} "
             "(large ones only when their checkpoint is named)"
         )
     return rows

@@ -1,4 +1,4 @@
-"""The systems that are compared: how to build each, how to run it, and why it can't run here.
+"""The systems that are compared: how to build each, how to run it, and why it cannot run here.
 
 To add one, write a `System` and name it in `named` or in `SYSTEMS`. All do the same work: greedy
 decoding of exactly `new_tokens` tokens for every clip, from log-mel features on the host to token
@@ -49,7 +49,7 @@ class System(Protocol):
         """Whether the code of this package decides its speed."""
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """The reason why it cannot run in this place; None if it can."""
+        """The reason why it cannot run on this device in this dtype; None if it can."""
 
     def load(
         self,
@@ -146,13 +146,13 @@ def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, 
     head_dim = size.d_model // size.heads
     rows = survey(model.device, model.dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
     encoder = next(row for row in rows if row.case.startswith("encoder"))
-    words = runs_on(model.device)
+    kernels = runs_on(model.device)
     form = model.plan(batch_size=batch_size, max_new_tokens=1).cross_attention
     fused = has_encoder_kernels(model.device, model.dtype)
     return {
-        encoder.case: words if fused else encoder.picked,
-        "decoder self-attention": words,
-        "cross-attention": f"{words}, {form}",
+        encoder.case: kernels if fused else encoder.picked,
+        "decoder self-attention": kernels,
+        "cross-attention": f"{kernels}, {form}",
     }
 
 

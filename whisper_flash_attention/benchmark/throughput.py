@@ -12,17 +12,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from whisper_flash_attention.benchmark.ceilings import synchronize
+from whisper_flash_attention.audio.log_mel import log_mel
+from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.benchmark.environment import driver_memory
-from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, SAMPLING_RATE, Samples
-from whisper_flash_attention.benchmark.measure import GB, peak_rss
-from whisper_flash_attention.benchmark.random_processor import random_processor, talking_config
-from whisper_flash_attention.benchmark.random_weights import build_model, generation_config
+from whisper_flash_attention.benchmark.features import (
+    CLIP_SAMPLES,
+    SAMPLING_RATE,
+    SECONDS_PER_CLIP,
+    Samples,
+)
+from whisper_flash_attention.benchmark.measure import GB, peak_rss, synchronize
+from whisper_flash_attention.benchmark.random_weights import (
+    build_model,
+    generation_config,
+    random_processor,
+    talking_config,
+)
 from whisper_flash_attention.benchmark.settings import (
     DECODER_POSITIONS,
     MODEL_SIZES,
@@ -31,8 +41,15 @@ from whisper_flash_attention.benchmark.settings import (
 )
 from whisper_flash_attention.benchmark.systems import FLASH
 from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
+from whisper_flash_attention.transcribe.detokenizer import Detokenizer
+from whisper_flash_attention.transcribe.prefetch import staged_ahead
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
+from whisper_flash_attention.transcribe.words import WordAligner
 
 THROUGHPUT = "throughput"
 STOCK = "sdpa"
@@ -53,7 +70,7 @@ class ThroughputCase:
         device, dtype: by name.
 
     Raises:
-        OptionError: one of them makes no sense.
+        OptionError: a value is invalid.
     """
 
     checkpoint: str
@@ -93,7 +110,7 @@ class ThroughputCase:
 
     @property
     def options(self) -> DecodeOptions:
-        """What the transcriber is asked for: every window's tokens, once."""
+        """Options that decode every window once, to exactly `new_tokens` tokens."""
         return DecodeOptions(
             mode="batched",
             vad_filter=False,
@@ -177,7 +194,7 @@ def measure_throughput(
         The row; "failed" if the GPU's memory does not hold it.
 
     Raises:
-        BenchmarkError: a window got another number of tokens than was asked for.
+        BenchmarkError: a window got another number of tokens than requested.
     """
     device = torch.device(case.device)
     blank = ThroughputRow(case, audio, samples.size / SAMPLING_RATE, environment)
@@ -231,7 +248,6 @@ def random_transcriber(case: ThroughputCase) -> Transcriber:
 
 
 def _flash(case: ThroughputCase, samples: Samples) -> System:
-    from whisper_flash_attention.benchmark.throughput_parts import Parts
 
     transcriber = random_transcriber(case)
 
@@ -307,3 +323,73 @@ def _timed(work: Callable[[], Counted], device: torch.device) -> tuple[float, Co
     counted = work()
     synchronize(device)
     return time.perf_counter() - start, counted
+
+
+ROUNDS = 3
+
+Result = TypeVar("Result")
+
+
+class Parts:
+    """The parts of one batch of windows, as `BatchedReader` goes through them.
+
+    Args:
+        transcriber: what to measure.
+        options: how windows are decoded.
+        windows: of a batch, mono at 16 kHz.
+    """
+
+    def __init__(
+        self, transcriber: Transcriber, options: DecodeOptions, windows: Sequence[Samples]
+    ) -> None:
+        self._model: Any = transcriber.model
+        self._engine = Engine.of(self._model)
+        self._vocabulary = Vocabulary.of(self._model)
+        tokenizer = Detokenizer(transcriber.processor.tokenizer)
+        parts = (self._engine, self._vocabulary, tokenizer, options)
+        self._reader, self._decoder = BatchedReader(*parts), WindowDecoder(*parts)
+        self._aligner = (
+            WordAligner(self._model, transcriber.processor) if options.word_timestamps else None
+        )
+        chunks = [Chunk(i * SECONDS_PER_CLIP, window) for i, window in enumerate(windows)]
+        speech = Speech(chunks, SECONDS_PER_CLIP * len(chunks), "transcribe", "en")
+        self._batch = [Item(0, speech, chunk, is_first=chunk is chunks[0]) for chunk in chunks]
+
+    def measure(self) -> dict[str, float]:
+        """Seconds of every part, the median of a few rounds."""
+        rounds = [self._round() for _ in range(ROUNDS)]
+        return {name: median(each[name] for each in rounds) for name in rounds[0]}
+
+    def _round(self) -> dict[str, float]:
+        weights, took = self._engine.weights, dict[str, float]()
+        device = weights.device
+
+        def timed(name: str, work: Callable[[], Result]) -> Result:
+            synchronize(device)
+            start = time.perf_counter()
+            result = work()
+            synchronize(device)
+            took[name] = time.perf_counter() - start
+            return result
+
+        samples = [each.chunk.samples for each in self._batch]
+        [(_, clips)] = timed(
+            "copies to the device", lambda: list(staged_ahead(iter([samples]), list, device))
+        )
+        bins = weights.encoder.conv1.weight.shape[1]
+        features = timed(
+            "log-mel",
+            lambda: log_mel(clips, mel_bins=bins, device=device, dtype=weights.dtype),
+        )
+        states: torch.Tensor = timed("encoder", lambda: self._engine.encode(features))
+        prompts = [self._vocabulary.prompt("en", "transcribe")] * len(self._batch)
+        later = timed("decoder", lambda: self._decoder.decode_first(states, prompts))
+        segments = timed("text and segments", lambda: self._reader.segments(self._batch, later()))
+        aligner = self._aligner
+        if aligner is not None:
+            windows = [
+                spoken_window(*each) for each in zip(self._batch, states, segments, strict=True)
+            ]
+            words = timed("words, device", lambda: aligner.begin(windows))
+            timed("words, host", words)
+        return took

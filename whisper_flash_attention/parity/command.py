@@ -1,7 +1,7 @@
 """The command `whisper-flash parity`: the same tokens as stock Transformers, and if not, why not.
 
 Exit codes: 0 all differences are near-ties; 1 some are not, or logits are not finite; 2 the options
-make no sense, or there is nothing to compare; 130 interrupted.
+are invalid, or there is nothing to compare; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.parity.settings import ParityOptions
+from whisper_flash_attention.parity.cases import ParityOptions
 from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.parity.clips import Clips
+    from whisper_flash_attention.parity.cases import Clips
     from whisper_flash_attention.parity.models import Models
     from whisper_flash_attention.parity.report import Report
 
@@ -72,9 +72,7 @@ def parity_command(
         str, typer.Option(metavar="NAME", help="Attention back-end of our model.")
     ] = "auto",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Recordings per call.")] = 8,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="At most so many recordings.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="At most N recordings.")] = None,
     language: Annotated[
         str,
         typer.Option(
@@ -98,14 +96,14 @@ def parity_command(
     ] = None,
     commit: Annotated[
         str | None,
-        typer.Option(metavar="HASH", help="The commit to write there, instead of what git says."),
+        typer.Option(metavar="HASH", help="The commit to write there, instead of git's."),
     ] = None,
 ) -> None:
     """Compare our tokens with those of stock Transformers.
 
     Runs stock Whisper (eager attention) and this package on the first 30 s of
     each recording, same features, dtype and device. Where tokens differ, stock's
-    own scores (in float32) tell whether that was a near-tie. Exit code 1 if
+    own scores (in float32) show whether that was a near-tie. Exit code 1 if
     anything stays unexplained.
 
     [b]Examples[/b]
@@ -157,7 +155,7 @@ def _run(
 ) -> Report:
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.config import TranscribeOptions
-    from whisper_flash_attention.parity.clips import find_recordings
+    from whisper_flash_attention.parity.cases import find_recordings
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
@@ -168,10 +166,10 @@ def _run(
     recordings = find_recordings(audio)[: options.limit]
     print_line(console, f"loading {model}, for stock and for us")
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         print_line(console, line)
 
-    with quiet_transformers(), warnings_told(tell):
+    with quiet_transformers(), warnings_told(report):
         models = load_models(
             model,
             device=device,
@@ -206,14 +204,14 @@ def _read(
     console: Console,
 ) -> Clips:
     """The clips, of which there must be some."""
-    from whisper_flash_attention.parity.clips import read_features, read_recordings
+    from whisper_flash_attention.parity.cases import read_features, read_recordings
     from whisper_flash_attention.transcribe.progress import FileProgress
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         print_line(console, line)
 
     if features is not None:
-        clips = read_features(features, models.feature_shape, tell)
+        clips = read_features(features, models.feature_shape, report)
         clips.clips = clips.clips[:limit]
     else:
         assert models.processor is not None

@@ -1,11 +1,14 @@
-"""The models of a comparison: stock with eager attention, ours, and the float32 yardstick."""
+"""The models of a comparison (stock with eager attention, ours, float32 stock), and their calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers import WhisperForConditionalGeneration as StockWhisper
 
 from whisper_flash_attention.config import resolve_device, resolve_dtype
@@ -13,7 +16,7 @@ from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration as OurWhisper,
 )
-from whisper_flash_attention.parity.settings import ParityOptions
+from whisper_flash_attention.parity.cases import Mode, ParityOptions
 from whisper_flash_attention.transcribe.loading import check_attention, explained
 from whisper_flash_attention.weights import hub_id, load_processor, read_checkpoint
 
@@ -25,18 +28,18 @@ class Models:
     Attributes:
         stock: Transformers' own class with eager attention, in the dtype that is compared.
         ours: our class, same device and dtype.
-        yardstick: stock in float32, where the dtype is another; else None.
+        float32: stock in float32, where the dtype is another; else None.
         processor: feature extractor and tokenizer; None where there are none and none are needed.
     """
 
     stock: Any
     ours: Any
-    yardstick: Any | None
+    float32: Any | None
     processor: Any | None
 
     def by_name(self) -> dict[str, Any]:
         """Ours, stock, and float32 where there is one."""
-        models = {"ours": self.ours, "stock": self.stock, "float32": self.yardstick}
+        models = {"ours": self.ours, "stock": self.stock, "float32": self.float32}
         return {name: model for name, model in models.items() if model is not None}
 
     @property
@@ -65,7 +68,7 @@ class Models:
 
     @property
     def language_ids(self) -> dict[str, int]:
-        """Token ids by language code; empty for a model that has no languages, or tells none."""
+        """Token ids by language code; empty for a model without languages."""
         config = self.stock.generation_config
         if not getattr(config, "is_multilingual", False):
             return {}
@@ -74,12 +77,12 @@ class Models:
 
     @property
     def first_timestamp(self) -> int | None:
-        """Id of the first timestamp token; None where the generation config does not tell it."""
+        """Id of the first timestamp token; None where the generation config lacks it."""
         before = getattr(self.stock.generation_config, "no_timestamps_token_id", None)
         return None if before is None else int(before) + 1
 
     def check(self, options: ParityOptions) -> None:
-        """Raise `OptionError` if these models cannot decode in a mode that is asked for."""
+        """Raise `OptionError` if these models cannot decode in a requested mode."""
         names = [mode.name for mode in options.chosen_modes() if mode.has_timestamps]
         if names and self.first_timestamp is None:
             raise OptionError(
@@ -116,8 +119,8 @@ def load_models(
         )
         stock = _load_stock(checkpoint, precision)
         is_half = precision != torch.float32
-        yardstick = _load_stock(checkpoint, torch.float32) if is_half else None
-    models = Models(stock, ours, yardstick, processor)
+        float32 = _load_stock(checkpoint, torch.float32) if is_half else None
+    models = Models(stock, ours, float32, processor)
     for model in models.by_name().values():
         model.to(target).eval()
     return models
@@ -142,3 +145,162 @@ def _load_stock(checkpoint: str, dtype: torch.dtype) -> Any:
     )
     model.generation_config = read.generation_config
     return model
+
+
+Ids = list[int]
+
+
+@dataclass
+class ScoreRecorder(LogitsProcessor):
+    """Records the reference's scores without changing them.
+
+    Attributes:
+        prompt: ids that every row starts with `[n]`.
+        gaps: for every step, the distance between the two best scores of each row `[rows]`.
+        is_sound: whether no score was NaN or plus infinity; minus infinity forbids a token.
+    """
+
+    prompt: Ids = field(default_factory=list)
+    gaps: list[torch.Tensor] = field(default_factory=list)
+    is_sound: bool = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.prompt:
+            self.prompt = input_ids[0].tolist()
+        best = scores.float().topk(2, dim=-1).values
+        self.gaps.append((best[:, 0] - best[:, 1]).cpu())
+        self.is_sound = self.is_sound and not bool((scores.isnan() | scores.isposinf()).any())
+        return scores
+
+
+@dataclass
+class ForcedPrefix(LogitsProcessor):
+    """Forces the tokens of `prefix`, and changes nothing afterwards.
+
+    Attributes:
+        prefix: ids after the prompt.
+        random_state: of PyTorch's CPU generator at the first step that is not forced.
+    """
+
+    prefix: Sequence[int]
+    steps: int = 0
+    random_state: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step, self.steps = self.steps, self.steps + 1
+        if step >= len(self.prefix):
+            if self.random_state is None:
+                self.random_state = torch.get_rng_state()
+            return scores
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.prefix[step]] = 0.0
+        return forced
+
+
+def decode(
+    model: Any,
+    features: torch.Tensor,
+    mode: Mode,
+    *,
+    language: str | None,
+    seed: int = 0,
+    processor: LogitsProcessor | None = None,
+) -> list[Ids]:
+    """Generate, as a user would.
+
+    Args:
+        model: stock Whisper or ours.
+        features: log-mel features `[B, mel bins, frames]` on the model's device, any dtype.
+        mode: how.
+        language: code of the language; None for a model without languages.
+        seed: of PyTorch's generators, set for every call.
+        processor: added after all others.
+
+    Returns:
+        For each row, all ids that `generate` returned, without the padding and the end of text.
+    """
+    torch.manual_seed(seed)
+    rows = model.generate(
+        features.to(model.dtype), **generate_options(mode, language), **_added(processor)
+    )
+    ends = set(_as_list(model.generation_config.eos_token_id))
+    ends |= set(_as_list(model.generation_config.pad_token_id))
+    return [_stripped(row, ends) for row in rows.tolist()]
+
+
+def generate_options(mode: Mode, language: str | None) -> dict[str, Any]:
+    """Keyword arguments of `generate` for a mode and a language."""
+    spoken = {} if language is None else {"language": language, "task": "transcribe"}
+    return {**mode.options, **spoken}
+
+
+def scores_after(
+    model: Any,
+    features: torch.Tensor,
+    mode: Mode,
+    prefix: Sequence[int],
+    *,
+    language: str | None,
+    seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Force `prefix` on a stock model, and return its scores for the next token.
+
+    Every rule of `generate` has been applied to them but one: that timestamps, where they are
+    likelier together than any text, forbid text. `ties.shortfall` weighs that one.
+
+    Args:
+        model, mode, language, seed: as in `decode`; the mode must not search with beams.
+        features: `[1, mel bins, frames]`.
+        prefix: ids after the prompt.
+
+    Returns:
+        Scores `[vocabulary]` in float32 on the CPU, minus infinity for tokens that are forbidden,
+        and the state of PyTorch's CPU generator with which the next token is drawn.
+    """
+    config = copy.deepcopy(model.generation_config)
+    config._detect_timestamp_from_logprob = False
+    forced = ForcedPrefix(prefix)
+    torch.manual_seed(seed)
+    outputs = model.generate(
+        features.to(model.dtype),
+        generation_config=config,
+        max_new_tokens=len(prefix) + 1,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **generate_options(mode, language),
+        **_added(forced),
+    )
+    assert forced.random_state is not None
+    return outputs.scores[len(prefix)][0].float().cpu(), forced.random_state
+
+
+def log_probabilities(
+    model: Any, features: torch.Tensor, prompt: Sequence[int], ids: Sequence[int]
+) -> torch.Tensor:
+    """Log-probabilities `[len(ids), vocabulary]`, float32, of what follows each prefix of `ids`.
+
+    Args:
+        model: stock Whisper or ours.
+        features: `[1, mel bins, frames]`.
+        prompt, ids: what the decoder is fed; the last id only as far as it is judged.
+    """
+    fed = torch.tensor([[*prompt, *ids][: len(prompt) + len(ids) - 1]], device=model.device)
+    with torch.no_grad():
+        logits = model(features.to(model.dtype), decoder_input_ids=fed, use_cache=False).logits
+    found: torch.Tensor = logits[0, len(prompt) - 1 :].float().log_softmax(-1)
+    return found
+
+
+def _added(processor: LogitsProcessor | None) -> dict[str, Any]:
+    return {} if processor is None else {"logits_processor": LogitsProcessorList([processor])}
+
+
+def _as_list(value: Any) -> list[int]:
+    return value if isinstance(value, list) else [value]
+
+
+def _stripped(row: Ids, ends: set[int]) -> Ids:
+    length = len(row)
+    while length and row[length - 1] in ends:
+        length -= 1
+    return row[:length]

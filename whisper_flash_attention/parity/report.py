@@ -1,4 +1,4 @@
-"""What a comparison says: a table, the list of differences, and JSON."""
+"""What a comparison found: a table, the list of differences, word error rates, and JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.parity.clips import Clips
+from whisper_flash_attention.parity.cases import Clips
 from whisper_flash_attention.parity.compare import (
     EXPLAINED,
     FAILED,
@@ -24,8 +24,38 @@ from whisper_flash_attention.parity.compare import (
     Outcome,
     Row,
 )
-from whisper_flash_attention.parity.words import WordErrors
 from whisper_flash_attention.terminal import print_line, printable
+
+
+@dataclass(slots=True)
+class WordErrors:
+    """Word errors over several texts: substitutions, insertions and deletions, and words in all."""
+
+    errors: int = 0
+    words: int = 0
+
+    def add(self, reference: str, found: str) -> None:
+        """Count one pair of normalised texts."""
+        wanted = reference.split()
+        self.errors += edit_distance(wanted, found.split())
+        self.words += len(wanted)
+
+    @property
+    def rate(self) -> float | None:
+        """Errors per word of the references; None where those have no words."""
+        return self.errors / self.words if self.words else None
+
+
+def edit_distance(first: Sequence[object], second: Sequence[object]) -> int:
+    """Fewest substitutions, insertions and deletions from `first` to `second` (Levenshtein)."""
+    row = list(range(len(second) + 1))
+    for index, item in enumerate(first, start=1):
+        diagonal, row[0] = row[0], index
+        for column, other in enumerate(second, start=1):
+            best = min(diagonal + (item != other), row[column] + 1, row[column - 1] + 1)
+            diagonal, row[column] = row[column], best
+    return row[-1]
+
 
 MOST_LISTED = 40
 
@@ -58,7 +88,7 @@ class Report:
     """An outcome with all that is needed to show it.
 
     Attributes:
-        facts: what was asked and on what it ran, for the JSON.
+        facts: options and environment, for the JSON.
         bound: gap in logits that explains a difference in this dtype.
         clips: what was compared, and what was left out.
         tokenizer: of the checkpoint; None where there is none, and so no text.
@@ -230,7 +260,7 @@ def _percent(rate: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with null for numbers that JSON has no word for."""
+    """The same, with null for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

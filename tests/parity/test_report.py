@@ -5,7 +5,7 @@ import random
 import jiwer
 import pytest
 
-from whisper_flash_attention.parity.words import WordErrors, edit_distance
+from whisper_flash_attention.parity.report import WordErrors, edit_distance
 
 
 def test_rates_are_those_of_jiwer() -> None:

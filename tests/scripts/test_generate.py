@@ -1,24 +1,21 @@
-"""`benchmarks/cpu.py`: what it computes from times, and the samples it runs on."""
+"""`benchmarks/generate.py cpu`: ratios of times, and the samples it runs on."""
 
 from __future__ import annotations
 
-import runpy
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "cpu.py"
+from tests.scripts.loading import load_script
+
+generate: Any = load_script("generate")
 
 
-@pytest.fixture(scope="module")
-def script() -> dict[str, object]:
-    return runpy.run_path(str(SCRIPT))
-
-
-def test_ratios(script) -> None:
-    row = script["Comparison"](
+def test_ratios() -> None:
+    row = generate.Comparison(
         "m", "eager", [1.0, 2.0, 10.0], [0.9, 1.2, 1.0], 1.0, 2.0, 3.0, 4.0, 7, True
     )
     assert row.ratio_of_medians == pytest.approx(1.0 / 2.0)
@@ -28,7 +25,7 @@ def test_ratios(script) -> None:
     assert row.as_json()["median_of_ratios"] == row.median_of_ratios
 
 
-def test_samples_are_cut_and_padded(script, tmp_path) -> None:
+def test_samples_are_cut_and_padded(tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     ramp = np.arange(16000, dtype=np.int16)
     with wave.open(str(path), "wb") as file:
@@ -36,9 +33,9 @@ def test_samples_are_cut_and_padded(script, tmp_path) -> None:
         file.setsampwidth(2)
         file.setframerate(16000)
         file.writeframes(ramp.tobytes())
-    longer = script["read_samples"](path, 2.0)
+    longer = generate.read_samples(path, 2.0)
     assert longer.size == 32000 and longer.dtype == np.float32
     assert np.array_equal(longer[:16000], ramp / np.float32(32768))
     assert not longer[16000:].any()
-    assert np.array_equal(script["read_samples"](path, 0.5), longer[:8000])
-    assert script["read_samples"](None, 10.0)[-1600:].any()
+    assert np.array_equal(generate.read_samples(path, 0.5), longer[:8000])
+    assert generate.read_samples(None, 10.0)[-1600:].any()

@@ -1,3 +1,5 @@
+"""Options and modes of a comparison, and the recordings and features that it reads."""
+
 from __future__ import annotations
 
 import sys
@@ -10,7 +12,41 @@ from transformers import WhisperFeatureExtractor
 from tests.audio.encoding import write_wave
 from tests.parity.checkpoints import write_features
 from whisper_flash_attention.errors import MissingPackage, OptionError
-from whisper_flash_attention.parity.clips import find_recordings, read_features, read_recordings
+from whisper_flash_attention.parity.cases import (
+    BOUNDS,
+    MODES,
+    ParityOptions,
+    find_recordings,
+    read_features,
+    read_recordings,
+)
+
+
+def test_no_modes_mean_all_and_repeated_ones_run_once() -> None:
+    assert [mode.name for mode in ParityOptions().chosen_modes()] == list(MODES)
+    chosen = ParityOptions(modes=("beams", "greedy", "beams")).chosen_modes()
+    assert [mode.name for mode in chosen] == ["beams", "greedy"]
+
+
+def test_a_tolerance_is_for_every_dtype() -> None:
+    assert ParityOptions().bound("float16") == BOUNDS["float16"]
+    assert ParityOptions(tolerance=0.0).bound("bfloat16") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modes": ("fast",)}, "unknown mode 'fast'; possible: greedy, timestamps"),
+        ({"batch_size": 0}, "batch size 0: give a whole number"),
+        ({"limit": 0}, "limit 0: give a whole number"),
+        ({"tolerance": -1.0}, "tolerance -1: give a gap"),
+        ({"tolerance": float("nan")}, "tolerance nan: give a gap"),
+        ({"seed": -1}, "seed -1: give a whole number"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ParityOptions(**values)
 
 
 def noise(seconds: float) -> np.ndarray:
@@ -19,9 +55,9 @@ def noise(seconds: float) -> np.ndarray:
 
 
 def read(*paths: Path) -> tuple[object, list[str]]:
-    told: list[str] = []
-    clips = read_recordings(paths, WhisperFeatureExtractor(), lambda name: None, told.append)
-    return clips, told
+    reported: list[str] = []
+    clips = read_recordings(paths, WhisperFeatureExtractor(), lambda name: None, reported.append)
+    return clips, reported
 
 
 def test_a_folder_gives_its_recordings_and_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -38,15 +74,15 @@ def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:
         find_recordings([tmp_path])
 
 
-def test_a_bad_recording_is_told_in_one_line_and_left_out(tmp_path: Path) -> None:
+def test_a_bad_recording_is_reported_in_one_line_and_left_out(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
     write_wave(good, noise(1), 16_000)
     bad.write_text("not sound")
-    clips, told = read(bad, good)
+    clips, reported = read(bad, good)
     assert [clip.name for clip in clips.clips] == ["good.wav"]
     assert clips.clips[0].features.shape == (80, 3000)
     assert list(clips.skipped) == ["bad.wav"]
-    [line] = told
+    [line] = reported
     assert line.startswith(f"skipped: {bad}: ")
 
 
@@ -63,7 +99,7 @@ def test_the_transcript_beside_a_recording_is_taken_unless_it_is_longer_than_a_w
     assert [clip.transcript for clip in clips.clips] == ["said in short", None, None]
 
 
-def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_the_same_name_are_distinguished(tmp_path: Path) -> None:
     paths = [tmp_path / folder / "talk.wav" for folder in "ab"]
     for path in paths:
         path.parent.mkdir()
@@ -72,7 +108,7 @@ def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     assert [clip.name for clip in clips.clips] == [str(path) for path in paths]
 
 
-def test_without_a_decoder_the_message_says_what_to_do(
+def test_without_a_decoder_the_message_has_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
@@ -80,7 +116,7 @@ def test_without_a_decoder_the_message_says_what_to_do(
         read(tmp_path / "talk.wav")
 
 
-def test_features_come_by_name_and_wrong_ones_are_told(tmp_path: Path) -> None:
+def test_features_come_by_name_and_wrong_ones_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "clips.npz"
     good = np.ones((80, 200), np.float16)
     arrays = {
@@ -90,15 +126,15 @@ def test_features_come_by_name_and_wrong_ones_are_told(tmp_path: Path) -> None:
         "odd": np.full((80, 200), np.nan, np.float32),
     }
     np.savez(path, **arrays)
-    told: list[str] = []
-    clips = read_features(path, (80, 200), told.append)
+    reported: list[str] = []
+    clips = read_features(path, (80, 200), reported.append)
     [clip] = clips.clips
     assert clip.name == "good"
     assert clip.features.dtype == np.float32
     assert list(clips.skipped) == ["narrow", "whole", "odd"]
-    assert "shape is [40, 200], this model takes [80, 200]" in told[0]
-    assert "dtype is int64" in told[1]
-    assert "not finite" in told[2]
+    assert "shape is [40, 200], this model takes [80, 200]" in reported[0]
+    assert "dtype is int64" in reported[1]
+    assert "not finite" in reported[2]
 
 
 def test_one_array_of_all_features_is_taken_row_by_row(tmp_path: Path) -> None:

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from rich.table import Table
 from typer.testing import CliRunner
 
+from tests.scripts.loading import load_script
 from whisper_flash_attention.benchmark.roofline import Ceilings
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "encoder.py"
+encoder: Any = load_script("encoder")
 SMALL = ModelSize(d_model=64, heads=1, encoder_layers=1, decoder_layers=1, ffn=96)
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The script, for which "tiny" is smaller still, and the machine's ceilings are known."""
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "tiny" is smaller still, and the machine's ceilings are known."""
     monkeypatch.setitem(MODEL_SIZES, "tiny", SMALL)
-    found = runpy.run_path(str(SCRIPT))
-    names = found["main"].__globals__
-    monkeypatch.setitem(names, "measure_ceilings", lambda *_: Ceilings(1e10, 1e11))
-    return found
+    monkeypatch.setattr(encoder, "measure_ceilings", lambda *_: Ceilings(1e10, 1e11))
 
 
-def run(script: dict[str, Any], *arguments: str) -> Any:
-    app = typer.Typer()
-    app.command()(script["main"])
-    return CliRunner().invoke(app, ["--device", "cpu", *arguments])
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(encoder.app, ["--device", "cpu", *arguments])
 
 
-def shown(table: Table) -> list[list[str]]:
-    return [[str(cell) for cell in column.cells] for column in table.columns]
-
-
-def test_the_file_has_environment_and_rows(script: dict[str, Any], tmp_path: Path) -> None:
+def test_the_file_has_environment_and_rows(tmp_path: Path) -> None:
     path = tmp_path / "encoder.json"
     sizes = ("--checkpoint", "tiny", "--batch", "2", "--repeats", "2")
-    result = run(script, *sizes, "--commit", "abc", "--output", str(path))
+    result = run(*sizes, "--commit", "abc", "--output", str(path))
     assert result.exit_code == 0, result.output
     document = json.loads(path.read_text())
     assert document["environment"]["commit"] == "abc"
@@ -57,8 +46,8 @@ def test_the_file_has_environment_and_rows(script: dict[str, Any], tmp_path: Pat
     assert "ours in float32 is" in result.output and "x vs sdpa" in result.output
 
 
-def test_the_table_has_stocks_time_over_a_rows(script: dict[str, Any]) -> None:
-    Row = script["EncoderRow"]
+def test_the_table_has_ratios_of_stocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    Row = encoder.EncoderRow
     common = ("encoder", "tiny", 4)
     rest: dict[str, Any] = {
         "device": "cuda",
@@ -78,26 +67,32 @@ def test_the_table_has_stocks_time_over_a_rows(script: dict[str, Any]) -> None:
         Row(*common, "sdpa", **rest, seconds=[0.04]),
         Row(*common, "flash", **rest, seconds=[0.01, 0.02, 0.03]),
     ]
-    columns = shown(script["timing_table"](rows))
-    assert columns[3] == ["out of memory", "40.00", "20.00"]
-    assert columns[4][1:] == ["-", "-"]
-    assert columns[5][1:] == ["1.00", "2.00"]
-    assert columns[6][1:] == ["25.00", "50.00"]
-    assert columns[7][1:] == ["25", "50"]
-    assert columns[8][1:] == ["5", "5"]
+    tables: list[Any] = []
+    monkeypatch.setattr(encoder, "print_table", lambda *table: tables.append(table))
+    encoder.show_timings(rows)
+    [(_, heads, lines)] = tables
+    assert heads[3:7] == ("ms", "x vs eager", "x vs sdpa", "TFLOP/s")
+    assert lines[0][3:] == ("out of memory",)
+    columns = list(zip(*lines[1:], strict=True))
+    assert columns[3] == ("40.00", "20.00")
+    assert columns[4] == (None, None)
+    assert columns[5] == ("1.00", "2.00")
+    assert columns[6] == ("25.00", "50.00")
+    assert columns[7] == ("25", "50")
+    assert columns[8] == ("5", "5")
 
 
 @pytest.mark.parametrize(
     "arguments", [("--checkpoint", "huge"), ("--dtype", "int8"), ("--repeats", "-1")]
 )
-def test_unknown_options_are_refused(script: dict[str, Any], arguments: tuple[str, ...]) -> None:
-    assert run(script, *arguments).exit_code == 2
+def test_unknown_options_are_refused(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
 
 
 @pytest.mark.slow
-def test_real_weights_on_real_speech(script: dict[str, Any], tiny_en: str, tmp_path: Path) -> None:
+def test_real_weights_on_real_speech(tiny_en: str, tmp_path: Path) -> None:
     path = tmp_path / "fidelity.json"
-    result = run(script, "--repeats", "0", "--weights", tiny_en, "--output", str(path))
+    result = run("--repeats", "0", "--weights", tiny_en, "--output", str(path))
     assert result.exit_code == 0, result.output
     rows = json.loads(path.read_text())["rows"]
     assert [row["dtype"] for row in rows[::2]] == ["float32", "float16", "bfloat16"]

@@ -11,35 +11,30 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from tests.benchmark.rows import ENVIRONMENT
-from whisper_flash_attention.benchmark import encoder, encoder_fidelity
-from whisper_flash_attention.benchmark.encoder import (
-    EncoderCase,
-    EncoderRow,
-    measure_case,
-    relative_error,
-)
-from whisper_flash_attention.benchmark.encoder_fidelity import Speech, measure_fidelity
+from tests.scripts.loading import load_script
 from whisper_flash_attention.benchmark.environment import Environment
 from whisper_flash_attention.benchmark.features import prepare_features
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.results import ResultRow
-from whisper_flash_attention.benchmark.roofline import Ceilings, encoder_flops, encoder_seconds
+from whisper_flash_attention.benchmark.roofline import Ceilings, encoder_phases, encoder_seconds
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
 )
+
+encoder: Any = load_script("encoder")
 
 SMALL = ModelSize(d_model=64, heads=1, encoder_layers=2, decoder_layers=1, ffn=96)
 CEILINGS = Ceilings(bytes_per_second=1e10, flops_per_second=1e11)
 PLACE = Environment(**ENVIRONMENT)
 
 
-def case_of(dtype: str = "float32", repeats: int = 3) -> EncoderCase:
-    return EncoderCase("small", SMALL, 1, "cpu", dtype, repeats)
+def case_of(dtype: str = "float32", repeats: int = 3) -> encoder.EncoderCase:
+    return encoder.EncoderCase("small", SMALL, 1, "cpu", dtype, repeats)
 
 
-def measure(case: EncoderCase, features: torch.Tensor) -> list[EncoderRow]:
-    return measure_case(case, features, "speech", PLACE, CEILINGS)
+def measure(case: encoder.EncoderCase, features: torch.Tensor) -> list[encoder.EncoderRow]:
+    return encoder.measure_case(case, features, "speech", PLACE, CEILINGS)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +44,11 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def rows(features: torch.Tensor) -> list[EncoderRow]:
+def rows(features: torch.Tensor) -> list[encoder.EncoderRow]:
     return measure(case_of(), features)
 
 
-def test_every_system_has_a_row_of_timed_calls(rows: list[EncoderRow]) -> None:
+def test_every_system_has_a_row_of_timed_calls(rows: list[encoder.EncoderRow]) -> None:
     assert [row.system for row in rows] == ["orig", "sdpa", "flash"]
     for row in rows:
         assert row.status == "ok" and row.error is None
@@ -64,7 +59,9 @@ def test_every_system_has_a_row_of_timed_calls(rows: list[EncoderRow]) -> None:
     assert rows[2].attention["encoder self-attention"] not in ("auto", "eager", "sdpa")
 
 
-def test_fields_that_whole_calls_have_too_have_the_same_names(rows: list[EncoderRow]) -> None:
+def test_fields_that_whole_calls_have_too_have_the_same_names(
+    rows: list[encoder.EncoderRow],
+) -> None:
     own = {"encoder_layers", "seconds_min", "seconds_max", "activation_bytes", "flops"}
     own |= {"states_error", "states_error_float32", "tflops_per_second"}
     own |= {"matmul_share", "roofline_share"}
@@ -72,7 +69,7 @@ def test_fields_that_whole_calls_have_too_have_the_same_names(rows: list[Encoder
     assert rows[0].as_json()["environment"] == ENVIRONMENT
 
 
-def test_the_numbers_of_a_row_follow_from_its_times(rows: list[EncoderRow]) -> None:
+def test_the_numbers_of_a_row_follow_from_its_times(rows: list[encoder.EncoderRow]) -> None:
     row = replace(
         rows[0], seconds=[0.4, 0.1, 0.2], flops=8 * 10**9, roofline_seconds_per_batch=0.05
     )
@@ -85,18 +82,18 @@ def test_the_numbers_of_a_row_follow_from_its_times(rows: list[EncoderRow]) -> N
     assert found["roofline_share"] == pytest.approx(0.25)
 
 
-def test_operations_floor_and_parameters_are_the_encoders(rows: list[EncoderRow]) -> None:
+def test_operations_floor_and_parameters_are_the_encoders(rows: list[encoder.EncoderRow]) -> None:
     work = case_of().work
     layer = 4 * 64 * 64 + 3 * 64 + 2 * 64 * 96 + 64 + 96 + 2 * 2 * 64
     convolutions = 3 * 80 * 64 + 64 + 3 * 64 * 64 + 64
     for row in rows:
-        assert row.flops == encoder_flops(work)
+        assert row.flops == sum(flops for _, flops in encoder_phases(work))
         assert row.roofline_seconds_per_batch == encoder_seconds(work, CEILINGS)
         assert row.parameters == convolutions + 1500 * 64 + 2 * layer + 2 * 64
 
 
 def test_errors_in_float32_and_in_half_precision(
-    rows: list[EncoderRow], features: torch.Tensor
+    rows: list[encoder.EncoderRow], features: torch.Tensor
 ) -> None:
     orig, sdpa, flash = rows
     assert orig.states_error == 0
@@ -126,13 +123,13 @@ def test_a_wrong_encoder_shows(features: torch.Tensor, monkeypatch: pytest.Monke
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders that do nothing, so that only the order of the calls is seen."""
 
-    def build(case: EncoderCase, name: str) -> encoder.Encoder:
+    def build(case: encoder.EncoderCase, name: str) -> encoder.Encoder:
         return encoder.Encoder(name, torch.nn.Linear(1, 1), lambda inputs: inputs, "none")
 
     monkeypatch.setattr(torch.nn.Linear, "get_encoder", lambda self: self, raising=False)
     monkeypatch.setattr(encoder, "build_encoder", build)
-    monkeypatch.setattr(encoder, "yardstick", lambda case, inputs: inputs)
-    monkeypatch.setattr(encoder, "float32_error", lambda case, inputs, wanted: 0.0)
+    monkeypatch.setattr(encoder, "reference_states", lambda case, inputs: inputs)
+    monkeypatch.setattr(encoder, "float32_error", lambda case, inputs, expected: 0.0)
 
 
 @pytest.mark.usefixtures("no_models")
@@ -158,8 +155,10 @@ def test_systems_take_turns_and_warm_up_is_not_timed(
 
 
 @pytest.mark.usefixtures("no_models")
-def test_what_does_not_fit_is_told(features: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(*_: Any) -> list[EncoderRow]:
+def test_what_does_not_fit_is_reported(
+    features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: Any) -> list[encoder.EncoderRow]:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(encoder, "_measure_group", too_large)
@@ -169,9 +168,11 @@ def test_what_does_not_fit_is_told(features: torch.Tensor, monkeypatch: pytest.M
 
 
 def test_the_error_is_relative_over_all_elements() -> None:
-    wanted = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    assert relative_error(wanted + torch.tensor([[0.0, 3.0], [4.0, 0.0]]), wanted) == 1.0
-    assert relative_error(wanted.half(), wanted) == 0.0
+    expected = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    assert (
+        encoder.relative_error(expected + torch.tensor([[0.0, 3.0], [4.0, 0.0]]), expected) == 1.0
+    )
+    assert encoder.relative_error(expected.half(), expected) == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def pair() -> tuple[Any, Any]:
 def test_a_checkpoints_errors_are_within_their_bounds(
     pair: tuple[Any, Any], features: torch.Tensor
 ) -> None:
-    rows = measure_fidelity("random", *pair, Speech(features, "speech"), PLACE)
+    rows = encoder.measure_fidelity("random", *pair, encoder.Speech(features, "speech"), PLACE)
     assert [(row.dtype, row.system) for row in rows] == [
         (dtype, system)
         for dtype in ("float32", "float16", "bfloat16")
@@ -205,17 +206,15 @@ def test_a_checkpoint_that_is_encoded_wrongly_is_beyond_its_bound(
     pair: tuple[Any, Any], features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = encoder.our_encoder
-    monkeypatch.setattr(
-        encoder_fidelity, "our_encoder", lambda model: lambda x: ours(model)(x) * 1.0001
-    )
-    speech = Speech(features, "speech")
-    _, flash = measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
+    monkeypatch.setattr(encoder, "our_encoder", lambda model: lambda x: ours(model)(x) * 1.0001)
+    speech = encoder.Speech(features, "speech")
+    _, flash = encoder.measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
     assert flash.within_bound is False
     assert flash.states_error == pytest.approx(1e-4, rel=0.05)
     assert flash.position_error == pytest.approx(1e-4, rel=0.05)
 
 
-def test_one_bad_position_is_no_typical_one(
+def test_one_bad_position_does_not_change_the_median(
     pair: tuple[Any, Any], features: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = encoder.our_encoder
@@ -228,8 +227,8 @@ def test_one_bad_position_is_no_typical_one(
 
         return encode
 
-    monkeypatch.setattr(encoder_fidelity, "our_encoder", wrong)
-    speech = Speech(features, "speech")
-    _, flash = measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
+    monkeypatch.setattr(encoder, "our_encoder", wrong)
+    speech = encoder.Speech(features, "speech")
+    _, flash = encoder.measure_fidelity("random", *pair, speech, PLACE, dtypes=("float32",))
     assert flash.states_error == pytest.approx(1500**-0.5, rel=0.5)
     assert flash.position_error < 1e-5

@@ -1,13 +1,16 @@
-"""What an archive on many GPUs needs, from measured figures: the tables of docs/scale.md.
+"""The tables of pages, from committed results.
 
-    python benchmarks/scale.py            # print them
-    python benchmarks/scale.py --write    # put them into docs/scale.md, between its marks
+    python benchmarks/tables.py readme            # print the README's table
+    python benchmarks/tables.py readme --write    # put it into README.md, between its two marks
+    python benchmarks/tables.py scale             # print the tables of docs/scale.md
+    python benchmarks/tables.py scale --write     # put them into docs/scale.md
 
-Measured, from benchmarks/results: how fast a GPU is (throughput-h100.json if it is there, else the
-benchmark's large setting), how fast a core decodes (front-end.json), how fast one driver writes
-(archive-rows-cpu.json). Assumed, as `Assumptions` has it: the archive, its format, failures. The
-time of a whole archive is simulated: workers take groups, longest recordings first, fail now and
-then, and a group that was lost is done again.
+`readme`: our results beside the figures that the predecessor published. `scale`: what an archive on
+many GPUs needs. Measured, from benchmarks/results: speed of a GPU (throughput-h100.json if it is
+there, else the benchmark's large setting), of a core that decodes (front-end.json), of one driver
+that writes (archive-rows-cpu.json). Assumed, by `Assumptions`: the archive, its format, failures.
+The time of a whole archive is simulated: workers take groups, longest recordings first, fail now
+and then, and a group that was lost is done again.
 """
 
 from __future__ import annotations
@@ -21,11 +24,120 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from _harness import app_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "scale.md"
-BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
+README, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "scale.md"
+
+Write = Annotated[bool, typer.Option("--write", help="Put the tables into their page.")]
+
+
+def between_marks(text: str, name: str) -> str:
+    """What a page has between the marks of this name."""
+    begin, end = _marks(name)
+    return text.split(begin)[1].split(end)[0].strip("\n")
+
+
+def print_or_write(tables: str, page: Path, name: str, write: bool) -> None:
+    """Print the tables, or put them between the marks of this name in a page."""
+    if not write:
+        typer.echo(tables)
+        return
+    begin, end = _marks(name)
+    text = page.read_text("utf-8")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    page.write_text(f"{before}{begin}\n{tables}\n{end}{after}", encoding="utf-8")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+# What the predecessor published for its default and its large setting: VRAM in GB, Orig and Flash,
+# and seconds for the whole loop (100 batches of 1 clip, 10 batches of 32), Orig and Flash. Random
+# weights, float16; its GPU is not named.
+Figures = tuple[float, float, float, float]
+PUBLISHED: dict[tuple[str, int], tuple[Figures, Figures]] = {
+    ("tiny", 4): ((1.38, 1.39, 17.0, 16.4), (3.23, 2.09, 16.1, 20.7)),
+    ("tiny", 2): ((1.35, 1.36, 9.3, 11.0), (3.27, 1.95, 9.6, 11.2)),
+    ("base", 6): ((1.52, 1.53, 19.4, 21.3), (3.98, 2.83, 21.4, 24.8)),
+    ("base", 4): ((1.49, 1.5, 14.5, 15.4), (3.95, 2.38, 15.2, 20.3)),
+    ("base", 2): ((1.45, 1.46, 9.3, 9.7), (3.91, 2.14, 10.1, 11.5)),
+    ("small", 12): ((2.27, 2.27, 39.4, 43.2), (5.99, 6.07, 39.1, 58.5)),
+    ("small", 6): ((2.03, 2.04, 23.3, 24.2), (5.73, 3.86, 22.6, 31.8)),
+    ("small", 4): ((1.95, 1.96, 17.5, 17.5), (5.64, 3.05, 19.0, 24.3)),
+    ("small", 2): ((1.87, 1.88, 12.0, 12.7), (5.55, 2.89, 12.5, 15.2)),
+    ("medium", 24): ((4.21, 4.21, 76.0, 86.6), (9.19, 13.63, 78.0, 175.5)),
+    ("medium", 6): ((3.05, 3.06, 25.4, 27.3), (7.97, 5.26, 29.6, 51.8)),
+    ("medium", 4): ((2.92, 2.93, 20.2, 19.5), (7.83, 4.38, 25.3, 38.1)),
+    ("medium", 2): ((2.79, 2.8, 14.0, 14.3), (7.7, 4.15, 19.2, 24.3)),
+}
+BATCHES = {"default": 100, "large": 10}
+
+COLUMNS = (
+    "{setting}",
+    "seconds per call, Orig → Flash",
+    "Orig/Flash",
+    "VRAM, GB",
+    "published: seconds per call",
+    "Orig/Flash",
+    "VRAM, GB",
+)
+
+Results = dict[tuple[str, str, int, str], dict[str, Any]]
+
+
+def read_results(path: Path = RESULTS / "h100" / "results.json") -> Results:
+    """Rows that were measured, by (setting, checkpoint, decoder layers, system)."""
+    rows = json.loads(path.read_text())["rows"]
+    return {
+        (row["setting"], row["checkpoint"], row["decoder_layers"], row["system"]): row
+        for row in rows
+        if row["status"] == "ok"
+    }
+
+
+def readme_table(measured: Results) -> str:
+    """Both settings in Markdown; what was not measured shows a dash."""
+    return "\n\n".join(_setting_table(measured, setting) for setting in BATCHES)
+
+
+def _setting_table(measured: Results, setting: str) -> str:
+    names = [name.format(setting=setting) for name in COLUMNS]
+    lines = [names, ["---"] * len(names)]
+    for (checkpoint, layers), both in PUBLISHED.items():
+        orig_gb, flash_gb, orig, flash = both[list(BATCHES).index(setting)]
+        pair = [measured.get((setting, checkpoint, layers, s)) for s in ("orig", "flash")]
+        lines.append(
+            [
+                f"{checkpoint} {layers}",
+                *_compare(pair, "seconds_per_batch", ".3g"),
+                _compare(pair, "vram_driver_gb", ".2f")[0],
+                f"{orig / BATCHES[setting]:.3g} → {flash / BATCHES[setting]:.3g}",
+                f"{orig / flash:.2f} x",
+                f"{orig_gb:.2f} → {flash_gb:.2f}",
+            ]
+        )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _compare(pair: list[dict[str, Any] | None], field: str, form: str) -> tuple[str, str]:
+    """`Orig → Flash` of one field, and their ratio."""
+    texts = ["-" if row is None else f"{row[field]:{form}}" for row in pair]
+    orig, flash = pair
+    ratio = "-" if orig is None or flash is None else f"{orig[field] / flash[field]:.3g} x"
+    return " → ".join(texts), ratio
+
+
+def readme(write: Write = False) -> None:
+    """Print the README's table of results, or put it in its place."""
+    print_or_write(readme_table(read_results()), README, "results", write)
+
+
+# --- docs/scale.md -------------------------------------------------------------------------------
 
 GPUS = 1_000
 SIMULATED = (1, 8, 64, GPUS)
@@ -36,7 +148,7 @@ SAMPLE_BYTES = 16_000 * 4  # of a second of decoded audio
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not measured here.
+    """What is assumed.
 
     Args:
         archive_hours: of the archive.
@@ -68,7 +180,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is.
+    """What is measured.
 
     Args:
         gpu: times faster than real time, by model.
@@ -96,7 +208,7 @@ def read_measured(assumed: Assumptions, folder: Path = RESULTS) -> Measured:
 
 
 def gpu_rates(folder: Path) -> tuple[dict[str, float], str]:
-    """Times faster than real time by model, and the file that says so."""
+    """Times faster than real time by model, and the file that they come from."""
     path = folder / "throughput-h100.json"
     if path.is_file():
         best: dict[str, tuple[int, float]] = {}
@@ -116,7 +228,7 @@ def gpu_rates(folder: Path) -> tuple[dict[str, float], str]:
     return rates, f"{path.parent.name}/{path.name}, setting large"
 
 
-def needs(measured: Measured, assumed: Assumptions) -> list[str]:
+def demand(measured: Measured, assumed: Assumptions) -> list[str]:
     """A table: what `GPUS` need while all of them are busy, by model."""
     lines = [
         f"| {GPUS:,} GPUs with | audio, h/s | files/s | of one driver's rows/s | "
@@ -186,7 +298,7 @@ def groups_of(assumed: Assumptions, seed: int = 0) -> list[float]:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a run came to.
+    """The result of a run.
 
     Args:
         seconds: from the start of the workers to the last row.
@@ -242,37 +354,26 @@ def times(measured: Measured, assumed: Assumptions) -> list[str]:
     return lines
 
 
-def tables(measured: Measured, assumed: Assumptions) -> str:
+def scale_tables(measured: Measured, assumed: Assumptions) -> str:
     """All that docs/scale.md has between its marks."""
     hours = f"{assumed.hours_between_failures:,.0f} hours (assumed)"
-    told = (
+    sources = (
         f"GPU: benchmarks/results/{measured.source}.\n"
         f"A core decodes {assumed.codec} {measured.core:,.0f} x real time (front-end.json); one "
         f"driver writes {measured.rows:,.0f} rows/s,\n{measured.row_bytes:.0f} bytes per second of "
         f"speech (archive-rows-cpu.json). A GPU fails once in {hours}."
     )
-    parts = (needs(measured, assumed), failures(measured, assumed), times(measured, assumed))
-    return "\n\n".join([told, *("\n".join(lines) for lines in parts)])
+    parts = (demand(measured, assumed), failures(measured, assumed), times(measured, assumed))
+    return "\n\n".join([sources, *("\n".join(lines) for lines in parts)])
 
 
-def between_marks(text: str) -> str:
-    """What stands between the page's marks."""
-    return text.split(BEGIN)[1].split(END)[0].strip("\n")
-
-
-def main(
-    write: Annotated[bool, typer.Option("--write", help="Renew docs/scale.md.")] = False,
-) -> None:
-    """Print the tables, or put them into docs/scale.md."""
+def scale(write: Write = False) -> None:
+    """Print the tables of docs/scale.md, or put them in their place."""
     assumed = Assumptions()
-    made = tables(read_measured(assumed), assumed)
-    if not write:
-        typer.echo(made)
-        return
-    text: Any = PAGE.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
+    print_or_write(scale_tables(read_measured(assumed), assumed), SCALE_PAGE, "scale", write)
 
+
+app = app_of(__doc__, readme, scale)
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()
