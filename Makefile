@@ -10,7 +10,7 @@ TRITON ?= triton==3.9.0
 DEMO_RESULTS := demo-results
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 
-.PHONY: demo test lint types check gpu hf-suite clean
+.PHONY: demo test lint types check matrix matrix-without-pytorch gpu hf-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/whisper-flash transcribe $(RECORDING) --model package:tiny.en
@@ -28,6 +28,15 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# Every Python found, newest and oldest dependencies: gigabytes for each release of PyTorch.
+matrix: $(VENV)/.dev
+	$(PIP) uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/matrix.py
+
+# Its part that needs no PyTorch: decoding, manifests, writers, the command's help.
+matrix-without-pytorch: $(VENV)/.dev
+	$(BIN)/python tools/matrix.py --without-pytorch
 
 # On a machine with a CUDA GPU; CONTRIBUTING.md says what xFormers needs there.
 gpu: $(VENV)/.dev

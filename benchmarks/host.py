@@ -117,7 +117,10 @@ def measure_case(segments: int, words: bool, samples: np.ndarray) -> float:
     ):
         return seconds_per_window(
             lambda: transcriber.transcribe(
-                samples, language="en", options=options, batch_size=BATCH
+                np.split(samples, BATCH * BATCHES),
+                language="en",
+                options=options,
+                batch_size=BATCH,
             ),
             BATCH * BATCHES,
         )

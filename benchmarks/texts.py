@@ -5,6 +5,9 @@
     pip install openai-whisper
     python benchmarks/texts.py --model package:tiny.en --audio recordings --openai
 
+    python benchmarks/texts.py --model package:tiny.en --audio recordings --system sequential \\
+        --system batched --system "batched, no detector" --joined --noises
+
 All decode greedily, once, without thresholds, and are told the language, so that they do the same.
 `sequential` should say what stock says. Recordings of more than 30 s are also read with every
 window told what was said before it. Where texts differ, it is told whether that is in digital
@@ -12,6 +15,11 @@ silence alone, which we do not decode. openai-whisper, which reads the same wind
 `sequential` says; but it lets zeros follow the features of a short recording, too, where stock lets
 silence follow the sound, so it is also given short ones with that silence. Word error rates are
 over recordings with transcripts (`spoken.py`).
+
+Batched mode, with the detector and without, must not lose words that sequential mode hears: rows
+have their deletions and insertions against the transcript and against `sequential`. `--joined` adds
+recordings of one language joined to more than 3 minutes, and `--noises` sounds in which nobody
+speaks: nothing may be heard in them.
 """
 
 from __future__ import annotations
@@ -23,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jiwer
 import numpy as np
 import torch
 import typer
@@ -59,6 +68,8 @@ class Row:
     Args:
         same: whether the text is that of the system in `PAIRS`; None where there is none.
         same_where_sound_is: the same, without what either hears in digital silence.
+        deletions, insertions: against the transcript, and against what sequential mode hears.
+        found_words: in the text.
     """
 
     recording: str
@@ -71,6 +82,11 @@ class Row:
     words: int | None
     same: bool | None = None
     same_where_sound_is: bool | None = None
+    deletions: int | None = None
+    insertions: int | None = None
+    found_words: int = 0
+    deletions_of_sequential: int | None = None
+    insertions_to_sequential: int | None = None
 
 
 def openai_segments(model: Any, language: str, *, told: bool) -> System:
@@ -116,13 +132,20 @@ def systems_for(
         return transcribe
 
     systems = {
-        "stock": stock_segments(transcriber, attention, language),
+        "stock": lambda samples: stock_segments(transcriber, attention, language)(samples),
         "sequential": ours(),
         "batched": ours(mode="batched"),
+        "batched, no detector": ours(mode="batched", vad_filter=False),
+        "batched, no detector, words": ours(mode="batched", vad_filter=False, word_timestamps=True),
+        "batched, no detector, no timestamps": ours(
+            mode="batched", vad_filter=False, without_timestamps=True
+        ),
     }
     if is_long:
         told = {"condition_on_prev_tokens": True}
-        systems["stock, told"] = stock_segments(transcriber, attention, language, **told)
+        systems["stock, told"] = lambda samples: stock_segments(
+            transcriber, attention, language, **told
+        )(samples)
         systems["sequential, told"] = ours(condition_on_previous_text=True)
     if openai is not None:
         untold = openai_segments(openai, language, told=False)
@@ -150,6 +173,9 @@ def compare(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> lis
         if spoken.transcript is not None:
             errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
         expected = heard.get(PAIRS.get(name, ""))
+        lost, added = changes(spoken.transcript, text, spoken.language)
+        sequential = _text(heard["sequential"]) if "sequential" in heard else None
+        lost_of, added_to = changes(sequential, text, spoken.language)
         rows.append(
             Row(
                 recording=spoken.path.name,
@@ -164,9 +190,95 @@ def compare(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> lis
                 same_where_sound_is=None
                 if expected is None
                 else _text(_sounding(heard[name], samples)) == _text(_sounding(expected, samples)),
+                deletions=lost,
+                insertions=added,
+                found_words=len(normalised(text, spoken.language).split()),
+                deletions_of_sequential=lost_of,
+                insertions_to_sequential=added_to,
             )
         )
     return rows
+
+
+def changes(reference: str | None, text: str, language: str) -> tuple[int | None, int | None]:
+    """Deletions and insertions from one text to another; None without any words to compare."""
+    wanted = normalised(reference or "", language)
+    if not wanted.split():
+        return None, None
+    found = jiwer.process_words(wanted, normalised(text, language))
+    return found.deletions, found.insertions
+
+
+def lost_words(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Sums of words and their changes of every system, and what it hears where nobody speaks."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row.system for row in rows):
+        mine = [row for row in rows if row.system == name]
+        known = [row for row in mine if row.words]
+        joined = [row for row in mine if row.recording.startswith("joined")]
+        found[name] = {
+            "words": sum(row.words or 0 for row in known),
+            "deletions": sum(row.deletions or 0 for row in known),
+            "insertions": sum(row.insertions or 0 for row in known),
+            "found_words_joined": sum(row.found_words for row in joined),
+            "deletions_of_sequential_joined": sum(
+                row.deletions_of_sequential or 0 for row in joined
+            ),
+            "insertions_to_sequential_joined": sum(
+                row.insertions_to_sequential or 0 for row in joined
+            ),
+            "found_words_where_nobody_speaks": sum(
+                row.found_words for row in mine if row.language == "none"
+            ),
+        }
+    return found
+
+
+def joined_recordings(
+    spoken: list[tuple[Spoken, Samples]], seconds: float = 180
+) -> list[tuple[Spoken, Samples]]:
+    """Recordings of one language, one after the other, in parts of more than so many seconds."""
+    found = []
+    for language in dict.fromkeys(each.language for each, _ in spoken):
+        waiting: list[tuple[Spoken, Samples]] = []
+        for each, samples in spoken:
+            if each.language != language or not each.transcript:
+                continue
+            waiting.append((each, samples))
+            if sum(part.size for _, part in waiting) > seconds * SAMPLING_RATE:
+                number = 1 + sum(one.language == language for one, _ in found)
+                text = " ".join(one.transcript or "" for one, _ in waiting)
+                whole = Spoken(Path(f"joined {language} {number}"), language, text)
+                found.append((whole, np.concatenate([part for _, part in waiting])))
+                waiting = []
+    return found
+
+
+def noises(seconds: float = 35) -> dict[str, Samples]:
+    """Sounds in which nobody speaks: noise of three colours and two levels, hum, tones, clicks."""
+    rng = np.random.default_rng(0)
+    size = round(seconds * SAMPLING_RATE)
+    times = np.arange(size) / SAMPLING_RATE
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    rates = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLING_RATE), 20)
+    found: dict[str, Samples] = {}
+    for name, power in (("white", 0.0), ("pink", 0.5), ("brown", 1.0)):
+        wave = np.fft.irfft(spectrum / rates**power, size)
+        wave /= np.abs(wave).max()
+        for level in (0.5, 0.05, 0.002):
+            found[f"{name} noise, {level}"] = level * wave
+        swelling = (np.sin(2 * np.pi * times / 7) > 0.3) * 0.3 + 0.003
+        found[f"{name} noise, on and off"] = swelling * wave
+    found["hum of 50 Hz"] = 0.2 * np.sin(2 * np.pi * 50 * times)
+    found["tone of 1 kHz"] = 0.2 * np.sin(2 * np.pi * 1000 * times)
+    clicks = np.zeros(size)
+    clicks[:: SAMPLING_RATE // 2] = 0.8
+    found["clicks"] = clicks
+    roots = 220 * 2 ** (np.array([0, 5, 7, 3])[(times % 4).astype(int)] / 12)
+    phase = 2 * np.pi * np.cumsum(roots) / SAMPLING_RATE
+    chord = sum(np.sin(phase * ratio) for ratio in (1, 1.26, 1.5))
+    found["chords"] = 0.15 * chord * np.exp(-3 * (times % 1))
+    return {name: wave.astype(np.float32) for name, wave in found.items()}
 
 
 def _text(segments: Segments) -> str:
@@ -224,6 +336,10 @@ def show(console: Console, rows: list[Row]) -> None:
         same = f"{sum(compared)} of {len(compared)}" if compared else ""
         table.add_row(name, str(found["recordings"]), *percent, same)
     console.print(table)
+    table = Table("system", "words", "deletions", "insertions", "joined: words", "-", "+", "noise")
+    for name, sums in lost_words(rows).items():
+        table.add_row(name, *(str(each) for each in sums.values()))
+    console.print(table)
     for place, why in differing(rows).items():
         console.print(f"{place}: {why}")
 
@@ -236,6 +352,11 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Chunks at a time.")] = 8,
     openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Only these systems; repeatable.")
+    ] = None,
+    joined: Annotated[bool, typer.Option(help="Join recordings, too.")] = False,
+    noise: Annotated[bool, typer.Option("--noises", help="Add generated noise.")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     commit: Annotated[str | None, typer.Option(help="Instead of what git says.")] = None,
 ) -> None:
@@ -244,14 +365,20 @@ def main(
     transcriber = Transcriber.from_pretrained(model, device=device)
     other = openai_model(transcriber) if openai else None
     rows: list[Row] = []
-    for spoken in find_spoken(audio, language):
+    recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
+    if joined:
+        recordings += joined_recordings(recordings)
+    if noise:
+        recordings += [(Spoken(Path(name), "none", None), wave) for name, wave in noises().items()]
+    for spoken, samples in recordings:
         # Of noise nobody's language is known.
         code = "en" if spoken.language == "none" else spoken.language
         if code not in transcriber.languages:
             continue
-        samples = load_audio(spoken.path)
         is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
         systems = systems_for(transcriber, attention, code, batch_size, other, is_long=is_long)
+        if system:
+            systems = {name: systems[name] for name in system if name in systems}
         rows += compare(spoken, samples, systems)
         console.print(f"{spoken.path.name}: done")
     show(console, rows)
@@ -260,6 +387,7 @@ def main(
         document = {"model": model, "attention": attention, "batch_size": batch_size}
         document |= {"threads": torch.get_num_threads(), "environment": environment}
         document |= {"word_error_rates": rates(rows), "differing": differing(rows)}
+        document |= {"lost_words": lost_words(rows)}
         document |= {"rows": [asdict(row) for row in rows]}
         output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 

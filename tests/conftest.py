@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
+
+try:
+    import torch
+except ImportError:  # `tools/matrix.py --without-pytorch` runs the tests that need none
+    torch = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Read when Triton is first imported, which Transformers may do: without a GPU, kernels run in its
 # interpreter.
-if not torch.cuda.is_available():
+if torch is not None and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples in every run, so that it tells of the code and not of its luck. Others are
@@ -35,14 +39,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
     # One thread per process: the suite runs a process per core, and threads that wait for each
     # other on a crowded machine are many times slower.
-    torch.set_num_threads(1)
+    if torch is not None:
+        torch.set_num_threads(1)
     # A shell has what it starts in the background ignore Ctrl-C, for which tests would wait.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:

@@ -11,6 +11,7 @@ from whisper_flash_attention.config import (
     PRESETS,
     DecodeOptions,
     TranscribeOptions,
+    VadOptions,
     language_code,
     preset,
     resolve_device,
@@ -120,3 +121,26 @@ def test_only_what_makes_sense() -> None:
         preset("best")
     with pytest.raises(OptionError, match="unknown mode"):
         preset("fast", mode="parallel")
+
+
+def test_parameters_of_the_detector_are_checked() -> None:
+    options = DecodeOptions(vad_filter=True, vad_parameters={"threshold": 0.4, "speech_pad_ms": 50})
+    assert options.vad_parameters == VadOptions(threshold=0.4, speech_pad_ms=50)
+    assert options.uses_vad and DecodeOptions(mode="batched").uses_vad
+    assert not DecodeOptions().uses_vad
+    assert not DecodeOptions(mode="batched", vad_filter=False).uses_vad
+    for wrong, message in (
+        ({"treshold": 0.4}, "no VAD parameter 'treshold'; possible: threshold, neg_threshold"),
+        ({"threshold": 1.5}, "VAD threshold is 1.5: give a probability"),
+        ({"threshold": float("nan")}, "VAD threshold is nan"),
+        ({"neg_threshold": 0.7}, "above threshold 0.5"),
+        ({"speech_pad_ms": -1}, "VAD speech_pad_ms is -1: give milliseconds"),
+        ({"min_silence_duration_ms": "1"}, "give milliseconds, 0 or more"),
+        ({"max_speech_duration_s": 0.1}, "give seconds, 1 or more"),
+        (7, "vad_parameters is 7: give VadOptions"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            DecodeOptions(vad_filter=True, vad_parameters=wrong)  # type: ignore[arg-type]
+    for without in ({}, {"mode": "batched", "vad_filter": False}):
+        with pytest.raises(OptionError, match="vad_parameters without a voice activity detector"):
+            DecodeOptions(vad_parameters=VadOptions(), **without)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from whisper_flash_attention import compat, doctor
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.doctor import Report, examine, print_report
+from whisper_flash_attention.doctor import OPTIONAL, Report, examine, print_report
 from whisper_flash_attention.engine import plan
 from whisper_flash_attention.flash_attention import backend_names
 from whisper_flash_attention.generation import HANDOVERS
@@ -159,3 +159,8 @@ def test_a_gpu_is_named_with_its_capability_and_memory(report: Report) -> None:
     assert torch.cuda.get_device_name(0) in value(report, "cuda:0")
     assert "capability" in value(report, "cuda:0")
     assert {"cpu", "cuda:0"} <= {row.device for row in report.attention}
+
+
+def test_the_detector_is_an_optional_package() -> None:
+    use, extra = OPTIONAL["silero-vad"]
+    assert "voice activity" in use and extra == "vad"

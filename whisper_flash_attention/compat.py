@@ -1,7 +1,7 @@
 """Every Transformers name that we lean on beyond its documented interface.
 
 All of them are imported here and nowhere else, so that a new Transformers release is judged in one
-place: `check` compares the signatures with what was read from 5.17 to 5.23, and
+place: `check` compares the signatures with what was read from 5.17 to 5.24, and
 `tests/contract/` runs it, and the behaviour behind it, against the installed version.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import transformers
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import WhisperForConditionalGeneration as StockWhisper
 from transformers.activations import ACT2FN
@@ -50,8 +51,13 @@ from whisper_flash_attention.errors import IncompatibleTransformers
 
 __all__ = [
     "ACT2FN",
+    "CACHE",
+    "CACHE_NAMES",
+    "DECODE_STEPS",
     "ENCODER_STEPS",
     "PROMISES",
+    "SORTS_SAMPLED_BEAMS",
+    "SUPPORTED",
     "BaseModelOutput",
     "Cache",
     "DynamicLayer",
@@ -82,6 +88,22 @@ __all__ = [
     "check",
     "sdpa_mask",
 ]
+
+# The releases that the contract tests pass with; pyproject.toml states the same range.
+SUPPORTED = ">=5.17,<5.25"
+INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
+
+# The key/value cache, as an argument of forward methods and `generate` and as a field of their
+# outputs: renamed in 5.24, which still accepts the older name from callers, with a warning.
+CACHE_NAMES = ("past_key_values", "cache")
+CACHE = "cache" if INSTALLED >= (5, 24) else "past_key_values"
+
+# Sampled beam search ranks the drawn candidates by score since 5.24; only the best `num_beams` of
+# them may finish, so that the order decides.
+SORTS_SAMPLED_BEAMS = INSTALLED >= (5, 24)
+
+# The loops of `generate` that the engine replaces.
+DECODE_STEPS = ("_sample", "_beam_search")
 
 # The step of `generate` that runs the encoder, by its older and its newer name.
 ENCODER_STEPS = (
@@ -123,6 +145,22 @@ PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         GenerationMixin._beam_search,
         ("input_ids", "logits_processor", "stopping_criteria", "generation_config", "synced_gpus"),
     ),
+    "WhisperForConditionalGeneration.forward": (
+        StockWhisper.forward,
+        ("input_features", "decoder_input_ids", "encoder_outputs", CACHE, "use_cache"),
+    ),
+    "WhisperDecoder.forward": (
+        WhisperDecoder.forward,
+        ("input_ids", "encoder_hidden_states", CACHE, "use_cache"),
+    ),
+    "GenerateEncoderDecoderOutput": (
+        GenerateEncoderDecoderOutput,
+        ("sequences", "scores", "logits", CACHE),
+    ),
+    "GenerateBeamEncoderDecoderOutput": (
+        GenerateBeamEncoderDecoderOutput,
+        ("sequences", "sequences_scores", "scores", "logits", "beam_indices", CACHE),
+    ),
     "WhisperGenerationMixin.generate": (
         WhisperGenerationMixin.generate,
         ("self", "input_features", "return_token_timestamps", "force_unique_generate_call"),
@@ -161,10 +199,16 @@ PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
 
 def check() -> None:
     """Raise `IncompatibleTransformers` if a name in `PROMISES` lost a parameter that we use."""
+    if not any(hasattr(GenerationMixin, name) for name in ENCODER_STEPS):
+        raise IncompatibleTransformers(
+            f"transformers {transformers.__version__} has no step {' or '.join(ENCODER_STEPS)}; "
+            f"install transformers{SUPPORTED}"
+        )
     for name, (function, wanted) in PROMISES.items():
         found = inspect.signature(function).parameters
         if missing := [parameter for parameter in wanted if parameter not in found]:
             raise IncompatibleTransformers(
-                f"transformers' {name} has no parameter {', '.join(missing)}; "
-                "install transformers>=5.17,<5.24"
+                f"transformers {transformers.__version__}: {name} has no parameter "
+                f"{', '.join(missing)}; "
+                f"install transformers{SUPPORTED}"
             )

@@ -33,7 +33,7 @@ MOST_TOKEN = 1_000_000
 # Fields of `DecodeOptions` that are checked alike; whole numbers with the least and the most.
 FLAGS = (
     *("suppress_blank", "without_timestamps", "condition_on_previous_text"),
-    *("carry_initial_prompt", "word_timestamps"),
+    *("carry_initial_prompt", "word_timestamps", "multilingual"),
 )
 TEXTS = ("initial_prompt", "hotwords", "prefix")
 COUNTS: Mapping[str, tuple[int, int]] = {
@@ -175,6 +175,77 @@ def _temperatures(given: Any) -> float | tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class VadOptions:
+    """Parameters of the voice activity detector; the names are faster-whisper's.
+
+    Args:
+        threshold: a frame of 32 ms is speech from this probability on.
+        neg_threshold: speech ends where the probability falls below this; None is `threshold` less
+            0.15, at least 0.01.
+        min_speech_duration_ms: shorter stretches of speech are dropped.
+        max_speech_duration_s: speech without a pause is cut at this length. None is 27 s in batched
+            mode, where it is also the longest chunk (30 at most), and unlimited in sequential mode,
+            which reads on within a stretch.
+        min_silence_duration_ms: shorter pauses do not end a stretch. None is 500 in batched mode
+            and 2000 in sequential mode.
+        speech_pad_ms: added before and after each stretch. None is 200 in batched mode and 400 in
+            sequential mode.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    threshold: float = 0.5
+    neg_threshold: float | None = None
+    min_speech_duration_ms: int = 250
+    max_speech_duration_s: float | None = None
+    min_silence_duration_ms: int | None = None
+    speech_pad_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "neg_threshold"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 < value < 1):
+                raise OptionError(f"VAD {name} is {value!r}: give a probability between 0 and 1")
+        if self.neg_threshold is not None and self.neg_threshold > self.threshold:
+            raise OptionError(
+                f"VAD neg_threshold is {self.neg_threshold!r}, above threshold "
+                f"{self.threshold!r}: give a lower one"
+            )
+        for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
+                raise OptionError(f"VAD {name} is {value!r}: give milliseconds, 0 or more")
+        longest = self.max_speech_duration_s
+        # Cutting needs some room for the padding on both sides.
+        if longest is not None and not (_is_number(longest) and longest >= 1):
+            raise OptionError(f"VAD max_speech_duration_s is {longest!r}: give seconds, 1 or more")
+
+
+def vad_options(given: object) -> VadOptions | None:
+    """Return the detector's parameters, of a mapping or as they are.
+
+    Raises:
+        OptionError: there is no such parameter, or its value is out of its range.
+    """
+    if given is None or isinstance(given, VadOptions):
+        return given
+    known = [field.name for field in fields(VadOptions)]
+    if not isinstance(given, Mapping):
+        raise OptionError(
+            f"vad_parameters is {given!r}: give VadOptions, or a mapping of {', '.join(known)}"
+        )
+    for name in given:
+        if name not in known:
+            raise OptionError(f"there is no VAD parameter {name!r}; possible: {', '.join(known)}")
+    return VadOptions(**given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeOptions:
     """How a recording is decoded; the names are those of openai-whisper and faster-whisper.
 
@@ -215,9 +286,13 @@ class DecodeOptions:
         word_timestamps: give segments their words, with times.
         hallucination_silence_threshold: silence longer than this (seconds) beside words that look
             invented is skipped; needs `word_timestamps`, and is for sequential mode.
-        vad_filter: batched mode looks for speech with a voice activity detector; False cuts
-            recordings into windows of 30 s instead. None is True in batched mode; sequential mode
-            has no detector.
+        vad_filter: read only what a voice activity detector takes for speech. None is True in
+            batched mode and False in sequential mode. Batched mode without the detector cuts
+            recordings where they are quietest.
+        vad_parameters: of the detector, a `VadOptions` or a mapping with its fields; kept as
+            `VadOptions`. None leaves all of them at their defaults.
+        multilingual: detect the language in every window, not only in the first one; segments
+            then carry their language. Needs a multilingual model, and no `language`.
 
     Raises:
         OptionError: an option makes no sense, alone or with another.
@@ -248,13 +323,17 @@ class DecodeOptions:
     word_timestamps: bool = False
     hallucination_silence_threshold: float | None = None
     vad_filter: bool | None = None
+    vad_parameters: VadOptions | None = None
+    multilingual: bool = False
 
     def __post_init__(self) -> None:
         # The dataclass is frozen; values are kept as plain Python types.
         for name, value in self._checked().items():
             object.__setattr__(self, name, value)
-        if self.vad_filter and self.mode != "batched":
-            raise OptionError("vad_filter is of mode 'batched': give that, or leave it out")
+        if self.vad_parameters is not None and not self.uses_vad:
+            raise OptionError(
+                "vad_parameters without a voice activity detector: give vad_filter=True, too"
+            )
         least, most = self.min_new_tokens, self.max_new_tokens
         if least is not None and most is not None and most < least:
             raise OptionError(
@@ -276,6 +355,7 @@ class DecodeOptions:
             "suppress_tokens": _token_ids(self.suppress_tokens),
             "clip_timestamps": _ascending(self.clip_timestamps),
             "vad_filter": check.optional(check.flag, "vad_filter", self.vad_filter),
+            "vad_parameters": vad_options(self.vad_parameters),
         }
         for name in FLAGS:
             found[name] = check.flag(name, getattr(self, name))
@@ -292,6 +372,11 @@ class DecodeOptions:
             if found[name] is None:
                 raise OptionError(f"{name} is None: give a number")
         return found
+
+    @property
+    def uses_vad(self) -> bool:
+        """Whether a voice activity detector finds what is read."""
+        return self.mode == "batched" if self.vad_filter is None else self.vad_filter
 
     @property
     def temperatures(self) -> tuple[float, ...]:

@@ -24,6 +24,7 @@ PIP = "pip install 'whisper-flash-attention[{}]'"
 REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "fsspec", "typer", "rich")
 # Distribution -> what it is for, and the extra that brings it.
 OPTIONAL = {
+    "silero-vad": ("the voice activity detector of batched mode and --vad", "vad"),
     "xformers": ("an attention back-end", "xformers"),
     "flash-attn": ("an attention back-end", "flash"),
     "matplotlib": ("the benchmark's plots", "plots"),

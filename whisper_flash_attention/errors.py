@@ -4,6 +4,7 @@
     ├── UnsupportedAttention     no back-end, or not the one asked for, can run this attention
     ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
     ├── AudioError               a recording is missing, not audio, or empty
+    ├── DecoderError             the processes that decode recordings cannot run
     ├── OptionError              an option has a value that makes no sense here
     ├── DeviceError              the device asked for is not there
     ├── MissingPackage           an optional package is needed; the message names the extra
@@ -11,6 +12,8 @@
     ├── NotFinite                the model computed NaN or infinity
     ├── BatchError               results of an archive cannot be written, or are not to be trusted
     └── BenchmarkError           the benchmark cannot do what was asked
+
+EngineBypassed is a warning: `generate` ran without the engine although nothing asked for that.
 
 Every message says what was asked, what was found and what to do. The command line prints
 the message as one line and exits with code 2.
@@ -33,6 +36,10 @@ class AudioError(WhisperFlashError, ValueError):
     """A recording cannot be read. The message names the file and what was wrong with it."""
 
 
+class DecoderError(WhisperFlashError, RuntimeError):
+    """The processes that decode recordings cannot be started, or were stopped."""
+
+
 class OptionError(WhisperFlashError, ValueError):
     """An option has a value that is unknown or impossible. The message lists what is possible."""
 
@@ -47,6 +54,13 @@ class MissingPackage(WhisperFlashError, ImportError):
 
 class IncompatibleTransformers(WhisperFlashError, ImportError):
     """The installed Transformers does not keep a promise that this package leans on."""
+
+
+class EngineBypassed(UserWarning):
+    """`generate` ran on Transformers' own code where the engine should have run: right, but slow.
+
+    The installed Transformers calls this package in a way that is not known here.
+    """
 
 
 class NotFinite(WhisperFlashError, ArithmeticError):

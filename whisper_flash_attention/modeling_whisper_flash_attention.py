@@ -33,6 +33,8 @@ from whisper_flash_attention.flash_attention import (
 from whisper_flash_attention.generation import loop, plain, stock_modules
 from whisper_flash_attention.generation.handover import Handover
 from whisper_flash_attention.weights import read_checkpoint
+from whisper_flash_attention.weights.checkpoint import check_limits
+from whisper_flash_attention.weights.transformers_folder import check_folder
 
 STOCK_ARCHITECTURE = StockWhisper.__name__
 
@@ -43,7 +45,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     Everything that the stock class does works here by the same names; what `generate` is asked for
     runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
     own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
-    dictionary that `generate` returns, `past_key_values` is computed when it is looked at.
+    dictionary that `generate` returns, the key/value cache is computed when it is looked at.
 
     Four things are new:
 
@@ -61,6 +63,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     Raises:
         IncompatibleTransformers: the installed Transformers lacks something we lean on.
+        WeightsError: a dimension is many times that of any Whisper.
         ValueError: `config._attn_implementation` names no attention implementation.
     """
 
@@ -68,6 +71,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     def __init__(self, config: WhisperConfig) -> None:
         compat.check()
+        check_limits("the configuration", config)
         register_backends()
         super().__init__(config)
 
@@ -90,11 +94,15 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
         Raises:
             WeightsError: the file or folder is missing, truncated, wrong or hostile.
-            OSError: Transformers could not find or load a Hub id or folder.
+            OSError: Transformers could not find or load a Hub id or folder. What else it raises
+                for a file of a folder (RuntimeError for weights of another shape) passes, too.
         """
         source = pretrained_model_name_or_path
         checkpoint = None if source is None else read_checkpoint(os.fspath(source))
         if checkpoint is None:
+            if source is not None:
+                source = os.path.expanduser(source)
+                _check_folder(Path(source), kwargs)
             return super().from_pretrained(source, *model_args, **kwargs)
         kwargs.setdefault("config", checkpoint.config)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
@@ -333,12 +341,12 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         max_cache_length: int,
     ) -> bool:
         """Give `generate` our caches wherever it would have made its default ones."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(compat.CACHE)
         parent: Any = super()
         answer: bool = parent._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        made = model_kwargs.get("past_key_values")
+        made = model_kwargs.get(compat.CACHE)
         is_default = (
             given is None
             and generation_config.cache_implementation in (None, "dynamic")
@@ -347,5 +355,23 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             and type(made.self_attention_cache) is DynamicCache
         )
         if is_default:
-            model_kwargs["past_key_values"] = new_cache()
+            model_kwargs[compat.CACHE] = new_cache()
         return answer
+
+
+def _check_folder(folder: Path, options: dict[str, Any]) -> None:
+    """Check what `from_pretrained` will read from a folder; a Hub id is no folder.
+
+    Raises:
+        WeightsError: see `check_folder`.
+    """
+    if not folder.is_dir() or options.get("gguf_file"):
+        return
+    config = options.get("config")
+    check_folder(
+        folder / (options.get("subfolder") or ""),
+        variant=options.get("variant"),
+        safetensors=options.get("use_safetensors") is not False,
+        config=not isinstance(config, WhisperConfig),
+        weights=options.get("state_dict") is None,
+    )

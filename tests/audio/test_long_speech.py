@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.audio.encoding import read_wave, write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio.long_speech import cut, find_speech
+from whisper_flash_attention.audio.long_speech import cut, cut_all, find_speech
 from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import speech_chunks
+from whisper_flash_attention.audio.vad import Span, all_chunks, speech_chunks
 from whisper_flash_attention.errors import AudioError
 
 
@@ -38,9 +38,18 @@ def test_chunks_of_a_file_are_those_of_its_samples(recording: Path, max_seconds:
     assert len(chunks) > 1
     for chunk, other in zip(chunks, expected, strict=True):
         np.testing.assert_array_equal(chunk.samples, other.samples)
+    assert [chunk.speech for chunk in chunks] == [chunk.speech for chunk in expected]
     held = find_speech(Sound(samples), max_seconds)
     assert held[0] == seconds
     assert [chunk.start for chunk in held[1]] == [chunk.start for chunk in expected]
+
+
+def test_quiet_places_in_a_file_are_those_of_its_samples(recording: Path) -> None:
+    samples = load_audio(recording)
+    found, expected = cut_all(Sound(source=recording), 8.0)[1], all_chunks(samples, 8.0)
+    for chunk, other in zip(found, expected, strict=True):
+        assert (chunk.start, chunk.speech) == (other.start, other.speech)
+        np.testing.assert_array_equal(chunk.samples, other.samples)
 
 
 @settings(max_examples=20, deadline=None)
@@ -49,11 +58,12 @@ def test_spans_are_cut_wherever_blocks_end(steps: list[int]) -> None:
     samples = np.arange(1_500_000, dtype=np.float32)
     bounds = np.cumsum(steps).clip(max=samples.size)
     spans = [(int(a), int(b)) for a, b in zip(bounds[::2], bounds[1::2], strict=False) if a < b]
-    for (begin, end), chunk in zip(spans, cut(Sound(samples), spans), strict=True):
+    chunks = cut(Sound(samples), [Span(*span) for span in spans])
+    for (begin, end), chunk in zip(spans, chunks, strict=True):
         assert chunk.start == begin / 16_000
         np.testing.assert_array_equal(chunk.samples, samples[begin:end])
 
 
 def test_a_file_that_became_shorter_is_an_error(recording: Path) -> None:
     with pytest.raises(AudioError, match="became shorter"):
-        list(cut(Sound(source=recording), [(0, 100 * 16_000)]))
+        list(cut(Sound(source=recording), [Span(0, 100 * 16_000)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.audio.encoding import write_wave
 from tests.batch.fakes import FakeModel, all_rows
 from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.sound import Channels
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
@@ -32,20 +34,35 @@ def stereo(tmp_path: Path) -> Path:
     return tmp_path / "stereo.wav"
 
 
-def test_a_recording_is_decoded_by_its_channel(stereo: Path) -> None:
-    for number in (1, 2):
-        found = decode(Item("a", str(stereo), channel=number)).samples
-        np.testing.assert_array_equal(found, load_audio(stereo, channel=number))
-    each = decode(Item("a", str(stereo), channel="each", start=0.25))
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    with DecoderPool(1) as pool:
+        yield pool
+
+
+def test_a_recording_is_decoded_by_its_channel(stereo: Path, pool: DecoderPool) -> None:
+    path = str(stereo)
+    one, two, each, mixed, none, missing = decode(
+        [
+            Item("a", path, channel=1),
+            Item("b", path, channel=2),
+            Item("c", path, channel="each", start=0.25),
+            Item("d", path),
+            Item("e", path, channel=3),
+            Item("f", path, audio_track="deu"),
+        ],
+        pool,
+    )
+    for number, found in enumerate((one, two), 1):
+        np.testing.assert_array_equal(found.samples, load_audio(stereo, channel=number))
     assert each.samples is not None and each.samples.shape == (2, 12_000) and each.seconds == 0.75
-    mixed = decode(Item("a", str(stereo))).samples
-    np.testing.assert_array_equal(mixed, load_audio(stereo))
-    for item in (Item("a", str(stereo), channel=3), Item("a", str(stereo), audio_track="deu")):
-        failure = decode(item).failure
-        assert failure is not None and failure["error_kind"] == "AudioError"
+    np.testing.assert_array_equal(each.samples[1], load_audio(stereo, channel=2)[4_000:])
+    np.testing.assert_array_equal(mixed.samples, load_audio(stereo))
+    for found in (none, missing):
+        assert found.failure is not None and found.failure["error_kind"] == "AudioError"
 
 
-def test_channels_reach_the_transcriber_as_such(stereo: Path) -> None:
+def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool) -> None:
     seen: list[Any] = []
 
     class Speech:
@@ -64,7 +81,7 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path) -> None:
 
     stage = TranscribeStage(Opener(), Asked())
     items = [Item("a", str(stereo), channel="each"), Item("b", str(stereo), channel=1)]
-    rows = stage.rows([decode(item) for item in items])
+    rows = stage.rows(list(decode(items, pool)))
     assert isinstance(seen[0], Channels) and isinstance(seen[1], np.ndarray)
     assert [row["segments"][0]["channel"] for row in rows] == [2, 2]
 

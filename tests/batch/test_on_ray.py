@@ -11,14 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.batch import Asked, run_batch
+from whisper_flash_attention.batch import Asked, on_ray, run_batch
+from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.on_ray import Pool
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
@@ -82,6 +85,21 @@ def test_rows_are_those_of_local_with_a_file_that_raises_and_one_that_is_none(
     assert same_but_for_time(rows) == same_but_for_time(all_rows(tmp_path / "local"))
     assert (summary.done, summary.failed) == (COUNT - 1, 2)
     assert summary.errors == {"RuntimeError": 1, "AudioError": 1}
+
+
+def test_a_decoder_that_dies_costs_one_recording(
+    ray: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is begun again for it, and the recordings of its block are decoded once."""
+    monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode=faulty_decoders.NAME))
+    monkeypatch.setattr(on_ray, "MOST_ATTEMPTS", 1)
+    for name in ("segfault", "killed"):
+        shutil.copy(archive / "000.wav", archive / f"{name}.wav")
+    summary = run(archive, tmp_path / "out", FakeModel())
+    rows = all_rows(tmp_path / "out")
+    assert (summary.done, summary.errors) == (COUNT, {"AudioError": 2})
+    assert "decoder crashed on it (signal 11" in rows["segfault.wav"]["error"]
+    assert "decoder was killed on it (signal 9" in rows["killed.wav"]["error"]
 
 
 def test_a_worker_that_is_killed_costs_nothing(ray: Any, archive: Path, tmp_path: Path) -> None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive, write_wav
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import Recording
 from whisper_flash_attention.batch import Asked, Cluster, Model, Summary, run_batch
+from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.errors import BatchError, MissingPackage, OptionError
+from whisper_flash_attention.errors import BatchError, DecoderError, MissingPackage, OptionError
 
 FEW_AT_A_TIME = Asked(batch_size=1)  # four recordings a group
 
@@ -96,6 +100,29 @@ def test_errors_are_rows_and_are_done_again_when_asked(archive: Path, out: Path)
     assert (again.done, again.failed, again.run_files) == (10, 1, 2)
     (archive / "text.wav").unlink()
     assert texts(out) == expected(10) | {"text.wav": None}
+
+
+def test_a_decoder_that_dies_or_hangs_costs_one_recording(
+    archive: Path, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode=faulty_decoders.NAME))
+    for name in ("segfault", "killed", "spins", "warns"):
+        shutil.copy(archive / "000.wav", archive / f"{name}.wav")
+    summary = run_batch(archive, out, model=FakeModel(), decode_timeout=2.0)
+    rows = all_rows(out)
+    assert (summary.done, summary.errors) == (11, {"AudioError": 3})
+    assert "decoder crashed on it (signal 11" in rows["segfault.wav"]["error"]
+    assert "decoder was killed on it (signal 9" in rows["killed.wav"]["error"]
+    assert "decoder hung on it (no progress for 2 s)" in rows["spins.wav"]["error"]
+    assert caplog.messages.count("warns.wav: warned") == 1
+
+
+def test_decoders_that_cannot_start_end_the_run(
+    archive: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode="nowhere:decode"))
+    with pytest.raises(DecoderError, match="No module named 'nowhere'"):
+        run_batch(archive, out, model=FakeModel())
 
 
 def test_a_manifest_with_bad_rows_is_done_as_far_as_it_goes(archive: Path, out: Path) -> None:
@@ -200,6 +227,7 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
         ({"cluster": Cluster("auto")}, "are for engine 'ray'"),
         ({"group_files": 0}, "group_files must be at least 1"),
         ({"group_hours": 0.0}, "group_hours must be more than 0"),
+        ({"decode_timeout": 0.0}, "decode_timeout must be more than 0"),
     ):
         with pytest.raises(OptionError, match=message):
             run_batch(archive, out, model=FakeModel(), **options)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from tests.batch.fakes import FakeModel, FakeSpeech, write_wav
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, shifted
+from whisper_flash_attention.batch.rows import failed_row
 from whisper_flash_attention.batch.stages import (
     Decoded,
     DeviceLost,
@@ -33,17 +36,24 @@ def heard(*sizes: int, **fields: Any) -> list[Decoded]:
     ]
 
 
-def test_a_part_is_decoded_from_a_file_and_from_a_url(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecoderPool]:
+    with DecoderPool(1) as pool:
+        yield pool
+
+
+def test_a_part_is_decoded_from_a_file_and_from_a_url(pool: DecoderPool, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", 16_000)
-    whole = decode(Item("a", str(path)))
-    part = decode(Item("a", f"file://{path}", start=0.25, end=0.75))
+    items = [Item("a", str(path)), Item("b", f"file://{path}", start=0.25, end=0.75)]
+    whole, part = decode(items, pool)
+    assert (whole.item, part.item) == tuple(items)
     assert whole.samples is not None
     assert part.samples is not None
     assert whole.seconds == 1.0
     np.testing.assert_array_equal(part.samples, whole.samples[4_000:12_000])
 
 
-def test_what_cannot_be_decoded_is_a_row(tmp_path: Path) -> None:
+def test_what_cannot_be_decoded_is_a_row(pool: DecoderPool, tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no sound")
     good = write_wav(tmp_path / "a.wav")
@@ -54,7 +64,8 @@ def test_what_cannot_be_decoded_is_a_row(tmp_path: Path) -> None:
         (Item("4", str(good), start=10.0), "AudioError"),
         (Item("5", f"file://{text}"), "AudioError"),
     ):
-        row = decode(item).failure
+        (decoded,) = decode([item], pool)
+        row = decoded.failure
         assert row is not None
         assert row["error_kind"] == kind
         assert item.path in row["error"]
@@ -99,7 +110,8 @@ def test_a_small_archive_is_shared_out_among_the_workers() -> None:
 
 def test_one_that_raises_costs_no_other() -> None:
     stage = TranscribeStage(FakeModel(raises_at=2), Asked())
-    failed = decode(Item("gone", "/nowhere.wav"))
+    gone = Item("gone", "/nowhere.wav")
+    failed = Decoded(gone, failure=failed_row(gone, "AudioError", "there is no such file"))
     rows = stage.rows([*heard(1, 2), failed, *heard(3)])
     assert [row["id"] for row in rows] == ["1", "2", "gone", "3"]
     assert [row["text"] for row in rows] == ["1 transcribe", None, None, "3 transcribe"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from transformers import WhisperForConditionalGeneration as Stock
 from tests.random_whisper import perturbed
 from whisper_flash_attention import compat
 from whisper_flash_attention.errors import IncompatibleTransformers
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_every_private_name_has_the_parameters_we_use() -> None:
@@ -24,6 +28,47 @@ def test_a_lost_parameter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(compat.PROMISES, "somewhere.changed", (changed, ("self", "gone")))
     with pytest.raises(IncompatibleTransformers, match=r"somewhere\.changed has no parameter gone"):
         compat.check()
+
+
+def test_the_supported_range_is_the_one_that_is_declared() -> None:
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"transformers{compat.SUPPORTED}" in declared
+
+
+def test_a_lost_encoder_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "ENCODER_STEPS", ("_of_another_name",))
+    with pytest.raises(IncompatibleTransformers, match="has no step _of_another_name"):
+        compat.check()
+
+
+def test_the_cache_has_one_name_everywhere(small_config: WhisperConfig) -> None:
+    """In forward methods, their outputs, and what `generate` hands to its loops and returns."""
+    model = Stock(small_config).eval()
+    with torch.no_grad():
+        output = model(torch.zeros(1, 80, 200), decoder_input_ids=torch.tensor([[1, 2]]))
+    assert compat.CACHE in output.keys()  # noqa: SIM118 - a mapping that also knows older names
+    made = model.generate(torch.zeros(1, 80, 200), max_new_tokens=2, return_dict_in_generate=True)
+    assert {compat.CACHE} == {"cache", "past_key_values"} & set(made.keys())
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_beams_are_ranked_as_the_release_does(sampled: bool, small_config: WhisperConfig) -> None:
+    model = Stock(small_config)
+    torch.manual_seed(0)
+    scores, *_ = model._get_top_k_continuations(
+        accumulated_log_probs=torch.zeros(1, 60).uniform_(-1, 0),
+        running_sequences=torch.zeros(1, 2, 4, dtype=torch.int64),
+        running_beam_indices=torch.zeros(1, 2, 4, dtype=torch.int64),
+        cur_len=1,
+        decoder_prompt_len=1,
+        do_sample=sampled,
+        beams_to_keep=20,
+        num_beams=2,
+        vocab_size=30,  # an argument of older releases
+        batch_size=1,
+    )
+    ranked = torch.equal(scores, scores.sort(dim=-1, descending=True).values)
+    assert ranked == (compat.SORTS_SAMPLED_BEAMS or not sampled)
 
 
 def test_the_decode_seam_has_the_signature_we_read() -> None:

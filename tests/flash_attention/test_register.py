@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tests.random_whisper import perturbed, small_whisper_config
+from whisper_flash_attention.compat import CACHE
 from whisper_flash_attention.errors import OptionError, UnsupportedAttention
 from whisper_flash_attention.flash_attention import (
     attend,
@@ -130,7 +131,7 @@ def test_steps_on_a_static_cache_equal_eager_without_one(
                 encoder_outputs=encoded,
                 decoder_input_ids=PROMPT[:, start:stop],
                 decoder_attention_mask=mask[:, :stop],
-                past_key_values=cache,
+                **{CACHE: cache},
             ).logits
             for start, stop in ((0, 4), (4, 5), (5, 6))
         ]

@@ -10,6 +10,7 @@ import torch
 from transformers import EncoderDecoderCache
 
 from tests.generation.conftest import Twins, assert_same_cache
+from whisper_flash_attention import compat
 from whisper_flash_attention.generation.cache import RecomputedCache, recomputed_cache
 
 
@@ -24,7 +25,7 @@ def parts(twins: Twins) -> tuple[torch.Tensor, torch.Tensor, EncoderDecoderCache
             input_ids=tokens[:, :-1],
             encoder_hidden_states=states.repeat_interleave(3, dim=0),
             use_cache=True,
-        ).past_key_values
+        )[compat.CACHE]
     return states, tokens, expected
 
 

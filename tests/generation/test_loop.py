@@ -22,6 +22,7 @@ from tests.generation.conftest import (
     assert_same,
     make_twins,
 )
+from whisper_flash_attention.compat import CACHE
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.generation.cache import RecomputedCache
 from whisper_flash_attention.generation.handover import Reason
@@ -197,7 +198,7 @@ def test_dictionaries_of_segments_hold_stock_s_caches(twins: Twins, features, co
         max_new_tokens=4,
         **STAMPED,
     )
-    cache = found["segments"][0][0]["result"]["past_key_values"]
+    cache = found["segments"][0][0]["result"][CACHE]
     assert isinstance(cache, RecomputedCache)
     assert "self_attention_cache" not in vars(cache)
     assert_same(found, expected)
@@ -214,7 +215,7 @@ def test_the_cache_in_a_dictionary_goes_on(twins: Twins, features) -> None:
         step = twins.ours(
             encoder_outputs=states,
             decoder_input_ids=outputs.sequences[:, -1:],
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs[CACHE]},
         ).logits
     torch.testing.assert_close(step[:, -1], whole[:, -1], atol=1e-3, rtol=1e-3)
 
@@ -307,7 +308,7 @@ def test_a_given_cache_is_handed_over(twins: Twins, features, said) -> None:
             features,
             language="en",
             max_new_tokens=4,
-            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+            **{CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())},
         )
         for model in (twins.ours, twins.stock)
     )

@@ -10,7 +10,7 @@ from transformers import WhisperForConditionalGeneration as Stock
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.cache import BucketedLayer, StoredOnceLayer
-from whisper_flash_attention.compat import DynamicLayer
+from whisper_flash_attention.compat import CACHE, DynamicLayer
 
 # d_model, heads, mel bins, vocabulary; with the full depth in the slow test.
 SIZES = {
@@ -106,10 +106,10 @@ def test_a_cached_one_token_query_sees_the_whole_past(pair) -> None:
             output = ours(
                 encoder_outputs=encoded,
                 decoder_input_ids=ids[:, position : position + 1],
-                past_key_values=past,
                 use_cache=True,
+                **{CACHE: past},
             )
-            past = output.past_key_values
+            past = output[CACHE]
             steps.append(output.logits)
     torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=1e-4, rtol=1e-4)
@@ -133,7 +133,7 @@ def test_generate_keeps_its_past_in_place(pair) -> None:
     layer = ours.model.decoder.layers[0].self_attn
 
     def note(_module, _args, kwargs, _output) -> None:
-        caches.append(kwargs["past_key_values"])
+        caches.append(kwargs[CACHE])
         addresses.add(caches[-1].self_attention_cache.layers[0].keys.data_ptr())
 
     layer.register_forward_hook(note, with_kwargs=True)
@@ -170,6 +170,6 @@ def test_a_static_cache_gives_the_same_ids(pair) -> None:
 def test_a_users_own_cache_is_left_alone(pair) -> None:
     _, ours = pair
     mine = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    ours.generate(features_of(ours.config), max_new_tokens=5, past_key_values=mine)
+    ours.generate(features_of(ours.config), max_new_tokens=5, **{CACHE: mine})
     assert mine.get_seq_length() == 5
     assert {type(layer) for layer in mine.self_attention_cache.layers} == {DynamicLayer}

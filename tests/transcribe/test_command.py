@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import Recording
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.config import DecodeOptions, VadOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.transcribe import Segment, Word, command
 
@@ -288,3 +288,18 @@ def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
         assert outcome.code == 2
         assert outcome.stderr.startswith(f"error: {expected}")
         assert len(outcome.stderr.splitlines()) == 1
+
+
+def test_the_detector_takes_parameters(transcriber: FakeTranscriber, talks: Path) -> None:
+    some = ("--vad-parameters", "threshold=0.4, speech_pad_ms=100")
+    more = ("--vad-parameters", "min-silence-duration-ms=800", "--vad", "--multilingual")
+    assert call(talks / "z.wav", *some, *more).code == 0
+    assert transcriber.calls[-1]["options"] == DecodeOptions(
+        vad_filter=True,
+        vad_parameters=VadOptions(threshold=0.4, speech_pad_ms=100, min_silence_duration_ms=800),
+        multilingual=True,
+    )
+    outcome = call(talks / "z.wav", "--vad", "--vad-parameters", "threshold")
+    assert outcome.code == 2 and "give name=number, such as threshold=0.4" in outcome.stderr
+    outcome = call(talks / "z.wav", "--vad-parameters", "threshold=0.4")
+    assert outcome.code == 2 and "without a voice activity detector" in outcome.stderr

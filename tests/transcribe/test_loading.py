@@ -41,7 +41,7 @@ def test_a_damaged_transformers_folder_is_a_weights_error(
     WhisperForConditionalGeneration(small_config).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="cannot load model"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors: a header of .* truncated"):
         load(str(tmp_path))
 
 

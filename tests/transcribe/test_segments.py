@@ -59,3 +59,20 @@ def test_a_segment_with_impossible_times_is_refused(start: float, end: float) ->
 def test_what_is_not_a_transcription_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="this is not a transcription"):
         Transcription.from_dict(fields)
+
+
+def test_languages_and_their_probabilities_are_in_json() -> None:
+    spoken = Transcription(
+        text="hello",
+        language="en",
+        segments=(Segment(0.0, 1.0, "hello", language="en"), Segment(1.0, 2.0, "hallo")),
+        seconds=2.0,
+        language_probability=0.75,
+        all_language_probs=(("en", 0.75), ("de", 0.25)),
+    )
+    fields = json.loads(json.dumps(spoken.to_dict()))
+    assert fields["language_probability"] == 0.75
+    assert fields["all_language_probs"] == {"en": 0.75, "de": 0.25}
+    assert fields["segments"][0]["language"] == "en" and "language" not in fields["segments"][1]
+    assert Transcription.from_dict(fields) == spoken
+    hash(spoken)

@@ -158,7 +158,7 @@ def holding(content: Any, name: object, value: object) -> Any:
 
 BIAS = "encoder.conv1.bias"
 WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
-    "a tensor": (lambda c: torch.zeros(2), "a dict with 'dims' and .* found Tensor"),
+    "a tensor": (lambda c: torch.zeros(2), "a dict with 'dims' and .* found a tensor"),
     "a state alone": (lambda c: c["model_state_dict"], r"found dict \['decoder.blocks.0"),
     "no dims": (lambda c: {"model_state_dict": {}}, r"found dict \['model_state_dict'\]"),
     "dims that are no dict": (lambda c: c | {"dims": 3}, "'dims' or 'model_state_dict' is not a d"),
@@ -169,7 +169,7 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "absurd layers": (lambda c: changed(c, n_text_layer=10**12), "n_text_layer is 1000000000000 f"),
     "an absurd width": (
         lambda c: changed(c, n_audio_state=2**62, n_text_state=2**62),
-        "of the wrong shape: encoder.conv1.weight is",
+        "d_model is 4611686018427387904, expected a positive number up to 16384",
     ),
     "two widths": (lambda c: changed(c, n_text_state=8), "n_audio_state 4 and n_text_state 8 diff"),
     "another vocabulary": (lambda c: changed(c, n_vocab=50257), "a vocabulary of 50257 tokens"),
@@ -183,19 +183,19 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda c: holding(c, BIAS, torch.zeros(5)),
         rf"{BIAS} is \[5\] instead of \[4\]",
     ),
-    "no tensor": (lambda c: holding(c, BIAS, [1, 2]), f"{BIAS} in model_state_dict is list, no te"),
-    "a number for a name": (lambda c: holding(c, 5, torch.zeros(2)), "5 in model_state_dict is Te"),
+    "no tensor": (lambda c: holding(c, BIAS, [1, 2]), f"{BIAS} in model_state_dict is list, expected a tensor"),
+    "a number for a name": (lambda c: holding(c, 5, torch.zeros(2)), "5 in model_state_dict is a tensor, exp"),
     "whole numbers": (
         lambda c: holding(c, BIAS, torch.zeros(4, dtype=torch.int64)),
-        f"tensor {BIAS} is not a plain float16, bfloat16 or float32 one",
+        f"tensor {BIAS} is not a contiguous float16, bfloat16 or float32 one",
     ),
     "a sparse tensor": (
         lambda c: holding(c, BIAS, torch.zeros(4).to_sparse()),
-        f"tensor {BIAS} is not a plain",
+        r"names torch\._utils\._rebuild_sparse_tensor",
     ),
     "a tensor that repeats one number": (
         lambda c: holding(c, BIAS, torch.zeros(1).expand(10**9)),
-        f"tensor {BIAS} is not a plain",
+        f"tensor {BIAS} is not a contiguous",
     ),
     "tensors that share their memory": (
         lambda c: c | {"model_state_dict": dict.fromkeys("abcd", torch.zeros(10**5))},

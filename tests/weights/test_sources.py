@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.modeling_whisper_flash_attention import (
+    WhisperFlashAttentionForConditionalGeneration,
+)
 from whisper_flash_attention.weights import hub_id, read_checkpoint
 
 
@@ -90,10 +94,59 @@ def test_a_device_is_neither_file_nor_folder() -> None:
         read_checkpoint("/dev/null")
 
 
-@pytest.mark.parametrize("source", ["~nobody-of-that-name/model", "/" + 5000 * "a"])
+@pytest.mark.parametrize("source", ["~nobody-of-that-name/model", "/" + 500 * "a"])
 def test_a_path_that_cannot_be_is_refused(source: str) -> None:
     with pytest.raises(WeightsError, match="cannot be looked at"):
         read_checkpoint(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", " ", "a\0b", "/tmp/a\0b.pt", "\ud800", "a/\udfff", "/" + 5000 * "a", 5000 * "a/b"],
+    ids=ascii,
+)
+def test_a_name_of_nothing_is_one_short_printable_line(source: str) -> None:
+    with pytest.raises(WeightsError, match="neither a path nor a Hub id") as caught:
+        read_checkpoint(source)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("source", ["a\nb", "a\x1b[31mb", "\udcff"], ids=ascii)
+def test_a_hub_id_with_control_characters_does_not_exist(source: str) -> None:
+    with pytest.raises(WeightsError, match="does not exist") as caught:
+        read_checkpoint(source)
+    assert str(caught.value).isprintable()
+
+
+def test_a_folder_that_may_not_be_searched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: object) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "listdir", refuse)  # root may search every folder
+    with pytest.raises(WeightsError, match="cannot be looked at .*Permission denied"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "config.json", "model.pt", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    if name != "config.json":
+        (tmp_path / "config.json").write_text("{}")
+    source = path if name == "model.pt" else tmp_path
+    with pytest.raises(WeightsError, match=rf"{name}: (is a|neither a file)|a folder with"):
+        WhisperFlashAttentionForConditionalGeneration.from_pretrained(source)
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,31 +1,45 @@
-"""Speech in recordings of any length, in bounded memory.
+"""Chunks of recordings of any length, in bounded memory.
 
-A recording that is not held is read twice: for the probabilities of speech, of which there is one
-per 512 samples, and for the chunks. The chunks are those of `speech_chunks` on all of it.
+A recording that is not held is read twice: for the levels and the probabilities of speech, of which
+there is one each per 512 samples, and for the chunks. The chunks are those of `speech_chunks` and
+`all_chunks` on all of it.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from whisper_flash_attention.audio import vad
+from whisper_flash_attention.audio.levels import Decibels, Levels
 from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.silence import is_silence
 from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import CHUNK_SECONDS, WINDOW_SECONDS, Chunk
-from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
+from whisper_flash_attention.audio.vad import CHUNK_SECONDS, Chunk, Span, chunk_of
+from whisper_flash_attention.audio.voice import FRAME, Voice
 from whisper_flash_attention.audio.waveforms import check_finite
+from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import AudioError
 
 # Of the detector, in a block.
 FRAMES = 1024
 
 
-def find_speech(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, Iterator[Chunk]]:
+@dataclass(frozen=True)
+class _Scan:
+    """What one pass over a recording gives: its samples' number, and per frame two numbers."""
+
+    size: int
+    levels: Decibels
+    probabilities: array[float]
+
+
+def find_speech(
+    sound: Sound, max_seconds: float = CHUNK_SECONDS, options: VadOptions | None = None
+) -> tuple[float, Iterator[Chunk]]:
     """Length of a recording in seconds, and chunks that hold all its speech, as `speech_chunks`.
 
     Raises:
@@ -35,42 +49,64 @@ def find_speech(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float
     if sound.samples is not None:
         check_finite(sound.samples)
         seconds = sound.samples.size / SAMPLING_RATE
-        return seconds, vad.speech_chunks(sound.samples, max_seconds)
-    voice, probabilities, size = Voice(vad.detector()), array("f"), 0
-    for block in sound.blocks(FRAME * FRAMES / SAMPLING_RATE):
-        size += block.size
-        probabilities.extend(voice.hear(block).tolist())
-    # In place of the samples, whose number alone matters now.
-    stand_in = torch.zeros(1).expand(size)
-    spans = vad.spans_of_speech(stand_in, Heard(probabilities), max_seconds)
-    return size / SAMPLING_RATE, cut(sound, spans)
+        return seconds, vad.speech_chunks(sound.samples, max_seconds, options)
+    scan = _scan(sound, Voice(vad.detector()))
+    spans = vad.chunk_spans(scan.size, scan.probabilities, scan.levels, max_seconds, options)
+    return scan.size / SAMPLING_RATE, cut(sound, spans)
 
 
-def cut_all(sound: Sound, max_seconds: float = WINDOW_SECONDS) -> tuple[float, Iterator[Chunk]]:
+def find_stretches(
+    sound: Sound, options: VadOptions | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Starts and ends of the stretches of speech that are read one after the other, in seconds.
+
+    Raises:
+        AudioError: as `Sound.blocks`.
+        MissingPackage: Silero's package is not installed.
+    """
+    if sound.samples is not None:
+        check_finite(sound.samples)
+    scan = _scan(sound, Voice(vad.detector()))
+    spans = vad.speech_spans(scan.size, scan.probabilities, options)
+    return tuple((begin / SAMPLING_RATE, end / SAMPLING_RATE) for begin, end in spans)
+
+
+def cut_all(sound: Sound, max_seconds: float = CHUNK_SECONDS) -> tuple[float, Iterator[Chunk]]:
     """Length of a recording in seconds, and all of it in chunks, as `all_chunks`.
 
     Raises:
         AudioError: as `Sound.blocks`.
     """
     if sound.samples is not None:
+        check_finite(sound.samples)
         seconds = sound.samples.size / SAMPLING_RATE
         return seconds, vad.all_chunks(sound.samples, max_seconds)
-    size, step = sum(block.size for block in sound.blocks()), round(max_seconds * SAMPLING_RATE)
-    spans = ((begin, min(begin + step, size)) for begin in range(0, size, step))
+    scan = _scan(sound)
+    spans = vad.covering_spans(scan.size, scan.levels, max_seconds)
     chunks = (chunk for chunk in cut(sound, spans) if not is_silence(chunk.samples))
-    return size / SAMPLING_RATE, chunks
+    return scan.size / SAMPLING_RATE, chunks
 
 
-def cut(sound: Sound, spans: Iterable[tuple[int, int]]) -> Iterator[Chunk]:
-    """Chunks of a recording, given first samples and ends in order."""
+def _scan(sound: Sound, voice: Voice | None = None) -> _Scan:
+    levels, probabilities, size = Levels(), array("f"), 0
+    for block in sound.blocks(FRAME * FRAMES / SAMPLING_RATE):
+        size += block.size
+        levels.add(block)
+        if voice is not None:
+            probabilities.extend(voice.hear(block).tolist())
+    return _Scan(size, levels.decibels, probabilities)
+
+
+def cut(sound: Sound, spans: Iterable[Span]) -> Iterator[Chunk]:
+    """Chunks of a recording, given their spans in order."""
     blocks = sound.blocks()
     room, first = np.zeros(0, np.float32), 0
-    for begin, end in spans:
-        while first + room.size < end:
-            kept = room[max(0, begin - first) :]
+    for span in spans:
+        while first + room.size < span.end:
+            kept = room[max(0, span.begin - first) :]
             first += room.size - kept.size
             block = next(blocks, None)
             if block is None:
                 raise AudioError(f"{sound.name}: became shorter while it was read")
             room = np.concatenate([kept, block])
-        yield Chunk(begin / SAMPLING_RATE, room[begin - first : end - first].copy())
+        yield chunk_of(span, room[span.begin - first : span.end - first].copy())

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
@@ -72,8 +73,8 @@ def batch_command(
         int | None,
         typer.Option(
             min=1,
-            help="ray: models (left out: one per GPU, or per 4 cores). local: threads that decode "
-            "recordings ahead.",
+            help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
+            "decode recordings ahead (left out: one per core, but one, and at most 16).",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -89,10 +90,18 @@ def batch_command(
         float,
         typer.Option(
             help="Hours of audio that a model has side by side: 0.23 GB each, twice (one group is "
-            "decoded while the last is transcribed).",
+            "made while the last is transcribed), and up to 2 hours more that are decoded ahead.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
+    decode_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Give up a recording whose decoder makes no progress for this long.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = DECODE_TIMEOUT,
     device: Annotated[
         str,
         typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINES_PANEL),
@@ -220,6 +229,7 @@ def batch_command(
                 resume=resume,
                 retry_errors=retry_errors,
                 limit=limit,
+                decode_timeout=decode_timeout,
                 console=console,
             )
     except KeyboardInterrupt as error:

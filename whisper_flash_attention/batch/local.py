@@ -1,15 +1,13 @@
-"""The engine `local`: one model in this process, threads that decode ahead. It needs no Ray."""
+"""The engine `local`: one model in this process, and processes that decode. It needs no Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from threading import Event
-from typing import cast
 
-from whisper_flash_attention.audio.ahead import work_ahead
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.stages import (
@@ -24,18 +22,23 @@ from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import DeviceError
 
 
-def run_local(items: Sequence[Item], work: Work) -> Iterator[list[Row]]:
+def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
     """Transcribe recordings group by group, and give the rows of each.
 
-    At any time one group is in work, one is being decoded, and beyond it a recording per thread.
+    At any time one group is in work, one is complete or being made, and beyond these is what
+    `DecoderPool.decode_each` decodes ahead.
 
     Raises:
+        DecoderError: the processes that decode cannot be started.
         WhisperFlashError: what would be the same for every recording.
     """
     stage = TranscribeStage(work.opener, work.asked)
-    stop = Event()
-    with closing(_groups(items, work, stop)) as groups:
-        for group in _one_ahead(groups, stop):
+    with (
+        DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode) as pool,
+        closing(_groups(items, work, pool)) as groups,
+        closing(_one_ahead(groups, pool)) as ready,
+    ):
+        for group in ready:
             try:
                 rows = stage.rows(group)
             except DeviceLost as error:
@@ -44,26 +47,14 @@ def run_local(items: Sequence[Item], work: Work) -> Iterator[list[Row]]:
             yield rows
 
 
-def _groups(items: Sequence[Item], work: Work, stop: Event) -> Generator[list[Decoded]]:
+def _groups(items: Sequence[Item], work: Work, pool: DecoderPool) -> Generator[list[Decoded]]:
     counts = [len(some) for some in planned(items, work)]
-
-    def decode_one(item: Item, nobody_waits: Event) -> Decoded:
-        return decode(item, lambda: stop.is_set() or nobody_waits.is_set())
-
-    decoded = cast("Generator[Decoded]", work_ahead(items, decode_one, workers=work.workers))
-    with closing(decoded):
+    with closing(decode(items, pool)) as decoded:
         for count in counts:
-            yield from grouped(_until(stop, islice(decoded, count)), work)
+            yield from grouped(islice(decoded, count), work)
 
 
-def _until(stop: Event, decoded: Iterable[Decoded]) -> Iterator[Decoded]:
-    for each in decoded:
-        if stop.is_set():
-            return
-        yield each
-
-
-def _one_ahead(groups: Iterator[list[Decoded]], stop: Event) -> Iterator[list[Decoded]]:
+def _one_ahead(groups: Generator[list[Decoded]], pool: DecoderPool) -> Generator[list[Decoded]]:
     """The groups, of which the next is made while the caller works on the last."""
     with ThreadPoolExecutor(1, thread_name_prefix="groups") as thread:
         try:
@@ -73,4 +64,4 @@ def _one_ahead(groups: Iterator[list[Decoded]], stop: Event) -> Iterator[list[De
                 yield group
                 del group
         finally:
-            stop.set()
+            pool.close()  # so that the thread does not wait for recordings that nobody wants

@@ -15,13 +15,15 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from whisper_flash_attention import errors
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.rows import Row, failed_row
 from whisper_flash_attention.batch.stages import (
@@ -284,8 +286,19 @@ class DecodeTask:
         if not _may_begin(self._attempts, "decode", (item.id for item in items)):
             yield _packed([])
             return
-        for group in grouped((decode(item) for item in items), self._work):
-            yield _packed(group)
+        pool = _decoder_pool(self._work.decode, self._work.decode_timeout)
+        with closing(decode(items, pool)) as decoded:
+            for group in grouped(decoded, self._work):
+                yield _packed(group)
+
+
+@cache
+def _decoder_pool(decode: str, timeout: float) -> DecoderPool:
+    """One decoder process beside this process of Ray's, kept from block to block.
+
+    What kills it does not take Ray's process and the block along. It ends with Ray's process.
+    """
+    return DecoderPool(1, timeout=timeout, decode=decode)
 
 
 def _packed(group: Sequence[Decoded]) -> Any:

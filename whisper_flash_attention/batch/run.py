@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
 from whisper_flash_attention.batch.local import run_local
@@ -62,6 +63,7 @@ def run_batch(
     resume: bool = True,
     retry_errors: bool = False,
     limit: int | None = None,
+    decode_timeout: float = DECODE_TIMEOUT,
     console: Console | None = None,
 ) -> Summary:
     """Transcribe an archive into shards of rows; given again, go on where it stopped.
@@ -73,7 +75,7 @@ def run_batch(
         asked: language, task and decoding, where a manifest's row asks for nothing else.
         engine: "local" (this process) or "ray" (Ray Data, any number of machines).
         cluster: where "ray" runs.
-        workers: threads that decode ("local"), or models ("ray"); None chooses.
+        workers: processes that decode ("local"), or models ("ray"); None chooses.
         group_hours: hours of audio that a model has side by side; bounds the memory.
         group_files: the most recordings that a model has side by side; None is 4 times the windows
             that are decoded at a time. (Of a small archive, "ray" has both smaller.)
@@ -82,6 +84,8 @@ def run_batch(
         resume: keep what earlier runs finished; otherwise their results are set aside.
         retry_errors: do recordings again whose rows have an error.
         limit: the most recordings of this run.
+        decode_timeout: seconds without progress after which decoding a recording is given up, which
+            is an error of that recording.
         console: for progress, warnings and errors of recordings; None shows nothing.
 
     Returns:
@@ -91,11 +95,12 @@ def run_batch(
         OptionError: misuse; ids that are there twice; another run is writing to the folder.
         MissingPackage: Ray, pyarrow, or what a URL needs is not installed.
         BatchError: results cannot be written (a full disk, say). What is in shards is safe.
+        DecoderError: the processes that decode cannot be started.
         WhisperFlashError: the model cannot be loaded, or do what is asked.
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
-    work = Work(opener, asked, group_hours, group_files, workers)
+    work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
     _check(str(output), engine, output_format, subtitles, limit)
     if engine != "ray" and cluster != Cluster():
         raise OptionError("address and gpus_per_worker are for engine 'ray'")

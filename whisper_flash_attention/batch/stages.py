@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import (
-    MOST_SECONDS_HELD,
-    Samples,
-    chosen_track,
-    join_blocks,
-    stream_audio,
-)
+from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
+from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.sound import Channels, Sound
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
@@ -30,6 +26,7 @@ from whisper_flash_attention.batch.places import is_url, opened, refuse_special_
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
+    AudioError,
     DeviceError,
     IncompatibleTransformers,
     MissingPackage,
@@ -72,61 +69,55 @@ class Decoded:
         return 0.0 if self.samples is None else self.samples.shape[-1] / SAMPLING_RATE
 
 
-def decode(item: Item, stopped: Callable[[], bool] = lambda: False) -> Decoded:
-    """Decode one recording, or the part of it that is asked for.
+def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
+    """Decode recordings, or the parts of them that are asked for, in their order.
 
-    Args:
-        item: the recording.
-        stopped: asked between blocks; once it says so, the rest is left out.
+    URLs are opened in the processes that decode, so that a storage package that crashes or hangs
+    costs one recording, too. Settings that are made in this process alone do not reach them.
 
     Raises:
+        DecoderError: the processes cannot be started, or the pool was closed.
         Exception: what `is_bug` says no recording is the cause of.
     """
-    try:
-        if not is_url(item.path):
-            refuse_special_file(item.path)
-            return Decoded(item, _samples(item, item.path, stopped))
-        with opened(item.path) as file:
-            return Decoded(item, _samples(item, file, stopped))
-    except Exception as error:  # codecs raise whatever they like
-        name = printable(item.path)
-        if is_bug(error):
-            error.add_note(f"while {name} was decoded")
-            raise
-        message = str(error) or repr(error)
-        if name not in message:
-            message = f"{name}: {message.removeprefix('<file>: ')}"
-        return Decoded(item, failure=failed_row(item, type(error).__name__, message))
+    with closing(pool.decode_each(map(_request, items))) as decoded:
+        for item, audio in zip(items, decoded, strict=True):
+            if audio.error is None:
+                yield Decoded(item, audio.samples)
+            else:
+                yield Decoded(item, failure=_failure(item, audio.error))
 
 
-def _samples(item: Item, source: object, stopped: Callable[[], bool]) -> Samples:
-    if item.channel != "each":
-        number = item.channel if isinstance(item.channel, int) else None
-        return _channel(item, source, number, stopped)
-    count = chosen_track(source, item.audio_track).channels  # type: ignore[arg-type]
-    channels = [_channel(item, source, number, stopped) for number in range(1, count + 1)]
-    # They differ in length where the decoding of one was stopped.
-    return np.stack([each[: min(map(len, channels))] for each in channels])
-
-
-def _channel(
-    item: Item, source: object, number: int | None, stopped: Callable[[], bool]
-) -> Samples:
-    """The samples `[T]` of one channel, or of all channels mixed."""
-    blocks = []
-    found = stream_audio(
-        source,  # type: ignore[arg-type]
+def _request(item: Item) -> DecodeRequest:
+    is_plain = not is_url(item.path) and not _is_special(item.path)
+    channel = None if item.channel in (None, "mix") else item.channel
+    return DecodeRequest(
+        item.path,
+        None if is_plain else f"{opened.__module__}:{opened.__name__}",
         start=item.start,
         end=item.end,
-        channel=number,
+        channel=channel,
         track=item.audio_track,
-        most_seconds=MOST_SECONDS_HELD,
     )
-    for block in found:
-        blocks.append(block)
-        if stopped():
-            break
-    return join_blocks(blocks)
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe or a device, which `opened` refuses."""
+    try:
+        refuse_special_file(path)
+    except AudioError:
+        return True
+    return False
+
+
+def _failure(item: Item, error: Exception) -> Row:
+    name = printable(item.path)
+    if is_bug(error):
+        error.add_note(f"while {name} was decoded")
+        raise error
+    message = str(error) or repr(error)
+    if name not in message:
+        message = f"{name}: {message.removeprefix('<file>: ')}"
+    return failed_row(item, type(error).__name__, message)
 
 
 def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener
 from whisper_flash_attention.errors import OptionError
@@ -26,7 +27,9 @@ class Work:
             samples is 0.23 GB. A recording that is longer is a group of its own.
         group_files: the most recordings of a group; None is some times more than are decoded at a
             time.
-        workers: engine "local": threads that decode ahead; engine "ray": models. None chooses.
+        workers: engine "local": processes that decode; engine "ray": models. None chooses.
+        decode_timeout: seconds without progress after which decoding a recording is given up.
+        decode: name of the function that decodes, as for `DecoderPool`.
 
     Raises:
         OptionError: a number makes no sense.
@@ -37,10 +40,14 @@ class Work:
     group_hours: float = 4.0
     group_files: int | None = None
     workers: int | None = None
+    decode_timeout: float = DECODE_TIMEOUT
+    decode: str = STREAM_AUDIO
 
     def __post_init__(self) -> None:
         if not self.group_hours > 0:
             raise OptionError(f"group_hours must be more than 0, got {self.group_hours}")
+        if not self.decode_timeout > 0:
+            raise OptionError(f"decode_timeout must be more than 0, got {self.decode_timeout}")
         for name, number in (
             ("batch_size", self.asked.batch_size),
             ("group_files", self.group_files),

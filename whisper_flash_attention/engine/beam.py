@@ -187,6 +187,9 @@ class _Search:
         if self._request.sample:
             chosen = torch.multinomial(torch.softmax(totals, dim=-1), beams.candidates)
             scores = totals.gather(1, chosen)
+            if beams.sort_sampled:
+                scores, order = scores.sort(dim=-1, descending=True)
+                chosen = chosen.gather(1, order)
         else:
             scores, chosen = torch.topk(totals, beams.candidates)
         sources = (chosen // vocabulary + self._first_beam).flatten()

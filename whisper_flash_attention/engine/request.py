@@ -24,6 +24,8 @@ class Beams:
         early_stopping: True, False or "never".
         candidates: C, continuations looked at per search and step; Transformers takes K times the
             number of tokens that may end a row plus one, at least 2 K.
+        sort_sampled: sampled continuations are ranked by score, not by the order of the draw; only
+            the first K may finish.
     """
 
     num_beams: int
@@ -31,6 +33,7 @@ class Beams:
     length_penalty: float
     early_stopping: bool | str
     candidates: int
+    sort_sampled: bool = False
 
 
 @dataclass(frozen=True)

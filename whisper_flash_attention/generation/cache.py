@@ -1,7 +1,7 @@
 """The key/value cache in a `generate` output, computed when someone looks at it.
 
 The engine's buffers serve the next call, and copying every layer's keys and values out of them
-would cost more memory than the decode itself. Hardly anyone reads `past_key_values` of Whisper's
+would cost more memory than the decode itself. Hardly anyone reads the cache of Whisper's
 output, so it is recomputed on demand: one pass of the model over the tokens gives the same cache.
 """
 
@@ -14,6 +14,7 @@ import torch
 from transformers import EncoderDecoderCache
 
 from whisper_flash_attention.cache import new_cache
+from whisper_flash_attention.compat import CACHE
 
 _PARTS = ("self_attention_cache", "cross_attention_cache", "is_updated")
 
@@ -78,8 +79,8 @@ def recomputed_cache(model: Any, states: torch.Tensor, sequences: torch.Tensor) 
         model.model.decoder(
             input_ids=sequences[:, :-1],
             encoder_hidden_states=states.repeat_interleave(repeats, dim=0),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         return cache
 

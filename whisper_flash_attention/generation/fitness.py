@@ -8,7 +8,7 @@ functions of all classes that are involved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import chain, repeat
 from operator import contains, is_not, itemgetter
@@ -29,7 +29,7 @@ AUTOMATIC = to_transformers_name("auto")
 # Probabilities of modules that drop values or whole layers in training mode.
 RATES = ("dropout", "activation_dropout", "layerdrop")
 _TRAINING = itemgetter("training")
-_HOOKS: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*HOOKS)
+_HOOKS: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*HOOKS)
 
 
 class Inspected:
@@ -137,7 +137,7 @@ def _inspect(model: Any) -> Inspected | Handover:
     return inspected
 
 
-def _hooks(attributes: Iterable[dict[str, Any]]) -> list[int]:
+def _hooks(attributes: Iterable[Mapping[str, Any]]) -> list[int]:
     """Numbers of all hooks, which are never given twice."""
     return list(chain.from_iterable(chain.from_iterable(map(_HOOKS, attributes))))
 
@@ -153,7 +153,8 @@ def _methods(model_class: type) -> list[Any]:
 def _mode() -> str | None:
     """What intercepts PyTorch's operations: Transformers' own are the ones that it should see."""
     # A default device is a mode, too, and changes no operation on tensors that are there.
-    modes = [mode for mode in _get_current_function_mode_stack() if type(mode) is not DeviceContext]
+    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = [mode for mode in stack if type(mode) is not DeviceContext]
     if modes:
         return type(modes[-1]).__name__
     if torch._C._len_torch_dispatch_stack():

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     ENCODER = "the encoder's output was given in a form that the engine does not take"
     PROCESSOR = "a logits processor has no counterpart in the engine"
     CRITERION = "a stopping criterion has no counterpart in the engine"
+    LOOP = "an option needs another decode loop of Transformers"
     LENGTH = "the output may be longer than the model's positions"
     ASSISTANT = "the model assists another one"
     SYNCED = "several GPUs decode in lockstep"

@@ -5,7 +5,7 @@
         └─ decode       ─ translate ─ engine.decode      or Transformers' loop, with a reason
 
 `decode` returns what stock's `_sample` or `_beam_search` would: token ids, or a dictionary whose
-`past_key_values` is computed when it is looked at.
+key/value cache is computed when it is looked at.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from whisper_flash_attention.cache import BucketedLayer
 from whisper_flash_attention.compat import (
+    CACHE,
     BaseModelOutput,
     GenerateBeamEncoderDecoderOutput,
     GenerateEncoderDecoderOutput,
@@ -29,11 +30,12 @@ from whisper_flash_attention.generation.handover import Handover, Reason, say
 from whisper_flash_attention.generation.no_speech import detects_silence, listen
 from whisper_flash_attention.generation.scope import Decode, current_scope
 from whisper_flash_attention.generation.translate import translate
+from whisper_flash_attention.generation.unexpected import check_encoder, check_handover
 
 # What `_sample` may get that changes nothing here: Whisper's encoder ignores its mask, the engine
 # computes the last logits only, in any case, and Transformers drops the labels that its trainer
 # passes before each step.
-HARMLESS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", "past_key_values"})
+HARMLESS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", CACHE})
 LOOKED_AT = frozenset({"encoder_outputs", "decoder_attention_mask"})
 
 
@@ -63,15 +65,18 @@ class Plan:
 def decode(model: Any, call: Call) -> Any:
     """Run the call on the engine; `Handover` if Transformers' own loop must."""
     plan = _plan(model, call)
+    scope = current_scope()
     if isinstance(plan, Handover):
         hand_over(plan)
+        check_handover(plan, scope.options, call.config)
         return plan
+    check_encoder(scope, scope.options)
     if detects_silence(call.processors):
         listen(call.processors, plan.engine, plan.states, call.input_ids, plan.request)
     decoded = plan.engine.decode(plan.states, call.input_ids, plan.request)
     if call.streamer is not None:
         call.streamer.end()
-    current_scope().decodes.append(
+    scope.decodes.append(
         Decode(
             call.input_ids, plan.request, plan.states, decoded, call.config, _is_repeatable(call)
         )
@@ -103,15 +108,15 @@ def as_dictionary(
         "logits": decoded.logits,
     }
     if decoded.beam_indices is None:
-        cache = recomputed_cache(model, states, decoded.sequences)
-        return GenerateEncoderDecoderOutput(**fields, past_key_values=cache)
+        fields[CACHE] = recomputed_cache(model, states, decoded.sequences)
+        return GenerateEncoderDecoderOutput(**fields)
     assert decoded.running is not None
+    fields[CACHE] = recomputed_cache(model, states, decoded.running)
     return GenerateBeamEncoderDecoderOutput(
         **fields,
         # Transformers gives these two together or not at all.
         sequences_scores=cast(Any, None if decoded.scores is None else decoded.sequences_scores),
         beam_indices=cast(Any, decoded.beam_indices),
-        past_key_values=recomputed_cache(model, states, decoded.running),
     )
 
 
@@ -123,6 +128,8 @@ def encode(model: Any, features: Any, kwargs: dict[str, Any], config: Any) -> An
         kwargs: the model's other inputs.
         config: the call's `GenerationConfig`.
     """
+    scope = current_scope()
+    scope.encoder_reached = True
     if config.output_attentions or config.output_hidden_states:
         return None
     if not takes(model, features) or any(
@@ -133,7 +140,7 @@ def encode(model: Any, features: Any, kwargs: dict[str, Any], config: Any) -> An
     engine = engine_for(model)
     if isinstance(engine, Handover):
         return None
-    return BaseModelOutput(last_hidden_state=current_scope().encode(engine, features))
+    return BaseModelOutput(last_hidden_state=scope.encode(engine, features))
 
 
 def takes(model: Any, features: Any) -> bool:
@@ -156,13 +163,13 @@ def split_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: 
         stock: stock's method; the other arguments are its own.
     """
     outputs = seek_outputs
-    cache = None if isinstance(outputs, torch.Tensor) else outputs.get("past_key_values")
+    cache = None if isinstance(outputs, torch.Tensor) else outputs.get(CACHE)
     if not isinstance(cache, RecomputedCache):
         return stock(seek_outputs=outputs, is_shortform=is_shortform, **more)
-    rest = {name: value for name, value in outputs.items() if name != "past_key_values"}
+    rest = {name: value for name, value in outputs.items() if name != CACHE}
     sequences, rows = stock(seek_outputs=type(outputs)(**rest), is_shortform=is_shortform, **more)
     for index, row in enumerate(rows):
-        row["past_key_values"] = cache.row(index) if is_shortform else None
+        row[CACHE] = cache.row(index) if is_shortform else None
     return sequences, rows
 
 
@@ -206,9 +213,7 @@ def _why_not(model: Any, call: Call) -> Handover | None:
         return Handover(Reason.INTERNALS)
     if not kwargs.get("use_cache"):
         return Handover(Reason.NO_CACHE)
-    if config.cache_implementation not in (None, "dynamic") or not _is_own(
-        kwargs.get("past_key_values")
-    ):
+    if config.cache_implementation not in (None, "dynamic") or not _is_own(kwargs.get(CACHE)):
         return Handover(Reason.CACHE)
     for name, value in kwargs.items():
         if value is not None and name not in HARMLESS | LOOKED_AT:

@@ -31,6 +31,7 @@ from whisper_flash_attention.generation.fitness import engine_for
 from whisper_flash_attention.generation.handover import Handover
 from whisper_flash_attention.generation.loop import as_dictionary, takes
 from whisper_flash_attention.generation.scope import Decode, Scope, call_scope
+from whisper_flash_attention.generation.unexpected import check_reached, options_of
 
 # Options that decide nothing but the prompt, the rules, the lengths and the form of the output.
 OPTIONS = frozenset(
@@ -155,8 +156,9 @@ def generate(
                 result = prepared.run(model, engine, features)
             if result is not None:
                 return result
-    with call_scope() as scope:
+    with call_scope(options_of(args, kwargs)) as scope:
         result = stock()
+    check_reached(model, scope)
     if key is not None and prepared is None:
         prepared = _prepare(model, scope, kwargs, result)
         if prepared is not None:

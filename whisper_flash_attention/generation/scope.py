@@ -41,6 +41,9 @@ class Scope:
     decodes: list[Decode] = field(default_factory=list)
     languages: list[torch.Tensor] = field(default_factory=list)
     handed_over: bool = False
+    # The arguments of `generate` by name; None for decodes outside of it.
+    options: dict[str, Any] | None = None
+    encoder_reached: bool = False
     _features: torch.Tensor | None = None
     _states: torch.Tensor | None = None
 
@@ -64,9 +67,9 @@ _current: ContextVar[Scope | None] = ContextVar("whisper_flash_attention_generat
 
 
 @contextmanager
-def call_scope() -> Iterator[Scope]:
-    """A new memory, for the time of one `generate` call."""
-    scope = Scope()
+def call_scope(options: dict[str, Any] | None = None) -> Iterator[Scope]:
+    """A new memory, for the time of one `generate` call with these options."""
+    scope = Scope(options=options)
     token = _current.set(scope)
     try:
         yield scope

@@ -160,7 +160,8 @@ class Kind:
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = True) -> Kind:
-    shapes = {"weight": (outputs, inputs), "bias": (outputs,) if bias else None}
+    shapes: dict[str, tuple[int, ...] | None] = {"weight": (outputs, inputs)}
+    shapes["bias"] = (outputs,) if bias else None
     return Kind(nn.Linear, shapes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from whisper_flash_attention.compat import (
+    SORTS_SAMPLED_BEAMS,
     EosTokenCriteria,
     MaxLengthCriteria,
     MinLengthLogitsProcessor,
@@ -126,6 +127,7 @@ def translate_beams(config: Any) -> Beams:
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
         candidates=kept * config.num_beams,
+        sort_sampled=SORTS_SAMPLED_BEAMS,
     )
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # C0, DEL and C1 controls; line and paragraph separators; surrogates, which stand for bytes that are
 # not UTF-8; noncharacters, by which a terminal may resynchronise.
@@ -58,6 +58,8 @@ def json_line(value: Any) -> str:
 
 def print_line(console: Console, text: object) -> None:
     """Print the printable form of `text` as one line, whatever the width, without markup."""
+    from rich.text import Text
+
     console.print(Text(printable(text)), soft_wrap=True)
 
 

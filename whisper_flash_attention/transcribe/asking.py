@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from whisper_flash_attention import validation as check
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, changed
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.prompting import Hints
 
@@ -67,6 +67,8 @@ class Asked(TypedDict, total=False):
     clip_timestamps: Iterable[float]
     word_timestamps: bool
     vad_filter: bool | None
+    vad_parameters: VadOptions | Mapping[str, float] | None
+    multilingual: bool
     hallucination_silence_threshold: float | None
 
 
@@ -131,7 +133,22 @@ def _wish(row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]
         audio_track=row["audio_track"],
     )
     options.check_model(languages)
+    if decode.multilingual:
+        _check_multilingual(options, languages)
     return Wish(options, Hints(**{name: _hint(name, row, decode) for name in HINTS}))
+
+
+def _check_multilingual(options: TranscribeOptions, languages: Collection[str]) -> None:
+    if set(languages) == {"en"}:
+        raise OptionError(
+            "multilingual needs a multilingual model, and this one is English-only; take one "
+            "without '.en' in its name"
+        )
+    if options.language is not None:
+        raise OptionError(
+            f"multilingual detects the language in every window, but language "
+            f"{options.language!r} is given: give one of the two"
+        )
 
 
 def _hint(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:

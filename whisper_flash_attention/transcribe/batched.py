@@ -1,9 +1,9 @@
 """Transcribe chunks of speech side by side, wherever in whichever recording they are.
 
 No chunk waits for another, so that one long recording fills a batch as well as many short ones do.
-A chunk is not told what was said before. Its answer is judged and decoded again as in the
+A chunk has no text before it as context. Its answer is judged and decoded again as in the
 sequential algorithm, and all of it is kept: what follows the last pair of timestamps is a segment,
-too, for no later window reads it again.
+too. What the answer leaves out of the chunk (`leftovers`) is read once more, with other chunks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.loop import Engine
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.leftovers import leftovers
 from whisper_flash_attention.transcribe.prompting import Hints, Prompter
 from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.segments import Segment
@@ -35,6 +37,8 @@ from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
 
 # Chunks are encoded, and words looked for, in so many groups for all slots.
 GROUPS = 4
+# Leftovers of leftovers are read, too, up to this depth.
+MOST_DEPTH = 3
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Speech:
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected, in the first chunk.
         hints: what its chunks are told.
+        detected: probabilities of languages by code, of every chunk in which they were detected.
     """
 
     chunks: Iterable[Chunk]
@@ -54,16 +59,51 @@ class Speech:
     task: str
     language: str | None
     hints: Hints = field(default_factory=Hints)
+    detected: list[dict[str, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Item:
-    """A chunk on its way, the number of its recording, and whether it is the first of it."""
+    """A chunk on its way.
+
+    Args:
+        index: the number of its recording.
+        is_first: whether it is the first of its recording.
+        language: of this chunk, if that is detected in every one.
+        whole: the chunk of which this one is left, if it is.
+        segments: what its answer says.
+        parts: what its answer left, on their way, too.
+        is_split: whether these parts are all of the chunk, to take the answer's place.
+        is_read: whether `segments` is known.
+    """
 
     index: int
     owner: Speech
     chunk: Chunk
     is_first: bool
+    language: str | None = None
+    whole: Item | None = None
+    segments: tuple[Segment, ...] = ()
+    parts: tuple[Item, ...] = ()
+    is_split: bool = False
+    is_read: bool = False
+
+    @property
+    def depth(self) -> int:
+        """0 for a chunk of the recording, 1 for what its answer left, and so on."""
+        return 0 if self.whole is None else 1 + self.whole.depth
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it and all that it left were read."""
+        return self.is_read and all(part.is_done for part in self.parts)
+
+    def all_segments(self) -> tuple[Segment, ...]:
+        """Segments of it and of what it left, in order of time."""
+        left = [segment for part in self.parts for segment in part.all_segments()]
+        if self.is_split:
+            return max(self.segments, tuple(left), key=_text_length)
+        return tuple(sorted([*self.segments, *left], key=lambda segment: segment.start))
 
     def __str__(self) -> str:
         return f"the speech at {self.chunk.start:.1f} s of recording {self.index + 1}"
@@ -94,7 +134,12 @@ class BatchedReader:
         self._follows_later = engine.weights.device.type != "cpu"
         self._aligner = aligner
         self._vocabulary = vocabulary
-        self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
+        self._options = options
+        self._decoder = WindowDecoder(
+            engine, vocabulary, tokenizer, options, always_watch_silence=True
+        )
+        # Leftovers whose turn has not come.
+        self._left: deque[Item] = deque()
         self._prompter = Prompter(vocabulary, tokenizer, options)
 
     def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
@@ -111,89 +156,143 @@ class BatchedReader:
             if in_slots:
                 yield from self._read_in_slots(staged, batch_size)
             else:
-                yield from self._read_in_batches(staged)
+                yield from self._read_in_batches(staged, size)
 
     def _read_in_slots(self, groups: Iterator[_Staged], slots: int) -> Iterator[Read]:
         ready: deque[Window] = deque()
         order: deque[Item] = deque()
 
+        size = max(1, slots // GROUPS)
+
         def more(count: int) -> list[Window]:
-            while len(ready) < count and (group := next(groups, None)) is not None:
-                order.extend(group[0])
+            while len(ready) < count:
+                # Few leftovers wait for others, so that the encoder has a group to work on.
+                group = self._take_left(size) if len(self._left) >= size else next(groups, None)
+                group = group or self._take_left(size)
+                if group is None:
+                    break
+                order.extend(item for item in group[0] if item.whole is None)
                 ready.extend(self._windows(*group))
             return [ready.popleft() for _ in range(min(count, len(ready)))]
 
-        answered = decode_windows(self._engine, self._decoder, more, slots)
+        def with_leftovers() -> Iterator[tuple[Window, Answer]]:
+            # Noted before more windows are asked for.
+            for window, answer in decode_windows(self._engine, self._decoder, more, slots):
+                self._note_left(window.owner, answer)
+                yield window, answer
+
+        answered = with_leftovers()
         # Words are looked for in several chunks together.
         together = 1 if self._aligner is None else max(1, slots // GROUPS)
-        done: dict[int, Read] = {}
-        behind: deque[Iterator[list[Read]]] = deque()
+        behind: deque[Iterator[bool]] = deque()
         while some := list(islice(answered, together)):
-            behind.append(self._follow_into(done, some))
+            items = [window.owner for window, _ in some]
+            states = [window.states for window, _ in some]
+            answers = [answer for _, answer in some]
+            behind.append(self._follow(items, states, partial(list, answers)))
             _advance(behind)
             while behind and not self._follows_later:
                 _advance(behind)
-            yield from _in_order(order, done)
+            yield from _in_order(order)
         while behind:
             _advance(behind)
-        yield from _in_order(order, done)
+        yield from _in_order(order)
 
-    def _follow_into(
-        self, done: dict[int, Read], answered: list[tuple[Window, Answer]]
-    ) -> Iterator[list[Read]]:
-        """As `_follow`, and what chunks say is kept by their items' ids."""
-        items = [window.owner for window, _ in answered]
-        states = [window.states for window, _ in answered]
-        for reads in self._follow(items, states, lambda: [answer for _, answer in answered]):
-            done |= {id(item): read for item, read in zip(items, reads, strict=False)}
-            yield reads
+    def _take_left(self, most: int) -> _Staged | None:
+        """Leftovers that are read next, and their clips; None if there are none."""
+        items = [self._left.popleft() for _ in range(min(most, len(self._left)))]
+        return (items, _clips(items)) if items else None
+
+    def _note_left(self, item: Item, answer: Answer) -> None:
+        """Have what an answer leaves out of its chunk read, too."""
+        if item.depth == MOST_DEPTH or not self._is_heard(item.chunk, answer):
+            return
+        most = self._options.max_new_tokens
+        if most is not None and len(answer.tokens) >= most:
+            return  # cut off on purpose
+        left = leftovers(
+            item.chunk,
+            answer.tokens,
+            self._pieces(item.chunk, answer),
+            self._vocabulary,
+            uses_vad=self._options.uses_vad,
+        )
+        item.is_split = left.is_split
+        item.parts = tuple(
+            Item(item.index, item.owner, chunk, False, item.language, item) for chunk in left.chunks
+        )
+        self._left.extend(item.parts)
 
     def _windows(self, items: list[Item], clips: list[Any]) -> list[Window]:
         """Chunks with their states, and what they are told."""
         states = self._encode(clips)
-        self._detect_languages([each.owner for each in items], states)
+        self._detect_languages(items, states)
         # States of their own: those of a group would be held until the last of it is done.
         return [
             Window(row.clone(), self._prompt(item), item)
             for row, item in zip(states, items, strict=True)
         ]
 
-    def _read_in_batches(self, batches: Iterator[_Staged]) -> Iterator[Read]:
-        behind: deque[Iterator[list[Read]]] = deque()
-        for batch, clips in batches:
+    def _read_in_batches(self, batches: Iterator[_Staged], size: int) -> Iterator[Read]:
+        order: deque[Item] = deque()
+        behind: deque[Iterator[bool]] = deque()
+        while True:
+            group = next(batches, None) or self._take_left(size)
+            if group is None:
+                if not behind:
+                    return
+                # What these leave is known once they are done.
+                _advance(behind)
+                yield from _in_order(order)
+                continue
+            batch, clips = group
+            order.extend(item for item in batch if item.whole is None)
             states = self._encode(clips)
-            self._detect_languages([each.owner for each in batch], states)
+            self._detect_languages(batch, states)
             prompts = [self._prompt(each) for each in batch]
-            ready: list[Read] = []
 
-            def catch_up(ready: list[Read] = ready) -> None:
-                ready += _advance(behind)
+            def catch_up() -> None:
+                _advance(behind)
 
             later = self._decoder.decode_first(states, prompts, catch_up)
-            behind.append(self._follow(batch, states, later))
-            yield from ready
+            behind.append(self._follow(batch, states, self._noting(batch, later)))
+            yield from _in_order(order)
             while behind and not self._follows_later:
-                yield from _advance(behind)
-        while behind:
-            yield from _advance(behind)
+                _advance(behind)
+                yield from _in_order(order)
+
+    def _noting(
+        self, batch: list[Item], later: Callable[[], list[Answer]]
+    ) -> Callable[[], list[Answer]]:
+        """The same answers, of which it is noted what they leave."""
+
+        def answers() -> list[Answer]:
+            found = later()
+            for item, answer in zip(batch, found, strict=True):
+                self._note_left(item, answer)
+            return found
+
+        return answers
 
     def _follow(
         self,
         batch: list[Item],
         states: Tensor | list[Tensor],
         later: Callable[[], list[Answer]],
-    ) -> Iterator[list[Read]]:
-        """What the host does of a batch while the device decodes the next.
+    ) -> Iterator[bool]:
+        """What the host does of a batch while the device decodes the next; whether it is done.
 
-        Nothing is given where the device was asked for more, and the next batch may go first.
+        It is not where the device was asked for more, and the next batch may go first.
         """
-        said = self.segments(batch, later())
+        found = self.segments(batch, later())
         if self._aligner is not None:
-            spoken = [spoken_window(*each) for each in zip(batch, states, said, strict=True)]
+            spoken = [spoken_window(*each) for each in zip(batch, states, found, strict=True)]
             words = self._aligner.begin(spoken)
-            yield []
-            said = [each.segments for each in words()]
-        yield [_read(each, segments) for each, segments in zip(batch, said, strict=True)]
+            yield False
+            found = [each.segments for each in words()]
+        for item, segments in zip(batch, found, strict=True):
+            item.segments, item.is_read = segments, True
+        yield True
 
     def _encode(self, clips: list[Any]) -> Tensor:
         weights = self._engine.weights
@@ -205,42 +304,56 @@ class BatchedReader:
         )
         return self._engine.encode(features)
 
-    def _detect_languages(self, owners: list[Speech], states: Tensor) -> None:
-        """Detect what is spoken in recordings of which that was not said, by their first chunk."""
-        first: dict[int, int] = {}
-        for row, owner in enumerate(owners):
-            if owner.language is None:
-                first.setdefault(id(owner), row)
-        rows = list(first.values())
-        if rows:
-            for row, code in zip(rows, self._decoder.languages(states[rows]), strict=True):
-                owners[row].language = code
+    def _detect_languages(self, items: list[Item], states: Tensor) -> None:
+        """Detect languages that are not known: of recordings in their first chunk, or of chunks.
+
+        What a chunk leaves is short, and in the chunk's language.
+        """
+        rows: dict[int, int] = {}
+        for row, item in enumerate(items):
+            if self._options.multilingual and item.language is None:
+                rows.setdefault(id(item), row)
+            elif item.owner.language is None:
+                rows.setdefault(id(item.owner), row)
+        if not rows:
+            return
+        chosen = list(rows.values())
+        found = self._decoder.language_probabilities(states[chosen])
+        for row, chances in zip(chosen, found, strict=True):
+            item, code = items[row], next(iter(chances))
+            item.owner.detected.append(chances)
+            item.owner.language = code
+            if self._options.multilingual:
+                item.language = code
 
     def _prompt(self, item: Item) -> list[int]:
-        owner = item.owner
-        assert owner.language is not None
+        owner, language = item.owner, _language(item)
         before = self._prompter.tokens(owner.hints.initial_prompt)
         return self._prompter.prompt(
-            owner.language, owner.task, before, owner.hints, is_first=item.is_first
+            language, owner.task, before, owner.hints, is_first=item.is_first
         )
 
     def segments(
         self, batch: Sequence[Item], answers: Sequence[Answer]
     ) -> list[tuple[Segment, ...]]:
         """What each chunk of a batch says, in seconds of its recording."""
-        return [
-            self._segments(each.chunk, answer) for each, answer in zip(batch, answers, strict=True)
-        ]
+        return [self._segments(*each) for each in zip(batch, answers, strict=True)]
 
-    def _segments(self, chunk: Chunk, answer: Answer) -> tuple[Segment, ...]:
-        if self._decoder.is_silent(answer):
+    def _segments(self, item: Item, answer: Answer) -> tuple[Segment, ...]:
+        if not self._is_heard(item.chunk, answer):
             return ()
         found = []
-        for piece in self._pieces(chunk, answer):
+        for piece in self._pieces(item.chunk, answer):
             text = self._decoder.text(piece.tokens)
             if text:
-                found.append(segment_of(piece, text, chunk.start, answer))
+                found.append(segment_of(piece, text, item.chunk.start, answer, item.language))
         return tuple(found)
+
+    def _is_heard(self, chunk: Chunk, answer: Answer) -> bool:
+        """Whether an answer counts: it is not silence, and believed where speech is doubtful."""
+        if chunk.is_doubtful and not self._decoder.is_credible(answer):
+            return False
+        return not self._decoder.is_silent(answer)
 
     def _pieces(self, chunk: Chunk, answer: Answer) -> list[Piece]:
         """All that a chunk says, none of it longer than the chunk."""
@@ -267,39 +380,45 @@ def _clips(batch: list[Item]) -> list[Samples]:
     return [each.chunk.samples for each in batch]
 
 
-def _advance(behind: deque[Iterator[list[Read]]]) -> list[Read]:
-    """Take all batches that are behind one step further; what those say that are done."""
-    found: list[Read] = []
+def _advance(behind: deque[Iterator[bool]]) -> None:
+    """Take all batches that are behind one step further, and drop those that are done."""
     for each in list(behind):
-        if reads := next(each):
-            found += reads
-            behind.popleft()
-    return found
+        if next(each):
+            behind.remove(each)
 
 
-def _in_order(order: deque[Item], done: dict[int, Read]) -> Iterator[Read]:
+def _in_order(order: deque[Item]) -> Iterator[Read]:
     """What chunks say, as far as all before them are done."""
-    while order and id(order[0]) in done:
-        yield done.pop(id(order.popleft()))
+    while order and order[0].is_done:
+        yield _read(order.popleft())
 
 
-def _read(item: Item, segments: tuple[Segment, ...]) -> Read:
-    done = round((item.chunk.start + item.chunk.seconds) * FRAMES_PER_SECOND)
+def _read(item: Item) -> Read:
+    done = round(item.chunk.end * FRAMES_PER_SECOND)
     total = round(item.owner.seconds * FRAMES_PER_SECOND)
-    return Read(item.index, segments, min(done, total), total)
+    return Read(item.index, item.all_segments(), min(done, total), total)
+
+
+def _text_length(segments: Sequence[Segment]) -> int:
+    return sum(len(segment.text) for segment in segments)
+
+
+def _language(item: Item) -> str:
+    language = item.language or item.owner.language
+    assert language is not None
+    return language
 
 
 def spoken_window(item: Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
     """What is needed to find the words of a chunk; nobody speaks right before it."""
     owner, chunk = item.owner, item.chunk
-    assert owner.language is not None
     return SpokenWindow(
         states=states,
         segments=segments,
         start=chunk.start,
         frames=round(chunk.seconds * FRAMES_PER_SECOND),
-        seconds=min(owner.seconds, chunk.start + chunk.seconds),
-        language=owner.language,
+        seconds=min(owner.seconds, chunk.end),
+        language=_language(item),
         task=owner.task,
         last_speech=chunk.start,
     )

@@ -18,6 +18,7 @@ from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.prompting import Hints
 from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.windows import likeliest_first
 
 # What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.
 SHARED = frozenset(
@@ -55,8 +56,8 @@ def transcribe_by_generate(
     options: DecodeOptions,
     initial_prompt: str | None,
     on_progress: Callable[[float], None],
-) -> tuple[str, tuple[Segment, ...]]:
-    """The language and the segments of one recording.
+) -> tuple[str, list[dict[str, float]], tuple[Segment, ...]]:
+    """The language, its probabilities if it was detected, and the segments of one recording.
 
     Args:
         features, mask: `[1, mel bins, frames]` and `[1, frames]`, as the extractor gives them.
@@ -64,7 +65,8 @@ def transcribe_by_generate(
         language: code of the language spoken; None detects it.
         initial_prompt: what the first window is told was said before.
     """
-    spoken = language or _detect_language(model, vocabulary, features)
+    detected = [] if language else [_language_probabilities(model, vocabulary, features)]
+    spoken = language or next(iter(detected[0]))
     multilingual = bool(vocabulary.languages)
     prompt = (initial_prompt or "").strip()
     generated = model.generate(
@@ -82,7 +84,8 @@ def transcribe_by_generate(
         **_thresholds(options, features.shape[2]),
         **_search(options),
     )
-    return spoken, _segments(generated["segments"][0], processor.tokenizer, seconds)
+    segments = _segments(generated["segments"][0], processor.tokenizer, seconds)
+    return spoken, detected, segments
 
 
 def _thresholds(options: DecodeOptions, frames: int) -> dict[str, Any]:
@@ -116,12 +119,22 @@ def _search(options: DecodeOptions) -> dict[str, Any]:
     }
 
 
-def _detect_language(model: Any, vocabulary: Vocabulary, features: Tensor) -> str:
-    """The code of the language of the first window; generate's own detection is the same."""
-    if not vocabulary.languages:
-        return "en"
-    detected = int(model.detect_language(features)[0])
-    return next(code for code, token in vocabulary.languages.items() if token == detected)
+@torch.no_grad()
+def _language_probabilities(
+    model: Any, vocabulary: Vocabulary, features: Tensor
+) -> dict[str, float]:
+    """Probabilities of languages in the first window, by code, likeliest first.
+
+    They are what the model's own `detect_language` takes the likeliest of.
+    """
+    known = vocabulary.languages
+    if not known:
+        return {"en": 1.0}
+    start = torch.full((1, 1), vocabulary.start, device=features.device)
+    frames = 2 * model.config.max_source_positions
+    logits = model(features[:, :, :frames], decoder_input_ids=start, use_cache=False).logits
+    chances = logits[0, -1, list(known.values())].double().softmax(dim=-1).tolist()
+    return likeliest_first(zip(known, chances, strict=True))
 
 
 def _segments(rows: list[dict[str, Any]], tokenizer: Any, seconds: float) -> tuple[Segment, ...]:

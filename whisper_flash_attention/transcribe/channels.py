@@ -37,8 +37,8 @@ def merged(works: Sequence[Work], tokenizer: Any) -> Transcription:
     """Merge the transcriptions of a recording's works into one.
 
     Segments of several channels are in order of their starts, and every turn (segments of one
-    channel that follow one another) is a line of the text. The language is that of the first
-    channel in which there is speech.
+    channel that follow one another) is a line of the text. The language and its probabilities
+    are those of the first channel in which there is speech.
     """
     found = [work.transcription(tokenizer) for work in works]
     if len(works) == 1:
@@ -56,11 +56,14 @@ def merged(works: Sequence[Work], tokenizer: Any) -> Transcription:
         "".join(tokenizer.decode(each.tokens, skip_special_tokens=True) for each in turn).strip()
         for turn in turns
     )
+    spoken = next((each for each in found if each.segments), found[0])
     return Transcription(
-        "\n".join(lines),
-        next((each.language for each in found if each.segments), found[0].language),
-        tuple(segments),
-        max(each.seconds for each in found),
+        text="\n".join(lines),
+        language=spoken.language,
+        segments=tuple(segments),
+        seconds=max(each.seconds for each in found),
+        language_probability=spoken.language_probability,
+        all_language_probs=spoken.all_language_probs,
     )
 
 

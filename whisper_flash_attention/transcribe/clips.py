@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND
 
@@ -37,8 +36,13 @@ def chunks_within(chunks: Iterable[Chunk], spans: Spans) -> Iterator[Chunk]:
     """What of chunks, in order of time, is within the spans."""
     for chunk in chunks:
         for start, end in spans:
-            first = max(0, round((start - chunk.start) * SAMPLING_RATE))
-            last = round(min(end - chunk.start, chunk.seconds) * SAMPLING_RATE)
-            if first < last:
-                begin = chunk.start + first / SAMPLING_RATE
-                yield Chunk(begin, chunk.samples[first:last])
+            if start < chunk.end and end > chunk.start:
+                part = chunk.part(start, end)
+                if part.samples.size:
+                    yield part
+
+
+def spans_within(spans: Spans, others: Spans) -> Spans:
+    """What of spans, in order of time, is within others."""
+    both = ((max(a, c), min(b, d)) for a, b in spans for c, d in others)
+    return tuple((start, end) for start, end in both if start < end)

@@ -40,10 +40,23 @@ Vad = Annotated[
     bool | None,
     _decoding(
         "--vad/--no-vad",
-        help="In batched mode, find speech by Silero's detector, or cut recordings into windows of "
-        "30 s, which needs no extra.",
-        show_default="--vad",
+        help="Read only speech, found by Silero's detector (extra vad), or everything. Without the "
+        "detector, batched mode cuts recordings where they are quietest.",
+        show_default="--vad in batched mode",
     ),
+]
+VadParameters = Annotated[
+    list[str] | None,
+    _decoding(
+        "--vad-parameters",
+        metavar="NAME=VALUE",
+        help="Of the detector, repeatable or with commas: threshold, neg_threshold, "
+        "min_speech_duration_ms, max_speech_duration_s, min_silence_duration_ms, speech_pad_ms.",
+    ),
+]
+Multilingual = Annotated[
+    bool | None,
+    _decoding("--multilingual", help="Detect the language in every window, not once."),
 ]
 BatchSize = Annotated[
     str,
@@ -158,6 +171,28 @@ def seconds(text: str | None) -> tuple[float, ...] | None:
         OptionError: something between two commas is not a number.
     """
     return _numbers("--clip-timestamps", "seconds", float, text)
+
+
+def vad_parameters(settings: list[str] | None) -> dict[str, float] | None:
+    """The detector's parameters from `name=value` settings, several with commas.
+
+    Raises:
+        OptionError: a setting is not of this form.
+    """
+    if not settings:
+        return None
+    found: dict[str, float] = {}
+    for setting in (each.strip() for text in settings for each in text.split(",")):
+        name, equals, value = setting.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[name.strip().replace("-", "_")] = float(value)
+        except ValueError as error:
+            raise OptionError(
+                f"--vad-parameters is {setting!r}: give name=number, such as threshold=0.4"
+            ) from error
+    return found
 
 
 def _numbers(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.config import resolve_device, resolve_dtype
-from whisper_flash_attention.errors import OptionError, WeightsError, WhisperFlashError
+from whisper_flash_attention.errors import OptionError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +39,13 @@ def load(
     checkpoint = hub_id(source)
     check_attention(attention)
     with explained(source):
-        model = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
-            checkpoint, attn_implementation=attention, dtype=precision
+        model, report = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
+            checkpoint,
+            attn_implementation=attention,
+            dtype=precision,
+            output_loading_info=True,
         )
+        check_complete(source, report)
         processor = load_processor(checkpoint)
     module: torch.nn.Module = model  # whose `to`, in place, has a signature that mypy can read
     module.to(target)
@@ -61,22 +65,42 @@ def check_attention(name: str) -> None:
         )
 
 
+def check_complete(source: str, report: Mapping[str, Any]) -> None:
+    """Raise `WeightsError` if a checkpoint left parameters at random values.
+
+    Args:
+        source: the checkpoint, for the message.
+        report: what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    """
+    from whisper_flash_attention.weights.checkpoint import shorten
+
+    missing = sorted(report["missing_keys"])
+    layers = sorted(name for name in report["unexpected_keys"] if ".layers." in name)
+    for names, what in ((missing, "lacks"), (layers, "has layers that its config.json lacks:")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise WeightsError(
+                f"cannot load model {source!r}: its weights do not fit its config.json: the "
+                f"checkpoint {what} {shorten(names[0])}{more}"
+            )
+
+
 @contextmanager
 def explained(source: str) -> Iterator[None]:
     """Turn what Transformers and the Hub's client raise into one `WeightsError`."""
     from huggingface_hub.errors import RepositoryNotFoundError
-    from safetensors import SafetensorError
 
-    try:
-        yield
-    except WhisperFlashError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
+    from whisper_flash_attention.weights.files import describe_error, third_party_parser
+
+    def message(error: BaseException) -> str:
         if any(isinstance(cause, RepositoryNotFoundError) for cause in _causes(error)):
             reason = "the Hub has no such model, or it is private"
         else:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise WeightsError(f"cannot load model {source!r}: {reason}; {_WHAT_TO_DO}") from error
+            reason = describe_error(error)
+        return f"cannot load model {source!r}: {reason}; {_WHAT_TO_DO}"
+
+    with third_party_parser(message):
+        yield
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

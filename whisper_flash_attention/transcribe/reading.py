@@ -30,7 +30,8 @@ class Reading:
     Args:
         features: of which windows are taken.
         task: "transcribe" or "translate".
-        language: code of the language spoken; None until it is detected.
+        language: code of the language spoken, in the latest window if it is detected in every one;
+            None until it is detected.
         hints: what its windows are told.
         parts: first frames and ends of what is read, in order; None is all.
         said: tokens so far, the initial prompt's first.
@@ -38,6 +39,7 @@ class Reading:
         seek: the frame at which the next window begins.
         end: the frame at which the part ends that it belongs to.
         last_speech: where the last word ended, in seconds, if words are looked for.
+        detected: probabilities of languages by code, of every window in which they were detected.
     """
 
     features: Windows
@@ -50,6 +52,7 @@ class Reading:
     seek: int = 0
     end: int = 0
     last_speech: float = 0.0
+    detected: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.go_on()

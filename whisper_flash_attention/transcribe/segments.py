@@ -44,6 +44,7 @@ class Segment:
         words: with their times, if those were asked for.
         channel: number of the channel that it was heard in, from 1, where the channels of a
             recording were transcribed one by one; None otherwise.
+        language: code of the language spoken, if it was detected in every window.
     """
 
     start: float
@@ -56,6 +57,7 @@ class Segment:
     temperature: float | None = None
     words: tuple[Word, ...] = ()
     channel: int | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
@@ -71,27 +73,29 @@ class Transcription:
         language: code of the language spoken, as given or detected.
         segments: in order of time.
         seconds: length of the recording.
+        language_probability: of `language`, from 0 to 1; None if it was given, or if there is no
+            sound to detect it in.
+        all_language_probs: pairs of codes and probabilities of all languages that the model knows,
+            in descending order; empty where `language_probability` is None. They are the first
+            window's, or where every window's language was detected, the mean over all windows.
     """
 
     text: str
     language: str
     segments: tuple[Segment, ...]
     seconds: float
+    language_probability: float | None = None
+    all_language_probs: tuple[tuple[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it.
 
-        Segments have the field `channel` only where it is set.
+        `all_language_probs` becomes an object by code. Segments have the fields `channel` and
+        `language` only where they are set.
         """
         fields = asdict(self)
-        fields["segments"] = [
-            {
-                **{name: value for name, value in row.items() if name != "channel" or value},
-                "tokens": list(row["tokens"]),
-                "words": list(row["words"]),
-            }
-            for row in fields["segments"]
-        ]
+        fields["segments"] = [_row(row) for row in fields["segments"]]
+        fields["all_language_probs"] = dict(self.all_language_probs)
         return fields
 
     @classmethod
@@ -99,9 +103,18 @@ class Transcription:
         """Rebuild what `to_dict` gave. Raises `ValueError` if a field is missing or unknown."""
         try:
             segments = tuple(_segment(row) for row in fields["segments"])
-            return cls(**{**fields, "segments": segments})
-        except (KeyError, TypeError) as error:
+            chances = tuple(dict(fields.get("all_language_probs", {})).items())
+            return cls(**{**fields, "segments": segments, "all_language_probs": chances})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a transcription: {error}") from error
+
+
+def _row(segment: dict[str, Any]) -> dict[str, Any]:
+    row = {**segment, "tokens": list(segment["tokens"]), "words": list(segment["words"])}
+    for name in ("channel", "language"):
+        if row[name] is None:
+            del row[name]
+    return row
 
 
 def _segment(row: Mapping[str, Any]) -> Segment:

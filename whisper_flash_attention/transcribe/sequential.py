@@ -203,11 +203,14 @@ class SequentialReader:
         return taken
 
     def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
-        """Detect what is spoken where that was not said, in the first window."""
-        unknown = [i for i, reading in enumerate(readings) if reading.language is None]
+        """Detect the languages that are not known, in the first window or in every one."""
+        every = self._options.multilingual
+        unknown = [i for i, each in enumerate(readings) if every or each.language is None]
         if unknown:
-            for i, code in zip(unknown, self._decoder.languages(states[unknown]), strict=True):
-                readings[i].language = code
+            found = self._decoder.language_probabilities(states[unknown])
+            for i, chances in zip(unknown, found, strict=True):
+                readings[i].language = next(iter(chances))
+                readings[i].detected.append(chances)
 
     def _prompt(self, reading: Reading) -> list[int]:
         assert reading.language is not None
@@ -231,7 +234,8 @@ class SequentialReader:
         # A window that says that nothing was complete would be read for ever.
         reading.seek = min(reading.seek + (advance or frames), reading.end)
         spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
-        return tuple(segment_of(piece, text, offset, answer) for piece, text in spoken)
+        language = reading.language if self._options.multilingual else None
+        return tuple(segment_of(piece, text, offset, answer, language) for piece, text in spoken)
 
     def _go_on_behind_words(
         self, reading: Reading, answer: Answer, found: WindowWords, start: int, length: int
@@ -326,8 +330,14 @@ def _silent(windows: Tensor, readings: Sequence[Reading]) -> list[bool]:
     ]
 
 
-def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segment:
-    """The segment that a piece of a window is, if the window begins `offset` seconds in."""
+def segment_of(
+    piece: Piece, text: str, offset: float, answer: Answer, language: str | None = None
+) -> Segment:
+    """The segment that a piece of a window is, if the window begins `offset` seconds in.
+
+    Args:
+        language: of the window, if segments are to carry it.
+    """
     # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
     start, end = round(offset + piece.start, 2), round(offset + piece.end, 2)
     return Segment(
@@ -339,4 +349,5 @@ def segment_of(piece: Piece, text: str, offset: float, answer: Answer) -> Segmen
         no_speech_prob=answer.no_speech_prob,
         compression_ratio=answer.compression_ratio,
         temperature=answer.temperature,
+        language=language,
     )

@@ -348,8 +348,9 @@ class Transcriber:
             yield work, read
 
     def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
+        from whisper_flash_attention.audio.long_speech import find_stretches
         from whisper_flash_attention.audio.mel_windows import MelWindows
-        from whisper_flash_attention.transcribe.clips import frames_of, spans_of
+        from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
         from whisper_flash_attention.transcribe.reading import Reading
 
         features = MelWindows(
@@ -359,7 +360,10 @@ class Transcriber:
             dtype=self.model.dtype,
         )
         work.seconds = features.seconds
-        parts = frames_of(spans_of(options.clip_timestamps), features.frames)
+        spans = spans_of(options.clip_timestamps)
+        if options.uses_vad:
+            spans = spans_within(find_stretches(sound, options.vad_parameters), spans)
+        parts = frames_of(spans, features.frames)
         work.reading = Reading(features, work.task, work.language, work.hints, parts)
         return work.reading
 
@@ -368,8 +372,10 @@ class Transcriber:
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
-        find = cut_all if options.vad_filter is False else find_speech
-        work.seconds, chunks = find(sound)
+        if options.uses_vad:
+            work.seconds, chunks = find_speech(sound, options=options.vad_parameters)
+        else:
+            work.seconds, chunks = cut_all(sound)
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.chunks = Outstanding(chunks)
         work.is_done = work.chunks.are_done
@@ -391,7 +397,7 @@ class Transcriber:
             samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
             work.seconds = samples.size / SAMPLING_RATE
             features, mask = self._features(samples)
-            work.language, segments = transcribe_by_generate(
+            work.language, work.detected, segments = transcribe_by_generate(
                 self.model,
                 self.processor,
                 self._vocabulary,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +65,27 @@ class _Said:
 
 
 class WindowDecoder:
-    """Decodes windows on an engine, each with a prompt of its own."""
+    """Decodes windows on an engine, each with a prompt of its own.
+
+    Args:
+        always_watch_silence: look at the probability of silence though no threshold needs it.
+    """
 
     def __init__(
-        self, engine: Engine, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        options: DecodeOptions,
+        *,
+        always_watch_silence: bool = False,
     ) -> None:
         self._engine = engine
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
         self._search = Search(vocabulary, options)
+        self._watches = always_watch_silence or options.no_speech_threshold is not None
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         """The first good answer of every window; where there is none, the likeliest.
@@ -164,17 +175,21 @@ class WindowDecoder:
             return answers[-1]
         return max(answers, key=lambda each: (not self._repeats(each), each.avg_logprob))
 
-    def languages(self, states: Tensor) -> list[str]:
-        """The likeliest language of every window, `[B, S, D]`; "en" for an English-only model."""
+    def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
+        """Probabilities of all languages in every window, `[B, S, D]`, by code, likeliest first.
+
+        They add up to 1. An English-only model knows one.
+        """
         known = self._vocabulary.languages
         if not known:
-            return ["en"] * len(states)
+            return [{"en": 1.0} for _ in range(len(states))]
         start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
         request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
         logits = self._engine.decode(states, start, request).logits
         assert logits is not None
         codes, ids = list(known), list(known.values())
-        return [codes[best] for best in logits[0][:, ids].argmax(dim=-1).tolist()]
+        chances = logits[0][:, ids].double().softmax(dim=-1).tolist()
+        return [likeliest_first(zip(codes, row, strict=True)) for row in chances]
 
     def _decode_at(
         self,
@@ -211,7 +226,7 @@ class WindowDecoder:
 
     def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
         """<|nospeech|> where the answer's start is, if that matters."""
-        if self._options.no_speech_threshold is None:
+        if not self._watches:
             return None
         return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
 
@@ -252,12 +267,33 @@ class WindowDecoder:
         most = self._options.compression_ratio_threshold
         return most is not None and answer.compression_ratio > most
 
+    def is_credible(self, answer: Answer) -> bool:
+        """Whether an answer to sound that may be no speech can be believed.
+
+        Each threshold alone can refuse it, whereas other windows are silent by two together; those
+        that are switched off have their defaults here.
+        """
+        usual, options = DecodeOptions(), self._options
+        assert usual.no_speech_threshold is not None and usual.logprob_threshold is not None
+        most = options.no_speech_threshold
+        most = usual.no_speech_threshold if most is None else most
+        least = options.logprob_threshold
+        least = usual.logprob_threshold if least is None else least
+        is_speech = answer.no_speech_prob is None or answer.no_speech_prob <= most
+        is_first = answer.temperature == options.temperatures[0]
+        return is_speech and is_first and answer.avg_logprob >= least and not self._repeats(answer)
+
     def is_silent(self, answer: Answer) -> bool:
         """Whether nobody speaks: the model says so, and its words are unlikely."""
         bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
         if bound is None or answer.no_speech_prob is None or answer.no_speech_prob <= bound:
             return False
         return least is None or answer.avg_logprob < least
+
+
+def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Probabilities by name, in descending order."""
+    return dict(sorted(chances, key=lambda each: -each[1]))
 
 
 def compression_ratio(text: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from threading import Event
@@ -50,6 +50,7 @@ class Work:
         reading: what a reader works on, as long as it does.
         chunks: of speech, in batched mode.
         is_done: whether all of it was heard.
+        detected: probabilities of languages, as a reading has them.
     """
 
     audio: Audio
@@ -63,6 +64,7 @@ class Work:
     reading: Reading | Speech | None = None
     chunks: Outstanding | None = None
     is_done: bool = False
+    detected: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.language = self.wish.options.language
@@ -79,6 +81,7 @@ class Work:
         """Note what a window says."""
         assert self.reading is not None
         self.language = self.reading.language
+        self.detected = self.reading.detected
         self.segments += read.segments
         self.share = read.done / read.total
         if self.chunks is None:
@@ -106,8 +109,27 @@ class Work:
         # Blanks between segments are in their tokens, where the language has any.
         texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
         # In a recording without any sound no language can be heard.
-        language = self.language or "en"
-        return Transcription("".join(texts).strip(), language, segments, self.seconds)
+        language, chances = self.language or "en", mean_probabilities(self.detected)
+        if chances:
+            language = chances[0][0]
+        return Transcription(
+            text="".join(texts).strip(),
+            language=language,
+            segments=segments,
+            seconds=self.seconds,
+            language_probability=chances[0][1] if chances else None,
+            all_language_probs=chances,
+        )
+
+
+def mean_probabilities(detected: Sequence[Mapping[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Pairs of languages and their mean probabilities over several windows, likeliest first."""
+    totals: dict[str, float] = {}
+    for each in detected:
+        for code, chance in each.items():
+            totals[code] = totals.get(code, 0.0) + chance
+    pairs = ((code, total / len(detected)) for code, total in totals.items())
+    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
 
 
 class Outstanding:

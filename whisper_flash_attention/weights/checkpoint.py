@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,63 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
 
 
+# The most that a dimension may be; large-v3 has 1280 columns and 32 layers. Products of these
+# numbers stay far from what PyTorch's sizes can hold.
+LARGEST = {
+    "vocab_size": 1 << 20,
+    "d_model": 1 << 14,
+    "num_mel_bins": 1 << 10,
+    "max_source_positions": 1 << 16,
+    "max_target_positions": 1 << 16,
+    "encoder_layers": 1 << 10,
+    "decoder_layers": 1 << 10,
+    "encoder_attention_heads": 1 << 10,
+    "decoder_attention_heads": 1 << 10,
+    "encoder_ffn_dim": 1 << 17,
+    "decoder_ffn_dim": 1 << 17,
+}
+DIMENSIONS = tuple(LARGEST)
+
+
+def check_limits(source: str, config: WhisperConfig) -> None:
+    """Refuse sizes of which building the modules alone would take for ever.
+
+    Raises:
+        WeightsError: a dimension is many times that of any Whisper.
+    """
+    for name, most in LARGEST.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and value > most:
+            raise WeightsError(f"{source}: {name} is {shorten(value)}, expected up to {most}")
+
+
+def check_dimensions(source: str, dimensions: Mapping[str, Any]) -> None:
+    """Check the sizes of a model before anything is allocated for it.
+
+    Args:
+        source: file, for messages.
+        dimensions: values by the names in `DIMENSIONS`, all of them.
+
+    Raises:
+        WeightsError: a dimension is no positive whole number, too large for any Whisper, or the
+            width is odd or not a multiple of the heads.
+    """
+    for name, most in LARGEST.items():
+        value = dimensions[name]
+        if type(value) is not int:
+            raise WeightsError(f"{source}: {name} is {shorten(value)}, expected a whole number")
+        if not 1 <= value <= most:
+            raise WeightsError(
+                f"{source}: {name} is {shorten(value)}, expected a positive number up to {most}"
+            )
+    width = dimensions["d_model"]
+    if width % 2 or width < 4:  # The encoder's positions are sines and cosines, half and half.
+        raise WeightsError(f"{source}: d_model is {width}, expected an even number from 4 on")
+    for name in ("encoder_attention_heads", "decoder_attention_heads"):
+        if width % dimensions[name]:
+            raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
+
+
 def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialTokens]:
     """Build the configuration from dimensions by the names that `WhisperConfig` gives them.
 
@@ -45,15 +103,7 @@ def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialT
         WeightsError: a dimension is not positive, the width is odd or not a multiple of the heads,
             or the vocabulary is not one of Whisper's.
     """
-    for name, value in dimensions.items():
-        if value < 1:
-            raise WeightsError(f"{source}: {name} is {value}, expected a positive number")
-    width = dimensions["d_model"]
-    if width % 2 or width < 4:  # The encoder's positions are sines and cosines, half and half.
-        raise WeightsError(f"{source}: d_model is {width}, expected an even number from 4 on")
-    for name in ("encoder_attention_heads", "decoder_attention_heads"):
-        if width % dimensions[name]:
-            raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
+    check_dimensions(source, dimensions)
     tokens = SpecialTokens.of_vocabulary(dimensions["vocab_size"])
     if tokens is None:
         raise WeightsError(
@@ -137,9 +187,11 @@ def _first(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def shorten(text: object, limit: int = 80) -> str:
-    """Text from a file, safe to print: escaped, and cut to a line."""
-    escaped = str(text)[: 2 * limit].encode("unicode_escape").decode("ascii")
+def shorten(value: object, limit: int = 80) -> str:
+    """Describe a value from a file, safe to print: escaped, and cut to a line."""
+    # `str` of deeply nested lists recurses; `reprlib` stops early.
+    text = reprlib.repr(value) if isinstance(value, dict | list | tuple) else str(value)
+    escaped = text[: 2 * limit].encode("unicode_escape").decode("ascii")
     return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
 
 

@@ -8,6 +8,7 @@ otherwise, and may quantise matrices to int8 (a scale per row) or int16 (one sca
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,7 +268,7 @@ def _read_generation_config(
 ) -> GenerationConfig:
     # Converters of early 2023 wrote no config.json; `lang_ids` follow from the vocabulary, and
     # some converted English-only models list wrong ones.
-    content = read_json(path) if path.is_file() else {}
+    content = read_json(path) if os.path.lexists(path) else {}
     heads = _pairs(path, content, config)
     if heads is None:
         heads = known_alignment_heads(

@@ -1,19 +1,123 @@
-"""Bounded reading of files that nobody vouches for."""
+"""Bounded reading of untrusted files, and the one boundary around third-party parsers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.errors import WeightsError, WhisperFlashError
+from whisper_flash_attention.weights.checkpoint import shorten
 
-# Whisper's largest JSON file, a tokenizer, has 4 MB.
-_LARGEST_JSON = 64 * 1024 * 1024
+# The largest JSON files of Whisper: a tokenizer has 4 MB, a configuration 20 kB. Parsed JSON takes
+# up to about 30 times its size.
+LARGEST_TOKENIZER = 16 << 20
+LARGEST_CONFIG = 1 << 20
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading in binary; never block on a named pipe or a device.
+
+    Raises:
+        WeightsError: the path cannot be opened or is not a regular file.
+    """
+    # Opening a named pipe waits for a writer unless it is opened without blocking; the check comes
+    # after opening, so that the file that was checked is the file that is read.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: NUL or lone surrogates in the name
+        raise WeightsError(f"{path}: cannot be opened ({_reason(error)})") from error
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        found = _KINDS.get(kind, "no file")
+        raise WeightsError(f"{path}: is {found}, expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def check_regular(path: Path) -> int:
+    """Return the size of a readable regular file in bytes.
+
+    Raises:
+        WeightsError: as `open_regular`.
+    """
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or shorten(error, 200)
+
+
+@contextmanager
+def third_party_parser(message: Callable[[BaseException], str]) -> Iterator[None]:
+    """Turn whatever a third-party parser raises for a file into a `WeightsError`.
+
+    Transformers, tokenizers and safetensors document no set of exceptions for malformed input and
+    raise whatever their code runs into (AttributeError, KeyError, ZeroDivisionError, Rust panics,
+    ...), so a list of types would miss some. Errors of this package pass unchanged, and so does
+    every exception that a line of this package raises: that is a bug, not a bad file. Interrupts
+    and exits pass, too.
+
+    Args:
+        message: makes the message from the exception; it names the file or the model.
+
+    Raises:
+        WeightsError: the parser failed, or memory ran out.
+    """
+    try:
+        yield
+    except WhisperFlashError:
+        raise
+    except BaseException as error:
+        # A Rust panic derives from BaseException alone, but it is no interrupt.
+        is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_failure or _is_raised_here(error):
+            raise
+        raise WeightsError(message(error)) from error
+
+
+def cannot_load(path: object, what: str) -> Callable[[BaseException], str]:
+    """Make the messages of `third_party_parser` for a file or folder."""
+    return lambda error: f"{path}: cannot load its {what} ({describe_error(error)})"
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether the line that raised is one of this package; no third-party code lies below it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raising = "" if trace is None else trace.tb_frame.f_code.co_filename
+    # Lines of this function's caller, which only re-raises, do not count.
+    return raising.startswith(_PACKAGE) and raising != __file__
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an exception of another package in one short line."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = shorten(lines[0], 200).rstrip(".") if lines else "no reason given"
+    # Texts of other types ("'int' object is not iterable", a bare key) need their type.
+    clear = isinstance(error, OSError | ValueError)
+    return reason if clear else f"{type(error).__name__}: {reason}"
 
 
 class JoinedFiles:
@@ -31,15 +135,13 @@ class JoinedFiles:
         self.size = 0
 
     def __enter__(self) -> Self:
-        try:
+        with ExitStack() as opened:  # closes what is open if a later file cannot be opened
             for path in self._paths:
-                file = self._stack.enter_context(path.open("rb"))
-                size = path.stat().st_size
+                file = opened.enter_context(open_regular(path))
+                size = os.fstat(file.fileno()).st_size
                 self._files.append((self.size, size, file))
                 self.size += size
-        except OSError as error:
-            self._stack.close()
-            raise WeightsError(f"{self.name}: cannot be opened ({error})") from error
+            self._stack = opened.pop_all()
         return self
 
     def __exit__(
@@ -84,20 +186,41 @@ def _read_fully(file: BufferedReader, view: memoryview) -> int:
     return done
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, limit: int = LARGEST_CONFIG) -> dict[str, Any]:
+    """Read a JSON object of at most `limit` bytes.
 
     Raises:
-        WeightsError: the file is missing, too large, not JSON, or not an object.
+        WeightsError: the file is missing, not regular, too large, not JSON, or not an object.
     """
-    try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise WeightsError(f"{path}: {path.stat().st_size} bytes are too many for a JSON file")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not JSON ({error})") from error
+    content = parse_json(path, limit)
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def parse_json(path: Path, limit: int = LARGEST_CONFIG) -> Any:
+    """Read any JSON value; see `read_json`."""
+    with open_regular(path) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({_reason(error)})") from error
+    if len(data) > limit:
+        raise WeightsError(f"{path}: more than {limit} bytes, too many for this JSON file")
+    return decode_json(str(path), data)
+
+
+def decode_json(name: str, data: bytes | bytearray) -> Any:
+    """Parse JSON text of bounded size, of UTF-8 without lone surrogates.
+
+    Raises:
+        WeightsError: not JSON; the message begins with `name`.
+    """
+    try:
+        content = json.loads(data.decode("utf-8"))
+        # An escape such as \\ud800 makes text that no file name, terminal or Rust parser takes.
+        if b"\\u" in data:
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{name}: not JSON ({shorten(error, 200)})") from error
     return content

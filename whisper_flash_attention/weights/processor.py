@@ -10,10 +10,17 @@ from transformers import AddedToken, WhisperFeatureExtractor, WhisperProcessor, 
 
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import ctranslate2, openai
-from whisper_flash_attention.weights.checkpoint import shorten
-from whisper_flash_attention.weights.files import read_json
+from whisper_flash_attention.weights.files import (
+    LARGEST_TOKENIZER,
+    cannot_load,
+    describe_error,
+    read_json,
+    third_party_parser,
+)
 from whisper_flash_attention.weights.sources import TOKENIZER_FILES, Located, Source, hub_id, locate
+from whisper_flash_attention.weights.tokenizer_files import check_tokenizer, check_tokenizer_files
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
+from whisper_flash_attention.weights.transformers_folder import check_feature_extractor_files
 
 # Number of languages -> a repository with the tokenizer of all of OpenAI's checkpoints with as
 # many, for checkpoints that come without one; 0 is English-only.
@@ -77,7 +84,9 @@ def _load_tokenizer(source: Source, tokens: SpecialTokens | None) -> WhisperToke
         # Where it finds no files, Transformers makes a tokenizer without a vocabulary.
         if "<|notimestamps|>" not in tokenizer.get_vocab():
             name = hub_id(os.fspath(source))
-            raise _cannot_load(name, "WhisperTokenizer", "no files of a tokenizer were found")
+            reason = "no files of a tokenizer were found"
+            raise WeightsError(_cannot_load(name, "WhisperTokenizer", reason))
+    _check_text(source, tokenizer)
     if tokens is not None:
         _check_ids(source, tokenizer, tokens)
     return tokenizer
@@ -91,72 +100,53 @@ def _is_bare(folder: Path) -> bool:
 
 def _from_transformers(kind: Any, source: Source) -> Any:
     name = hub_id(os.fspath(source))
-    try:
-        return kind.from_pretrained(str(Path(name).expanduser()) if name.startswith("~") else name)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name, kind.__name__, str(error).partition("\n")[0]) from error
+    name = str(Path(name).expanduser()) if name.startswith("~") else name
+    if Path(name).is_dir():
+        check = check_tokenizer_files if kind is WhisperTokenizer else check_feature_extractor_files
+        check(Path(name))
+    with third_party_parser(lambda error: _cannot_load(name, kind.__name__, describe_error(error))):
+        return kind.from_pretrained(name)
 
 
-def _cannot_load(name: str, what: str, reason: str) -> WeightsError:
+def _cannot_load(name: str, what: str, reason: str) -> str:
     hint = ". If it lies elsewhere, give its place as tokenizer=" if "Tokenizer" in what else ""
-    return WeightsError(
-        f"{name}: Transformers cannot load its {what} ({shorten(reason, 200)}){hint}"
-    )
+    return f"{name}: Transformers cannot load its {what} ({reason}){hint}"
 
 
 def _build_tokenizer(folder: Path) -> WhisperTokenizer:
     """Build the tokenizer of a folder that has `tokenizer.json` and no configuration for it."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise WeightsError(
             f"{folder}: no tokenizer.json; a vocabulary alone cannot encode text. Say with "
             "tokenizer= where a tokenizer is, such as openai/whisper-tiny"
         )
-    added = _check_tokenizer(path, read_json(path))
+    check_tokenizer_files(folder)
+    added = check_tokenizer(str(path), read_json(path, LARGEST_TOKENIZER))
     # Transformers takes the last of these for the last token before the timestamps.
     special = [token["content"] for token in added if token.get("special")]
-    try:
+    with third_party_parser(cannot_load(path, "tokenizer")):
         tokenizer: WhisperTokenizer = WhisperTokenizer.from_pretrained(
             str(folder), pad_token=_END_OF_TEXT, additional_special_tokens=special
         )
-    except (OSError, TypeError, ValueError, LookupError) as error:
-        raise WeightsError(f"{path}: not a tokenizer ({shorten(error, 200)})") from error
-    tokenizer.add_tokens(
-        [AddedToken(name, special=False, normalized=True) for name in timestamp_names()]
-    )
+        tokenizer.add_tokens(
+            [AddedToken(name, special=False, normalized=True) for name in timestamp_names()]
+        )
     return tokenizer
 
 
-def _check_tokenizer(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """Check what the tokenizer's own reader would crash on; return the added tokens by id."""
-    model, added = content.get("model"), content.get("added_tokens")
-    if not isinstance(model, dict) or not isinstance(added, list):
-        raise WeightsError(f"{path}: no 'model' or no 'added_tokens': not a tokenizer")
-    vocabulary, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        raise WeightsError(f"{path}: its model has no 'vocab' or no 'merges': not Whisper's")
-    for token, index in vocabulary.items():
-        if type(index) is not int or not 0 <= index < 1 << 32:
-            raise WeightsError(f"{path}: token {shorten(token)} has the id {shorten(index)}")
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not _can_merge(pair, vocabulary):
-            raise WeightsError(f"{path}: merge {shorten(merge)} is of unknown tokens")
-    for token in added:
-        if (
-            not isinstance(token, dict)
-            or not isinstance(token.get("content"), str)
-            or type(token.get("id")) is not int
-        ):
-            raise WeightsError(f"{path}: added token {shorten(token)} has no content or no id")
-    return sorted(added, key=lambda token: int(token["id"]))
-
-
-def _can_merge(pair: list[Any], vocabulary: dict[str, Any]) -> bool:
-    left, right = pair
-    if not isinstance(left, str) or not isinstance(right, str):
-        return False
-    return left in vocabulary and right in vocabulary and left + right in vocabulary
+def _check_text(source: Source, tokenizer: WhisperTokenizer) -> None:
+    """Require an end of the text, the marker of a prompt, and every text token."""
+    vocabulary = tokenizer.get_vocab()
+    for name in (_END_OF_TEXT, "<|startoftranscript|>", "<|startofprev|>"):
+        if name not in vocabulary:
+            raise WeightsError(f"{source}: its tokenizer has no {name}")
+    end = vocabulary[_END_OF_TEXT]
+    if tokenizer.eos_token_id != end:
+        raise WeightsError(f"{source}: its tokenizer ends text with {tokenizer.eos_token_id}")
+    missing = end - sum(index < end for index in vocabulary.values())
+    if missing:
+        raise WeightsError(f"{source}: its tokenizer has no text for {missing} ids below {end}")
 
 
 def _check_ids(source: Source, tokenizer: WhisperTokenizer, tokens: SpecialTokens) -> None:

@@ -20,6 +20,7 @@ _EXPECTED = (
     "folder (model.bin), an OpenAI checkpoint (*.pt), a Hub id, or package:NAME"
 )
 TOKENIZER_FILES = frozenset(("tokenizer.json", "tokenizer_config.json"))
+_LONGEST_NAME = 4096  # bytes of a path
 _OPENAI_SUFFIXES = (".pt", ".pth")
 
 # OpenAI's names of its checkpoints -> repositories on the Hub.
@@ -91,6 +92,7 @@ def locate(source: Source, *, weights: bool = True) -> Located:
     if name.startswith(PREFIX):
         package = packaged_source(name)
         return Located("ctranslate2", package.folder, package.model)
+    _check_name(name)
     try:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -105,13 +107,23 @@ def locate(source: Source, *, weights: bool = True) -> Located:
     if exists:
         raise WeightsError(f"{path}: neither a file nor a folder; {_EXPECTED}")
     looks_local = name.startswith((".", os.sep, "~")) or path.suffix in _OPENAI_SUFFIXES
-    if looks_local or not isinstance(source, str):
-        raise WeightsError(f"{path}: does not exist; {_EXPECTED}")
+    if looks_local or not isinstance(source, str) or not name.isprintable():
+        raise WeightsError(f"{shorten(path, 200)}: does not exist; {_EXPECTED}")
     return Located("transformers")
 
 
+def _check_name(name: str) -> None:
+    """Refuse what can be neither a path nor a Hub id, whatever lies on the disk."""
+    try:
+        is_possible = "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # lone surrogates
+        is_possible = False
+    if not is_possible or not name.strip():
+        raise WeightsError(f"{shorten(name)!r}: neither a path nor a Hub id; {_EXPECTED}")
+
+
 def _locate_folder(folder: Path, weights: bool) -> Located:
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = sorted(os.listdir(folder))
     if "model.bin" in names:
         return Located("ctranslate2", folder, (folder / "model.bin",))
     has_weights = "config.json" in names and any(
@@ -120,5 +132,9 @@ def _locate_folder(folder: Path, weights: bool) -> Located:
     )
     if has_weights or (not weights and TOKENIZER_FILES.intersection(names)):
         return Located("transformers", folder)
-    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+    found = (
+        ", ".join(map(shorten, names[:5])) + (", ..." if len(names) > 5 else "")
+        if names
+        else "nothing"
+    )
     raise WeightsError(f"{folder}: a folder with {found}; {_EXPECTED}")

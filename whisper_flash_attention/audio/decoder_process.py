@@ -1,0 +1,224 @@
+"""One decoder process as its parent sees it: start, requests, replies, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from threading import Lock
+from typing import Any
+
+from whisper_flash_attention.audio.sample_ring import SampleRing, Samples
+from whisper_flash_attention.errors import DecoderError
+
+# The least time that a process has to start: machines that start many at a time are slow.
+_START_SECONDS = 120.0
+# For a process that has closed its output to end, and write a core file where it must.
+_EXIT_SECONDS = 20.0
+# For a process to leave a recording; one that takes longer is killed, which costs a new start.
+_STOP_SECONDS = 5.0
+_SHOWN_BYTES = 2_000  # of what a process printed before it ended
+
+# Signals that a process sends to itself, as it were.
+_CRASHES = frozenset(
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
+    if hasattr(signal, name)
+)
+
+# `-P`: a file such as json.py in the working directory must not be imported.
+_PROGRAM = (
+    "import sys, json; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
+    "from whisper_flash_attention.audio.decoder_worker import main; main(arguments)"
+)
+# Of NumPy's libraries, which start one thread per core where they are imported.
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+class ProcessEnded(Exception):
+    """The decoder process ended.
+
+    Args:
+        how: "crashed", "was killed" ...
+        why: the signal, the exit code, what it printed last.
+    """
+
+    def __init__(self, how: str, why: str) -> None:
+        super().__init__(f"{how} ({why})")
+        self.how, self.why = how, why
+
+
+class DecoderProcess:
+    """A process that decodes one recording at a time.
+
+    It is a fresh interpreter, not a fork: it inherits neither threads nor a GPU, and it does not
+    import the user's script.
+
+    Args:
+        decode: name of the function that decodes, `package.module:function`.
+        timeout: seconds without a reply after which it is killed.
+
+    Raises:
+        DecoderError: the system cannot start it.
+    """
+
+    def __init__(self, decode: str, timeout: float) -> None:
+        self._timeout = self._limit = timeout
+        self._deadline: float | None = None
+        self._timed_out = False
+        self.is_ready = False
+        self._lock = Lock()  # of the deadline, and so of the recording that a kill would hit
+        self._ring = SampleRing()
+        # A file and not a pipe, for nobody reads it until the process has ended.
+        self._printed = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        try:
+            self._process = self._started(decode)
+        except OSError as error:
+            self._free()
+            raise DecoderError(f"decoder processes cannot be started: {error}") from error
+
+    def _started(self, decode: str) -> subprocess.Popen[bytes]:
+        level = logging.getLogger("whisper_flash_attention").getEffectiveLevel()
+        arguments = {
+            "path": [entry or os.getcwd() for entry in sys.path],
+            "ring": self._ring.handle,
+            "decode": decode,
+            "log_level": level,
+        }
+        # In a process group of its own, Ctrl-C in a terminal is not sent to it.
+        apart: dict[str, Any]
+        if sys.platform == "win32":
+            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        else:
+            apart = {"process_group": 0, "pass_fds": self._ring.inherited}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._printed,
+            env=os.environ | _ONE_THREAD,
+            **apart,
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has imported what it needs; raises `ProcessEnded` if it cannot."""
+        self.receive(max(self._timeout, _START_SECONDS))
+        self.is_ready = True
+
+    def send(self, command: dict[str, Any]) -> None:
+        """Send a command; raises `ProcessEnded`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._ended() from error
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the next reply; log records are handed to this process's loggers.
+
+        Raises:
+            ProcessEnded: instead of a reply; after `timeout` seconds without one, too.
+        """
+        assert self._process.stdout is not None
+        while True:
+            with self._lock:
+                self._limit = timeout or self._timeout
+                self._deadline = time.monotonic() + self._limit
+            try:
+                line = self._process.stdout.readline()
+            finally:
+                with self._lock:
+                    self._deadline = None
+            if not line.endswith(b"\n"):
+                raise self._ended()
+            reply: dict[str, Any] = json.loads(line)
+            if "log" not in reply:
+                return reply
+            _log(reply["log"])
+
+    def take(self, slot: int, count: int) -> Samples:
+        """Copy a block that a reply announced, and let the process use its slot again."""
+        samples = self._ring.read(slot, count)
+        with suppress(ProcessEnded):  # the next reply shows it, and the block is whole
+            self.send({"taken": True})
+        return samples
+
+    def stop(self) -> bool:
+        """Have it leave the recording that it decodes; False if it ended instead."""
+        try:
+            self.send({"stop": True})
+            while "block" in (reply := self.receive(_STOP_SECONDS)):
+                self.take(*reply["block"])
+        except ProcessEnded:
+            return False
+        return True
+
+    def kill_if_late(self) -> None:
+        """Kill the process if a reply is overdue, so that `receive` ends."""
+        with self._lock:
+            if self._deadline is not None and time.monotonic() > self._deadline:
+                self._timed_out = True
+                self._process.kill()
+
+    def forget_printed(self) -> None:
+        """Drop what it printed so far; a library that prints much must not fill the disk."""
+        self._printed.truncate(0)
+
+    def kill(self) -> None:
+        """Kill the process, from any thread; `end` must follow."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """Kill the process if it is there, and free everything."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what could not be sent any more
+                pipe.close()
+        self._free()
+
+    def _free(self) -> None:
+        self._printed.close()
+        self._ring.close()
+
+    def _ended(self) -> ProcessEnded:
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        if self._timed_out:
+            return ProcessEnded("hung", f"no progress for {self._limit:g} s")
+        if code >= 0:
+            return ProcessEnded("ended", f"exit code {code}{self._last_words()}")
+        if -code == signal.SIGKILL:
+            return ProcessEnded("was killed", f"signal {-code}; perhaps memory ran out")
+        how = "crashed" if -code in _CRASHES else "was killed"
+        return ProcessEnded(how, f"signal {-code}: {signal.strsignal(-code)}")
+
+    def _last_words(self) -> str:
+        """The last line that it printed, which of a traceback is the error."""
+        size = self._printed.seek(0, os.SEEK_END)
+        self._printed.seek(max(0, size - _SHOWN_BYTES))
+        lines = self._printed.read().decode("utf-8", "replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+def _log(fields: dict[str, Any]) -> None:
+    record = logging.makeLogRecord(fields)
+    logger = logging.getLogger(record.name)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
