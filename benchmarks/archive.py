@@ -36,7 +36,7 @@ from rich.table import Table
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.benchmark.environment import describe_environment
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 CORES = 2
 MB = 1e6

@@ -1,6 +1,6 @@
 """Time the routines for a linear layer in float32 on a CPU, for Whisper's shapes.
 
-    python benchmarks/cpu_products.py --output benchmarks/results/cpu-products.json
+    python benchmarks/cpu_products.py --output benchmarks/results/cpu-torch_linear.json
 
 `linear` is PyTorch's `torch.nn.functional.linear`, `onednn` the operator that `torch.compile` uses,
 `left` the weight times the transposed rows, and `engine` what the decode engine picks. Every layer
@@ -23,7 +23,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from whisper_flash_attention.benchmark.environment import describe_environment
-from whisper_flash_attention.engine import products
+from whisper_flash_attention.engine import torch_linear
 from whisper_flash_attention.engine.weights import Linear
 
 # [N, K] of tiny's and base's layers, and their projection to logits.
@@ -53,14 +53,14 @@ def onednn(x: torch.Tensor, layer: Linear) -> torch.Tensor:
 
 
 def left(x: torch.Tensor, layer: Linear) -> torch.Tensor:
-    return products._few_rows(x, layer)
+    return torch_linear._few_rows(x, layer)
 
 
 ROUTINES: dict[str, Routine] = {
     "linear": lambda x, layer: F.linear(x, layer.weight, layer.bias),
     "onednn": onednn,
     "left": left,
-    "engine": products.linear,
+    "engine": torch_linear.linear,
 }
 
 

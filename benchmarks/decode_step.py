@@ -27,11 +27,11 @@ from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
-from whisper_flash_attention.engine import device, fused
-from whisper_flash_attention.engine.graphs import Recorder
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine import cuda_decoder, triton_layers
+from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
@@ -40,7 +40,7 @@ from whisper_flash_attention.modeling_whisper_flash_attention import (
 LAUNCHES = 24
 PROMPT = (50258, 50259, 50359, 50363)
 KERNELS = {
-    fused: (
+    triton_layers: (
         "qkv",
         "self_attention",
         "linear",
@@ -50,7 +50,7 @@ KERNELS = {
         "absorbed_attention",
         "project_values",
     ),
-    device: ("logits", "pick"),
+    cuda_decoder: ("logits", "pick"),
 }
 
 
@@ -142,7 +142,7 @@ def measure_step(
     checkpoint: str, layers: int, batch: int, tokens: int, cross_attention: str, overlap: bool
 ) -> list[Part]:
     """Time the kernels of one step in the middle of a decode of `tokens` new tokens."""
-    fused.OVERLAPPED_SLOTS = batch if overlap else 0
+    triton_layers.OVERLAPPED_SLOTS = batch if overlap else 0
     model = build_model(
         WhisperFlashAttentionForConditionalGeneration,
         MODEL_SIZES[checkpoint],

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from whisper_flash_attention.benchmark.environment import describe_environment
-from whisper_flash_attention.kernels.attention import Config, attention, choose
+from whisper_flash_attention.kernels.encoder_attention import Config, attention, choose
 from whisper_flash_attention.kernels.launch import compiling
 
 LENGTH = 1500

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from whisper_flash_attention.benchmark.ceilings import measure_ceilings
 from whisper_flash_attention.benchmark.environment import describe_environment
-from whisper_flash_attention.engine.graphs import Recorder
+from whisper_flash_attention.engine.cuda_graphs import Recorder
 from whisper_flash_attention.kernels.launch import compiling
 from whisper_flash_attention.kernels.matmul import Config, choose, matmul
 

@@ -30,9 +30,9 @@ from whisper_flash_attention.benchmark.random_processor import random_processor,
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import Decoded, Request
-from whisper_flash_attention.engine.token_times import TokenTimes
+from whisper_flash_attention.engine.token_timestamps import TokenTimes
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
 )

@@ -27,10 +27,10 @@ from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneratio
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.logits_processors import Rules, Suppress
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.rules import Rules, Suppress
-from whisper_flash_attention.engine.slots import Job
+from whisper_flash_attention.engine.scheduler import Job
 
 PROMPT = (50258, 50259, 50360)
 # Of the lengths' logarithm: half of the answers have 90 tokens or more.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from whisper_flash_attention.cache import (
+from whisper_flash_attention.hf.kv_cache import (
     BUCKET,
     BucketedLayer,
     StoredOnceLayer,

@@ -23,20 +23,20 @@ ABOVE = (
     "cli",
     "doctor",
     "modeling",
-    "generation",
+    "hf",
     "batch",
 )
 FORBIDDEN = {
-    "kernels": (*ABOVE, "engine", "flash_attention", "cache", "compat"),
+    "kernels": (*ABOVE, "engine", "flash_attention"),
     "flash_attention": (*ABOVE, "engine", "kernels"),
-    "engine": (*ABOVE, "cache", "compat"),
-    "generation": tuple(name for name in ABOVE if name != "generation"),
+    "engine": ABOVE,
+    "hf": tuple(name for name in ABOVE if name != "hf"),
     "weights": (*ABOVE[1:], "engine", "kernels", "flash_attention"),
     "audio": (*ABOVE[2:], "engine", "kernels", "flash_attention", "weights"),
     "transcribe": ("benchmark", "cli", "doctor", "batch"),
     "benchmark": ("cli", "doctor", "batch"),
-    "terminal": (*ABOVE, "engine", "kernels", "flash_attention", "parity", "cache", "compat"),
-    "batch": ("benchmark", "cli", "doctor", "engine", "generation", "modeling", "weights"),
+    "terminal": (*ABOVE, "engine", "kernels", "flash_attention", "parity"),
+    "batch": ("benchmark", "cli", "doctor", "engine", "hf", "modeling", "weights"),
 }
 
 

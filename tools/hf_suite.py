@@ -97,7 +97,7 @@ Ours = None
 
 if os.environ["HF_SUITE"] == "ours":
     from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
-    from whisper_flash_attention.engine.loop import Engine
+    from whisper_flash_attention.engine.engine import Engine
 
     # Transformers replaces its own entry while it is imported.
     sys.modules["transformers"].WhisperForConditionalGeneration = Ours

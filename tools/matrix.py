@@ -50,8 +50,8 @@ SMALL_TESTS = (
     "tests/batch/test_shards.py",
     "tests/batch/test_sink.py",
     "tests/transcribe/test_cues.py",
-    "tests/transcribe/test_destination.py",
-    "tests/transcribe/test_segments.py",
+    "tests/transcribe/test_output.py",
+    "tests/transcribe/test_results.py",
     "tests/transcribe/test_writers.py",
 )
 
@@ -200,7 +200,7 @@ def try_next_transformers(environment: Environment) -> None:
         print("  no newer Transformers release than the supported range")
         return
     print(f"  beyond the supported range: {versions(environment)}")
-    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "tests/generation")
+    tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contract", "tests/hf")
     report("contract with that release", *environment.run(*tests), environment, started)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import MissingPackage, WeightsError
-from whisper_flash_attention.generation import HANDOVERS
+from whisper_flash_attention.hf import HANDOVERS
 from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _required() -> Iterator[Finding]:
 def _transformers_promises() -> Finding:
     name = "transformers' internals"
     try:
-        import_module("whisper_flash_attention.compat").check()
+        import_module("whisper_flash_attention.hf.compat").check()
     except ImportError as error:
         advice = "pip install 'transformers>=5.17,<5.24'"
         return Finding("packages", name, str(error), advice, broken=True)
@@ -155,7 +155,7 @@ def _engine() -> Iterator[Finding]:
     """What runs the decode of `generate` on each device."""
     import torch
 
-    from whisper_flash_attention.engine.plan import runs_on, why_no_kernels
+    from whisper_flash_attention.engine.decode_plan import runs_on, why_no_kernels
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))

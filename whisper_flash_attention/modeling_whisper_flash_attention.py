@@ -17,21 +17,20 @@ from typing import Any, Self
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
 
-from whisper_flash_attention import compat
-from whisper_flash_attention.cache import new_cache
-from whisper_flash_attention.compat import GenerationMode, StockWhisper
-from whisper_flash_attention.engine.memory import MemoryPlan, Wanted, make_plan
+from whisper_flash_attention.engine.memory_plan import MemoryPlan, Wanted, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.flash_attention import (
-    backend_names,
+from whisper_flash_attention.flash_attention import backend_names
+from whisper_flash_attention.hf import compat, decode_hooks, fast_path, stock_modules
+from whisper_flash_attention.hf.attention_registry import (
     from_transformers_name,
     register_backends,
     to_transformers_name,
 )
-from whisper_flash_attention.generation import loop, plain, stock_modules
-from whisper_flash_attention.generation.handover import Handover
+from whisper_flash_attention.hf.compat import GenerationMode, StockWhisper
+from whisper_flash_attention.hf.handover import Handover
+from whisper_flash_attention.hf.kv_cache import new_cache
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.checkpoint import check_limits
 from whisper_flash_attention.weights.transformers_folder import check_folder
@@ -223,7 +222,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
                     *args, **kwargs
                 )
 
-        return plain.generate(self, stock, args, kwargs)
+        return fast_path.generate(self, stock, args, kwargs)
 
     def detect_language(
         self,
@@ -235,7 +234,9 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         """The language's token of every clip, int64 `[B]`; arguments are the stock method's."""
         if input_features is not None and encoder_outputs is None:
             features = input_features[:, :, :num_segment_frames]
-            encoded = loop.encode(self, features, {}, generation_config or self.generation_config)
+            encoded = decode_hooks.encode(
+                self, features, {}, generation_config or self.generation_config
+            )
             if encoded is not None:
                 input_features, encoder_outputs = None, encoded
         detected = super().detect_language(
@@ -244,7 +245,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             generation_config=generation_config,
             num_segment_frames=num_segment_frames,
         )
-        loop.note_languages(detected)
+        decode_hooks.note_languages(detected)
         return detected
 
     def _sample(
@@ -259,8 +260,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of greedy decoding and sampling: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = loop.Call(*arguments, synced_gpus, streamer, model_kwargs)
-        result = loop.decode(self, call)
+        call = decode_hooks.Call(*arguments, synced_gpus, streamer, model_kwargs)
+        result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result
         parent: Any = super()
@@ -279,8 +280,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of beam search: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = loop.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
-        result = loop.decode(self, call)
+        call = decode_hooks.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
+        result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result
         parent: Any = super()
@@ -296,7 +297,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         """Run the encoder for `generate`: the engine's where it can."""
         encoded = None
         if model_input_name == self.main_input_name:
-            encoded = loop.encode(self, inputs_tensor, model_kwargs, generation_config)
+            encoded = decode_hooks.encode(self, inputs_tensor, model_kwargs, generation_config)
         if encoded is not None:
             return model_kwargs | {"encoder_outputs": encoded}
         parent: Any = super()
@@ -312,7 +313,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     )
 
     def _postprocess_outputs(self, *args: Any, **kwargs: Any) -> Any:
-        return loop.split_outputs(super()._postprocess_outputs, *args, **kwargs)
+        return decode_hooks.split_outputs(super()._postprocess_outputs, *args, **kwargs)
 
     @contextmanager
     def _attention_kept(self) -> Iterator[None]:

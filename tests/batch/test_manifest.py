@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.batch.fakes import write_wav
 from whisper_flash_attention.batch.items import BYTES_PER_SECOND, Item, longest_first
 from whisper_flash_attention.batch.manifest import SHOWN_DUPLICATES, read_archive
-from whisper_flash_attention.batch.places import check_protocols
+from whisper_flash_attention.batch.storage import check_protocols
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1, max_size=12)

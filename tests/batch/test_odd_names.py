@@ -20,11 +20,11 @@ from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import Asked
-from whisper_flash_attention.batch.places import is_url, opened, utf8_id
 from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.stages import Decoded, TranscribeStage, decode
+from whisper_flash_attention.batch.storage import is_url, opened, utf8_id
 from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
@@ -130,9 +130,9 @@ class ClientError(Exception):
 
 
 def storage(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    from whisper_flash_attention.batch import places
+    from whisper_flash_attention.batch import storage
 
-    monkeypatch.setattr(places, "_opened_by_fsspec", lambda path, stack: OddStorage(error))
+    monkeypatch.setattr(storage, "_opened_by_fsspec", lambda path, stack: OddStorage(error))
 
 
 def test_what_storage_raises_is_an_error_of_its_row(

@@ -12,8 +12,8 @@ from transformers import AttentionInterface, GenerationMixin, WhisperConfig
 from transformers import WhisperForConditionalGeneration as Stock
 
 from tests.random_whisper import perturbed
-from whisper_flash_attention import compat
 from whisper_flash_attention.errors import IncompatibleTransformers
+from whisper_flash_attention.hf import compat
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

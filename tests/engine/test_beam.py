@@ -27,9 +27,8 @@ from tests.engine.beam_bench import (
     request_of,
 )
 from whisper_flash_attention.engine import beam
-from whisper_flash_attention.engine.cache import Layout
-from whisper_flash_attention.engine.plain import PlainDecoder
-from whisper_flash_attention.engine.rules import (
+from whisper_flash_attention.engine.kv_cache import Layout
+from whisper_flash_attention.engine.logits_processors import (
     MinLength,
     NoRepeatNgram,
     RepetitionPenalty,
@@ -38,6 +37,7 @@ from whisper_flash_attention.engine.rules import (
     SuppressAtBegin,
     Temperature,
 )
+from whisper_flash_attention.engine.torch_decoder import PlainDecoder
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 PENALTIES = (-1.0, 0.0, 0.3, 1.0, 2.0)

@@ -11,9 +11,9 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine.buffers import MOST_LAYOUTS, Buffers
-from whisper_flash_attention.engine.cache import Layout, state_bytes
-from whisper_flash_attention.engine.device import DeviceDecoder
-from whisper_flash_attention.engine.graphs import Recorder
+from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
+from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.kv_cache import Layout, state_bytes
 from whisper_flash_attention.engine.weights import Weights, collect
 from whisper_flash_attention.engine.workspace import workspace_bytes
 

@@ -18,7 +18,7 @@ from transformers import WhisperForConditionalGeneration as Stock
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.benchmark.random_weights import END, build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import NotFinite
 
 pytestmark = pytest.mark.gpu

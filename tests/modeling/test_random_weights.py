@@ -9,8 +9,8 @@ from transformers import WhisperForConditionalGeneration as Stock
 
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
-from whisper_flash_attention.cache import BucketedLayer, StoredOnceLayer
-from whisper_flash_attention.compat import CACHE, DynamicLayer
+from whisper_flash_attention.hf.compat import CACHE, DynamicLayer
+from whisper_flash_attention.hf.kv_cache import BucketedLayer, StoredOnceLayer
 
 # d_model, heads, mel bins, vocabulary; with the full depth in the slow test.
 SIZES = {

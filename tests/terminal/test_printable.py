@@ -163,7 +163,7 @@ def test_every_print_goes_through_one_function() -> None:
     allowed = {"cli.py", "terminal/printable.py"}
     # Fixed text, tables made of printable text, and transcripts, which `one_line` has been over.
     fixed = {
-        *("transcribe/destination.py", "doctor.py", "benchmark/command.py"),
+        *("transcribe/output.py", "doctor.py", "benchmark/command.py"),
         *("benchmark/throughput_command.py", "parity/report.py", "batch/command.py"),
     }
     wrong = set()

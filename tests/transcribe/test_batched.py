@@ -16,14 +16,14 @@ from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.engine.slots import Finished, Job
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.errors import AudioError, OptionError
-from whisper_flash_attention.generation.fitness import engine_for
+from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech
 from whisper_flash_attention.transcribe.reading import Read
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 
 BATCHED = DecodeOptions(mode="batched")
 

@@ -20,7 +20,7 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
-from whisper_flash_attention.transcribe.windows import WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.work import Outstanding
 
 ONCE = DecodeOptions(temperature=0.0)

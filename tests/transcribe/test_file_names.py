@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe import destination
-from whisper_flash_attention.transcribe.destination import Destination
+from whisper_flash_attention.transcribe import output
 from whisper_flash_attention.transcribe.file_names import alike, tells_apart
 from whisper_flash_attention.transcribe.inputs import Input
+from whisper_flash_attention.transcribe.output import Destination
 
 
 def test_names_are_alike_in_case_and_unicode_form() -> None:
@@ -32,9 +32,9 @@ def test_two_recordings_for_one_file_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [Input(name, Path(name), named=False) for name in ("Talk.wav", "talk.wav")]
-    monkeypatch.setattr(destination, "tells_apart", lambda folder: True)
+    monkeypatch.setattr(output, "tells_apart", lambda folder: True)
     Destination(folder=tmp_path).prepare(inputs)
-    monkeypatch.setattr(destination, "tells_apart", lambda folder: False)
+    monkeypatch.setattr(output, "tells_apart", lambda folder: False)
     with pytest.raises(OptionError, match=r"Talk\.wav and talk\.wav would both be written to"):
         Destination(folder=tmp_path).prepare(inputs)
 

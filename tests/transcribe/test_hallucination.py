@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.transcribe.test_cutting import WORDS, at
+from tests.transcribe.test_segmentation import WORDS, at
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.transcribe.hallucination import Heard, looks_invented, skip_silence
 from whisper_flash_attention.transcribe.reading import Reading
-from whisper_flash_attention.transcribe.segments import Segment, Word
+from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.sequential import SequentialReader
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.transcribe.test_cutting import WORDS, A, B, at
+from tests.transcribe.test_segmentation import WORDS, A, B, at
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.cutting import Piece, cut
 from whisper_flash_attention.transcribe.leftovers import Leftovers, leftovers
+from whisper_flash_attention.transcribe.segmentation import Piece, cut
 
 TEXT = [A] * 30
 

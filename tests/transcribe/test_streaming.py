@@ -11,12 +11,12 @@ import torch
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import NotFinite
-from whisper_flash_attention.generation.fitness import engine_for
+from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 
 
 @pytest.fixture(scope="module")

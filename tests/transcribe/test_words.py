@@ -16,7 +16,7 @@ import torch
 
 from tests.transcribe.openai_words import EXPECTED, bundled_samples, further_samples
 from whisper_flash_attention.audio.log_mel import FRAMES, log_mel, log_mel_whole
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import Segment, Transcriber
 from whisper_flash_attention.transcribe.words import (

@@ -183,8 +183,14 @@ WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda c: holding(c, BIAS, torch.zeros(5)),
         rf"{BIAS} is \[5\] instead of \[4\]",
     ),
-    "no tensor": (lambda c: holding(c, BIAS, [1, 2]), f"{BIAS} in model_state_dict is list, expected a tensor"),
-    "a number for a name": (lambda c: holding(c, 5, torch.zeros(2)), "5 in model_state_dict is a tensor, exp"),
+    "no tensor": (
+        lambda c: holding(c, BIAS, [1, 2]),
+        f"{BIAS} in model_state_dict is list, expected a tensor",
+    ),
+    "a number for a name": (
+        lambda c: holding(c, 5, torch.zeros(2)),
+        "5 in model_state_dict is a tensor, exp",
+    ),
     "whole numbers": (
         lambda c: holding(c, BIAS, torch.zeros(4, dtype=torch.int64)),
         f"tensor {BIAS} is not a contiguous float16, bfloat16 or float32 one",

@@ -126,7 +126,7 @@ def test_a_folder_that_may_not_be_searched_is_refused(
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(os, "listdir", refuse)  # root may search every folder
-    with pytest.raises(WeightsError, match="cannot be looked at .*Permission denied"):
+    with pytest.raises(WeightsError, match=r"cannot be looked at .*Permission denied"):
         read_checkpoint(tmp_path)
 
 

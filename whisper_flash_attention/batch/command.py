@@ -23,8 +23,8 @@ from whisper_flash_attention.config import (
     preset,
 )
 from whisper_flash_attention.terminal import print_line
+from whisper_flash_attention.terminal.messages import warnings_told
 from whisper_flash_attention.transcribe import command_options as opt
-from whisper_flash_attention.transcribe.quiet import warnings_told
 
 EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
 RESULTS_PANEL, DECODING_PANEL, MACHINES_PANEL = "Results", "Decoding", "Machines"

@@ -10,7 +10,7 @@ from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.sound import Channels
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 
 class Speech(Protocol):
@@ -54,7 +54,7 @@ class Model:
 
     def open(self) -> Speech:
         """Load it; raises what `Transcriber.from_pretrained` raises."""
-        from whisper_flash_attention.transcribe.quiet import quiet_transformers
+        from whisper_flash_attention.terminal.messages import quiet_transformers
         from whisper_flash_attention.transcribe.transcriber import Transcriber
 
         with quiet_transformers():

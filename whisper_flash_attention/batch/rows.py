@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.batch.places import utf8_text
+from whisper_flash_attention.batch.storage import utf8_text
 
 Row = dict[str, Any]
 

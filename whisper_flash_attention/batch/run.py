@@ -14,15 +14,15 @@ from rich.console import Console
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
-from whisper_flash_attention.batch.local import run_local
+from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
 from whisper_flash_attention.batch.model import Asked, Model, Opener
-from whisper_flash_attention.batch.places import check_protocols, is_url
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.batch.results import held, prepare
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.storage import check_protocols, is_url
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
 from whisper_flash_attention.config import TranscribeOptions
@@ -155,7 +155,7 @@ def _collect(rows: Any, sink: Sink, progress: ArchiveProgress) -> None:
 
 
 def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row]]:
-    from whisper_flash_attention.batch.on_ray import run_on_ray
+    from whisper_flash_attention.batch.ray_engine import run_on_ray
 
     return run_on_ray(todo, work, cluster.address, cluster.gpus_per_worker)
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from whisper_flash_attention.batch.places import utf8_text
 from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.rows import Row, Tally
 from whisper_flash_attention.batch.shards import write_shard
+from whisper_flash_attention.batch.storage import utf8_text
 from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
 from whisper_flash_attention.errors import BatchError, OptionError
-from whisper_flash_attention.transcribe.segments import Transcription
+from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers import write
 
 # A shard is closed at the first of these, so that neither memory nor what a crash costs can grow.

@@ -22,8 +22,8 @@ from whisper_flash_attention.audio.sound import Channels, Sound
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
-from whisper_flash_attention.batch.places import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
+from whisper_flash_attention.batch.storage import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import (
     AudioError,

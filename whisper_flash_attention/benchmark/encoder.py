@@ -29,7 +29,7 @@ from whisper_flash_attention.benchmark.roofline import (
 )
 from whisper_flash_attention.benchmark.settings import ModelSize, Setting
 from whisper_flash_attention.benchmark.systems import FLASH
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.flash_attention import survey
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration as OurWhisper,

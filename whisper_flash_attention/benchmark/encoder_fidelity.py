@@ -21,7 +21,7 @@ from whisper_flash_attention.benchmark.encoder import (
 )
 from whisper_flash_attention.benchmark.environment import Environment
 from whisper_flash_attention.benchmark.systems import FLASH
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 
 FIDELITY = "encoder-fidelity"
 DTYPES = ("float32", "float16", "bfloat16")

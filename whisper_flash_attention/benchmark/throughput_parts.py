@@ -14,13 +14,13 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.benchmark.ceilings import synchronize
 from whisper_flash_attention.benchmark.features import SECONDS_PER_CLIP, Samples
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.staging import staged_ahead
+from whisper_flash_attention.transcribe.prefetch import staged_ahead
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.windows import WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.words import WordAligner
 
 ROUNDS = 3

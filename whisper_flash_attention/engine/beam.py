@@ -21,11 +21,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.cache import DecodeState
-from whisper_flash_attention.engine.choose import Decoder, check_finite
-from whisper_flash_attention.engine.look import LOOK_EVERY, Look
+from whisper_flash_attention.engine.completion_poll import LOOK_EVERY, Look
+from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
-from whisper_flash_attention.engine.rules import History
+from whisper_flash_attention.engine.sampling import Decoder, check_finite
 from whisper_flash_attention.errors import OptionError
 
 # What is taken off a score that must not win, as in Transformers.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from whisper_flash_attention.engine.cache import Arena, DecodeState, Layout, state_bytes
-from whisper_flash_attention.engine.graphs import Graphs, Recorder
+from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder
+from whisper_flash_attention.engine.kv_cache import Arena, DecodeState, Layout, state_bytes
 from whisper_flash_attention.engine.weights import Weights
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.engine.device import DeviceDecoder
+    from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
 
 # Layouts whose recorded graphs are kept; they share the arena, so that only graphs add up.
 MOST_LAYOUTS = 8
@@ -32,7 +32,7 @@ class Buffers:
 
     def device_decoder(self, layout: Layout) -> DeviceDecoder:
         """A decoder of this layout on kernels, with the graphs that it recorded before."""
-        from whisper_flash_attention.engine.device import DeviceDecoder
+        from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
         from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
 
         arena = self._room(layout, state_bytes(layout) + workspace_bytes(layout))

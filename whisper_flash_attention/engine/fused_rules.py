@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.engine.rules import History, Timestamps
+    from whisper_flash_attention.engine.logits_processors import History, Timestamps
 
 # Bits of a token in `FusedRules.flags`; `FusedRules.limits` says which of them forbid it now.
 SUPPRESSED = 1

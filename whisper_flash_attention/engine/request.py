@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from whisper_flash_attention.engine.rules import Rules
+from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.errors import OptionError
 
 CROSS_ATTENTION = ("auto", "projected", "absorbed")

@@ -1,8 +1,7 @@
 """Memory-efficient attention on tensors: back-ends, the choice among them, and its reasons.
 
-This folder owns what attention computes (masks, causality, dropout, gradients), which libraries
-can compute it where, and their registration with Transformers. It knows tensors of [B, L, H, D]
-and must not know any model, file or audio.
+This folder owns what attention computes (masks, causality, dropout, gradients), and which libraries
+can compute it where. It knows tensors of [B, L, H, D] and must not know any model, file or audio.
 """
 
 from whisper_flash_attention.flash_attention.base import (
@@ -20,11 +19,6 @@ from whisper_flash_attention.flash_attention.dispatch import (
     preference,
 )
 from whisper_flash_attention.flash_attention.reference import attention_weights
-from whisper_flash_attention.flash_attention.register import (
-    from_transformers_name,
-    register_backends,
-    to_transformers_name,
-)
 from whisper_flash_attention.flash_attention.survey import SurveyRow, survey
 
 __all__ = [
@@ -38,10 +32,7 @@ __all__ = [
     "attention_weights",
     "backend_names",
     "explain",
-    "from_transformers_name",
     "pick",
     "preference",
-    "register_backends",
     "survey",
-    "to_transformers_name",
 ]

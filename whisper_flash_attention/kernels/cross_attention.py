@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.kernels.cross_attention_checks import check_rows, check_splits
+from whisper_flash_attention.kernels._checks import check_rows, check_splits
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.self_attention import (
     HEAD_DIM,

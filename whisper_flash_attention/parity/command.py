@@ -161,7 +161,7 @@ def _run(
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
-    from whisper_flash_attention.transcribe.quiet import quiet_transformers, warnings_told
+    from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
 
     model, audio, features = sources
     device, dtype, attention = settings

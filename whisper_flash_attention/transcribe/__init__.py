@@ -7,7 +7,7 @@ formats they are written in (`writers/`) and the command: `inputs.py` finds reco
 known to the command's modules, `progress.py` and `quiet.py` alone.
 """
 
-from whisper_flash_attention.transcribe.segments import Segment, Transcription, Word
+from whisper_flash_attention.transcribe.results import Segment, Transcription, Word
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import FORMATS, SubtitleOptions, render, write
 

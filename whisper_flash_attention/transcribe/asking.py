@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompting import Hints
+from whisper_flash_attention.transcribe.prompts import Hints
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]

@@ -22,17 +22,17 @@ from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.leftovers import leftovers
-from whisper_flash_attention.transcribe.prompting import Hints, Prompter
+from whisper_flash_attention.transcribe.prefetch import staged_ahead
+from whisper_flash_attention.transcribe.prompts import Hints, Prompter
 from whisper_flash_attention.transcribe.reading import Read
-from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.results import Segment
+from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND, Piece, cut
 from whisper_flash_attention.transcribe.sequential import segment_of
-from whisper_flash_attention.transcribe.staging import staged_ahead
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
 
 # Chunks are encoded, and words looked for, in so many groups for all slots.

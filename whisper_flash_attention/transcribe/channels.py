@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.audio.sound import Channels, Sound
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.work import Work
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.cutting import FRAMES_PER_SECOND
+from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
 
 Spans = tuple[tuple[float, float], ...]
 

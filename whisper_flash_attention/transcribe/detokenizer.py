@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from whisper_flash_attention.transcribe.spelling import token_bytes
+from whisper_flash_attention.transcribe.word_splitting import token_bytes
 
 
 class Detokenizer:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.cutting import Piece, ends_in_silence
+from whisper_flash_attention.transcribe.segmentation import Piece, ends_in_silence
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 # Least seconds of speech that are read again: where the answer says that a segment begins, where it

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.transcribe.prompting import Hints
-from whisper_flash_attention.transcribe.segments import Segment
+from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.results import Segment
 
 
 class Windows(Protocol):

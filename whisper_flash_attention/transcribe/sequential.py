@@ -23,21 +23,21 @@ from torch import Tensor
 from whisper_flash_attention.audio.mel import HOP
 from whisper_flash_attention.audio.silence import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.transcribe.cutting import (
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
+from whisper_flash_attention.transcribe.prompts import Prompter
+from whisper_flash_attention.transcribe.reading import Read, Reading
+from whisper_flash_attention.transcribe.ready_queue import Turns
+from whisper_flash_attention.transcribe.results import Segment
+from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
     Piece,
     cut,
     ends_in_silence,
 )
-from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
-from whisper_flash_attention.transcribe.prompting import Prompter
-from whisper_flash_attention.transcribe.reading import Read, Reading
-from whisper_flash_attention.transcribe.segments import Segment
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.turns import Turns
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
 
 FRAMES = 3000

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.loop import Engine
-from whisper_flash_attention.engine.slots import Job
-from whisper_flash_attention.transcribe.windows import Answer, WindowDecoder
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.scheduler import Job
+from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
 
 # Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
 # states are held until then.

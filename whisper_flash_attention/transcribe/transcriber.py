@@ -19,9 +19,9 @@ from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
 from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
-from whisper_flash_attention.transcribe.spelling import Speller
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.word_splitting import Speller
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
@@ -104,8 +104,8 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
 
         ours = hasattr(self.model, "attention_backend")
         return ours and not isinstance(engine_for(self.model), Handover)
@@ -113,7 +113,7 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.plan import runs_on
+        from whisper_flash_attention.engine.decode_plan import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
@@ -312,8 +312,8 @@ class Transcriber:
             yield work, read
 
     def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
-        from whisper_flash_attention.generation.fitness import engine_for
-        from whisper_flash_attention.generation.handover import Handover
+        from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
@@ -386,7 +386,7 @@ class Transcriber:
         self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
-        from whisper_flash_attention.transcribe.by_generate import (
+        from whisper_flash_attention.transcribe.hf_long_form import (
             refuse_engine_only,
             transcribe_by_generate,
         )

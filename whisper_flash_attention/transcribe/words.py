@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe import timing
-from whisper_flash_attention.transcribe.segments import Segment, Word
-from whisper_flash_attention.transcribe.spelling import Speller
-from whisper_flash_attention.transcribe.timing import Span, Timing
+from whisper_flash_attention.transcribe import word_durations
+from whisper_flash_attention.transcribe.results import Segment, Word
+from whisper_flash_attention.transcribe.word_durations import Span, Timing
+from whisper_flash_attention.transcribe.word_splitting import Speller
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from whisper_flash_attention.engine.align import Said
-    from whisper_flash_attention.engine.token_times import TokenTimes
+    from whisper_flash_attention.engine.alignment import Said
+    from whisper_flash_attention.engine.token_timestamps import TokenTimes
 
 POSITIONS_PER_SECOND = 50
 
@@ -91,9 +91,9 @@ class WordAligner:
         processor: WhisperProcessor,
         speller: Speller | None = None,
     ) -> None:
-        from whisper_flash_attention.engine.align import check_heads
+        from whisper_flash_attention.engine.alignment import check_heads
         from whisper_flash_attention.engine.weights import collect
-        from whisper_flash_attention.generation.stock_modules import why_not
+        from whisper_flash_attention.hf.stock_modules import why_not
 
         reason = why_not(model)
         if reason is not None:
@@ -147,7 +147,7 @@ class WordAligner:
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
     ) -> Callable[[], list[list[Timing]]]:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
-        from whisper_flash_attention.engine.token_times import token_times
+        from whisper_flash_attention.engine.token_timestamps import token_times
 
         rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
         # All prompts are of one length.
@@ -164,7 +164,7 @@ class WordAligner:
 
     def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
-        from whisper_flash_attention.engine.align import Said
+        from whisper_flash_attention.engine.alignment import Said
 
         prompt = self._prompt(window)
         room = len(self._weights.positions) - len(prompt) - 1
@@ -200,19 +200,19 @@ class WordAligner:
 
     def _finish(self, window: SpokenWindow, words: list[Timing]) -> WindowWords:
         """Fit a window's words to its segments."""
-        usual = timing.usual_duration(words)
-        timing.shorten_beside_sentence_ends(words, usual)
-        timing.join_punctuation(words)
+        usual = word_durations.usual_duration(words)
+        word_durations.shorten_beside_sentence_ends(words, usual)
+        word_durations.join_punctuation(words)
         for word in words:
             word.start = round(window.start + word.start, 2)
             word.end = round(window.start + word.end, 2)
         spans = [Span(each.start, each.end, len(self._text(each))) for each in window.segments]
         finished, last_speech, last_word_end = [], window.last_speech, None
         for segment, span, mine in zip(
-            window.segments, spans, timing.deal_out(words, spans), strict=True
+            window.segments, spans, word_durations.deal_out(words, spans), strict=True
         ):
             if mine:
-                timing.fit_to_segment(mine, span, usual, last_speech)
+                word_durations.fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
             finished.append(_segment(segment, span, mine, window.seconds))

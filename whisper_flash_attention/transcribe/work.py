@@ -18,8 +18,8 @@ from whisper_flash_attention.audio.ahead import work_ahead
 from whisper_flash_attention.audio.sound import Channels, Sound, open_recording, sound_of_samples
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
-from whisper_flash_attention.transcribe.prompting import Hints
-from whisper_flash_attention.transcribe.segments import Segment, Transcription
+from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:

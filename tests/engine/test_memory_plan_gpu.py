@@ -1,0 +1,108 @@
+"""Device memory on a CUDA GPU: it stays as it is, goes with the model, and is as planned."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
+from whisper_flash_attention.benchmark.random_weights import build_model
+from whisper_flash_attention.benchmark.settings import MODEL_SIZES
+from whisper_flash_attention.engine.buffers import MOST_LAYOUTS
+from whisper_flash_attention.engine.engine import Engine
+
+pytestmark = pytest.mark.gpu
+MIB = 2**20
+
+
+def model_of(size: str, layers: int) -> Any:
+    return build_model(Ours, MODEL_SIZES[size], layers, device="cuda", dtype=torch.float16)
+
+
+def features_of(batch: int) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(batch)
+    return torch.randn(batch, 80, 3000, generator=generator, device="cuda").half()
+
+
+def held() -> tuple[int, int]:
+    """Bytes allocated and reserved, garbage collected."""
+    torch.cuda.synchronize()
+    gc.collect()
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+
+def without_engines() -> int:
+    """Bytes allocated without recordings, nor what PyTorch keeps for cuBLAS, which they use."""
+    torch.cuda.synchronize()
+    for engine in list(Engine._engines.values()):
+        engine.release()
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
+# Clips and new tokens: as many layouts as are kept, and more.
+FEW = [(batch, tokens) for batch in (1, 2, 5, 9) for tokens in (3, 70)]
+MANY = [*FEW, (3, 3), (3, 70)]
+
+
+@pytest.mark.parametrize("shapes", [FEW, MANY], ids=["recorded", "recorded anew"])
+def test_memory_does_not_grow_with_the_number_of_calls(shapes: list[tuple[int, int]]) -> None:
+    assert (len(shapes) > MOST_LAYOUTS) == (shapes is MANY)
+    model = model_of("tiny", 2)
+
+    def call(index: int) -> None:
+        batch, tokens = shapes[index % len(shapes)]
+        model.generate(features_of(batch), max_new_tokens=tokens, min_new_tokens=tokens)
+
+    for index in range(20):
+        call(index)
+    before = held()
+    for index in range(20, 200):
+        call(index)
+    assert held() == before
+
+
+def test_memory_goes_with_the_model_or_when_it_is_released() -> None:
+    def use(model: Any) -> None:
+        for form in ("projected", "absorbed"):
+            model.cross_attention = form
+            for options in ({}, {"num_beams": 2}, {"repetition_penalty": 1.2}):
+                for batch in (1, 6):
+                    model.generate(features_of(batch), max_new_tokens=10, **options)
+
+    # What PyTorch, and the rules for this vocabulary, keep for any model.
+    use(model_of("tiny", 2))
+    empty = without_engines()
+    model = model_of("base", 2)
+    loaded = without_engines()
+    assert loaded - empty > 50 * MIB
+    use(model)
+    assert held()[0] - loaded > 10 * MIB
+    Engine.of(model).release()
+    assert without_engines() - loaded <= MIB
+    use(model)
+    del model
+    gc.collect()
+    assert not Engine._engines
+    assert without_engines() - empty <= MIB
+
+
+@pytest.mark.parametrize("batch", [1, 4, 32])
+@pytest.mark.parametrize("size", ["base", "medium"])
+def test_the_plan_is_the_peak(size: str, batch: int) -> None:
+    empty = without_engines()
+    model = model_of(size, MODEL_SIZES[size].decoder_layers)
+    options = {"max_new_tokens": 128, "min_new_tokens": 128}
+    features = features_of(batch)
+    model.generate(features, **options)
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    model.generate(features, **options)
+    peak = torch.cuda.max_memory_allocated() - empty
+    planned = model.plan(batch_size=batch, max_new_tokens=128).total
+    assert planned == pytest.approx(peak, rel=0.1)

@@ -1,0 +1,308 @@
+"""Many clips through few slots say what each says alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import WhisperForConditionalGeneration
+
+from tests.engine.test_cuda_decoder import Replayed, few_programs
+from whisper_flash_attention.engine import buffers, cuda_slots, decode_plan
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.logits_processors import (
+    Rules,
+    Suppress,
+    SuppressAtBegin,
+    Timestamps,
+)
+from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.errors import NotFinite, OptionError
+from whisper_flash_attention.kernels.launch import interpreted
+
+__all__ = ["few_programs"]  # a fixture that every test here uses
+# 300 tokens, the last ones timestamps.
+STAMPS, END, KEYS, WIDTH, MOST = 250, 240, 12, 128, 20
+FORMS = pytest.mark.parametrize("form", ["projected", "absorbed"])
+NAN = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+
+@pytest.fixture
+def engine(small_model: WhisperForConditionalGeneration) -> Engine:
+    """It takes the plain path."""
+    return Engine(small_model)
+
+
+@pytest.fixture
+def on_kernels(
+    small_model: WhisperForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
+    """An engine that takes the kernels, interpreted, with one layer and without idle steps."""
+    if not interpreted():
+        pytest.skip("needs Triton's interpreter")
+    model = copy.deepcopy(small_model)
+    model.model.decoder.layers = model.model.decoder.layers[:1]
+    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: True)
+    monkeypatch.setattr(buffers, "Graphs", Replayed)
+    monkeypatch.setattr(cuda_slots, "STEPS_PER_LOOK", 1)
+    yield Engine(model)
+
+
+def plain_twin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine on the same weights that takes the plain path."""
+    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: False)
+    twin = copy.copy(engine)
+    twin._buffers = buffers.Buffers(engine.weights, engine._recorder)
+    return twin
+
+
+def request(begin: int, answer: int, *, grammar: bool = False, **options: Any) -> Request:
+    """Of a prompt of `begin` tokens; up to `answer` tokens are said, or until one of many ends."""
+    rules: list[Any] = [Suppress((7, 9)), SuppressAtBegin((11, 12), begin)]
+    ends = tuple(range(40))
+    if grammar:
+        rules.append(Timestamps(STAMPS, begin, END, END + 1, 20))
+        ends = (END,)
+    options = {"want_logprobs": True, "watch": (20, begin // 2)} | options
+    return Request(Rules(tuple(rules)), begin + answer, ends, 3, **options)
+
+
+def jobs_of(sizes: Sequence[tuple[int, int]], **options: Any) -> list[Job]:
+    """Clips with prompts and answers of so many tokens, tagged by their number."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number, (begin, answer) in enumerate(sizes):
+        states = torch.randn(KEYS, WIDTH, generator=generator)
+        prompt = torch.randint(0, STAMPS - 20, (begin,), generator=generator)
+        found.append(Job(states, prompt.tolist(), request(begin, answer, **options), number))
+    return found
+
+
+def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> list[Finished]:
+    waiting = iter(jobs)
+    more = lambda count: list(islice(waiting, count))  # noqa: E731
+    return list(engine.decode_stream(more, slots, max_length=MOST, **options))
+
+
+def alone(engine: Engine, job: Job) -> tuple[tuple[int, ...], float, float]:
+    """A clip decoded by itself: its answer with the end, the sum, and what is watched."""
+    decoded = engine.decode(job.states[None], torch.tensor([job.prompt]), job.request)
+    row = decoded.sequences[0, len(job.prompt) :].tolist()
+    assert decoded.sum_logprobs is not None and decoded.watched is not None
+    ends = [place for place, token in enumerate(row) if token in job.request.eos]
+    said = tuple(row[: ends[0] + 1] if ends else row)
+    return said, float(decoded.sum_logprobs[0]), float(decoded.watched[0])
+
+
+def check(found: Sequence[Finished], engine: Engine, jobs: Sequence[Job]) -> None:
+    by_tag = {each.job.tag: each for each in found}
+    assert len(by_tag) == len(found) == len(jobs)
+    for job in jobs:
+        tokens, total, watched = alone(engine, job)
+        assert by_tag[job.tag].tokens == tokens, f"job {job.tag}"
+        assert by_tag[job.tag].sum_logprob == pytest.approx(total, abs=1e-4)
+        assert by_tag[job.tag].watched == pytest.approx(watched, rel=1e-4)
+
+
+def spoil(engine: Engine) -> None:
+    """Fill what is kept between calls with signalling NaN and impossible numbers."""
+    for kept in (engine._buffers, *engine._idle):
+        assert kept._arena is not None
+        kept._arena._block.view(torch.int32).fill_(0x7FA00000)
+        kept._last = None
+
+
+MIXED = [(2, 5), (1, 1), (3, 7), (1, 6), (2, 2), (4, 3), (2, 9)]
+
+
+@FORMS
+@pytest.mark.parametrize("grammar", [False, True], ids=["masks", "grammar"])
+def test_more_jobs_than_slots_with_prompts_and_answers_of_many_lengths(
+    engine: Engine, form: str, grammar: bool
+) -> None:
+    jobs = jobs_of(MIXED, grammar=grammar, cross_attention=form)
+    found = stream(engine, jobs, 3)
+    check(found, engine, jobs)
+    spoil(engine)
+    assert [each.tokens for each in stream(engine, jobs, 3)] == [each.tokens for each in found]
+    assert len({len(each.tokens) for each in found}) > 2
+    assert [each.job.tag for each in found] != sorted(each.job.tag for each in found)
+
+
+@pytest.mark.parametrize(
+    ("form", "grammar"), [("projected", True), ("absorbed", False)], ids=["projected", "absorbed"]
+)
+def test_kernels_say_what_the_plain_path_says(
+    on_kernels: Engine, monkeypatch: pytest.MonkeyPatch, form: str, grammar: bool
+) -> None:
+    jobs = jobs_of([(2, 2), (1, 4), (3, 1), (1, 3)], grammar=grammar, cross_attention=form)
+    found = stream(on_kernels, jobs, 2)
+    # Bit for bit what it says in these slots by itself, whatever lies in memory.
+    spoil(on_kernels)
+    [by_itself] = stream(on_kernels, jobs[3:], 2)
+    assert by_itself in found
+    check(found, plain_twin(on_kernels, monkeypatch), jobs)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_the_memory_is_what_was_planned(
+    on_kernels: Engine, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(decode_plan, "has_kernels", lambda device: False)
+    stream(on_kernels, jobs_of([(2, 1), (1, 1)]), 2)
+    sizes = {"slots": 2, "keys": KEYS, "max_length": MOST, "refill": 1, "prompt": 2}
+    planned = decode_plan.slots_bytes(on_kernels.weights.decoder, form="auto", **sizes)
+    arenas = [each._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
+    assert planned == tuple(0 if arena is None else arena.capacity for arena in arenas)
+
+
+def test_kernels_take_prompts_too_long_for_them(
+    on_kernels: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = decode_plan.KERNEL_PROMPT_TOKENS + 2
+    jobs = jobs_of([(long, 2), (2, 3), (long + 3, 1)])
+    found = stream(on_kernels, jobs, 2, refill=2)
+    check(found, plain_twin(on_kernels, monkeypatch), jobs)
+
+
+@NAN
+def test_kernels_name_the_job_that_is_not_finite(on_kernels: Engine) -> None:
+    jobs = jobs_of([(1, 2), (2, 2), (1, 2)])
+    jobs[1].states[3, 8] = math.nan
+    with pytest.raises(NotFinite, match="not finite in 1: the features"):
+        stream(on_kernels, jobs, 2)
+
+
+@NAN
+def test_a_job_that_is_not_finite_is_named_and_spoils_no_later_stream(engine: Engine) -> None:
+    jobs = jobs_of(MIXED)
+    wanted = stream(engine, jobs[:3], 3)
+    broken = replace(jobs[4], states=jobs[4].states * math.nan, tag="the fifth")
+    with pytest.raises(NotFinite, match="not finite in the fifth: the features"):
+        stream(engine, [*jobs[:4], broken], 3)
+    again = stream(engine, jobs[:3], 3)
+    assert [each.tokens for each in again] == [each.tokens for each in wanted]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=9),
+    slots=st.integers(1, 5),
+    data=st.data(),
+)
+def test_any_jobs_in_any_number_of_slots(
+    small_model: WhisperForConditionalGeneration, sizes: Any, slots: int, data: Any
+) -> None:
+    engine = Engine.of(small_model)
+    jobs = jobs_of(sizes)
+    found = stream(engine, jobs, slots, refill=data.draw(st.integers(1, slots)))
+    check(found, engine, jobs)
+
+
+def test_clips_are_asked_for_when_slots_are_free(engine: Engine) -> None:
+    jobs = jobs_of(MIXED)
+    waiting, asked, taken = iter(jobs), [], 0
+    done = 0
+
+    def more(count: int) -> list[Job]:
+        nonlocal taken
+        # As many as are free, and only when two are.
+        assert count == 3 - (taken - done) >= 2 or taken == done
+        asked.append(count)
+        found = list(islice(waiting, count))
+        taken += len(found)
+        return found
+
+    for _ in engine.decode_stream(more, 3, max_length=MOST, refill=2):
+        done += 1
+        assert taken - done <= 3
+    assert asked[0] == 3 and taken == done == len(jobs)
+
+
+def test_jobs_may_come_when_others_have_been_answered(engine: Engine) -> None:
+    """A recording's next window is known when the one before has been read."""
+    jobs = jobs_of([(1, 3), (2, 3), (3, 3)])
+    ready, found = [jobs[0]], []
+
+    def more(count: int) -> list[Job]:
+        given, ready[:] = ready[:count], ready[count:]
+        return given
+
+    for finished in engine.decode_stream(more, 2, max_length=MOST):
+        found.append(finished)
+        ready += jobs[len(found) : len(found) + 1]
+    assert [each.job for each in found] == jobs
+    check(found, engine, jobs)
+
+
+def test_other_decodes_may_come_between_answers(engine: Engine) -> None:
+    jobs = jobs_of(MIXED)
+    wanted = [alone(engine, job)[0] for job in jobs]
+    waiting = iter(jobs)
+
+    def more(count: int) -> list[Job]:
+        alone(engine, jobs[0])
+        return list(islice(waiting, count))
+
+    outer = {}
+    for finished in engine.decode_stream(more, 3, max_length=MOST):
+        outer[finished.job.tag] = finished.tokens
+        assert alone(engine, jobs[2])[0] == wanted[2]
+        inner = {each.job.tag: each.tokens for each in stream(engine, jobs[:2], 2)}
+        assert inner == {0: wanted[0], 1: wanted[1]}
+    assert [outer[number] for number in range(len(jobs))] == wanted
+
+
+def test_no_jobs(engine: Engine) -> None:
+    assert stream(engine, [], 3) == []
+    assert engine._idle == []
+
+
+def test_a_stream_leaves_its_memory_to_the_next(engine: Engine) -> None:
+    stream(engine, jobs_of(MIXED), 3)
+    [kept] = engine._idle
+    arena = kept._arena
+    stream(engine, jobs_of(MIXED[:2]), 2)
+    assert engine._idle == [kept] and kept._arena is arena
+    unfinished = engine.decode_stream(lambda count: jobs_of(MIXED[:count]), 2, max_length=MOST)
+    next(unfinished)
+    assert engine._idle == []
+    unfinished.close()
+    assert engine._idle == [kept]
+    engine.release()
+    assert engine._idle == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, "prompt of 0 tokens"),
+        ({"prompt": [5] * 9}, "prompt of 9 tokens leaves no room for an answer in 3"),
+        ({"states": torch.zeros(KEYS + 1, WIDTH)}, "do not go with states"),
+        ({"request": Request(Rules(), 9, (4,), 3)}, "must differ in their lengths alone"),
+        ({"request": request(1, MOST)}, "more than the stream's 20"),
+        ({"request": request(1, 2, sample=True)}, "decode greedily"),
+    ],
+)
+def test_jobs_that_do_not_go_together_are_refused(
+    engine: Engine, change: dict[str, Any], message: str
+) -> None:
+    jobs = jobs_of([(1, 2), (1, 2)])
+    with pytest.raises(OptionError, match=message):
+        stream(engine, [jobs[0], replace(jobs[1], **change)], 2)
+
+
+@pytest.mark.parametrize(("slots", "refill"), [(0, None), (2, 3), (2, 0)])
+def test_numbers_that_make_no_sense_are_refused(engine: Engine, slots: int, refill: Any) -> None:
+    with pytest.raises(OptionError, match="1 or more"):
+        stream(engine, jobs_of(MIXED), slots, refill=refill)

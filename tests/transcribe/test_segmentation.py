@@ -1,0 +1,75 @@
+"""Answers cut at their timestamps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whisper_flash_attention.transcribe.segmentation import Piece, cut
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+
+WORDS = Vocabulary(
+    start=50258,
+    end=50257,
+    no_timestamps=50363,
+    languages={"en": 50259, "de": 50261},
+    tasks={"transcribe": 50359, "translate": 50358},
+    suppressed=(),
+    at_begin=(),
+    positions=448,
+)
+A, B, C = 11, 12, 13
+
+
+def at(seconds: float) -> int:
+    return WORDS.timestamp_begin + round(seconds / 0.02)
+
+
+def test_pairs_of_timestamps_part_segments_and_the_rest_is_read_again() -> None:
+    tokens = [at(0), A, at(2), at(2), B, at(4.5), at(5), C]
+    pieces, advance = cut(tokens, 3000, WORDS)
+    assert pieces == [
+        Piece(0.0, 2.0, (at(0), A, at(2))),
+        Piece(2.0, 4.5, (at(2), B, at(4.5))),
+    ]
+    assert advance == 450
+
+
+def test_a_lone_timestamp_at_the_end_ends_the_window() -> None:
+    pieces, advance = cut([at(0), A, at(2), at(2), B, at(4.5)], 3000, WORDS)
+    assert [(piece.start, piece.end) for piece in pieces] == [(0.0, 2.0), (2.0, 4.5)]
+    assert advance == 3000
+
+
+@pytest.mark.parametrize(
+    ("tokens", "end"),
+    [
+        ([at(0), A, B, at(7.5)], 7.5),  # as its last timestamp says
+        ([at(0), A, B], 12.0),  # to the end of the window
+        ([A, B], 12.0),
+        ([], 12.0),
+    ],
+)
+def test_without_pairs_a_window_is_one_segment(tokens: list[int], end: float) -> None:
+    assert cut(tokens, 1200, WORDS) == ([Piece(0.0, end, tuple(tokens))], 1200)
+
+
+@given(
+    st.lists(st.sampled_from([A, B, C]) | st.integers(0, 1500).map(lambda n: at(n * 0.02))),
+    st.integers(1, 3000),
+)
+def test_no_token_is_lost_but_those_that_are_read_again(tokens: list[int], frames: int) -> None:
+    pieces, advance = cut(tokens, frames, WORDS)
+    said = [token for piece in pieces for token in piece.tokens]
+    assert said == tokens[: len(said)]
+    assert advance == frames or len(said) < len(tokens) or tokens[-1] >= WORDS.timestamp_begin
+    assert 0 <= advance <= max(frames, 3000)
+
+
+def test_prompts_hold_what_was_said_as_far_as_there_is_room() -> None:
+    assert WORDS.prompt("de", "translate") == [50258, 50261, 50358]
+    before = list(range(300))
+    prompt = WORDS.prompt("en", "transcribe", before)
+    assert prompt == [WORDS.previous, *range(77, 300), 50258, 50259, 50359]
+    assert WORDS.previous == 50361 and WORDS.no_speech == 50362

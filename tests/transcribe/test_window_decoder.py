@@ -1,0 +1,167 @@
+"""Windows decoded again at higher temperatures, on an engine that answers from a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from tests.transcribe.test_segmentation import WORDS
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
+
+GOOD, REPEATS, UNLIKELY = 1, 2, 3
+
+
+@dataclass
+class ScriptedEngine:
+    """Says by a window's first state what it answers, and notes what it was asked.
+
+    `script[kind]` holds, per temperature, the text's token and the mean log-probability.
+    """
+
+    script: dict[int, list[tuple[int, float]]]
+    silence: float = 0.1
+    asked: list[tuple[float, list[int]]] = field(default_factory=list)
+
+    def decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None],
+    ) -> Decoded:
+        meanwhile()
+        kinds = states[:, 0, 0].int().tolist()
+        watched = None
+        if request.watch is not None:
+            token, place = request.watch
+            assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
+            watched = torch.full((len(kinds),), self.silence)
+        self.asked.append((request.temperature if request.sample else 0.0, kinds))
+        step = sum(1 for _, asked in self.asked[:-1] if set(asked) & set(kinds))
+        rows, sums = [], []
+        for kind in kinds:
+            token, mean = self.script[kind][min(step, len(self.script[kind]) - 1)]
+            rows.append([token] * 5 + [WORDS.end])
+            sums.append(mean * 6)
+        answer = torch.tensor(rows)
+        said = torch.cat([prompt, answer], 1)
+        return Decoded(said, sum_logprobs=torch.tensor(sums), watched=watched)
+
+
+class Tokenizer:
+    """Token 7 repeats itself, others do not."""
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        if 7 in tokens:
+            return " the same" * 40
+        return "words " + "".join(chr(65 + token % 26) for token in tokens)
+
+
+def decoder(engine: ScriptedEngine, **options: Any) -> WindowDecoder:
+    return WindowDecoder(engine, WORDS, Tokenizer(), DecodeOptions(**options))  # type: ignore[arg-type]
+
+
+def states(*kinds: int) -> torch.Tensor:
+    return torch.tensor(kinds).float()[:, None, None].expand(-1, 4, 8).contiguous()
+
+
+SCRIPT = {
+    GOOD: [(9, -0.2)],
+    REPEATS: [(7, -0.2), (7, -0.3), (9, -0.4)],
+    UNLIKELY: [(9, -2.0), (9, -1.5), (9, -0.5)],
+}
+
+
+def test_bad_answers_are_decoded_again_and_only_those() -> None:
+    engine = ScriptedEngine(SCRIPT)
+    prompt = WORDS.prompt("en", "transcribe")
+    found = decoder(engine).decode(states(GOOD, REPEATS, UNLIKELY), [prompt] * 3)
+    assert [answer.temperature for answer in found] == [0.0, 0.4, 0.4]
+    assert [round(answer.avg_logprob, 3) for answer in found] == [-0.2, -0.4, -0.5]
+    assert engine.asked == [
+        (0.0, [GOOD, REPEATS, UNLIKELY]),
+        (0.2, [REPEATS, UNLIKELY]),
+        (0.4, [REPEATS, UNLIKELY]),
+    ]
+    assert found[0].tokens == (9,) * 5
+
+
+@pytest.mark.parametrize(
+    ("answers", "best"),
+    [
+        ([(9, -2.0), (9, -1.5), (9, -3.0)], 0.2),
+        ([(7, -0.1), (9, -2.5), (9, -1.8)], 0.8),
+        ([(7, -0.3), (7, -0.1), (7, -0.2)], 0.2),
+    ],
+)
+def test_among_bad_answers_the_likeliest_that_does_not_repeat_itself_is_taken(
+    answers: list[tuple[int, float]], best: float
+) -> None:
+    windows = decoder(ScriptedEngine({REPEATS: answers}), temperature=(0.0, 0.2, 0.8))
+    [answer] = windows.decode(states(REPEATS), [[WORDS.start]])
+    assert answer.temperature == best
+    assert windows.is_bad(answer)
+
+
+@pytest.mark.parametrize("temperature", [0.0, (0.0, 0.5)])
+def test_the_host_is_given_time_once(temperature: Any) -> None:
+    windows = decoder(ScriptedEngine(SCRIPT), temperature=temperature)
+    short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
+    calls: list[int] = []
+    later = windows.decode_first(states(GOOD, REPEATS), [short, long], lambda: calls.append(1))
+    assert calls == [1]
+    assert [answer.tokens for answer in later()] == [(9,) * 5, (7,) * 5]
+
+
+def test_thresholds_may_be_left_out() -> None:
+    engine = ScriptedEngine(SCRIPT)
+    options = {"compression_ratio_threshold": None, "logprob_threshold": None}
+    found = decoder(engine, **options).decode(states(REPEATS, UNLIKELY), [[WORDS.start]] * 2)
+    assert [answer.temperature for answer in found] == [0.0, 0.0]
+
+
+def test_silence_is_not_decoded_again() -> None:
+    engine = ScriptedEngine(SCRIPT, silence=0.9)
+    windows = decoder(engine)
+    answers = windows.decode(states(UNLIKELY, GOOD), [[WORDS.start]] * 2)
+    assert [answer.temperature for answer in answers] == [0.0, 0.0]
+    assert [windows.is_silent(answer) for answer in answers] == [True, False]
+    assert answers[0].no_speech_prob == pytest.approx(0.9, abs=1e-3)
+
+
+def test_windows_with_prompts_of_one_length_are_decoded_together() -> None:
+    engine = ScriptedEngine(SCRIPT)
+    short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
+    found = decoder(engine).decode(states(GOOD, GOOD, GOOD), [short, long, short])
+    assert [len(kinds) for _, kinds in engine.asked] == [2, 1]
+    assert all(answer.tokens == (9,) * 5 for answer in found)
+
+
+def test_text_that_repeats_itself_compresses_well() -> None:
+    assert compression_ratio("the same " * 30) > 2.4
+    assert compression_ratio("No two of these words are alike, are they?") < 1.3
+    assert compression_ratio("") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": ()}, "at least one"),
+        ({"temperature": -0.1}, "from 0 to 2"),
+        ({"no_speech_threshold": 1.5}, "probability"),
+        ({"max_initial_timestamp": 31.0}, "seconds from 0 to 30"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "max_new_tokens 8"),
+        ({"max_new_tokens": 0}, "at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        DecodeOptions(**options)

@@ -1,0 +1,301 @@
+"""Where in the audio the decoder looks while it says given tokens: the ground of word timestamps.
+
+One teacher-forced pass in plain PyTorch, on every device, beside whatever runs the decode. Layers
+with alignment heads compute those heads' attention once more, explicitly and in float32; all else
+goes through PyTorch's fused attention.
+
+What is read is what OpenAI's `whisper/timing.py` (`find_alignment`) reads: scores of the positions
+with audio only, softmax over those; and probabilities of tokens among the text tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whisper_flash_attention.engine import torch_layers
+from whisper_flash_attention.engine.torch_linear import linear
+from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.engine.weights import (
+    Attention,
+    DecoderLayer,
+    DecoderWeights,
+    Linear,
+)
+from whisper_flash_attention.errors import NotFinite, OptionError
+
+# A GPU is saturated by the rows that fit here; a CPU is by one, and likes its caches.
+GPU_BUDGET = 512 * 2**20
+CPU_BUDGET = 64 * 2**20
+
+# The encoder sees two frames of the log-mel spectrogram at each of its positions.
+FRAMES_PER_POSITION = 2
+
+
+@dataclass(frozen=True)
+class Said:
+    """Tokens that were said in one window of audio.
+
+    Args:
+        states: the encoder's output [S, D].
+        tokens: ids, the prompt's and the end included.
+        frames: log-mel frames of audio in the window; the rest of the window is padding.
+    """
+
+    states: Tensor
+    tokens: tuple[int, ...]
+    frames: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the decoder made of them.
+
+    Args:
+        attention: [heads, L, P] float32, P the encoder's positions with audio; sums to 1 over P.
+        probabilities: [L] float32: of each token, after those before it, among the text tokens; 0
+            for the first one and for those that are no text.
+    """
+
+    attention: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Together:
+    """What the decoder made of several rows, of which each has its own lengths.
+
+    Args:
+        rows: what was said.
+        attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
+        probabilities: [B, L] float32.
+        is_finite: bool [], on the device: whether all that the model computed is.
+    """
+
+    rows: Sequence[Said]
+    attention: Tensor
+    probabilities: Tensor
+    is_finite: Tensor
+
+    def each(self) -> Iterator[Heard]:
+        """Every row by itself. Raises `NotFinite`."""
+        check_finite(self.is_finite)
+        for row, attention, likely in zip(
+            self.rows, self.attention, self.probabilities, strict=True
+        ):
+            length = len(row.tokens)
+            yield Heard(attention[:, :length, : positions_with_audio(row)], likely[:length])
+
+
+def check_finite(is_finite: Tensor) -> None:
+    """Raise `NotFinite` if a bool [] does not hold; waits for the device."""
+    if not bool(is_finite):
+        raise NotFinite(
+            "the model computed NaN or infinity while words were aligned; its weights may be "
+            "damaged, or too large for half precision: try float32"
+        )
+
+
+def listen(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    *,
+    text_tokens: int,
+    budget_bytes: int | None = None,
+) -> Iterator[Heard]:
+    """As `listen_together`, row by row.
+
+    Raises:
+        NotFinite: the model computed NaN or infinity.
+    """
+    for together in listen_together(
+        weights, rows, heads, text_tokens=text_tokens, budget_bytes=budget_bytes
+    ):
+        yield from together.each()
+
+
+@torch.no_grad()
+def listen_together(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    *,
+    text_tokens: int,
+    budget_bytes: int | None = None,
+) -> Iterator[Together]:
+    """Run the decoder over all tokens of each row at once; yields rows in order, part by part.
+
+    Args:
+        weights: on the device and in the dtype of the states.
+        rows: of any lengths.
+        heads: (layer, head) pairs.
+        text_tokens: ids below this are text.
+        budget_bytes: bound of what one part takes; one row at a time where even that needs more.
+            None is `GPU_BUDGET` or `CPU_BUDGET`.
+
+    Raises:
+        OptionError: the model has no such head, or not so many positions as a row has tokens.
+    """
+    check_heads(weights, heads)
+    longest = max((len(row.tokens) for row in rows), default=0)
+    if longest > len(weights.positions):
+        raise OptionError(
+            f"{longest} tokens to align; the model has {len(weights.positions)} positions"
+        )
+    if budget_bytes is None:
+        budget_bytes = CPU_BUDGET if weights.embedding.device.type == "cpu" else GPU_BUDGET
+    start = 0
+    while start < len(rows):
+        count = _rows_within(weights, rows[start:], len(heads), budget_bytes)
+        part = rows[start : start + count]
+        yield _Pass(weights, part, heads).run(text_tokens, budget_bytes)
+        start += count
+
+
+def check_heads(weights: DecoderWeights, heads: Sequence[tuple[int, int]]) -> None:
+    """Raise `OptionError` if there are no alignment heads, or the model has no such head."""
+    layers = len(weights.layers)
+    wrong = [
+        (layer, head)
+        for layer, head in heads
+        if not (0 <= layer < layers and 0 <= head < weights.heads)
+    ]
+    if wrong or not heads:
+        raise OptionError(
+            f"alignment heads {[*map(tuple, wrong or heads)]}: the model has layers 0 to "
+            f"{layers - 1} of heads 0 to {weights.heads - 1}; give (layer, head) pairs of these in "
+            "generation_config.alignment_heads, or leave that out"
+        )
+
+
+def positions_with_audio(row: Said) -> int:
+    """How many of the encoder's positions saw audio: one at least."""
+    return max(1, min(row.frames // FRAMES_PER_POSITION, len(row.states)))
+
+
+def _rows_within(
+    weights: DecoderWeights, rows: Sequence[Said], heads: int, budget_bytes: int
+) -> int:
+    """How many of the first rows fit the budget together, one at least."""
+    size, width = weights.embedding.element_size(), weights.width
+    ffn = max(layer.fc1.weight.shape[0] for layer in weights.layers)
+    length = 0
+    for count, row in enumerate(rows):
+        length = max(length, len(row.tokens))
+        positions = len(row.states)
+        # States, their keys and values twice (projected, and as the kernel wants them); the
+        # residual stream and what hangs on it; a layer's scores, and the softmax of all heads.
+        each = 5 * positions * width * size + length * (6 * width + 2 * ffn) * size
+        each += (heads + min(heads, weights.heads)) * length * positions * 4
+        if count and (count + 1) * each > budget_bytes:
+            return count
+    return len(rows)
+
+
+class _Pass:
+    """One pass of the decoder over a few rows, padded on the right to the longest.
+
+    Causal self-attention keeps the padding from all that is before it.
+    """
+
+    def __init__(
+        self, weights: DecoderWeights, rows: Sequence[Said], heads: Sequence[tuple[int, int]]
+    ) -> None:
+        self._weights = weights
+        self._rows = rows
+        self._heads = heads
+        self._states = torch.stack([row.states for row in rows])
+        lengths = [len(row.tokens) for row in rows]
+        device = weights.embedding.device
+        self._said = np.zeros((len(rows), max(lengths)), np.int64)  # [B, L]
+        for said, row in zip(self._said, rows, strict=True):
+            said[: len(row.tokens)] = row.tokens
+        self._lengths = np.array(lengths)
+        self._tokens = to_device(self._said, device)
+        audio = [positions_with_audio(row) for row in rows]
+        shape = (len(rows), len(heads), max(lengths), max(audio))
+        self._attention = torch.empty(shape, device=device)
+        # Which positions saw no audio, if any: [B, 1, 1, P].
+        self._unseen: Tensor | None = None
+        if min(audio) < max(audio):
+            seen = to_device(np.array(audio), device)[:, None, None, None]
+            self._unseen = torch.arange(max(audio), device=device) >= seen
+
+    def run(self, text_tokens: int, budget_bytes: int) -> Together:
+        tokens, weights = self._tokens, self._weights
+        x = F.embedding(tokens, weights.embedding) + weights.positions[: tokens.shape[1]]
+        for index, layer in enumerate(weights.layers):
+            x += _self_attention(layer, x)
+            x += self._cross_attention(layer, index, x)
+            hidden = F.gelu(linear(torch_layers.normalize(x, layer.ffn_norm), layer.fc1))
+            x += linear(hidden, layer.fc2)
+        probabilities = self._probabilities(x, text_tokens, budget_bytes)
+        is_finite = torch.isfinite(probabilities.sum() + x.float().sum())
+        return Together(self._rows, self._attention, probabilities, is_finite)
+
+    def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
+        attention = layer.cross_attention
+        q = torch_layers.split_heads(
+            linear(torch_layers.normalize(x, layer.cross_norm), attention.q)
+        )
+        k, v = _keys_and_values(attention, self._states)
+        wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == index}
+        if wanted:
+            self._look(wanted, q, k)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return linear(torch_layers.join_heads(out), attention.out)
+
+    def _look(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
+        """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
+        # A list of heads as an index would make the host wait for the device.
+        keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
+        queries = (
+            torch.stack([q[:, head] for head in wanted.values()], 1).float() * torch_layers.SCALE
+        )
+        scores = torch.matmul(queries, keys.float().transpose(2, 3))
+        if self._unseen is not None:
+            scores.masked_fill_(self._unseen, -torch.inf)
+        for index, seen in zip(wanted, torch.softmax(scores, dim=-1).unbind(1), strict=True):
+            self._attention[:, index] = seen
+
+    def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
+        """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
+        length = self._said.shape[1]
+        is_text = (self._said < text_tokens) & (np.arange(length) < self._lengths[:, None])
+        is_text[:, 0] = False
+        places = to_device(np.flatnonzero(is_text), x.device)
+        # Logits in the model's dtype; their softmax in float32.
+        table = Linear(self._weights.projection[:text_tokens], None)
+        normed = torch_layers.normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
+        spoken = self._tokens.flatten()[places]
+        at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.projection)))
+        probabilities = torch.zeros(self._said.size, device=x.device)
+        for some, ids, where in zip(
+            *(torch.split(each, at_once) for each in (normed, spoken, places)), strict=True
+        ):
+            chances = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
+            probabilities[where] = chances.gather(1, ids[:, None])[:, 0].exp()
+        return probabilities.view(self._said.shape)
+
+
+def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:
+    attention = layer.self_attention
+    normed = torch_layers.normalize(x, layer.self_norm)
+    q, k, v = (
+        torch_layers.split_heads(linear(normed, part))
+        for part in (attention.q, attention.k, attention.v)
+    )
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return linear(torch_layers.join_heads(out), attention.out)
+
+
+def _keys_and_values(attention: Attention, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Each [B, H, S, 64]."""
+    k, v = (torch_layers.split_heads(linear(states, part)) for part in (attention.k, attention.v))
+    return k, v

@@ -1,0 +1,222 @@
+"""The story: features become encoder states, states and a prompt become tokens.
+
+    engine = Engine.of(model)                 # reads the weights in place, watches them
+    states = engine.encode(features)          # [clips, 1500, D]
+    decoded = engine.decode(states, prompt, request)
+    for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
+
+A decode takes buffers (`cache`) cut from one arena, a decoder that turns tokens into logits
+(`plain` in PyTorch everywhere, `device` with Triton kernels and CUDA graphs on NVIDIA's GPUs), and
+chooses tokens: on the device without the host (`device`), with any rules (`choose`), or by beams
+(`beam`). `plan` says what a decode takes, before it is run. `slots` lets many clips, one after
+another, share the rows of one batch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+
+from whisper_flash_attention.engine import beam, decode_plan
+from whisper_flash_attention.engine.buffers import Buffers
+from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.encoder import encoder_for
+from whisper_flash_attention.engine.kv_cache import Layout
+from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.sampling import choose_tokens
+from whisper_flash_attention.engine.scheduler import Checks, Finished, Job, Rows, serve
+from whisper_flash_attention.engine.torch_decoder import PlainDecoder
+from whisper_flash_attention.engine.torch_slots import PlainSlots
+from whisper_flash_attention.engine.weights import Watch, Weights, collect
+from whisper_flash_attention.errors import OptionError
+
+
+class Engine:
+    """Runs one model's weights. Calls from several threads wait for one another.
+
+    Nothing of the model is copied. The buffers of the largest decode so far, those of one stream,
+    and the CUDA graphs on them, are kept for the next one; `release` gives them back.
+    """
+
+    _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
+    _alive: ClassVar[WeakSet[Engine]] = WeakSet()
+    _making = threading.Lock()
+
+    def __init__(self, model: Any) -> None:
+        self.weights: Weights = collect(model)
+        self._watch = Watch(model)
+        self._lock = threading.RLock()
+        self._make_space()
+        Engine._alive.add(self)
+
+    def _make_space(self) -> None:
+        """Begin without buffers and graphs."""
+        self._recorder = Recorder()
+        self._buffers = Buffers(self.weights, self._recorder)
+        # Of a stream that has ended: while one runs, what it has in its slots is its own.
+        self._idle: list[Buffers] = []
+        self._encoder = encoder_for(self.weights.encoder, self._recorder)
+
+    @classmethod
+    def of(cls, model: Any) -> Engine:
+        """The model's engine; a new one if its parameters moved or modules were replaced."""
+        with cls._making:
+            engine = cls._engines.get(model)
+            if engine is None or not engine._watch.unchanged():
+                cls._engines.pop(model, None)
+                engine = cls._engines[model] = cls(model)
+            return engine
+
+    @classmethod
+    def forget(cls, model: Any) -> None:
+        """Drop the model's engine, its buffers and graphs."""
+        with cls._making:
+            cls._engines.pop(model, None)
+
+    @classmethod
+    def _renew_after_fork(cls) -> None:
+        """Replace locks and buffers in a child process.
+
+        No thread of the child will release what other threads of its parent held, or finish what
+        they were doing to the buffers. Those of a GPU, which a child cannot use, are left alone.
+        """
+        cls._making = threading.Lock()
+        for engine in list(cls._alive):
+            engine._lock = threading.RLock()
+            if engine.weights.device.type == "cpu":
+                engine._make_space()
+
+    @torch.no_grad()
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """Encoder states [B, 1500, D] of log-mel features [B, mel bins, 3000]."""
+        features = features.to(self.weights.dtype)
+        with self._lock, self._on_device():
+            return self._encoder.run(features)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Decoded:
+        """Tokens for every row of `prompt` [B, P], given encoder states [clips, S, D].
+
+        Row r belongs to clip r // (B // clips). In a search by beams the rows of one search stand
+        side by side.
+
+        Args:
+            meanwhile: called once: where kernels choose the tokens, when the device has work to do
+                and before it is waited for; otherwise at first. What it raises is raised.
+
+        Raises:
+            NotFinite: NaN or infinity in the logits.
+            OptionError: the rows are not those of whole searches by beams.
+        """
+        with self._lock, self._on_device():
+            layout = decode_plan.layout_for(self.weights.decoder, states, prompt, request)
+            decoder: beam.BranchingDecoder
+            if not layout.kernels:
+                decoder = PlainDecoder(self.weights.decoder, self._buffers.state(layout))
+            else:
+                decoder = on_device = self._buffers.device_decoder(layout)
+                if not layout.raw:
+                    return on_device.greedy(states, prompt, request, meanwhile)
+            meanwhile()
+            if request.beams is not None:
+                return beam.search(decoder, states, prompt, request)
+            return choose_tokens(decoder, states, prompt, request)
+
+    def decode_stream(
+        self,
+        more: Callable[[int], Sequence[Job]],
+        slots: int,
+        *,
+        max_length: int,
+        refill: int | None = None,
+    ) -> Iterator[Finished]:
+        """Decode clip after clip in so many slots, and give every answer as soon as it is there.
+
+        Other calls of the engine may come between two answers, and within `more`.
+
+        Args:
+            more: asked for so many jobs or fewer whenever slots are free; the stream ends when it
+                gives none and all slots are free.
+            max_length: tokens per clip at most, prompt included.
+            refill: so many slots must be free, or all, before more jobs are asked for; where the
+                kernels run, an eighth of the slots if it is not given, and else one.
+
+        Raises:
+            NotFinite: NaN or infinity in the logits; the message has the job's tag.
+            OptionError: a job does not fit, or a number makes no sense.
+        """
+        if slots < 1 or not (refill is None or 1 <= refill <= slots):
+            raise OptionError(f"slots {slots}, refill {refill}: give 1 or more, refill up to slots")
+        jobs = more(slots)
+        if not jobs:
+            return
+        with self._lent_buffers() as buffers:
+            check = Checks(jobs[0], max_length)
+            check(jobs[0])
+            with self._turn():
+                layout = decode_plan.slots_layout(
+                    self.weights.decoder,
+                    slots=slots,
+                    keys=len(jobs[0].states),
+                    max_length=max_length,
+                    form=jobs[0].request.cross_attention,
+                )
+                refill = refill or (max(1, slots // 8) if layout.kernels else 1)
+                rows = self._rows(layout, buffers, jobs[0], slots, refill)
+            yield from serve(
+                jobs, more, rows, slots=slots, refill=refill, check=check, turn=self._turn
+            )
+
+    def _rows(self, layout: Layout, buffers: Buffers, first: Job, slots: int, refill: int) -> Rows:
+        weights = self.weights.decoder
+        if not layout.kernels:
+            return PlainSlots(weights, buffers.state(layout))
+        from whisper_flash_attention.engine.cuda_slots import DeviceSlots
+
+        decoder = buffers.device_decoder(layout)
+        return DeviceSlots(weights, decoder, self._buffers, first, slots=slots, refill=refill)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock, torch.no_grad(), self._on_device():
+            yield
+
+    @contextmanager
+    def _lent_buffers(self) -> Iterator[Buffers]:
+        """Buffers for one stream; those of one are kept."""
+        with self._lock:
+            lent = self._idle.pop() if self._idle else Buffers(self.weights, self._recorder)
+        try:
+            yield lent
+        finally:
+            with self._lock:
+                self._idle = [lent]
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Launches go to the current device: make it the weights'."""
+        device = self.weights.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def release(self) -> None:
+        """Give back the buffers and graphs that are kept between calls."""
+        with self._lock:
+            self._buffers.release()
+            self._idle.clear()
+            self._encoder.release()
+            self._recorder.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Engine._renew_after_fork)

@@ -1,0 +1,389 @@
+"""Rules: what the scores of the next token go through before one is picked.
+
+Every class corresponds to one logits processor of Transformers and does the same float32
+operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
+`.item()` and shapes that depend on data. Tables of tokens are made once per vocabulary and device,
+at the first call: run once before capturing a CUDA graph. Sources: Transformers'
+generation/logits_process.py; for the grammar `ApplyTimestampRules` in OpenAI's decoding.py.
+
+`Rules` is an ordered tuple of them. Where it holds only masks and Whisper's timestamp grammar,
+`Rules.fused` describes it as small tensors for the kernels `logits` and `pick`: they are data, so
+that one captured graph serves any such rules.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.engine.fused_rules import FusedRules
+from whisper_flash_attention.engine.validation import check_positive, check_tokens, check_whole
+from whisper_flash_attention.errors import OptionError
+
+
+@dataclass(frozen=True)
+class History:
+    """What rules may look at: the tokens so far, the prompt's included.
+
+    Args:
+        tokens: [B, T] int64; a buffer of fixed capacity, of which what lies beyond `length` is
+            never looked at, whatever it holds.
+        length: how many of them there are: an int (all slots alike, known on the host), or an
+            integer tensor [] or [B] on the tokens' device, which is never read on the host.
+    """
+
+    tokens: Tensor
+    length: int | Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """`length` as an int64 tensor, [1, 1] or [B, 1]."""
+        if isinstance(self.length, int):
+            return torch.full((1, 1), self.length, device=self.tokens.device)
+        return self.length.reshape(-1, 1).long()
+
+    @property
+    def known(self) -> Tensor:
+        """The tokens, cut to the length where the host knows it."""
+        return self.tokens[:, : self.length] if isinstance(self.length, int) else self.tokens
+
+    def is_at(self, length: int) -> bool | Tensor:
+        """Whether there are so many tokens: a bool, or a bool tensor [1, 1] or [B, 1]."""
+        return self.length == length if isinstance(self.length, int) else self.lengths == length
+
+    def is_below(self, length: int) -> bool | Tensor:
+        """Whether there are fewer tokens than that, as `is_at`."""
+        return self.length < length if isinstance(self.length, int) else self.lengths < length
+
+    def last(self, back: int) -> Tensor:
+        """The token `back` places from the end (1: the last one), [B, 1]; the first if none is."""
+        return self.tokens.gather(1, self._rows(self.lengths - back).clamp(min=0))
+
+    def since(self, begin: int | Tensor) -> Tensor:
+        """Which positions of `known` are `begin` or later and hold a token, bool [1 or B, T]."""
+        places = torch.arange(self.known.shape[1], device=self.tokens.device)
+        return (places >= begin) & (places < self.lengths)
+
+    def _rows(self, places: Tensor) -> Tensor:
+        return places.expand(self.tokens.shape[0], -1)
+
+
+class Rule(Protocol):
+    """One step on the way from the model's logits to what is picked."""
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        """New scores [B, V] float32; `scores` itself is left as it was."""
+
+
+@dataclass(frozen=True)
+class Suppress:
+    """These tokens never (`SuppressTokensLogitsProcessor`); unknown ids do nothing."""
+
+    tokens: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_tokens("tokens", self.tokens)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        return _forbid(scores, _among(self.tokens, scores.shape[-1], scores.device), True)
+
+
+@dataclass(frozen=True)
+class SuppressAtBegin:
+    """These tokens not where `begin_index` tokens are there (`SuppressTokensAtBegin...`)."""
+
+    tokens: tuple[int, ...]
+    begin_index: int
+
+    def __post_init__(self) -> None:
+        check_tokens("tokens", self.tokens)
+        check_whole("begin_index", self.begin_index, 0)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        mask = _among(self.tokens, scores.shape[-1], scores.device)
+        return _forbid(scores, mask, history.is_at(self.begin_index))
+
+
+@dataclass(frozen=True)
+class MinLength:
+    """No end before `length` tokens, prompt included.
+
+    `MinLengthLogitsProcessor`; and `MinNewTokensLengthLogitsProcessor` with prompt and new tokens
+    added up.
+    """
+
+    length: int
+    eos: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_whole("length", self.length, 0)
+        check_tokens("eos", self.eos)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        mask = _among(self.eos, scores.shape[-1], scores.device)
+        return _forbid(scores, mask, history.is_below(self.length))
+
+
+@dataclass(frozen=True)
+class Timestamps:
+    """Whisper's timestamp grammar (`WhisperTimeStampLogitsProcessor`).
+
+    Timestamps come in pairs except directly before the end, do not decrease, and come first. With
+    `detect`, text is forbidden where all timestamps together are likelier than any text token.
+
+    Args:
+        timestamp_begin: the first timestamp's id; all ids from there on are timestamps.
+        begin_index: where the answer begins, that is the prompt's length.
+        eos: the end's id; ids below it are plain text.
+        no_timestamps: the id of <|notimestamps|>, which is forbidden.
+        max_initial: largest first timestamp, counted from the first timestamp's id.
+        detect: apply the rule about probabilities.
+    """
+
+    timestamp_begin: int
+    begin_index: int
+    eos: int
+    no_timestamps: int
+    max_initial: int | None = None
+    detect: bool = True
+
+    def __post_init__(self) -> None:
+        check_whole("begin_index", self.begin_index, 0)
+        check_whole("no_timestamps", self.no_timestamps, 0)
+        check_whole("eos", self.eos, 1)
+        check_whole("timestamp_begin", self.timestamp_begin, self.eos + 1)
+        if self.max_initial is not None:
+            check_whole("max_initial", self.max_initial, 0)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        begin = self.timestamp_begin
+        text_from, stamp_from, stamp_end = self.limits(history, scores.shape[-1])
+        ids = torch.arange(scores.shape[-1], device=scores.device)
+        scores = scores.clone()
+        scores[:, self.no_timestamps] = -math.inf
+        text, stamps, stamp_ids = scores[:, :begin], scores[:, begin:], ids[begin:]
+        text.masked_fill_(ids[:begin] < text_from, -math.inf)
+        stamps.masked_fill_((stamp_ids < stamp_from) | (stamp_ids >= stamp_end), -math.inf)
+        if self.detect:
+            logprobs = torch.nn.functional.log_softmax(scores.float(), dim=-1)
+            stamp_logprob = logprobs[:, begin:].logsumexp(dim=-1)
+            best_text = logprobs[:, :begin].max(dim=-1).values
+            text.masked_fill_((stamp_logprob > best_text).unsqueeze(-1), -math.inf)
+        return scores
+
+    def limits(self, history: History, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the grammar allows next.
+
+        Returns:
+            The first text id, the first timestamp id and the end of the timestamp ids, int64
+            [B, 1] each.
+        """
+        begin = self.timestamp_begin
+        tokens = history.known
+        answered = history.lengths - self.begin_index
+        last_is_stamp = (answered >= 1) & (history.last(1) >= begin)
+        pair = last_is_stamp & ((answered < 2) | (history.last(2) >= begin))
+        opening = last_is_stamp & ~pair
+        first = answered == 0
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        stamps = history.since(self.begin_index) & (tokens >= begin)
+        place = torch.where(stamps, places, 0).amax(dim=-1, keepdim=True)
+        latest = tokens.gather(1, (place - 1).clamp(min=0))
+        stamp_from = torch.where(place > 0, latest + (~opening).long(), begin)
+        text_from = torch.where(first, begin, torch.where(opening, self.eos, 0))
+        initial_end = self.initial_end(vocabulary)
+        stamp_end = torch.where(first, initial_end, torch.where(pair, begin, vocabulary))
+        return text_from, stamp_from, stamp_end
+
+    def initial_end(self, vocabulary: int) -> int:
+        """The end of the ids that may be the first timestamp."""
+        if self.max_initial is None:
+            return vocabulary
+        return min(vocabulary, self.timestamp_begin + self.max_initial + 1)
+
+
+@dataclass(frozen=True)
+class RepetitionPenalty:
+    """Scores of tokens that occurred: divided by `penalty` where positive, else multiplied.
+
+    `RepetitionPenaltyLogitsProcessor`. The first `ignore` positions do not count: one number for
+    all slots, or one for each.
+    """
+
+    penalty: float
+    ignore: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        check_positive("penalty", self.penalty)
+        for number in self.ignore if isinstance(self.ignore, tuple) else (self.ignore,):
+            check_whole("ignore", number, 0)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        vocabulary = scores.shape[-1]
+        begin: int | Tensor
+        if isinstance(self.ignore, int):
+            begin = self.ignore
+        else:
+            begin = _numbers(self.ignore, scores.device).unsqueeze(-1)
+        # Positions that do not count point at a spare column behind the vocabulary.
+        ids = history.known.clamp(max=vocabulary).where(history.since(begin), vocabulary)
+        padded = torch.nn.functional.pad(scores, (0, 1))
+        score = padded.gather(1, ids)
+        score = torch.where(score < 0, score * self.penalty, score / self.penalty)
+        return padded.scatter(1, ids, score)[:, :vocabulary]
+
+
+@dataclass(frozen=True)
+class NoRepeatNgram:
+    """No `size` tokens in a row twice behind the first `ignore` (`NoRepeatNGram...`)."""
+
+    size: int
+    ignore: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size, 1)
+        check_whole("ignore", self.ignore, 0)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        tokens, vocabulary = history.known, scores.shape[-1]
+        if tokens.shape[1] < self.size:
+            return scores
+        windows = tokens.unfold(1, self.size, 1)
+        ends = torch.arange(windows.shape[1], device=tokens.device) + self.size
+        places = history.lengths + torch.arange(1 - self.size, 0, device=tokens.device)
+        prefix = tokens.gather(1, places.expand(tokens.shape[0], -1).clamp(min=0))
+        same = (windows[..., :-1] == prefix.unsqueeze(1)).all(dim=-1)
+        same = same & (ends <= history.lengths) & (ends >= self.ignore + self.size)
+        banned = scores.new_zeros((scores.shape[0], vocabulary + 1), dtype=torch.bool)
+        banned.scatter_(1, windows[..., -1].clamp(max=vocabulary).where(same, vocabulary), True)
+        return scores.masked_fill(banned[:, :vocabulary], -math.inf)
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Scores divided by `value` (`TemperatureLogitsWarper`)."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        check_positive("value", self.value)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        return scores / self.value
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Only the `k` best tokens, and those that tie with the last (`TopKLogitsWarper`).
+
+    At least `keep` tokens are left; `fill` is the score of the others.
+    """
+
+    k: int
+    keep: int = 1
+    fill: float = -math.inf
+
+    def __post_init__(self) -> None:
+        check_whole("k", self.k, 1)
+        check_whole("keep", self.keep, 1)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        count = min(max(self.k, self.keep), scores.shape[-1])
+        worst = torch.topk(scores, count)[0][..., -1, None]
+        return scores.masked_fill(scores < worst, self.fill)
+
+
+@dataclass(frozen=True)
+class TopP:
+    """The fewest tokens whose probabilities sum up to `p` or more (`TopPLogitsWarper`).
+
+    At least `keep` tokens are left; `fill` is the score of the others.
+    """
+
+    p: float
+    keep: int = 1
+    fill: float = -math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise OptionError(f"p is {self.p!r}: give a number from 0 to 1")
+        check_whole("keep", self.keep, 1)
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        ordered, order = torch.sort(scores, descending=False)
+        remove = ordered.softmax(dim=-1).cumsum(dim=-1) <= (1 - self.p)
+        remove[..., -self.keep :] = False
+        return scores.masked_fill(remove.scatter(1, order, remove), self.fill)
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Scores as log-probabilities of what is left (`LogitNormalization`)."""
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        return torch.log_softmax(scores, dim=-1)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules in the order in which they are applied."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def apply(self, scores: Tensor, history: History) -> Tensor:
+        """Scores [B, V] float32 after all rules; the argument is left as it was."""
+        for rule in self.rules:
+            scores = rule.apply(scores, history)
+        return scores
+
+    @cached_property
+    def fused(self) -> FusedRules | None:
+        """The rules as the greedy kernels take them; None where they cannot.
+
+        They can take `Suppress`, `SuppressAtBegin` and `MinLength` in any order (these commute),
+        then `Timestamps` at most once, which looks at what those left over.
+        """
+        last = self.rules[-1] if self.rules else None
+        timestamps = last if isinstance(last, Timestamps) else None
+        masks = self.rules[:-1] if timestamps else self.rules
+        suppress = [rule for rule in masks if isinstance(rule, Suppress)]
+        at_begin = [rule for rule in masks if isinstance(rule, SuppressAtBegin)]
+        waiting = [rule for rule in masks if isinstance(rule, MinLength)]
+        if len(suppress) + len(at_begin) + len(waiting) < len(masks):
+            return None
+        if len({rule.begin_index for rule in at_begin}) > 1 or len({r.eos for r in waiting}) > 1:
+            return None
+        return FusedRules(
+            suppress=sum((rule.tokens for rule in suppress), ()),
+            suppress_at_begin=sum((rule.tokens for rule in at_begin), ()),
+            begin_index=at_begin[0].begin_index if at_begin else -1,
+            waiting=waiting[0].eos if waiting else (),
+            min_length=max((rule.length for rule in waiting), default=0),
+            timestamps=timestamps,
+        )
+
+
+def _forbid(scores: Tensor, mask: Tensor, condition: bool | Tensor) -> Tensor:
+    """Minus infinity where `mask` [V] and the condition (of all slots, or [B, 1]) hold."""
+    if isinstance(condition, bool):
+        return scores.masked_fill(mask, -math.inf) if condition else scores
+    return scores.masked_fill(mask & condition, -math.inf)
+
+
+@lru_cache(maxsize=64)
+def _among(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Tensor:
+    """Which ids of the vocabulary are among the tokens, bool [V]."""
+    with torch.inference_mode(False):
+        wanted = torch.tensor(tokens, dtype=torch.int64, device=device)
+        return torch.isin(torch.arange(vocabulary, device=device), wanted)
+
+
+@lru_cache(maxsize=64)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.int64, device=device)

@@ -1,0 +1,370 @@
+"""What `generate` takes in memory, counted before it runs, also for a device that is not here.
+
+The sizes are those of the layouts that a decode would get (`plan`), and of what the encoder and
+the kernels say that they use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from whisper_flash_attention.engine import encoder, torch_encoder
+from whisper_flash_attention.engine.decode_plan import (
+    ABSORBED_FROM_CLIPS,
+    HALVES,
+    Sizes,
+    has_encoder_kernels,
+    has_kernels,
+    is_absorbed,
+    kernel_bytes,
+    make_layout,
+)
+from whisper_flash_attention.engine.kv_cache import Layout, aligned_bytes, buffers
+from whisper_flash_attention.engine.request import CROSS_ATTENTION
+from whisper_flash_attention.engine.weights import Weights
+from whisper_flash_attention.errors import MissingPackage, OptionError
+
+# PyTorch's allocator hands out multiples of this on CUDA devices.
+ALLOCATION = 512
+# What PyTorch gives cuBLAS per stream: on devices of capability 9.0 and 10.x, and on others
+# (`CUBLAS_WORKSPACE_CONFIG` in PyTorch's notes on CUDA).
+CUBLAS_BYTES = 32 * 2**20
+SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
+# Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
+SCORE_COPIES = 3
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+CROSS_BUFFERS = frozenset({"states", "cross_keys", "cross_values"})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A decode to be planned.
+
+    Args:
+        max_new_tokens, prompt_tokens, num_beams: of every clip.
+        cross_attention: "projected", "absorbed" or "auto".
+        device: where it would run; a CUDA device need not be here, and then counts as one that
+            the kernels support.
+        dtype: of weights and features.
+
+    Raises:
+        OptionError: a number is below 1, or the device, the dtype or the form of cross-attention
+            is none.
+    """
+
+    max_new_tokens: int
+    prompt_tokens: int
+    num_beams: int
+    cross_attention: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "prompt_tokens", "num_beams"):
+            _check_count(name, getattr(self, name))
+        if self.device.type == "meta":
+            raise OptionError("the model is on the meta device: give the device it would run on")
+        if self.dtype not in DTYPES:
+            raise OptionError(f"dtype is {self.dtype!r}: give one of {', '.join(map(str, DTYPES))}")
+        if self.cross_attention not in CROSS_ATTENTION:
+            raise OptionError(
+                f"unknown cross_attention {self.cross_attention!r}; "
+                f"possible: {', '.join(CROSS_ATTENTION)}"
+            )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Device memory of one `generate` from features of so many clips, in bytes.
+
+    Args:
+        cross_attention: the form chosen, "projected" or "absorbed".
+        weights: the model's parameters.
+        self_attention_cache: keys and values of the tokens, and the tokens themselves.
+        cross_attention_state: projected keys and values, or the encoder's states.
+        workspace: what kernels and matrix products keep for themselves.
+        encoder: features, the encoder's states, and the largest temporaries: the encoder's, or
+            those of the decoder's passes in PyTorch.
+    """
+
+    batch_size: int
+    max_new_tokens: int
+    num_beams: int
+    cross_attention: str
+    device: torch.device
+    dtype: torch.dtype
+    weights: int
+    self_attention_cache: int
+    cross_attention_state: int
+    workspace: int
+    encoder: int
+
+    @property
+    def total(self) -> int:
+        """The peak that PyTorch's allocator counts during the call, weights and features included.
+
+        What the driver counts is more: the CUDA context, recorded graphs, and memory that the
+        allocator keeps without using it.
+        """
+        return (
+            self.weights
+            + self.self_attention_cache
+            + self.cross_attention_state
+            + self.workspace
+            + self.encoder
+        )
+
+    def fits(self, budget_bytes: int) -> bool:
+        """Whether the peak stays within so many bytes."""
+        return self.total <= budget_bytes
+
+    def __str__(self) -> str:
+        beams = f", {self.num_beams} beams" if self.num_beams > 1 else ""
+        head = (
+            f"batch {self.batch_size}, {self.max_new_tokens} new tokens{beams}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"{self.cross_attention} cross-attention: {self.total / 1e9:.2f} GB"
+        )
+        names = (
+            "weights",
+            "self_attention_cache",
+            "cross_attention_state",
+            "workspace",
+            "encoder",
+            "total",
+        )
+        rows = [f"  {n.replace('_', ' '):<22}{getattr(self, n) / 2**20:>12,.1f} MiB" for n in names]
+        return "\n".join([head, *rows])
+
+
+def make_plan(
+    weights: Weights, wanted: Wanted, *, batch_size: int | None, memory_gb: float | None
+) -> MemoryPlan:
+    """The plan for so many clips, or for the most that a budget in units of 1e9 bytes allows.
+
+    Raises:
+        OptionError: not exactly one of the two was given, or it makes no sense.
+    """
+    if (batch_size is None) == (memory_gb is None):
+        raise OptionError("give either batch_size, or memory_gb for the most clips that fit")
+    if batch_size is not None:
+        return plan_memory(weights, wanted, batch_size)
+    assert memory_gb is not None
+    is_number = isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool)
+    if not is_number or not 0 < memory_gb < math.inf:
+        raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
+    return largest_plan(weights, wanted, int(memory_gb * 1e9))
+
+
+def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan:
+    """What `generate` takes for `batch_size` clips.
+
+    Raises:
+        OptionError: the batch size is below 1, or the tokens are more than the model has positions.
+        MissingPackage: the device is a GPU that is not here, and Triton is not installed.
+    """
+    _check_count("batch_size", batch_size)
+    sizes = _planned_sizes(weights, wanted, batch_size)
+    absorbed = is_absorbed(sizes, wanted.cross_attention)
+    layout = replace(
+        make_layout(weights.decoder, sizes, absorbed=absorbed),
+        device=wanted.device,
+        dtype=wanted.dtype,
+    )
+    state = {name: aligned_bytes(*spec) for name, spec in buffers(layout).items()}
+    cross = sum(size for name, size in state.items() if name in CROSS_BUFFERS)
+    clips = _Clips(weights, wanted, batch_size)
+    # Products are all recorded, on a stream of their own, or none is; but for long prompts.
+    is_long = sizes.kernels and sizes.prompt != layout.prompt
+    return MemoryPlan(
+        batch_size=batch_size,
+        max_new_tokens=wanted.max_new_tokens,
+        num_beams=wanted.num_beams,
+        cross_attention="absorbed" if absorbed else "projected",
+        device=wanted.device,
+        dtype=wanted.dtype,
+        weights=_weight_bytes(weights, wanted),
+        self_attention_cache=sum(state.values()) - cross,
+        cross_attention_state=cross,
+        workspace=kernel_bytes(layout)
+        + _cublas_bytes(wanted.device, streams=1 + (clips.are_recorded and is_long)),
+        encoder=clips.peak_bytes(_pass_bytes(layout, sizes)),
+    )
+
+
+def largest_plan(weights: Weights, wanted: Wanted, budget_bytes: int) -> MemoryPlan:
+    """The plan with the most clips that stays within `budget_bytes`.
+
+    With "auto", where the faster form of cross-attention does not fit, the other one may.
+
+    Raises:
+        OptionError: not even one clip fits.
+    """
+
+    def best(batch: int) -> MemoryPlan | None:
+        plan = plan_memory(weights, wanted, batch)
+        if not plan.fits(budget_bytes) and wanted.cross_attention == "auto":
+            plan = plan_memory(weights, replace(wanted, cross_attention="absorbed"), batch)
+        return plan if plan.fits(budget_bytes) else None
+
+    # Recordings of small batches take memory of their own: only beyond them does it always grow.
+    few = 2 * ABSORBED_FROM_CLIPS
+    fitting = next((batch for batch in range(few, 0, -1) if best(batch)), 0)
+    if fitting == few:
+        while best(2 * fitting):
+            fitting *= 2
+        too_many = 2 * fitting
+        while too_many - fitting > 1:
+            middle = (fitting + too_many) // 2
+            fitting, too_many = (middle, too_many) if best(middle) else (fitting, middle)
+    found = best(fitting) if fitting else None
+    if found is None:
+        form = "absorbed" if wanted.cross_attention == "auto" else wanted.cross_attention
+        least = plan_memory(weights, replace(wanted, cross_attention=form), 1)
+        raise OptionError(
+            f"a budget of {budget_bytes / 1e9:.2f} GB is too small for one clip, which takes "
+            f"{least.total / 1e9:.2f} GB; give more, or take fewer tokens, half precision or a "
+            "smaller model"
+        )
+    return found
+
+
+def _planned_sizes(weights: Weights, wanted: Wanted, batch_size: int) -> Sizes:
+    length = wanted.prompt_tokens + wanted.max_new_tokens
+    longest = weights.decoder.positions.shape[0]
+    if length > longest:
+        raise OptionError(
+            f"{wanted.prompt_tokens} prompt and {wanted.max_new_tokens} new tokens are {length}; "
+            f"the model has {longest} positions"
+        )
+    device = wanted.device
+    return Sizes(
+        clips=batch_size,
+        slots=batch_size * wanted.num_beams,
+        keys=weights.encoder.positions.shape[0],
+        prompt=wanted.prompt_tokens,
+        max_length=length,
+        raw=wanted.num_beams > 1,
+        kernels=has_kernels(device) if _is_here(device) else _would_have_kernels(device),
+    )
+
+
+class _Clips:
+    """Bytes that go with the clips themselves: their features and states, and the encoder's."""
+
+    def __init__(self, weights: Weights, wanted: Wanted, batch_size: int) -> None:
+        keys, width = weights.encoder.positions.shape
+        bins = weights.encoder.conv1.weight.shape[1]
+        few = batch_size <= encoder.MOST_PLAIN_CLIPS
+        self._is_fused = _has_encoder_kernels(wanted)
+        self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
+        # A plain recording has features and states of its own.
+        copies = 2 if self.are_recorded and not self._is_fused else 1
+        each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
+        self._kept = copies * batch_size * each
+        self._encoder = _encoder_bytes(weights, wanted, batch_size, self._is_fused)
+
+    def peak_bytes(self, decoder: int) -> int:
+        """The most at a time, if the decoder's operations take so much."""
+        # The fused encoder's space stays; what PyTorch's operations take goes.
+        both = self._encoder + decoder if self._is_fused else max(self._encoder, decoder)
+        return self._kept + both
+
+
+def _encoder_bytes(weights: Weights, wanted: Wanted, batch_size: int, is_fused: bool) -> int:
+    """What the encoder takes beside features and states."""
+    own, size = weights.dtype.itemsize, wanted.dtype.itemsize
+    if is_fused:
+        from whisper_flash_attention.engine import triton_encoder
+
+        budget = triton_encoder.BUDGET * own // size
+        clips = triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
+        return triton_encoder.space_bytes(weights.encoder, clips) // own * size
+    clip = torch_encoder.temporary_bytes(weights.encoder) // own * size
+    budget = torch_encoder.GPU_BUDGET if wanted.device.type == "cuda" else torch_encoder.CPU_BUDGET
+    return min(batch_size, max(1, budget // clip)) * clip
+
+
+def _has_encoder_kernels(wanted: Wanted) -> bool:
+    if _is_here(wanted.device):
+        return has_encoder_kernels(wanted.device, wanted.dtype)
+    return wanted.dtype in HALVES and _would_have_kernels(wanted.device)
+
+
+def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
+    """The most that the decoder's operations in PyTorch take at a time, beside the buffers."""
+    size = layout.dtype.itemsize
+    states = 0 if layout.absorbed else sizes.clips * layout.keys * layout.width * size
+    choosing = 0
+    if sizes.raw or not layout.kernels:
+        choosing = SCORE_COPIES * layout.slots * layout.vocabulary * 4
+    rows = layout.slots * sizes.prompt
+    if layout.kernels and sizes.prompt == layout.prompt:
+        return max(states, choosing)
+    wide = 2 * layout.width + max(4 * layout.width, 2 * layout.ffn)
+    if layout.absorbed:
+        # Scores, their softmax in float32 and that in the model's dtype; folded queries twice.
+        cells = layout.keys * (2 * size + 4) + 2 * layout.width * size
+        return max(choosing, rows * (wide * size + layout.heads * cells))
+    return max(states, choosing, rows * wide * size)
+
+
+def _cublas_bytes(device: torch.device, streams: int) -> int:
+    if device.type != "cuda":
+        return 0
+    major = torch.cuda.get_device_capability(device)[0] if _is_here(device) else 9
+    return streams * (CUBLAS_BYTES if major in (9, 10) else SMALL_CUBLAS_BYTES)
+
+
+def _would_have_kernels(device: torch.device) -> bool:
+    """Whether a device that is not here counts as one with kernels; they say what they take."""
+    if device.type != "cuda":
+        return False
+    if find_spec("triton") is None:
+        raise MissingPackage(
+            f"a plan for {device}, which is not here, needs Triton: pip install triton"
+        )
+    return True
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether this machine has that CUDA device."""
+    return device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+
+
+def _weight_bytes(weights: Weights, wanted: Wanted) -> int:
+    sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
+    decoder = weights.decoder
+    if _is_shared(decoder.projection, decoder.embedding):
+        sizes.remove(decoder.projection.numel() * wanted.dtype.itemsize)
+    if wanted.device.type != "cuda":
+        return sum(sizes)
+    return sum(-(-size // ALLOCATION) * ALLOCATION for size in sizes)
+
+
+def _is_shared(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors lie in the same memory; also on the meta device, where none does."""
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
+
+
+def _tensors(part: Any) -> Iterator[torch.Tensor]:
+    """All tensors in weights' dataclasses."""
+    if isinstance(part, torch.Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _tensors(each)
+    elif hasattr(part, "__dataclass_fields__"):
+        for field in fields(part):
+            yield from _tensors(getattr(part, field.name))
+
+
+def _check_count(name: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise OptionError(f"{name} is {value!r}: give a whole number from 1 on")

@@ -1,0 +1,98 @@
+"""Token by token with any rules: greedy or sampled, scores kept where they are asked for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from whisper_flash_attention.engine.logits_processors import History
+from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.errors import NotFinite
+
+
+class Decoder(Protocol):
+    """Turns tokens into logits; `plain.PlainDecoder` and `device.DeviceDecoder` do."""
+
+    watched: torch.Tensor | None
+
+    def start(
+        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+    ) -> torch.Tensor:
+        """Logits [B, V] in float32 after the prompt [B, P].
+
+        With `watch` (as in `Request`) `watched` [B] is set, too.
+        """
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] in float32 after one more token per row [B]."""
+
+
+def choose_tokens(
+    decoder: Decoder, states: torch.Tensor, prompt: torch.Tensor, request: Request
+) -> Decoded:
+    """Decode until every row has ended.
+
+    Raises:
+        NotFinite: the logits of a row that had not ended held NaN or infinity.
+    """
+    batch, length = prompt.shape
+    output = prompt.new_full((batch, request.max_length), request.pad)
+    output[:, :length] = prompt
+    finished = torch.zeros(batch, dtype=torch.bool, device=prompt.device)
+    bad = torch.zeros_like(finished)
+    ends = torch.tensor(request.eos, dtype=prompt.dtype, device=prompt.device)
+    sums = torch.zeros(batch, device=prompt.device) if request.want_logprobs else None
+    scores, raw = [], []
+    logits = decoder.start(states, prompt, request.watch)
+    while True:
+        bad |= ~torch.isfinite(logits.sum(dim=-1)) & ~finished
+        if request.want_logits:
+            raw.append(logits.clone(memory_format=torch.contiguous_format))
+        processed = request.rules.apply(logits, History(output, length))
+        if request.want_scores:
+            scores.append(processed.clone(memory_format=torch.contiguous_format))
+        token = pick(processed, sample=request.sample, temperature=request.temperature)
+        if sums is not None:
+            chosen = torch.log_softmax(processed, dim=-1).gather(1, token[:, None])[:, 0]
+            sums += torch.where(finished, 0.0, chosen)
+        token = torch.where(finished, request.pad, token)
+        output[:, length] = token
+        length += 1
+        if request.on_token is not None:
+            request.on_token(token)
+        finished |= torch.isin(token, ends)
+        if length >= request.max_length or bool(finished.all()):
+            break
+        logits = decoder.advance(token)
+    check_finite(bad)
+    return Decoded(
+        output[:, :length].clone(),
+        tuple(scores) if request.want_scores else None,
+        tuple(raw) if request.want_logits else None,
+        sums,
+        decoder.watched if request.watch is not None else None,
+    )
+
+
+def pick(scores: torch.Tensor, *, sample: bool, temperature: float = 1.0) -> torch.Tensor:
+    """One token per row of float32 scores [B, V]: the best, or drawn from their softmax.
+
+    Sampling makes the same calls as Transformers does, so that a seed gives the same tokens.
+    """
+    if not sample:
+        return scores.argmax(dim=-1)
+    if temperature != 1.0:
+        scores = scores / temperature
+    return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+
+
+def check_finite(bad: torch.Tensor) -> None:
+    """Raise `NotFinite` if any row [B] is bad."""
+    rows = torch.nonzero(bad).flatten().tolist()
+    if rows:
+        raise NotFinite(
+            f"the decoder's logits are not finite in row {', '.join(map(str, rows[:8]))} of the "
+            "batch: the features or the weights hold NaN or infinity, or the dtype's range is too "
+            "small (try bfloat16 or float32)"
+        )

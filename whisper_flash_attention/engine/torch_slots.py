@@ -1,0 +1,185 @@
+"""Slots in plain PyTorch: rows lie side by side, and passes run on those that are there.
+
+A row that ends leaves a gap. The next clip takes it; if there is none, the last row moves there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from whisper_flash_attention.engine import torch_layers
+from whisper_flash_attention.engine.kv_cache import DecodeState, length_bucket
+from whisper_flash_attention.engine.logits_processors import History
+from whisper_flash_attention.engine.sampling import pick
+from whisper_flash_attention.engine.scheduler import (
+    Finished,
+    Job,
+    answer_of,
+    by_request,
+    not_finite,
+)
+from whisper_flash_attention.engine.weights import DecoderWeights
+
+# Steps after which newcomers are let in though nobody has ended.
+MOST_STEPS = 8
+
+
+@dataclass
+class _Row:
+    """A job in a slot: tokens so far, the prompt's included, and whether that is all.
+
+    `watched` is the probability that was asked for.
+    """
+
+    job: Job
+    length: int
+    watched: float | None = None
+    has_ended: bool = False
+
+
+class PlainSlots:
+    """Slots whose passes are PyTorch's operations."""
+
+    def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
+        self._weights = weights
+        self._state = state
+        self._rows: list[_Row | None] = []
+        # Positions below this hold finite numbers in all slots, for rows that end before see them.
+        self._clean = 0
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Run the prompts of jobs, in gaps first."""
+        gaps = [slot for slot, row in enumerate(self._rows) if row is None][: len(jobs)]
+        end = len(self._rows)
+        slots = [*gaps, *range(end, end + len(jobs) - len(gaps))]
+        self._rows += [None] * (len(jobs) - len(gaps))
+        for begin, length in _runs(slots):
+            part, jobs = jobs[:length], jobs[length:]
+            self._enter(part, begin)
+
+    def go_on(self) -> list[Finished]:
+        """A few steps, until some row ends."""
+        for _ in range(MOST_STEPS):
+            ended = self._leave()
+            if ended:
+                return ended
+            self._close_gaps()
+            self._step()
+        return self._leave()
+
+    def _enter(self, jobs: Sequence[Job], begin: int) -> None:
+        """Run prompts in slots that lie side by side."""
+        weights, device = self._weights, self._state.tokens.device
+        longest = max(len(job.prompt) for job in jobs)
+        self._make_clean(longest)
+        state = self._state.rows(begin, begin + len(jobs))
+        prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
+        for row, job in enumerate(jobs):
+            prompt[row, : len(job.prompt)] = torch.tensor(job.prompt)
+        state.output[:, :longest] = prompt
+        state.sum_logprobs.zero_()
+        torch_layers.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
+        x = torch_layers.forward(weights, state, prompt.to(device), 0)
+        watched = self._look_at(jobs, x)
+        self._rows[begin : begin + len(jobs)] = [
+            _Row(job, len(job.prompt), chance) for job, chance in zip(jobs, watched, strict=True)
+        ]
+        lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
+        self._choose(begin, len(jobs), torch_layers.logits(weights, torch_layers.rows_at(x, lasts)))
+
+    def _look_at(self, jobs: Sequence[Job], x: torch.Tensor) -> Sequence[float | None]:
+        """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
+        watches = [job.request.watch for job in jobs if job.request.watch is not None]
+        if not watches:
+            return [None] * len(jobs)
+        places = torch.tensor([place for _, place in watches], device=x.device)
+        chances = torch_layers.probability(
+            self._weights, torch_layers.rows_at(x, places), watches[0][0]
+        )
+        found: list[float] = chances.tolist()
+        return found
+
+    def _step(self) -> None:
+        """One token more in every row."""
+        rows = [row for row in self._rows if row is not None]
+        if not rows:
+            return
+        positions = [row.length - 1 for row in rows]
+        first, device = positions[0], self._state.tokens.device
+        self._make_clean(max(positions) + 1)
+        state = self._state.rows(0, len(rows))
+        is_even = all(each == first for each in positions)
+        places = first if is_even else torch_layers.Places.of(positions, device)
+        x = torch_layers.forward(self._weights, state, state.tokens[:, None], places)
+        self._choose(0, len(rows), torch_layers.logits(self._weights, x[:, -1]))
+
+    def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
+        """Take the best token of so many rows by their logits [N, V]."""
+        rows = [row for row in self._rows[begin : begin + count] if row is not None]
+        jobs = [row.job for row in rows]
+        bad = (~torch.isfinite(logits.sum(dim=-1))).tolist()
+        if any(bad):
+            raise not_finite([job for job, is_bad in zip(jobs, bad, strict=True) if is_bad])
+        state = self._state.rows(begin, begin + count)
+        for request, members in by_request(jobs).items():
+            whole = len(members) == count
+            at = torch.tensor(members, device=logits.device)
+            scores = logits if whole else logits[at]
+            lengths = torch.tensor([rows[each].length for each in members], device=logits.device)
+            is_even = all(rows[each].length == rows[members[0]].length for each in members)
+            length = rows[members[0]].length if is_even else lengths
+            output = state.output if whole else state.output[at]
+            scores = request.rules.apply(scores, History(output, length))
+            tokens = pick(scores, sample=False)
+            state.tokens[at] = tokens
+            state.output[at, lengths] = tokens
+            if request.want_logprobs:
+                logprobs = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])
+                state.sum_logprobs[at] += logprobs[:, 0]
+            for each, token in zip(members, tokens.tolist(), strict=True):
+                row = rows[each]
+                row.length += 1
+                row.has_ended = token in request.eos or row.length >= request.max_length
+
+    def _leave(self) -> list[Finished]:
+        """Answers of rows that have ended; they leave gaps."""
+        state, found = self._state, []
+        for slot, row in enumerate(self._rows):
+            if row is not None and row.has_ended:
+                tokens = state.output[slot, : row.length].tolist()
+                total = float(state.sum_logprobs[slot])
+                found.append(answer_of(row.job, tokens, total, row.watched))
+                self._rows[slot] = None
+        return found
+
+    def _close_gaps(self) -> None:
+        """Move rows from the end to where none is."""
+        while None in self._rows:
+            last = self._rows.pop()
+            if last is None:
+                continue
+            gap = self._rows.index(None)
+            self._rows[gap] = last
+            self._state.move(len(self._rows), gap, last.length)
+
+    def _make_clean(self, end: int) -> None:
+        """Have finite keys and values in all slots up to position `end`."""
+        if end > self._clean:
+            clean = min(length_bucket(end), self._state.layout.positions)
+            self._state.keys[:, :, :, self._clean : clean].zero_()
+            self._state.values[:, :, :, self._clean : clean].zero_()
+            self._clean = clean
+
+
+def _runs(slots: list[int]) -> list[tuple[int, int]]:
+    """Slots in ascending order as first slots and lengths of runs without a gap."""
+    runs: list[tuple[int, int]] = []
+    for slot in slots:
+        if runs and sum(runs[-1]) == slot:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((slot, 1))
+    return runs

@@ -1,0 +1,213 @@
+"""The encoder on Triton kernels and cuBLAS, in half precision on NVIDIA's GPUs from Hopper on.
+
+The numbers are those of `encoder.encode`, rounded less often: a product is added to the residual
+stream before it is rounded. cuBLAS does that without a bias: the biases of all layers so far are
+then a vector of their own in float32, which the layer norms add to what they read of the stream.
+
+Everything temporary lies in one space, which a batch's parts use in turn. A layer is
+
+    LN · queries, keys, values · attention · x += out-projection
+    LN · fc1 and GELU                      · x += fc2
+
+and each convolution one product over windows of its input that overlap in memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.engine.kv_cache import Arena, Spec, aligned_bytes
+from whisper_flash_attention.engine.torch_encoder import HALF_LIMIT
+from whisper_flash_attention.engine.weights import HEAD_WIDTH, EncoderLayer, EncoderWeights, Norm
+from whisper_flash_attention.kernels.encoder_attention import attention
+from whisper_flash_attention.kernels.launch import compiling, interpreted
+from whisper_flash_attention.kernels.layer_norm import layer_norm
+from whisper_flash_attention.kernels.matmul import matmul
+from whisper_flash_attention.kernels.transpose import time_first
+
+# Bound of a part's space: a GPU is saturated by the clips that fit here.
+BUDGET = 480 * 2**20
+# Up to this width, and for so few rows, one product for queries, keys and values is faster than
+# three of cuBLAS.
+ONE_PRODUCT_WIDTH = 512
+ONE_PRODUCT_ROWS = 6000
+
+
+def clips_per_part(weights: EncoderWeights, batch: int, budget_bytes: int = BUDGET) -> int:
+    """How many clips are encoded at a time: as many as the budget allows, in parts of one size."""
+    parts = 1
+    while parts < batch and space_bytes(weights, math.ceil(batch / parts)) > budget_bytes:
+        parts += 1
+    return math.ceil(batch / parts)
+
+
+def space_bytes(weights: EncoderWeights, clips: int) -> int:
+    """Bytes that encoding so many clips at a time takes, beside features and states."""
+    return sum(aligned_bytes(*spec) for spec in _buffers(weights, clips).values())
+
+
+def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
+    """Name, shape and dtype of the buffers of a pass.
+
+    features: the features, where a recording finds them.
+    stream: the residual stream, [clips T, D].
+    narrow: normalised rows and mixed values, as long as the stream; first, the padded features.
+    wide: queries, keys and values, or the feed-forward's inside; first, between the convolutions.
+    kernel: a convolution's weight in the order of its windows.
+    shifts: sums of the biases that the stream lacks so far.
+    """
+    (length, width), dtype = weights.positions.shape, weights.positions.dtype
+    bins = weights.conv1.weight.shape[1]
+    ffn = max((layer.fc1.weight.shape[0] for layer in weights.layers), default=0)
+    narrow = max(length * width, (2 * length + 2) * bins)
+    wide = max(length * max(3 * width, ffn), (2 * length + 1) * width)
+    kernel = max(weights.conv1.weight.numel(), weights.conv2.weight.numel())
+    return {
+        "stream": ((clips * length, width), dtype),
+        "narrow": ((clips * narrow,), dtype),
+        "wide": ((clips * wide,), dtype),
+        "kernel": ((kernel,), dtype),
+        "shifts": ((2 * len(weights.layers) + 1, width), torch.float32),
+        "features": ((clips, bins, 2 * length), dtype),
+    }
+
+
+class EncoderPass:
+    """Encodes so many clips in one space: `enter`, `layers`, `leave`; nothing waits for the device.
+
+    `layers` and `whole` use the space alone, so that a CUDA graph of them serves all features.
+    """
+
+    def __init__(self, weights: EncoderWeights, clips: int, space: Arena) -> None:
+        self._weights = weights
+        self._clips = clips
+        cut = {name: space.take(*spec) for name, spec in _buffers(weights, clips).items()}
+        self._x, self._narrow = cut["stream"], cut["narrow"]
+        self._wide, self._kernel = cut["wide"], cut["kernel"]
+        self._shifts, self._features = cut["shifts"], cut["features"]
+        self._normed = self._narrow[: self._x.numel()].view_as(self._x)
+        self._limit = HALF_LIMIT if self._x.dtype is torch.float16 else None
+
+    def enter(self, features: Tensor) -> None:
+        """Take log-mel features [clips, mel bins, 2 T]."""
+        self._features.copy_(features)
+
+    def layers(self) -> None:
+        """The convolutions and all layers, up to the last norm."""
+        self._convolve()
+        _sum_biases(self._weights, self._shifts)
+        for index, layer in enumerate(self._weights.layers):
+            self._attend(layer, 2 * index)
+            self._feed_forward(layer, 2 * index + 1)
+
+    def whole(self) -> None:
+        """All up to `states`."""
+        self.layers()
+        self.leave(self.states)
+
+    @property
+    def states(self) -> Tensor:
+        """Where `whole` leaves the states [clips, T, D], until the next pass."""
+        return self._normed.view(self._clips, -1, self._x.shape[1])
+
+    def leave(self, states: Tensor) -> None:
+        """Write the states [clips, T, D], contiguous."""
+        products = 2 * len(self._weights.layers)
+        self._normalize(self._weights.final_norm, states.view(self._x.shape), products)
+
+    def compile(self) -> None:
+        """Have all kernels compiled at once, before the first pass needs one."""
+        if interpreted():
+            return
+        with compiling():
+            self.whole()
+
+    @property
+    def _padded(self) -> Tensor:
+        """The features with time first, between silences: [clips, 2 T + 2, mel bins]."""
+        length, bins = self._weights.positions.shape[0], self._weights.conv1.weight.shape[1]
+        return _cut(self._narrow, self._clips, 2 * length + 2, bins)
+
+    def _convolve(self) -> None:
+        """Both convolutions with their GELUs, and the positions on top."""
+        conv1, conv2 = self._weights.conv1, self._weights.conv2
+        length, width = self._weights.positions.shape
+        time_first(self._features, self._padded)
+        seen = _cut(self._wide, self._clips, 2 * length + 1, width)
+        seen[:, 0].zero_()
+        inside = self._rows(conv1.weight)
+        matmul(_windows(self._padded, 1), [inside], [conv1.bias], seen[:, 1:], gelu=True)
+        inside = self._rows(conv2.weight)
+        positions = self._weights.positions.expand(self._clips, -1, -1)
+        out = self._x.view(positions.shape)
+        matmul(_windows(seen, 2), [inside], [conv2.bias], out, gelu=True, residual=positions)
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """A convolution's weight [D, C, 3] as [D, 3 C], in the order of `_windows`."""
+        width, channels, taps = weight.shape
+        rows = _cut(self._kernel, width, taps, channels)
+        rows.copy_(weight.transpose(1, 2))
+        return rows.view(width, taps * channels)
+
+    def _attend(self, layer: EncoderLayer, products: int) -> None:
+        part = layer.attention
+        self._normalize(layer.self_norm, self._normed, products)
+        weights = [part.q.weight, part.k.weight, part.v.weight]
+        biases = [part.q.bias, part.k.bias, part.v.bias]
+        rows, width = self._x.shape
+        room = self._wide[: 3 * rows * width]
+        heads = (self._weights.heads, HEAD_WIDTH)
+        if width <= ONE_PRODUCT_WIDTH or rows <= ONE_PRODUCT_ROWS:
+            matmul(self._normed[None], weights, biases, room.view(1, rows, 3 * width))
+            q, k, v = room.view(self._clips, -1, 3, *heads).unbind(2)
+        else:
+            for each, weight, bias in zip(room.view(3, rows, width), weights, biases, strict=True):
+                _product(self._normed, weight, bias, each)
+            q, k, v = room.view(3, self._clips, -1, *heads).unbind()
+        attention(q, k, v, self._normed.view(q.shape), scale=HEAD_WIDTH**-0.5)
+        self._x.addmm_(self._normed, part.out.weight.t())
+
+    def _feed_forward(self, layer: EncoderLayer, products: int) -> None:
+        self._normalize(layer.ffn_norm, self._normed, products)
+        hidden = _cut(self._wide, 1, len(self._x), layer.fc1.weight.shape[0])
+        matmul(self._normed[None], [layer.fc1.weight], [layer.fc1.bias], hidden, gelu=True)
+        self._x.addmm_(hidden[0], layer.fc2.weight.t())
+
+    def _normalize(self, norm: Norm, out: Tensor, products: int) -> None:
+        """Normalise the stream, to which so many products have been added without their biases."""
+        # Transformers clamps float16 after whole layers.
+        limit = self._limit if products and products % 2 == 0 else None
+        shift = self._shifts[products]
+        layer_norm(self._x, norm.weight, norm.bias, out, eps=norm.eps, limit=limit, shift=shift)
+
+
+def _sum_biases(weights: EncoderWeights, out: Tensor) -> None:
+    """out = sums of the first 0, 1, 2 ... biases of what is added to the stream, [2 L + 1, D]."""
+    none = torch.zeros_like(weights.final_norm.bias)
+    biases = [none]
+    for layer in weights.layers:
+        both = (layer.attention.out.bias, layer.fc2.bias)
+        biases += [none if bias is None else bias for bias in both]
+    torch.cumsum(torch.stack(biases), 0, dtype=torch.float32, out=out)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """out = x weight^T + bias, by cuBLAS."""
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)
+
+
+def _cut(space: Tensor, *shape: int) -> Tensor:
+    return space[: math.prod(shape)].view(shape)
+
+
+def _windows(x: Tensor, stride: int) -> Tensor:
+    """What a kernel of 3 sees at each of N steps over time: [b, T, C] to [b, N, 3 C]; a view."""
+    clips, times, channels = x.shape
+    shape = (clips, (times - 3) // stride + 1, 3 * channels)
+    return x.as_strided(shape, (x.stride(0), stride * channels, 1), x.storage_offset())

@@ -1,0 +1,239 @@
+"""The decoder on Triton kernels: one pass over the layers, launched kernel by kernel.
+
+Everything lies in the state's buffers and nothing is allocated, so that a CUDA graph can record it.
+A pass works on rows: row r is token r % P of slot r // P, where P is 1 in decoding and the
+prompt's length at the start. A layer is eight dependent kernels with projected cross-attention and
+nine with absorbed; at batch 1 their number is the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.torch_layers import SCALE
+from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
+from whisper_flash_attention.engine.workspace import Workspace, splits
+from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
+from whisper_flash_attention.kernels.absorbed_query import absorb_query, fold_queries
+from whisper_flash_attention.kernels.absorbed_values import project_values
+from whisper_flash_attention.kernels.cross_attention import cross_attention
+from whisper_flash_attention.kernels.launch import Overlap, set_pdl
+from whisper_flash_attention.kernels.linear import linear, qkv
+from whisper_flash_attention.kernels.self_attention import self_attention
+
+# Up to this width and so many rows one kernel projects and absorbs queries; beyond, two are faster.
+ONE_KERNEL_WIDTH = 512
+ONE_KERNEL_ROWS = 64
+
+# Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
+# time is latency. With more slots programs that start early get in the way of those that still run.
+OVERLAPPED_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """When kernels let their successors start.
+
+    Args:
+        weights: where the successor has weights to load meanwhile.
+        nothing: where it has nothing to load, as attention.
+        end: at the end of a step.
+    """
+
+    weights: Overlap
+    nothing: Overlap
+    end: Overlap = Overlap.LATE
+
+    @classmethod
+    def of(cls, slots: int) -> Overlaps:
+        if slots <= OVERLAPPED_SLOTS:
+            return cls(weights=Overlap.EARLY, nothing=Overlap.LATE)
+        return cls(weights=Overlap.NONE, nothing=Overlap.NONE)
+
+
+class FusedStep:
+    """Launches the kernels of one pass on a state's buffers; the state has workspaces."""
+
+    def __init__(self, weights: DecoderWeights, state: DecodeState, work: Workspace) -> None:
+        self._weights = weights
+        self._state = state
+        self._work = work
+        self._overlaps = Overlaps.of(state.layout.slots)
+
+    def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
+        """Write the residual rows of tokens [slots, P], each slot from its own position.
+
+        With `ragged` the tokens at positions below 0 are nobody's: no key of theirs is kept or
+        seen. Those of a slot then stand in `tokens` from its beginning on.
+        """
+        count = tokens.shape[1]
+        places = self._state.positions[:, None] + torch.arange(count, device=tokens.device)
+        if ragged:
+            places = places.clamp(min=0)
+            tokens = tokens.gather(1, places)
+        x = F.embedding(tokens, self._weights.embedding)
+        x += F.embedding(places, self._weights.positions)
+        self.residual(count).copy_(x.view(-1, x.shape[-1]))
+
+    def residual(self, count: int) -> torch.Tensor:
+        """The residual stream [slots * P, D] of a pass with P = `count` tokens a slot."""
+        return self._work.x[: self._state.layout.slots * count]
+
+    def layers(self, count: int) -> None:
+        """Run the residual rows of `count` tokens a slot through all layers, in place.
+
+        What is launched next on this thread is taken for the end of a step.
+        """
+        for index, layer in enumerate(self._weights.layers):
+            self._self_attention(layer, index, count)
+            self._cross_attention(layer, index, count)
+            self._feed_forward(layer, count)
+        set_pdl(self._overlaps.end)
+
+    def _self_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
+        state, part, norm = self._state, layer.self_attention, layer.self_norm
+        x = self.residual(count)
+        query, mixed = self._work.query[: len(x)], self._work.mixed[: len(x)]
+        keys, values = state.keys[index], state.values[index]
+        set_pdl(self._overlaps.nothing)
+        qkv(
+            x,
+            norm.weight,
+            norm.bias,
+            part.q.weight,
+            part.q.bias,
+            part.k.weight,
+            part.k.bias,
+            part.v.weight,
+            part.v.bias,
+            query,
+            keys,
+            values,
+            state.positions,
+            tokens_per_slot=count,
+            scale=SCALE,
+            eps=norm.eps,
+        )
+        set_pdl(self._overlaps.weights)
+        self_attention(
+            query,
+            keys,
+            values,
+            state.positions,
+            mixed,
+            tokens_per_slot=count,
+            finished=state.finished,
+            ancestors=state.ancestors if state.branching else None,
+        )
+        linear(mixed, part.out.weight, part.out.bias, x, residual=x)
+
+    def _cross_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
+        x = self.residual(count)
+        mixed = self._work.mixed[: len(x)]
+        if self._state.states is not None:
+            self._absorbed(layer, index, x, mixed, count)
+        else:
+            self._projected(layer, index, x, mixed, count)
+        out = layer.cross_attention.out
+        linear(mixed, out.weight, out.bias, x, residual=x)
+
+    def _query(self, layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
+        part, norm = layer.cross_attention.q, layer.cross_norm
+        query = self._work.query[: len(x)]
+        linear(
+            x,
+            part.weight,
+            part.bias,
+            query,
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+        )
+        return query
+
+    def _projected(
+        self, layer: DecoderLayer, index: int, x: torch.Tensor, mixed: torch.Tensor, count: int
+    ) -> None:
+        state, work = self._state, self._work
+        assert state.cross_keys is not None and state.cross_values is not None
+        set_pdl(self._overlaps.nothing)
+        query = self._query(layer, x)
+        set_pdl(self._overlaps.weights)
+        cross_attention(
+            query,
+            state.cross_keys[index],
+            state.cross_values[index],
+            mixed,
+            scale=SCALE,
+            partials=work.partials,
+            counters=work.counters,
+            splits=splits(state.layout, count),
+            rows_per_clip=count * state.layout.slots_per_clip,
+            tokens_per_slot=count,
+            finished=state.finished,
+        )
+
+    def _absorbed(
+        self, layer: DecoderLayer, index: int, x: torch.Tensor, mixed: torch.Tensor, count: int
+    ) -> None:
+        state, work, part, norm = self._state, self._work, layer.cross_attention, layer.cross_norm
+        assert state.states is not None
+        folded, context, stats = work.absorbed(count)
+        if x.shape[1] <= ONE_KERNEL_WIDTH and len(x) <= ONE_KERNEL_ROWS:
+            set_pdl(self._overlaps.nothing)
+            absorb_query(
+                x,
+                norm.weight,
+                norm.bias,
+                part.q.weight,
+                part.q.bias,
+                part.k.weight,
+                folded,
+                scale=SCALE,
+                eps=norm.eps,
+            )
+        else:
+            query = self._query(layer, x)
+            set_pdl(self._overlaps.nothing)
+            fold_queries(query, part.k.weight, folded, scale=SCALE)
+        set_pdl(self._overlaps.weights)
+        absorbed_attention(
+            folded,
+            state.states,
+            context,
+            stats,
+            rows_per_clip=count * state.layout.slots_per_clip,
+            tokens_per_slot=count,
+            finished=state.finished,
+            splits=splits(state.layout, count),
+            # Every other layer begins with what the one before it has left in the device's cache.
+            backwards=index % 2 == 1,
+        )
+        project_values(
+            context,
+            stats,
+            part.v.weight,
+            part.v.bias,
+            mixed,
+            finished=state.finished,
+            tokens_per_slot=count,
+        )
+
+    def _feed_forward(self, layer: DecoderLayer, count: int) -> None:
+        x, norm = self.residual(count), layer.ffn_norm
+        hidden = self._work.hidden[: len(x)]
+        linear(
+            x,
+            layer.fc1.weight,
+            layer.fc1.bias,
+            hidden,
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+            gelu=True,
+        )
+        linear(hidden, layer.fc2.weight, layer.fc2.bias, x, residual=x)

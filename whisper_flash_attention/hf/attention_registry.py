@@ -1,0 +1,150 @@
+"""The back-ends as attention implementations of Transformers, under names that it accepts.
+
+Transformers refuses registered names with "flash" in them, has checks of its own for names with
+"sdpa" or "flex_attention", and takes a "/" for a kernel of the Hub. And it drops every mask,
+padding included, of a name that is not registered for masks too.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.errors import OptionError, UnsupportedAttention
+from whisper_flash_attention.flash_attention.base import AttentionInputs
+from whisper_flash_attention.flash_attention.dispatch import backend_names, pick
+from whisper_flash_attention.flash_attention.reference import Reference
+
+TRANSFORMERS_NAMES = {
+    "auto": "wfa_auto",
+    "reference": "wfa_reference",
+    "sdpa_flash": "wfa_torch_fa",
+    "sdpa_cudnn": "wfa_torch_cudnn",
+    "sdpa_efficient": "wfa_torch_efficient",
+    "xformers": "wfa_xformers",
+    "flash_attn": "wfa_fa_package",
+}
+
+# What Transformers may pass that changes the result and that no back-end here computes.
+FOREIGN = ("softcap", "position_bias", "cache", "s_aux")
+
+
+class AttentionFunction(Protocol):
+    """What Transformers calls: q, k, v are [B, H, L, D], the output is [B, Lq, H, D]."""
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+
+def to_transformers_name(name: str) -> str:
+    """The name of back-end `name` in Transformers' registries and configurations.
+
+    Raises:
+        OptionError: there is no such back-end.
+    """
+    if name not in TRANSFORMERS_NAMES:
+        names = ", ".join(backend_names())
+        raise OptionError(f"there is no attention back-end {name!r}; there are {names}")
+    return TRANSFORMERS_NAMES[name]
+
+
+def from_transformers_name(name: str) -> str | None:
+    """The back-end behind a name in Transformers' registries; None for a name that is not ours."""
+    return next((ours for ours, theirs in TRANSFORMERS_NAMES.items() if theirs == name), None)
+
+
+def register_backends() -> None:
+    """Tell Transformers of every back-end and its masks; doing so again is harmless."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    from whisper_flash_attention.hf.compat import sdpa_mask
+
+    # Dynamo would trace the cached choice, and warn of it; the compilers below it just call it.
+    torch.compiler.allow_in_graph(_attend)  # type: ignore[no-untyped-call]  # it has no types
+    for backend, name in TRANSFORMERS_NAMES.items():
+        AttentionInterface.register(name, attention_function(backend))
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+@lru_cache
+def attention_function(backend: str) -> AttentionFunction:
+    """The function that Transformers calls for `backend`; always the same object."""
+
+    def attention(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        _refuse_foreign(backend, kwargs)
+        q_len = query.shape[2]
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = q_len > 1 and attention_mask is None and causal
+        if causal and key.shape[2] > q_len:
+            # The prompt, on an empty static cache: what lies beyond it is not written yet.
+            key, value = key[:, :, :q_len], value[:, :, :q_len]
+        heads_first = (query, key, value)
+        if output_attentions:
+            # No fused kernel keeps its weights.
+            inputs = _inputs(*heads_first, attention_mask, causal, scaling, dropout)
+            return Reference().run_with_weights(inputs)
+        out = _attend(*heads_first, attention_mask, causal, scaling, dropout, backend)
+        return out, None
+
+    return attention
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+    backend: str,
+) -> Tensor:
+    inputs = _inputs(query, key, value, mask, causal, scale, dropout)
+    return pick(inputs.problem, backend).run(inputs)
+
+
+def _inputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout: float,
+) -> AttentionInputs:
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return AttentionInputs(q, k, v, causal, mask, scale, dropout)
+
+
+def _refuse_foreign(backend: str, kwargs: dict[str, Any]) -> None:
+    for name in FOREIGN:
+        if kwargs.get(name) is not None:
+            raise UnsupportedAttention(
+                f"attention back-end {backend} does not compute {name!r}, which this model asks "
+                "for: choose attn_implementation='eager' or 'sdpa'"
+            )

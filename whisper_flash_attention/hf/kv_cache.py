@@ -1,0 +1,126 @@
+"""The key/value caches that Transformers' own decode loop fills when it runs our model.
+
+Stock Whisper grows its self-attention cache with `torch.cat`: every step allocates a buffer of the
+new length and copies the whole past into it, for every layer. Here the past stays where it is:
+buffers grow by buckets, a step writes one column, and the layer hands out a view of what is valid.
+The cross-attention cache keeps the projected encoder states as they come, without a copy.
+
+Both are drop-in layers of Transformers' `DynamicCache`, so beam search, cropping and the splitting
+of batches work as with the stock cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+from whisper_flash_attention.hf.compat import Cache, DynamicLayer
+
+# Positions by which buffers grow. Whisper's longest answer, 448 positions, is seven of them.
+BUCKET = 64
+
+
+def bucket_of(length: int) -> int:
+    """The capacity, in positions, that a cache of `length` positions gets."""
+    return -(-length // BUCKET) * BUCKET
+
+
+class BucketedLayer(DynamicLayer):
+    """Self-attention keys and values `[B, H, T, D]`, as views of buffers that grow by buckets.
+
+    With gradients the buffers can't be written in place, so the layer concatenates as the stock
+    one does.
+    """
+
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `[B, H, L, D]` and return all keys and values so far, `[B, H, T + L, D]`."""
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        past = self.get_seq_length()
+        total = past + key_states.shape[-2]
+        if not self._buffers_hold(total):
+            self._grow(key_states, past, total)
+        assert self._buffers is not None
+        keys, values = self._buffers
+        # `narrow` rather than slices: a step makes few other calls, and slicing costs as much.
+        keys.narrow(2, past, total - past).copy_(key_states)
+        values.narrow(2, past, total - past).copy_(value_states)
+        self.keys, self.values = keys.narrow(2, 0, total), values.narrow(2, 0, total)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder rows for beam search, buffers and all, so that the next step still fits."""
+        length = self.get_seq_length()
+        if length == 0:
+            return
+        if not self._buffers_hold(length):
+            super().reorder_cache(beam_idx)
+            return
+        assert self._buffers is not None
+        index = beam_idx.to(self._buffers[0].device)
+        keys, values = (buffer.index_select(0, index) for buffer in self._buffers)
+        self._buffers = keys, values
+        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+
+    def reset(self) -> None:
+        """Forget everything, buffers included."""
+        # Transformers before 5.23 only zeroes them, and the past would seem as long as before.
+        self._buffers = self.keys = self.values = None
+        self.is_initialized = False
+
+    def _buffers_hold(self, total: int) -> bool:
+        """Whether the valid keys are still a view of our buffers and `total` positions fit.
+
+        Transformers' own code may have replaced `keys` and `values` (selected rows, cropped,
+        offloaded): a crop leaves the view in place, anything else makes us copy once.
+        """
+        if self._buffers is None or self.keys is None or self.values is None:
+            return False
+        keys, values = self._buffers
+        in_place = (
+            self.keys.data_ptr() == keys.data_ptr() and self.values.data_ptr() == values.data_ptr()
+        )
+        return in_place and self.keys.shape[0] == keys.shape[0] and total <= keys.shape[-2]
+
+    def _grow(self, like: torch.Tensor, past: int, total: int) -> None:
+        batch, heads, _, width = like.shape
+        shape = (batch, heads, bucket_of(total), width)
+        # Zeros, not empty: what lies beyond the valid view must never be NaN where a kernel
+        # multiplies a masked key by zero.
+        keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        if past:
+            assert self.keys is not None and self.values is not None
+            keys[:, :, :past].copy_(self.keys)
+            values[:, :, :past].copy_(self.values)
+        self._buffers = keys, values
+
+
+class StoredOnceLayer(DynamicLayer):
+    """Cross-attention keys and values: kept as they are the first time, never copied."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep `[B, H, S, D]` without a copy; a second call appends, as the stock layer does."""
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+def _cache_of(layer: type[DynamicLayer]) -> DynamicCache:
+    cache = DynamicCache()
+    Cache.__init__(cache, layer_class_to_replicate=layer)
+    return cache
+
+
+def new_cache() -> EncoderDecoderCache:
+    """An empty cache for one `generate` call: the past by buckets, the encoder's states once."""
+    return EncoderDecoderCache(_cache_of(BucketedLayer), _cache_of(StoredOnceLayer))

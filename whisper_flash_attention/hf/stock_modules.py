@@ -1,0 +1,400 @@
+"""The modules that the engine stands in for, and how a model differs from them.
+
+The engine reads weights and calls no module. It may run a model only if every module is exactly
+what stock Whisper builds from the configuration: its type, its children, its parameters, and the
+attributes that its `forward` reads. Whatever else there is (adapters, quantisation, hooks, replaced
+methods) would be skipped, so anything unknown is a reason not to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
+
+from whisper_flash_attention.engine.weights import HEAD_WIDTH
+from whisper_flash_attention.hf.compat import (
+    ACT2FN,
+    StockWhisper,
+    WhisperAttention,
+    WhisperDecoder,
+    WhisperDecoderLayer,
+    WhisperEncoder,
+    WhisperEncoderLayer,
+    WhisperModel,
+    WhisperPositionalEmbedding,
+)
+
+# Transformers leaves hooks of this module on layers when attentions or hidden states were
+# requested; they do nothing in other calls.
+IDLE_HOOKS = "transformers.utils.output_capturing"
+# Backward hooks need a gradient, which `generate` does not compute.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+GLOBAL_HOOKS = tuple(
+    table
+    for name, table in vars(torch_module).items()
+    if name.startswith("_global_") and name.endswith("_hooks") and isinstance(table, dict)
+)
+# Attributes through which an instance replaces what its class does when it is called.
+CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_conv_forward")
+# Methods of the model, beside its calls, that the engine bypasses.
+BYPASSED = (
+    "get_decoder",
+    "get_encoder",
+    "prepare_inputs_for_generation",
+    "_update_model_kwargs_for_generation",
+)
+GELU = ACT2FN["gelu"]
+CLASSES: tuple[type[nn.Module], ...] = (
+    StockWhisper,
+    WhisperModel,
+    WhisperEncoder,
+    WhisperEncoderLayer,
+    WhisperDecoder,
+    WhisperDecoderLayer,
+    WhisperAttention,
+    WhisperPositionalEmbedding,
+    type(GELU),
+    nn.ModuleList,
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Conv1d,
+    nn.Embedding,
+)
+# Everything through which a call of these classes goes.
+FUNCTIONS: tuple[tuple[Any, str], ...] = (
+    *(
+        (owner, name)
+        for owner in CLASSES
+        for name in ("__call__", "__getattr__", *CALLS)
+        if hasattr(owner, name)
+    ),
+    *((StockWhisper, name) for name in BYPASSED),
+    (nn.ModuleList, "__iter__"),
+    *(
+        (F, name)
+        for name in ("conv1d", "dropout", "embedding", "gelu", "layer_norm", "linear", "softmax")
+    ),
+)
+# The configuration that decides the modules.
+SIZES = (
+    "activation_function",
+    "d_model",
+    "decoder_attention_heads",
+    "decoder_ffn_dim",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "encoder_layers",
+    "max_source_positions",
+    "max_target_positions",
+    "num_mel_bins",
+    "scale_embedding",
+    "vocab_size",
+)
+
+
+class Function(NamedTuple):
+    """A function, and its code, which may be replaced on its own."""
+
+    function: Any
+    code: Any
+
+
+def current_functions() -> list[Function]:
+    """What `FUNCTIONS` names at this moment."""
+    found = [getattr(owner, name) for owner, name in FUNCTIONS]
+    return [Function(each, getattr(each, "__code__", None)) for each in found]
+
+
+_ORIGINAL = current_functions()
+# The folders of both packages, as code objects name them.
+_HOMES = tuple(
+    Path(function.__code__.co_filename).parents[2]
+    for function in (nn.Module.add_module, StockWhisper.__init__)
+)
+
+
+def patched_function() -> str | None:
+    """The name of a function of `FUNCTIONS` that is not PyTorch's or Transformers' own.
+
+    Those replaced before this module was imported are recognised by the file of their code.
+    """
+    for (owner, name), now, original in zip(FUNCTIONS, current_functions(), _ORIGINAL, strict=True):
+        foreign = now.code is not None and not _is_at_home(now.code)
+        if foreign or now.function is not original.function or now.code is not original.code:
+            return f"{owner.__name__}.{name}"
+    return None
+
+
+@cache
+def _is_at_home(code: CodeType) -> bool:
+    return any(home in Path(code.co_filename).parents for home in _HOMES)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A module as stock Whisper has it.
+
+    Args:
+        type: its exact class.
+        parameters: shapes by name; None is a parameter that is None.
+        attributes: the values of attributes that its `forward` reads; a class instead of a value
+            is the type of a value that the engine reads, too.
+        children: by name, in order where the class is a list.
+    """
+
+    type: type[nn.Module]
+    parameters: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    children: dict[str, Kind] = field(default_factory=dict)
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool = True) -> Kind:
+    shapes: dict[str, tuple[int, ...] | None] = {"weight": (outputs, inputs)}
+    shapes["bias"] = (outputs,) if bias else None
+    return Kind(nn.Linear, shapes)
+
+
+def _norm(width: int) -> Kind:
+    shapes: dict[str, tuple[int, ...] | None] = {"weight": (width,), "bias": (width,)}
+    return Kind(nn.LayerNorm, shapes, {"normalized_shape": (width,), "eps": float})
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int) -> Kind:
+    attributes = {
+        "kernel_size": (3,),
+        "stride": (stride,),
+        "padding": (1,),
+        "dilation": (1,),
+        "groups": 1,
+        "padding_mode": "zeros",
+        "transposed": False,
+    }
+    return Kind(nn.Conv1d, {"weight": (outputs, inputs, 3), "bias": (outputs,)}, attributes)
+
+
+def _embedding(rows: int, width: int, kind: type[nn.Module] = nn.Embedding) -> Kind:
+    return Kind(kind, {"weight": (rows, width)}, {"num_embeddings": rows, "max_norm": None})
+
+
+def _list(kinds: list[Kind]) -> Kind:
+    return Kind(nn.ModuleList, children={str(index): kind for index, kind in enumerate(kinds)})
+
+
+def _attention(config: Any, heads: int, layer: int | None, *, causal: bool) -> Kind:
+    width = config.d_model
+    attributes = {
+        "num_heads": heads,
+        "head_dim": HEAD_WIDTH,
+        "scaling": HEAD_WIDTH**-0.5,
+        "is_causal": causal,
+        "layer_idx": layer,
+        "config": config,
+    }
+    projections = {
+        name: _linear(width, width, bias=name != "k_proj")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    }
+    return Kind(WhisperAttention, attributes=attributes, children=projections)
+
+
+def _feed_forward(config: Any, width: int) -> dict[str, Kind]:
+    return {
+        "activation_fn": Kind(type(GELU), attributes={"act": vars(GELU).get("act")}),
+        "fc1": _linear(config.d_model, width),
+        "fc2": _linear(width, config.d_model),
+        "final_layer_norm": _norm(config.d_model),
+    }
+
+
+def _encoder(config: Any) -> Kind:
+    width = config.d_model
+    layer = Kind(
+        WhisperEncoderLayer,
+        children={
+            "self_attn": _attention(config, config.encoder_attention_heads, None, causal=False),
+            "self_attn_layer_norm": _norm(width),
+            **_feed_forward(config, config.encoder_ffn_dim),
+        },
+    )
+    return Kind(
+        WhisperEncoder,
+        attributes={"config": config, "embed_scale": 1.0},
+        children={
+            "conv1": _convolution(config.num_mel_bins, width, stride=1),
+            "conv2": _convolution(width, width, stride=2),
+            "embed_positions": _embedding(config.max_source_positions, width),
+            "layers": _list([layer] * config.encoder_layers),
+            "layer_norm": _norm(width),
+        },
+    )
+
+
+def _decoder(config: Any) -> Kind:
+    width, heads = config.d_model, config.decoder_attention_heads
+    layers = [
+        Kind(
+            WhisperDecoderLayer,
+            children={
+                "self_attn": _attention(config, heads, index, causal=True),
+                "self_attn_layer_norm": _norm(width),
+                "encoder_attn": _attention(config, heads, index, causal=False),
+                "encoder_attn_layer_norm": _norm(width),
+                **_feed_forward(config, config.decoder_ffn_dim),
+            },
+        )
+        for index in range(config.decoder_layers)
+    ]
+    return Kind(
+        WhisperDecoder,
+        attributes={"config": config, "embed_scale": 1.0},
+        children={
+            "embed_tokens": _embedding(config.vocab_size, width),
+            "embed_positions": _embedding(
+                config.max_target_positions, width, WhisperPositionalEmbedding
+            ),
+            "layers": _list(layers),
+            "layer_norm": _norm(width),
+        },
+    )
+
+
+def expected(model: nn.Module) -> Kind:
+    """What a model should be, by its configuration: any subclass of stock Whisper outside."""
+    config: Any = model.config
+    body = Kind(
+        WhisperModel,
+        attributes={"config": config},
+        children={"encoder": _encoder(config), "decoder": _decoder(config)},
+    )
+    projection = _linear(config.d_model, config.vocab_size, bias=False)
+    return Kind(type(model), children={"model": body, "proj_out": projection})
+
+
+def walk(module: nn.Module, kind: Kind) -> Iterator[tuple[nn.Module, Kind]]:
+    """Every module of a model that is as expected, with its kind."""
+    yield module, kind
+    for name, child in kind.children.items():
+        yield from walk(cast(nn.Module, module._modules[name]), child)
+
+
+def why_not(model: Any, *, without_data: bool = False) -> str | None:
+    """Why the engine cannot run this model; None if it can.
+
+    Args:
+        model: a `WhisperForConditionalGeneration`, or an instance of a subclass.
+        without_data: also allow weights on PyTorch's meta device, which have only shapes.
+    """
+    return (
+        _config_reason(model.config)
+        or _functions_reason(type(model))
+        or _module_reason("", model, expected(model))
+        or _tensors_reason(model, without_data)
+    )
+
+
+def _config_reason(config: Any) -> str | None:
+    if config.activation_function != "gelu":
+        return f"activation function {config.activation_function!r} instead of 'gelu'"
+    if config.scale_embedding:
+        return "scaled embeddings"
+    for heads in (config.encoder_attention_heads, config.decoder_attention_heads):
+        if config.d_model != heads * HEAD_WIDTH:
+            return f"heads of {config.d_model / heads:g} values instead of {HEAD_WIDTH}"
+    return None
+
+
+def _functions_reason(model_class: type) -> str | None:
+    if any(GLOBAL_HOOKS):
+        return "a hook on all modules"
+    patched = patched_function()
+    if patched is not None:
+        return f"{patched} was replaced"
+    for name in (*CALLS, *BYPASSED):
+        if getattr(model_class, name, None) is not getattr(StockWhisper, name, None):
+            return f"{model_class.__name__} has a {name} of its own"
+    return None
+
+
+def _module_reason(path: str, module: nn.Module, kind: Kind) -> str | None:
+    name = path or "the model"
+    found = vars(module)
+    hooks = chain.from_iterable(found[table].values() for table in HOOKS)
+    if any(getattr(hook, "__module__", None) != IDLE_HOOKS for hook in hooks):
+        return f"a hook on {name}"
+    for method in (*CALLS, *(() if path else BYPASSED)):
+        if method in found:
+            return f"{name} has a {method} of its own"
+    if type(module) is not kind.type:
+        return f"{name} is a {type(module).__name__} instead of a {kind.type.__name__}"
+    for attribute, value in kind.attributes.items():
+        if attribute not in found or not _is(found[attribute], value):
+            return f"{name} has another {attribute}"
+    return _parameters_reason(name, module, kind) or _children_reason(path, name, module, kind)
+
+
+def _is(found: Any, wanted: Any) -> bool:
+    if isinstance(wanted, type):
+        return type(found) is wanted
+    plain = isinstance(wanted, bool | int | float | str | tuple)
+    return found is wanted or (plain and type(found) is type(wanted) and bool(found == wanted))
+
+
+def _parameters_reason(name: str, module: nn.Module, kind: Kind) -> str | None:
+    parameters = module._parameters
+    if parameters.keys() != kind.parameters.keys():
+        return f"{name} has parameters {', '.join(parameters) or 'of none'}"
+    for each, shape in kind.parameters.items():
+        found = parameters[each]
+        if found is not None and type(found) not in (nn.Parameter, torch.Tensor):
+            return f"{name}.{each} is a {type(found).__name__}"
+        if (None if found is None else tuple(found.shape)) != shape:
+            now = "nothing" if found is None else f"of shape {tuple(found.shape)}"
+            return f"{name}.{each} is {now} instead of {shape or 'nothing'}"
+    return None
+
+
+def _children_reason(path: str, name: str, module: nn.Module, kind: Kind) -> str | None:
+    children = module._modules
+    if kind.type is nn.ModuleList and len(children) != len(kind.children):
+        return f"{name} has {len(children)} modules instead of {len(kind.children)}"
+    if kind.type is nn.ModuleList and list(children) != list(kind.children):
+        return f"{name} has its modules in another order"
+    if children.keys() != kind.children.keys():
+        differing = ", ".join(sorted(children.keys() ^ kind.children.keys()))
+        return f"{name} has other modules inside ({differing})"
+    for each, wanted in kind.children.items():
+        child = children[each]
+        inside = f"{path}.{each}" if path else each
+        if child is None:
+            return f"{inside} is missing"
+        reason = _module_reason(inside, child, wanted)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _tensors_reason(model: nn.Module, without_data: bool) -> str | None:
+    first = next(model.parameters())
+    if not first.dtype.is_floating_point:
+        return f"weights of type {first.dtype}"
+    for name, parameter in model.named_parameters():
+        if parameter.device != first.device or parameter.dtype != first.dtype:
+            return f"{name} is {parameter.dtype} on {parameter.device}, others are not"
+        if parameter.device.type == "meta" and not without_data:
+            return f"{name} has no data"
+        if parameter.layout is not torch.strided or not parameter.is_contiguous():
+            return f"{name} is not contiguous"
+        if parameter.is_neg():
+            return f"{name} is a negated view"
+    return None

@@ -1,0 +1,166 @@
+"""Where results go: standard output, or files in a folder that is like the one they come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import typer
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.terminal import json_line, printable
+from whisper_flash_attention.transcribe.file_names import alike, tells_apart
+from whisper_flash_attention.transcribe.inputs import Input
+from whisper_flash_attention.transcribe.results import Transcription
+from whisper_flash_attention.transcribe.writers import (
+    FORMATS,
+    SUBTITLES,
+    SubtitleOptions,
+    render,
+    write,
+)
+
+
+def chosen_formats(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats of options such as "srt,vtt" or "all", each once; none chooses "txt".
+
+    Raises `OptionError` if one is unknown.
+    """
+    chosen: list[str] = []
+    for name in (part.strip() for value in values for part in value.split(",")):
+        if name != "all" and name not in FORMATS:
+            possible = ", ".join(FORMATS)
+            raise OptionError(f"unknown format {name!r}; possible: {possible}, or all of them: all")
+        chosen += FORMATS if name == "all" else [name]
+    return tuple(dict.fromkeys(chosen)) or ("txt",)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What is made of a transcription, and where it goes.
+
+    Args:
+        formats: of `FORMATS`.
+        folder: for files; None for standard output.
+        subtitles: how they are cut.
+        overwrite: replace files that are there.
+        json_lines: write each segment to standard output, as a line of JSON.
+    """
+
+    formats: tuple[str, ...] = ("txt",)
+    folder: Path | None = None
+    subtitles: SubtitleOptions = field(default_factory=SubtitleOptions)
+    overwrite: bool = False
+    json_lines: bool = False
+
+    def prepare(self, inputs: Sequence[Input]) -> None:
+        """Check what can go wrong before any work is done, and make the folder.
+
+        Raises `OptionError` if options do not go together, two recordings would be written to one
+        file, the output of the only recording named is there already, or the folder cannot be made.
+        """
+        if self.subtitles != SubtitleOptions() and not set(self.formats) & set(SUBTITLES):
+            raise OptionError(
+                f"lines and cues are for {' and '.join(SUBTITLES)}, and the output is "
+                f"{', '.join(self.formats)}"
+            )
+        if self.folder is None:
+            self._check_standard_output(several=len(inputs) > 1)
+            return
+        taken: dict[Path, str] = {}
+        for entry in inputs:
+            for target in self.targets(entry).values():
+                if target in taken:
+                    raise OptionError(
+                        f"{taken[target]} and {entry.name} would both be written to {target}"
+                    )
+                taken[target] = entry.name
+        if len(inputs) == 1 and inputs[0].named and not self.overwrite:
+            for target in filter(os.path.isfile, taken):
+                raise OptionError(f"{target}: is there already; --overwrite replaces it")
+        _make(self.folder)
+        _check_told_apart(self.folder, taken)
+
+    def _check_standard_output(self, several: bool) -> None:
+        if self.overwrite:
+            raise OptionError("--overwrite is about files, and needs --output-dir")
+        if self.json_lines:
+            if self.formats != ("txt",):
+                raise OptionError(
+                    f"{', '.join(self.formats)} beside --json-lines needs --output-dir"
+                )
+        elif len(self.formats) > 1:
+            raise OptionError(f"several formats ({', '.join(self.formats)}) need --output-dir")
+        elif several and self.formats != ("txt",):
+            raise OptionError(f"{self.formats[0]} of several files needs --output-dir")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the same command, given again, goes on where it was interrupted."""
+        return self.folder is not None and not self.overwrite
+
+    def targets(self, entry: Input) -> dict[str, Path]:
+        """The file for each format; none if they go to standard output."""
+        if self.folder is None:
+            return {}
+        beside = self.folder / entry.place.parent
+        return {name: beside / f"{entry.place.stem}.{name}" for name in self.formats}
+
+    def is_done(self, entry: Input) -> bool:
+        """Whether every file of this recording is there, and is to be kept."""
+        return self.resumes and all(map(os.path.isfile, self.targets(entry).values()))
+
+    def deliver(self, entry: Input, transcription: Transcription, *, headed: bool) -> None:
+        """Write all that is asked for; of files that are to be kept, those that are missing.
+
+        Args:
+            entry: the recording.
+            transcription: what was said in it.
+            headed: whether text on standard output says which recording it is of.
+
+        Raises:
+            OptionError: a file or its folder cannot be made.
+        """
+        for name, target in self.targets(entry).items():
+            if self.overwrite or not os.path.isfile(target):
+                _make(target.parent)
+                write(
+                    *(transcription, target, name),
+                    options=self.subtitles,
+                    overwrite=self.overwrite,
+                )
+        if self.json_lines:
+            for segment in transcription.to_dict()["segments"]:
+                row = {"file": entry.name, "segment": segment}
+                typer.echo(json_line(row))  # which flushes
+        elif self.folder is None:
+            if headed:
+                typer.echo(f"==> {printable(entry.name)} <==")
+            typer.echo(render(transcription, self.formats[0], self.subtitles), nl=False)
+
+
+def _check_told_apart(folder: Path, targets: Mapping[Path, str]) -> None:
+    """Raise `OptionError` for targets that are one file on the file system that they are on."""
+    by_name = {str(target): name for target, name in targets.items()}
+    pairs = alike(by_name)
+    try:
+        if not pairs or tells_apart(folder):
+            return
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
+    first, second = pairs[0]
+    raise OptionError(
+        f"{by_name[first]} and {by_name[second]} would both be written to {second}: this file "
+        "system does not tell upper from lower case, or forms of Unicode; rename one"
+    )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be made ({error.strerror})") from error
+    except RecursionError as error:  # as deep as `mkdir` calls itself
+        raise OptionError(f"{folder}: cannot be made (too many folders)") from error

@@ -1,0 +1,206 @@
+"""One run of the command: decode ahead, transcribe, deliver, go on after a bad recording.
+
+Recordings are under way side by side, and each is delivered as soon as it is done. What brings all
+of them down, such as a file that turns out to be damaged in its midst, is found by doing those that
+were under way once more, one by one. Recordings may be taken by another thread than that which
+delivers them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain
+from threading import RLock
+from typing import cast
+
+from whisper_flash_attention.audio.ahead import Opened as Decoded
+from whisper_flash_attention.audio.ahead import open_ahead
+from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
+from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
+from whisper_flash_attention.terminal import printable
+from whisper_flash_attention.transcribe.asking import Asked
+from whisper_flash_attention.transcribe.batch_size import automatic_batch_size
+from whisper_flash_attention.transcribe.inputs import Input
+from whisper_flash_attention.transcribe.output import Destination
+from whisper_flash_attention.transcribe.progress import FileProgress
+from whisper_flash_attention.transcribe.results import Transcription
+from whisper_flash_attention.transcribe.transcriber import Transcriber
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A recording that can be read."""
+
+    entry: Input
+    sound: Sound | Channels
+
+
+@dataclass(slots=True)
+class Session:
+    """What is to be done, and how far it is.
+
+    Args:
+        options, decode: for every recording.
+        batch_size: windows at a time; None is what suits the device.
+        destination: of the results, prepared.
+        progress: where it is shown.
+        headed: whether there are several recordings, whose text on standard output has a heading.
+
+    Attributes:
+        transcriber: opened for the first recording that could be decoded.
+        done, failures: numbers of recordings.
+        audio_seconds: length of those that were transcribed.
+        work_seconds: since the model was there.
+        words_missing: whether words were to be highlighted, and a recording had none with times.
+    """
+
+    options: TranscribeOptions
+    decode: DecodeOptions
+    batch_size: int | None
+    destination: Destination
+    progress: FileProgress
+    headed: bool = False
+    transcriber: Transcriber | None = None
+    done: int = 0
+    failures: int = 0
+    audio_seconds: float = 0.0
+    words_missing: bool = False
+    _began: float = 0.0
+    _reached: dict[str, float] = field(default_factory=dict)
+    _lock: RLock = field(default_factory=RLock)
+
+    @property
+    def work_seconds(self) -> float:
+        return time.perf_counter() - self._began if self._began else 0.0
+
+    def run(self, inputs: Sequence[Input], open_model: Callable[[], Transcriber]) -> None:
+        """Work through the recordings; a bad one is told, and the others go on.
+
+        Raises what `open_model` raises, and what would be the same for every recording.
+        """
+        with self.progress, closing(self._open(inputs)) as waiting:
+            first = next(waiting, None)
+            if first is None:
+                return
+            self.transcriber = open_model()
+            if self.batch_size is None:
+                self.batch_size = _automatic(self.transcriber, self.decode)
+            self._began = time.perf_counter()
+            rest = chain([first], waiting)
+            while not self._all_done(self.transcriber, rest):
+                pass
+
+    def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
+        """Recordings that can be read, decoded ahead; the others are told."""
+        opened = open_ahead(
+            (entry.source() for entry in inputs),
+            channel=self.options.channel,
+            track=self.options.audio_track,
+        )
+        with closing(cast("Generator[Decoded]", opened)) as sounds:
+            for entry in inputs:
+                self.progress.begin(entry.name)
+                decoded = next(sounds)
+                if decoded.sound is None:
+                    self._fail(entry, str(decoded.error))
+                else:
+                    yield Opened(entry, decoded.sound)
+
+    def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
+        """Work through recordings side by side, and say whether all were taken."""
+        under_way: dict[int, Opened] = {}
+
+        def taken() -> Iterator[Sound | Channels]:
+            for index, opened in enumerate(waiting):
+                under_way[index] = opened
+                yield opened.sound
+
+        found = transcriber.transcribe_each(
+            taken(),
+            on_progress=lambda index, share: self._show(under_way[index], share),
+            **self._asked(),
+        )
+        try:
+            with closing(found):
+                for index, transcription in found:
+                    self._deliver(under_way.pop(index).entry, transcription)
+        except (AudioError, NotFinite):
+            for opened in under_way.values():
+                self._alone(transcriber, opened)
+            return False
+        return True
+
+    def _alone(self, transcriber: Transcriber, opened: Opened) -> None:
+        """Do one recording by itself."""
+        entry = opened.entry
+        try:
+            transcription = transcriber.transcribe(
+                opened.sound, on_progress=lambda share: self._show(opened, share), **self._asked()
+            )
+        except (AudioError, NotFinite) as error:
+            name = printable(entry.name)
+            reason = str(error).removeprefix(f"{name}: ")  # of one that is not held
+            self._fail(entry, f"{name}: {reason}")
+            return
+        self._deliver(entry, transcription)
+
+    def _asked(self) -> Asked:
+        assert self.batch_size is not None
+        return Asked(
+            language=self.options.language,
+            task=self.options.task,
+            options=self.decode,
+            batch_size=self.batch_size,
+        )
+
+    def _deliver(self, entry: Input, transcription: Transcription) -> None:
+        with self._lock:
+            self._reached.pop(entry.name, None)
+            self.audio_seconds += transcription.seconds
+            self.progress.advance(entry.name, 1.0)
+            self._measure()
+        self._warn_of_words(transcription)
+        try:
+            with self.progress.aside():
+                self.destination.deliver(entry, transcription, headed=self.headed)
+        except OptionError as error:  # a file that cannot be written
+            self._fail(entry, str(error))
+            return
+        self.done += 1
+
+    def _fail(self, entry: Input, message: str) -> None:
+        with self._lock:
+            self.failures += 1
+            self._reached.pop(entry.name, None)
+            self.progress.advance(entry.name, 1.0)
+        self.progress.tell(f"error: {message}")
+
+    def _show(self, opened: Opened, share: float) -> None:
+        """A recording is done to this share."""
+        with self._lock:
+            self.progress.advance(opened.entry.name, share)
+            # The length of one that is not held is known when it was read.
+            self._reached[opened.entry.name] = share * (opened.sound.seconds or 0.0)
+            self._measure()
+
+    def _measure(self) -> None:
+        reached = self.audio_seconds + sum(self._reached.values())
+        self.progress.measure(reached, self.work_seconds)
+
+    def _warn_of_words(self, transcription: Transcription) -> None:
+        """Tell once that words were to be highlighted, and have no times."""
+        if self.words_missing or not self.destination.subtitles.highlight_words:
+            return
+        segments = transcription.segments
+        self.words_missing = bool(segments) and not any(segment.words for segment in segments)
+        if self.words_missing:
+            self.progress.tell("warning: no word has times here, so that none is highlighted")
+
+
+def _automatic(transcriber: Transcriber, decode: DecodeOptions) -> int:
+    beams = max(decode.beam_size or 1, decode.best_of or 1)
+    return automatic_batch_size(transcriber.model, decode.mode, beams)

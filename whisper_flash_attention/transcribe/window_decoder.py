@@ -1,0 +1,307 @@
+"""Decode windows of 30 s, many at a time, and again at higher temperatures where an answer is bad.
+
+An answer is bad if its text repeats itself (it compresses too well) or if its tokens are unlikely;
+not if nobody speaks. "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al.,
+2022), section 4.5, and `decode_with_fallback` in OpenAI's whisper/transcribe.py. The encoder's
+states of a window are computed once, however often it is decoded.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.decode_plan import stays_on_device
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.logits_processors import Rules
+from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.transcribe.request_builder import Search
+from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a window says.
+
+    Args:
+        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
+        text: theirs, without timestamps.
+        avg_logprob: mean log-probability of the tokens and the end, without the prefix.
+        no_speech_prob: probability that nobody speaks; None if that was not asked for.
+        compression_ratio: length of the text to its length when compressed.
+        temperature: at which it was decoded.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+    no_speech_prob: float | None
+    compression_ratio: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
+
+    prefix: Sequence[int]
+    tokens: list[int]
+    sum_logprobs: float
+    no_speech_prob: float | None
+
+
+class WindowDecoder:
+    """Decodes windows on an engine, each with a prompt of its own.
+
+    Args:
+        always_watch_silence: look at the probability of silence though no threshold needs it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        tokenizer: Any,
+        options: DecodeOptions,
+        *,
+        always_watch_silence: bool = False,
+    ) -> None:
+        self._engine = engine
+        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
+        self._options = options
+        self._search = Search(vocabulary, options)
+        self._watches = always_watch_silence or options.no_speech_threshold is not None
+
+    def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        """The first good answer of every window; where there is none, the likeliest.
+
+        (openai-whisper takes the last one then, which tends to be noise; faster-whisper as here.)
+
+        Args:
+            states: the encoder's, `[B, S, D]`.
+            prompts: of every window; those of one length are decoded together.
+        """
+        return self.decode_first(states, prompts)()
+
+    def decode_first(
+        self,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> Callable[[], list[Answer]]:
+        """As `decode`, but what the device has no part in is left to the function returned.
+
+        That is all that follows the first answers if there is only one temperature: otherwise they
+        must be judged at once.
+
+        Args:
+            meanwhile: called once, at a time when the device has work to do.
+        """
+        first, *others = self._options.temperatures
+        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        if not others:
+            return lambda: [self._answer(each, first) for each in said]
+        answers = self.decode_again(states, prompts, [self._answer(each, first) for each in said])
+        return lambda: answers
+
+    def decode_again(
+        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[Answer]
+    ) -> list[Answer]:
+        """As `decode`, of windows that have their first answers, good or bad."""
+        answers = [[answer] for answer in first]
+        waiting = [index for index, answer in enumerate(first) if self.is_bad(answer)]
+        for temperature in self._options.temperatures[1:]:
+            if not waiting:
+                break
+            silence = [first[index].no_speech_prob for index in waiting]
+            for index, each in zip(
+                waiting,
+                self._decode_at(temperature, states, prompts, waiting, silence),
+                strict=True,
+            ):
+                answers[index].append(self._answer(each, temperature))
+            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
+        return [self._best(each) for each in answers]
+
+    @property
+    def fits_slots(self) -> bool:
+        """Whether first answers can share slots, and end at different places."""
+        least, most = self._options.min_new_tokens, self._options.max_new_tokens
+        request = self._search.request(1, 1, self._options.temperatures[0])
+        return stays_on_device(request) and (most is None or (least or 0) < most)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a window at most, the prompt included."""
+        return self._vocabulary.positions
+
+    def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
+        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
+        begin, first = self._vocabulary.answer_begin(prompt), self._options.temperatures[0]
+        request = self._search.request(begin, len(prompt), first, self._watch(prompt))
+        return Job(states, prompt, request, tag)
+
+    def answer(self, finished: Finished) -> Answer:
+        """The first answer of a window that was decoded in a slot."""
+        prompt, tokens = finished.job.prompt, list(finished.tokens)
+        if tokens and tokens[-1] == self._vocabulary.end:
+            tokens.pop()
+        prefix = prompt[self._vocabulary.answer_begin(prompt) :]
+        said = _Said(prefix, tokens, finished.sum_logprob, finished.watched)
+        return self._answer(said, self._options.temperatures[0])
+
+    def is_last(self, first: Answer) -> bool:
+        """Whether a window is not decoded again after its first answer."""
+        return len(self._options.temperatures) == 1 or not self.is_bad(first)
+
+    def _best(self, answers: list[Answer]) -> Answer:
+        """The last answer if it is good, else the likeliest that does not repeat itself."""
+        if not self.is_bad(answers[-1]):
+            return answers[-1]
+        return max(answers, key=lambda each: (not self._repeats(each), each.avg_logprob))
+
+    def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
+        """Probabilities of all languages in every window, `[B, S, D]`, by code, likeliest first.
+
+        They add up to 1. An English-only model knows one.
+        """
+        known = self._vocabulary.languages
+        if not known:
+            return [{"en": 1.0} for _ in range(len(states))]
+        start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
+        request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        logits = self._engine.decode(states, start, request).logits
+        assert logits is not None
+        codes, ids = list(known), list(known.values())
+        chances = logits[0][:, ids].double().softmax(dim=-1).tolist()
+        return [likeliest_first(zip(codes, row, strict=True)) for row in chances]
+
+    def _decode_at(
+        self,
+        temperature: float,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        indices: Sequence[int],
+        silence: Sequence[float | None] | None = None,
+        meanwhile: Callable[[], None] = _nothing,
+    ) -> list[_Said]:
+        """What the windows `indices` say, in that order.
+
+        Args:
+            silence: of each, the probability that nobody speaks, if that was told before.
+        """
+        found: dict[int, _Said] = {}
+        known = None if silence is None else dict(zip(indices, silence, strict=True))
+        width = self._search.width(temperature)
+        for group in self._alike(prompts, indices):
+            rows = to_device(np.array([prompts[index] for index in group]), states.device)
+            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
+            watch = self._watch(prompts[group[0]]) if known is None else None
+            request = self._search.request(begin, length, temperature, watch)
+            rows = rows.repeat_interleave(width, dim=0)
+            decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
+            meanwhile = _nothing
+            silent = [None if known is None else known[index] for index in group]
+            if decoded.watched is not None:
+                silent = decoded.watched[::width].tolist()
+            best = self._search.best(decoded, len(group), length)
+            for index, (tokens, total), probability in zip(group, best, silent, strict=True):
+                found[index] = _Said(prompts[index][begin:], tokens, total, probability)
+        return [found[index] for index in indices]
+
+    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> where the answer's start is, if that matters."""
+        if not self._watches:
+            return None
+        return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
+
+    def _alike(self, prompts: Sequence[Sequence[int]], indices: Sequence[int]) -> list[list[int]]:
+        """Those of `indices` whose prompts have one length and start at one place, together."""
+        groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in indices:
+            prompt = list(prompts[index])
+            groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
+        return list(groups.values())
+
+    def _answer(self, said: _Said, temperature: float) -> Answer:
+        tokens = (*said.prefix, *said.tokens)
+        text = self.text(tokens)
+        return Answer(
+            tokens=tokens,
+            text=text,
+            avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
+            no_speech_prob=said.no_speech_prob,
+            compression_ratio=compression_ratio(text),
+            temperature=temperature,
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without timestamps and blanks around it."""
+        plain = [token for token in tokens if token < self._vocabulary.end]
+        text: str = self._tokenizer.decode(plain)
+        return text.strip()
+
+    def is_bad(self, answer: Answer) -> bool:
+        """Whether an answer repeats itself or is unlikely, and is not silence."""
+        if self.is_silent(answer):
+            return False
+        least = self._options.logprob_threshold
+        return self._repeats(answer) or (least is not None and answer.avg_logprob < least)
+
+    def _repeats(self, answer: Answer) -> bool:
+        most = self._options.compression_ratio_threshold
+        return most is not None and answer.compression_ratio > most
+
+    def is_credible(self, answer: Answer) -> bool:
+        """Whether an answer to sound that may be no speech can be believed.
+
+        Each threshold alone can refuse it, whereas other windows are silent by two together; those
+        that are switched off have their defaults here.
+        """
+        usual, options = DecodeOptions(), self._options
+        assert usual.no_speech_threshold is not None and usual.logprob_threshold is not None
+        most = options.no_speech_threshold
+        most = usual.no_speech_threshold if most is None else most
+        least = options.logprob_threshold
+        least = usual.logprob_threshold if least is None else least
+        is_speech = answer.no_speech_prob is None or answer.no_speech_prob <= most
+        is_first = answer.temperature == options.temperatures[0]
+        return is_speech and is_first and answer.avg_logprob >= least and not self._repeats(answer)
+
+    def is_silent(self, answer: Answer) -> bool:
+        """Whether nobody speaks: the model says so, and its words are unlikely."""
+        bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
+        if bound is None or answer.no_speech_prob is None or answer.no_speech_prob <= bound:
+            return False
+        return least is None or answer.avg_logprob < least
+
+
+def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Probabilities by name, in descending order."""
+    return dict(sorted(chances, key=lambda each: -each[1]))
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of a text to its bytes when compressed by zlib: above 2.4 it repeats itself."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def _rows(states: Tensor, indices: list[int]) -> Tensor:
+    """Some clips' states, without a copy if they are all."""
+    return states if len(indices) == len(states) else states[indices]
