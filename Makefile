@@ -10,7 +10,7 @@ TRITON ?= triton==3.9.0
 DEMO_RESULTS := demo-results
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 
-.PHONY: demo test lint types check matrix matrix-without-pytorch gpu hf-suite clean
+.PHONY: demo test lint types check docs matrix matrix-without-pytorch gpu hf-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/whisper-flash transcribe $(RECORDING) --model package:tiny.en
@@ -28,6 +28,10 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# The site, in build/site. Two packages print advertisements as warnings.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
 
 # Every Python found, newest and oldest dependencies: gigabytes for each release of PyTorch.
 matrix: $(VENV)/.dev
@@ -61,4 +65,8 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo,dev]' $(TRITON)
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[docs]'
 	touch $@

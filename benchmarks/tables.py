@@ -1,7 +1,7 @@
 """The tables of pages, from committed results.
 
-    python benchmarks/tables.py readme            # print the README's table
-    python benchmarks/tables.py readme --write    # put it into README.md, between its two marks
+    python benchmarks/tables.py readme            # print those of README.md and docs/benchmarks.md
+    python benchmarks/tables.py readme --write    # put them, and the chart, into their places
     python benchmarks/tables.py scale             # print the tables of docs/scale.md
     python benchmarks/tables.py scale --write     # put them into docs/scale.md
 
@@ -19,8 +19,10 @@ import heapq
 import json
 import math
 import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +31,7 @@ from _harness import app_of
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "scale.md"
+PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "assets" / "speed.svg"
 
 Write = Annotated[bool, typer.Option("--write", help="Put the tables into their page.")]
 
@@ -54,7 +57,7 @@ def _marks(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-# --- the README ----------------------------------------------------------------------------------
+# --- README.md and docs/benchmarks.md -----------------------------------------------------------
 
 # What the predecessor published for its default and its large setting: VRAM in GB, Orig and Flash,
 # and seconds for the whole loop (100 batches of 1 clip, 10 batches of 32), Orig and Flash. Random
@@ -87,31 +90,53 @@ COLUMNS = (
     "VRAM, GB",
 )
 
+# Checkpoints with all of their decoder layers.
+WHOLE = (("tiny", 4), ("base", 6), ("small", 12), ("medium", 24))
+# Modes compared, and the files of `whisper-flash parity` with their rows.
+PARITY = {
+    ("tiny.en, float32", "CPU"): ("parity-tiny.en.json", "parity-tiny.en-search.json"),
+    ("base, float32", "CPU"): ("parity-base.json", "parity-base-sampled.json"),
+    ("base, float32", "H100"): ("parity-base-float32-h100.json",),
+    ("tiny.en, float16", "H100"): ("parity-tiny.en-float16-h100.json",),
+    ("base, float16", "H100"): ("parity-base-float16-h100.json",),
+    ("tiny.en, bfloat16", "H100"): ("parity-tiny.en-bfloat16-h100.json",),
+}
+
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
 
-def read_results(path: Path = RESULTS / "h100" / "results.json") -> Results:
-    """Rows that were measured, by (setting, checkpoint, decoder layers, system)."""
-    rows = json.loads(path.read_text())["rows"]
+def read_json(name: str) -> Any:
+    """A file of `benchmarks/results`."""
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+def read_results() -> Results:
+    """Measured rows of whole calls, by (setting, checkpoint, decoder layers, system)."""
     return {
         (row["setting"], row["checkpoint"], row["decoder_layers"], row["system"]): row
-        for row in rows
+        for row in read_json("h100/results.json")["rows"]
         if row["status"] == "ok"
     }
 
 
-def readme_table(measured: Results) -> str:
-    """Both settings in Markdown; what was not measured shows a dash."""
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def predecessor_tables() -> str:
+    """Both settings beside the predecessor's figures; what was not measured shows a dash."""
+    measured = read_results()
     return "\n\n".join(_setting_table(measured, setting) for setting in BATCHES)
 
 
 def _setting_table(measured: Results, setting: str) -> str:
-    names = [name.format(setting=setting) for name in COLUMNS]
-    lines = [names, ["---"] * len(names)]
+    rows = []
     for (checkpoint, layers), both in PUBLISHED.items():
         orig_gb, flash_gb, orig, flash = both[list(BATCHES).index(setting)]
         pair = [measured.get((setting, checkpoint, layers, s)) for s in ("orig", "flash")]
-        lines.append(
+        rows.append(
             [
                 f"{checkpoint} {layers}",
                 *_compare(pair, "seconds_per_batch", ".3g"),
@@ -121,7 +146,7 @@ def _setting_table(measured: Results, setting: str) -> str:
                 f"{orig_gb:.2f} → {flash_gb:.2f}",
             ]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown([name.format(setting=setting) for name in COLUMNS], rows)
 
 
 def _compare(pair: list[dict[str, Any] | None], field: str, form: str) -> tuple[str, str]:
@@ -132,9 +157,182 @@ def _compare(pair: list[dict[str, Any] | None], field: str, form: str) -> tuple[
     return " → ".join(texts), ratio
 
 
+def _seconds(setting: str, checkpoint: str, layers: int) -> tuple[float, float]:
+    """Seconds per call of stock and of this package."""
+    measured = read_results()
+    orig, flash = (
+        measured[setting, checkpoint, layers, system]["seconds_per_batch"]
+        for system in ("orig", "flash")
+    )
+    return orig, flash
+
+
+def headline() -> str:
+    """The README's one number."""
+    stock, ours = _seconds("large", "medium", 24)
+    return (
+        f"**{stock / ours:.3g} times as fast as stock Transformers**: {ours:.2g} s instead of "
+        f"{stock:.3g} s for 32 clips of 30 s with\nWhisper medium on an NVIDIA H100 (float16, 256 "
+        "tokens per clip, stock with eager attention)."
+    )
+
+
+def summary() -> str:
+    """The README's few rows: whole calls on a GPU, and one on a CPU."""
+    cases = [
+        ("default", "tiny", 4, "tiny, 1 clip, 25 tokens"),
+        ("default", "medium", 24, "medium, 1 clip, 25 tokens"),
+        ("large", "tiny", 4, "tiny, 32 clips, 256 tokens each"),
+        ("large", "medium", 24, "medium, 32 clips, 256 tokens each"),
+    ]
+    rows = [
+        [f"{label}; H100, float16", *_times(*_seconds(setting, checkpoint, layers))]
+        for setting, checkpoint, layers, label in cases
+    ]
+    (cpu,) = (row for row in read_json("cpu.json")["rows"] if row["model"] == "package:base")
+    pair = (median(cpu["stock_seconds"]), median(cpu["our_seconds"]))
+    rows.append(["base, a recording of 10 s; 2 CPU cores, float32", *_times(*pair)])
+    return markdown(["`generate`", "stock Transformers", "this package", "faster"], rows)
+
+
+def _times(stock: float, ours: float) -> tuple[str, str, str]:
+    return f"{stock:.3g} s", f"{ours:.3g} s", f"{stock / ours:.3g} x"
+
+
+def encoder() -> str:
+    """The encoder alone."""
+    rows = read_json("encoder-h100.json")["rows"]
+    found = {(row["checkpoint"], row["batch_size"], row["system"]): row for row in rows}
+    lines = []
+    for checkpoint, batch in sorted({key[:2] for key in found}, key=_by_size):
+        orig, sdpa, flash = (found[checkpoint, batch, s] for s in ("orig", "sdpa", "flash"))
+        lines.append(
+            [
+                f"{checkpoint}, {batch} clip{'s' if batch > 1 else ''}",
+                *(f"{1e3 * row['seconds_per_batch']:.3g}" for row in (orig, sdpa, flash)),
+                f"{100 * flash['matmul_share']:.0f} %",
+                " → ".join(f"{row['activation_bytes'] / 1e6:.0f}" for row in (sdpa, flash)),
+            ]
+        )
+    heading = ["encoder, ms", "stock, eager", "stock, SDPA", "this package"]
+    return markdown([*heading, "of the matmul ceiling", "activations, MB, SDPA → ours"], lines)
+
+
+def _by_size(case: tuple[str, int]) -> tuple[int, int]:
+    return [checkpoint for checkpoint, _ in WHOLE].index(case[0]), case[1]
+
+
+def throughput() -> str:
+    """Recordings in memory that become text, in times real time."""
+    rows = read_json("throughput-h100.json")["rows"]
+    found = {(r["checkpoint"], r["batch_size"], r["word_timestamps"]): r for r in rows}
+    cases = ((128, False), (128, True), (1, False))
+    lines = [
+        [name, *(f"{found[name, *case]['realtime_factor']:,.0f}" for case in cases)]
+        for name in ("tiny", "large-v3-turbo", "large-v3")
+    ]
+    heading = ["times real time", "128 windows at a time", "with word timestamps", "one at a time"]
+    return markdown(heading, lines)
+
+
+def cpu() -> str:
+    """Whole calls on two cores of a CPU."""
+    lines = []
+    for row in read_json("cpu.json")["rows"]:
+        stock, ours = median(row["stock_seconds"]), median(row["our_seconds"])
+        lines.append(
+            [
+                row["model"].removeprefix("package:"),
+                *_times(stock, ours),
+                f"{row['stock_peak_mib']:.0f} → {row['our_peak_mib']:.0f}",
+                "yes" if row["ids_equal"] else "no",
+            ]
+        )
+    heading = ["checkpoint", "stock, eager", "this package", "faster"]
+    return markdown([*heading, "peak memory, MiB", "same token ids"], lines)
+
+
+def parity() -> str:
+    """Token ids compared with stock's over a folder of recordings."""
+    lines = []
+    for (checkpoint, where), names in PARITY.items():
+        files = [read_json(name) for name in names]
+        modes = {row["mode"]: row for file in files for row in file["summary"]}
+        identical = sum(row["identical"] for row in modes.values())
+        gaps = [
+            result["tie"]["gap"]
+            for file in files
+            for result in file["results"]
+            if result["status"] == "explained"
+        ]
+        total = identical + sum(
+            row[kind] for row in modes.values() for kind in ("explained", "unexplained", "failed")
+        )
+        rest = f"near-ties, gaps up to {max(gaps):.2g}" if gaps else ""
+        if total > identical + len(gaps):
+            rest = "unexplained differences"
+        lines.append([checkpoint, where, ", ".join(modes), f"{identical} of {total}", rest])
+    return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
+
+
+BAR, GAP, LEFT, SCALE = 16, 46, 78, 500
+STOCK, OURS, TEXT = "#8b949e", "#e8590c", "#768390"
+
+
+def chart() -> str:
+    """Seconds per call in the large setting, as SVG that reads on light and dark backgrounds."""
+    cases = [(name, *_seconds("large", name, layers)) for name, layers in WHOLE]
+    longest = max(stock for _, stock, _ in cases)
+    parts = [
+        _text(0, 16, "Seconds for 32 clips of 30 s, 256 tokens each (NVIDIA H100, float16)", 14),
+        f'<rect x="0" y="29" width="11" height="11" fill="{STOCK}"/>',
+        _text(17, 39, "stock Transformers, eager attention"),
+        f'<rect x="260" y="29" width="11" height="11" fill="{OURS}"/>',
+        _text(277, 39, "Whisper Flash Attention"),
+    ]
+    for number, (name, stock, ours) in enumerate(cases):
+        top = 56 + number * GAP
+        parts.append(_text(0, top + BAR + 4, name, 14))
+        notes = (f"{stock:.2f} s", f"{ours:.2f} s, {stock / ours:.3g} x as fast")
+        for row, (seconds, colour, note) in enumerate(
+            zip((stock, ours), (STOCK, OURS), notes, strict=True)
+        ):
+            width, y = SCALE * seconds / longest, top + row * (BAR + 2)
+            shape = f'x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}"'
+            parts.append(f'<rect {shape} fill="{colour}"/>')
+            parts.append(_text(LEFT + width + 6, y + 12, note))
+    height = 56 + len(cases) * GAP
+    heading = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {height}" width="680" '
+        f'height="{height}" role="img" font-family="system-ui, sans-serif">\n'
+        "<title>Seconds per call: stock Transformers and Whisper Flash Attention</title>"
+    )
+    return "\n".join([heading, *parts, "</svg>\n"])
+
+
+def _text(x: float, y: float, text: str, size: int = 12) -> str:
+    return f'<text x="{x:.1f}" y="{y}" font-size="{size}" fill="{TEXT}">{text}</text>'
+
+
+# Where each block stands, by the name in its marks.
+BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "headline": (README, headline),
+    "summary": (README, summary),
+    "predecessor": (PAGE, predecessor_tables),
+    "encoder": (PAGE, encoder),
+    "throughput": (PAGE, throughput),
+    "cpu": (PAGE, cpu),
+    "parity": (PAGE, parity),
+}
+
+
 def readme(write: Write = False) -> None:
-    """Print the README's table of results, or put it in its place."""
-    print_or_write(readme_table(read_results()), README, "results", write)
+    """Print the tables of README.md and docs/benchmarks.md, or write them and the chart."""
+    for name, (page, make) in BLOCKS.items():
+        print_or_write(make(), page, name, write)
+    if write:
+        CHART.parent.mkdir(parents=True, exist_ok=True)
+        CHART.write_text(chart(), "utf-8")
 
 
 # --- docs/scale.md -------------------------------------------------------------------------------

@@ -1,18 +1,19 @@
-"""Commands and blocks of Python in the how-tos run, with tiny.en for the models that they name."""
+"""Commands and blocks of Python in README.md and the guide run, with tiny.en for every model."""
 
 from __future__ import annotations
 
 import json
-import re
+import logging
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.conftest import REPOSITORY
+from tests.documents import commands, page, python_blocks
 from whisper_flash_attention.audio import Recording
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.transcribe import loading
@@ -32,35 +33,105 @@ def place(
 ) -> Path:
     """A folder with what the how-tos name; every model is tiny.en."""
     short, other = bundled_recordings[1].path, bundled_recordings[4].path
-    (tmp_path / "podcasts" / "2026").mkdir(parents=True)
-    for name, clip in (("talk.wav", short), ("call.wav", other), ("podcasts/2026/one.wav", short)):
-        shutil.copy(clip, tmp_path / name)
+    for name in ("talk.wav", "podcasts/2026/one.wav", "recordings/one.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(short, tmp_path / name)
+    shutil.copy(other, tmp_path / "call.wav")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "load", lambda source, **options: loaded)
     return tmp_path
 
 
-def read(name: str) -> str:
-    return (REPOSITORY / "docs" / name).read_text("utf-8")
-
-
 def run_commands(text: str) -> int:
-    commands = re.findall(r"^    whisper-flash (.+)$", text, flags=re.MULTILINE)
-    for command in commands:
-        result = CliRunner().invoke(app, shlex.split(command))
-        assert result.exit_code == 0, f"{command}: {result.output}"
-    return len(commands)
+    """Run the commands `transcribe`; returns how many there are."""
+    found = [shlex.split(each, comments=True) for each in commands(text)]
+    found = [words for words in found if words[0] == "transcribe"]
+    for words in found:
+        given = None
+        if ">" in words:  # standard output
+            words = words[: words.index(">")]
+        if "<" in words:  # standard input
+            given = Path(words[words.index("<") + 1]).read_bytes()
+            words = words[: words.index("<")]
+        result = CliRunner().invoke(app, words, input=given)
+        assert result.exit_code == 0, f"{words}: {result.output}"
+    return len(found)
 
 
 def run_blocks(text: str) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        exec(compile(block, "how-to", "exec"), names)
+    for block in python_blocks(text):
+        exec(compile(block, "page", "exec"), names)
     return names
 
 
+@pytest.fixture
+def kept_log_level() -> Iterator[None]:
+    log = logging.getLogger("whisper_flash_attention")
+    level = log.level
+    yield
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def folder(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model as a Transformers folder."""
+    path = tmp_path_factory.mktemp("whisper")
+    for part in loaded:
+        part.save_pretrained(path)
+    return str(path)
+
+
+def test_the_readme(
+    place: Path,
+    folder: str,
+    bundled_recordings: tuple[Recording, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clip = bundled_recordings[1].path
+    for name in ("talk.mp3", "lecture.mp4"):  # the contents tell what a file is
+        shutil.copy(clip, place / name)
+    text = page("README.md")
+    assert run_commands(text) == 5
+    assert (place / "subtitles" / "talk.srt").is_file()
+    run_blocks(text.replace("openai/whisper-small", folder))
+    assert capsys.readouterr().out.count("He was not") >= 2
+
+
+def test_the_overview(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_blocks(page("index.md"))
+    assert "He was not" in capsys.readouterr().out
+
+
+def test_transcription(place: Path) -> None:
+    names = run_blocks(page("transcribe.md"))
+    assert len({each.text for each in names["transcriptions"]}) == 1
+    assert names["first"].segments[0].words and names["quick"].text
+
+
+@pytest.mark.usefixtures("kept_log_level")
+def test_the_drop_in_class(place: Path, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_blocks(page("drop-in.md").replace("openai/whisper-small", folder))
+    assert "He was not" in capsys.readouterr().out
+    assert names["output"].shape == (2, 100, 6, 64)
+
+
+@pytest.mark.slow
+def test_the_command_line(place: Path) -> None:
+    assert run_commands(page("command-line.md")) == 9
+    assert (place / "everything" / "one.lrc").is_file()
+
+
+@pytest.mark.slow
+def test_subtitles(place: Path) -> None:
+    text = page("subtitles.md")
+    assert run_commands(text) == 6
+    run_blocks(text)
+    assert (place / "talk.vtt").read_text("utf-8").startswith("WEBVTT")
+
+
 def test_a_folder_of_podcasts(place: Path) -> None:
-    text = read("podcasts.md")
+    text = page("podcasts.md")
     assert run_commands(text) == 5
     for name in ("texts/2026/one.txt", "texts/2026/one.srt", "quick/2026/one.txt"):
         assert (place / name).read_text(), name
@@ -70,7 +141,7 @@ def test_a_folder_of_podcasts(place: Path) -> None:
 
 
 def test_a_notebook(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = read("notebook.md")
+    text = page("notebook.md")
     assert run_commands(text) == 0
     names = run_blocks(text)
     assert names["words"][0]["end"] > 0 and names["segments"][0]["text"]

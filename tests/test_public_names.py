@@ -40,6 +40,22 @@ FORBIDDEN = {
 }
 
 
+PUBLIC_NAMES = {
+    "DecodeOptions",
+    "Segment",
+    "Transcriber",
+    "Transcription",
+    "WhisperFlashAttentionForConditionalGeneration",
+    "Word",
+    "attend",
+    "load_processor",
+}
+
+
+def test_the_names_that_users_import_are_at_the_top_of_the_package() -> None:
+    assert set(whisper_flash_attention.__all__) >= PUBLIC_NAMES
+
+
 def test_every_public_name_can_be_had() -> None:
     for name in whisper_flash_attention.__all__:
         assert getattr(whisper_flash_attention, name) is not None

@@ -1,37 +1,64 @@
-"""The README says what the committed results say, and its commands exist."""
+"""README.md and docs/benchmarks.md show what the committed results say."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from pathlib import Path
+import json
+import xml.etree.ElementTree as ET
 
-from typer.testing import CliRunner
+import pytest
 
 from tests.conftest import REPOSITORY
+from tests.documents import README
 from tests.scripts.loading import load_script
-from whisper_flash_attention.cli import app
 
-README = (REPOSITORY / "README.md").read_text()
-
-
-def test_the_table_of_results_is_made_from_the_committed_results() -> None:
-    tables = load_script("tables")
-    assert tables.between_marks(README, "results") == tables.readme_table(tables.read_results())
+MOST_LINES = 130
+RESULTS = REPOSITORY / "benchmarks" / "results"
+SCRIPT = load_script("tables")
 
 
-def test_every_command_shown_has_the_options_shown() -> None:
-    lines = [line.strip() for line in README.splitlines()]
-    shown = [line for line in lines if line.startswith("whisper-flash ")]
-    assert len(shown) >= 4
-    for line in shown:
-        _, command, *words = shlex.split(line, comments=True)
-        text = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
-        for option in (word for word in words if word.startswith("--")):
-            assert option in text, f"{command} has no {option}"
+@pytest.mark.parametrize("name", SCRIPT.BLOCKS)
+def test_tables_are_made_from_the_committed_results(name: str) -> None:
+    page, make = SCRIPT.BLOCKS[name]
+    assert SCRIPT.between_marks(page.read_text("utf-8"), name) == make()
 
 
-def test_links_to_files_of_the_repository_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)", README):
-        if "://" not in target:
-            assert (REPOSITORY / Path(target)).exists(), target
+def test_the_chart_is_made_from_the_committed_results() -> None:
+    chart = SCRIPT.CHART.read_text("utf-8")
+    assert chart == SCRIPT.chart()
+    ET.fromstring(chart)
+
+
+def test_all_rows_of_the_predecessor_were_measured() -> None:
+    rows = [line for line in SCRIPT.predecessor_tables().splitlines() if "→" in line]
+    measured = [line for line in rows if not line.startswith(("| default", "| large"))]
+    assert len(measured) == 26 and not any(" - " in line for line in measured)
+
+
+def test_numbers_in_the_readme_are_those_of_the_results() -> None:
+    text = README.read_text("utf-8")
+    assert "| large-v3-turbo | 4,859 |" in SCRIPT.throughput() and "4,859" in text
+    files = [
+        json.loads((RESULTS / name).read_text("utf-8"))
+        for (checkpoint, _), names in SCRIPT.PARITY.items()
+        if "float32" in checkpoint
+        for name in names
+    ]
+    modes = {
+        (file["model"], file["device"], row["mode"]): row
+        for file in files
+        for row in file["summary"]
+    }
+    total = sum(row["identical"] for row in modes.values())
+    assert f"{total} of {total}" in text
+    assert all(row["identical"] == 51 for row in modes.values())
+    rows = SCRIPT.read_results()
+    shares = [
+        100 * row["vram_driver_gb"] / rows[setting, checkpoint, layers, "orig"]["vram_driver_gb"]
+        for (setting, checkpoint, layers, system), row in rows.items()
+        if setting == "large" and system == "flash"
+    ]
+    assert f"{min(shares):.0f} to {max(shares):.0f} %" in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= MOST_LINES
