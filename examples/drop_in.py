@@ -21,7 +21,9 @@ def main() -> None:
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
         arguments.model, dtype=dtype
-    ).to(device)
+    )
+    if device == "cuda":
+        model.cuda()
     processor = load_processor(arguments.model)
 
     samples = load_audio(arguments.audio)[: 30 * SAMPLING_RATE]  # float32 [T], mono
