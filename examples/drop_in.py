@@ -21,9 +21,7 @@ def main() -> None:
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
         arguments.model, dtype=dtype
-    )
-    if device == "cuda":
-        model.cuda()
+    ).to(device)  # type: ignore[arg-type]  # as Transformers declares it
     processor = load_processor(arguments.model)
 
     samples = load_audio(arguments.audio)[: 30 * SAMPLING_RATE]  # float32 [T], mono

@@ -115,6 +115,35 @@ def engine_for(model: Any) -> Engine | Handover:
     return found.engine
 
 
+class ModelChanged(Exception):
+    """The engine that was taken on trust must not run the model any more."""
+
+
+def trusted_engine(model: Any) -> Engine | None:
+    """The engine that ran the model last, without a look at the model's modules.
+
+    That look takes up to milliseconds, in which a GPU can work already: whoever runs this engine
+    calls `confirm` meanwhile, and drops the result if that raises. Nothing of the model is called
+    or changed by the engine, which holds the weights that it read. What would intercept the
+    engine's own operations is looked at here.
+    """
+    if model.training or model.config._attn_implementation != AUTOMATIC:
+        found = engine_for(model)
+        return None if isinstance(found, Handover) else found
+    known = _inspected.get(model)
+    if known is None or _mode() is not None:
+        return None
+    if torch.is_autocast_enabled(known.engine.weights.device.type):
+        return None
+    return known.engine
+
+
+def confirm(model: Any, engine: Engine) -> None:
+    """Raise `ModelChanged` unless `engine` may run the model as it is now."""
+    if engine_for(model) is not engine:
+        raise ModelChanged
+
+
 def _known(model: Any) -> Inspected | None:
     """What was found out about the model, if it is still as it was."""
     known = _inspected.get(model)

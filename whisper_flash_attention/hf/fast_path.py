@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import getattr_static
 from itertools import chain
@@ -28,9 +29,8 @@ from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.hf.call_scope import Decode, Scope, call_scope
 from whisper_flash_attention.hf.compat import StockWhisper
 from whisper_flash_attention.hf.decode_hooks import as_dictionary, takes
-from whisper_flash_attention.hf.eligibility import engine_for
+from whisper_flash_attention.hf.eligibility import ModelChanged, confirm, trusted_engine
 from whisper_flash_attention.hf.finish import Finish
-from whisper_flash_attention.hf.handover import Handover
 from whisper_flash_attention.hf.unexpected import check_reached, options_of
 
 # Options that decide nothing but the prompt, the rules, the lengths and the form of the output.
@@ -105,8 +105,26 @@ class PreparedCall:
         """What `generate` returns for features `[B, mel bins, frames]`.
 
         None if Transformers would go on to a second window; random numbers are then as before.
+
+        Args:
+            engine: from `trusted_engine`; the model is looked at while the device works.
+
+        Raises:
+            ModelChanged: this engine must not run the model any more; random numbers are as before.
         """
         before = _random_state(features.device) if self.request.sample else None
+        try:
+            result = self._decoded(model, engine, features)
+        except Exception:  # of weights that are the model's no more, say
+            if before is not None:
+                _restore(features.device, before)
+            confirm(model, engine)
+            raise
+        if result is None and before is not None:
+            _restore(features.device, before)
+        return result
+
+    def _decoded(self, model: Any, engine: Engine, features: torch.Tensor) -> Any:
         states = engine.encode(features)
         prompt = self.prompt
         if self.language is not None:
@@ -115,10 +133,10 @@ class PreparedCall:
             prompt[:, self.language.place] = found.repeat_interleave(
                 prompt.shape[0] // found.shape[0]
             )
-        result = self.result(model, states, engine.decode(states, prompt, self.request))
-        if result is None and before is not None:
-            _restore(features.device, before)
-        return result
+        decoded = engine.decode(
+            states, prompt, self.request, meanwhile=lambda: confirm(model, engine)
+        )
+        return self.result(model, states, decoded)
 
     def result(self, model: Any, states: torch.Tensor, decoded: Any) -> Any:
         """The output for one decode; None as in `run`."""
@@ -150,12 +168,12 @@ def generate(
     calls = _prepared.setdefault(model, {})
     prepared = None if key is None else calls.get(key)
     if prepared is not None:
-        engine = engine_for(model)
-        if not isinstance(engine, Handover):
-            with torch.no_grad():
+        engine = trusted_engine(model)
+        if engine is not None:
+            with torch.no_grad(), suppress(ModelChanged):
                 result = prepared.run(model, engine, features)
-            if result is not None:
-                return result
+                if result is not None:
+                    return result
     with call_scope(options_of(args, kwargs)) as scope:
         result = stock()
     check_reached(model, scope)
