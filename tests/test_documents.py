@@ -69,3 +69,16 @@ def test_scripts_and_results_that_are_named_exist(path: Path) -> None:
     text = path.read_text("utf-8")
     for target in re.findall(r"`((?:benchmarks|examples|tools)/[\w./-]+)`", text):
         assert (REPOSITORY / target).exists(), target
+
+
+MODULE = re.compile(
+    r"`((?:audio|batch|benchmark|engine|flash_attention|hf|kernels|parity|terminal|transcribe|weights)"
+    r"/\w*)(?:\.py)?`"
+)
+
+
+@pages
+def test_modules_of_the_package_that_are_named_exist(path: Path) -> None:
+    package = REPOSITORY / "whisper_flash_attention"
+    for name in MODULE.findall(path.read_text("utf-8")):
+        assert (package / name).is_dir() or (package / f"{name}.py").is_file(), name
