@@ -42,7 +42,7 @@ SMALL = (
     "safetensors",
     "typer",
 )
-SMALL += ("transformers>=5.17,<5.25",)
+SMALL += ("transformers>=5.17,<5.24",)
 SMALL_TESTS = (
     "tests/audio/test_load.py",
     "tests/audio/test_recordings.py",
