@@ -113,7 +113,7 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.decode_plan import runs_on
+        from whisper_flash_attention.engine.layout import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
