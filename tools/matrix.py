@@ -33,7 +33,7 @@ PACKAGES = ("av", "numpy", "safetensors", "silero-vad", "torch", "transformers",
 # The part that needs no PyTorch: what it imports, and its tests. Of Transformers it needs the names
 # of languages only.
 SMALL = (
-    "av>=14,!=17.1.*,!=18.*",
+    "av>=18",
     "fsspec",
     "hypothesis",
     "numpy",
