@@ -59,7 +59,7 @@ from whisper_flash_attention.benchmark.random_weights import (
 )
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine import token_timestamps
+from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.transcribe import Transcriber, batched
@@ -206,7 +206,7 @@ def even_times(
         count = len(row.tokens) - first
         starts = np.arange(count) * (1500 // count)
         probabilities = np.full(count - 1, 0.5, np.float32)
-        found.append(token_timestamps.TokenTimes(starts, probabilities))
+        found.append(alignment.TokenTimes(starts, probabilities))
     return lambda: found
 
 
@@ -234,7 +234,7 @@ def measure_host(segments: int, words: bool, windows: list[Samples]) -> float:
         mock.patch.object(engine, "encode", instant.encode),
         mock.patch.object(engine, "decode_stream", instant.decode_stream),
         mock.patch.object(batched, "log_mel", lambda clips, **_: features[: len(clips)]),
-        mock.patch.object(token_timestamps, "token_times", even_times),
+        mock.patch.object(alignment, "token_times", even_times),
     ):
         return seconds_per_window(
             # Each a recording of its own: a longer one is cut where it is quiet, not every 30 s.

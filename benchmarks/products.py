@@ -39,7 +39,7 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from whisper_flash_attention.benchmark.measure import measure_ceilings
-from whisper_flash_attention.engine import torch_linear
+from whisper_flash_attention.engine import weights
 from whisper_flash_attention.engine.weights import Linear
 from whisper_flash_attention.kernels.launch import compiling
 from whisper_flash_attention.kernels.matmul import Config, choose, matmul
@@ -78,8 +78,8 @@ ROUTINES: dict[str, Routine] = {
     "onednn": lambda x, layer: torch.ops.mkldnn._linear_pointwise(
         x, layer.weight, layer.bias, "none", [], ""
     ),
-    "left": torch_linear._few_rows,
-    "engine": torch_linear.linear,
+    "left": weights._few_rows,
+    "engine": weights.linear,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine import torch_encoder
+from whisper_flash_attention.engine import encoder
 
 MOST = 64  # windows of tiny take 2.3 MB each, of base 3.1
 
@@ -39,7 +39,7 @@ def bytes_of(features: Tensor) -> bytes:
 
 def encode_once(patch: pytest.MonkeyPatch) -> None:
     """Have this package's PyTorch encoder on a CPU remember states; weights must not change."""
-    remembered, encode_part = Remembered(), torch_encoder._encode_part
+    remembered, encode_part = Remembered(), encoder._encode_part
     kept: list[Any] = []  # so that no other weights come to have the same identity
 
     def encode(weights: Any, features: Tensor, out: Tensor) -> None:
@@ -54,7 +54,7 @@ def encode_once(patch: pytest.MonkeyPatch) -> None:
 
         out.copy_(remembered.get(id(weights), features, make))
 
-    patch.setattr(torch_encoder, "_encode_part", encode)
+    patch.setattr(encoder, "_encode_part", encode)
 
 
 def remember_stock(module: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from whisper_flash_attention import doctor
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.doctor import OPTIONAL, Report, examine, print_report
-from whisper_flash_attention.engine import decode_plan
+from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.flash_attention import backend_names
 from whisper_flash_attention.hf import HANDOVERS, compat
 
@@ -86,7 +86,7 @@ def test_what_runs_the_decode_of_a_gpu(
         monkeypatch.setitem(sys.modules, "triton", None)
     found = {finding.name: finding.value for finding in doctor._engine()}
     assert found["decode on cuda:0"].startswith(runs)
-    assert decode_plan.has_kernels.__wrapped__(torch.device("cuda:0")) == runs.startswith("Triton")
+    assert layouts.has_kernels.__wrapped__(torch.device("cuda:0")) == runs.startswith("Triton")
 
 
 def test_triton_is_named_with_its_version(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def _engine() -> Iterator[Finding]:
     """What runs the decode of `generate` on each device."""
     import torch
 
-    from whisper_flash_attention.engine.decode_plan import runs_on, why_no_kernels
+    from whisper_flash_attention.engine.layout import runs_on, why_no_kernels
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))

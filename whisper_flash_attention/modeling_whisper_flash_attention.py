@@ -22,14 +22,20 @@ from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.flash_attention import backend_names
-from whisper_flash_attention.hf import compat, decode_hooks, fast_path, stock_modules
+from whisper_flash_attention.hf import (
+    Handover,
+    compat,
+    decode_hooks,
+    eligibility,
+    fast_path,
+    stock_modules,
+)
 from whisper_flash_attention.hf.attention_registry import (
     from_transformers_name,
     register_backends,
     to_transformers_name,
 )
 from whisper_flash_attention.hf.compat import GenerationMode, StockWhisper
-from whisper_flash_attention.hf.handover import Handover
 from whisper_flash_attention.hf.kv_cache import new_cache
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.checkpoint import check_limits
@@ -260,7 +266,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of greedy decoding and sampling: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = decode_hooks.Call(*arguments, synced_gpus, streamer, model_kwargs)
+        call = eligibility.Call(*arguments, synced_gpus, streamer, model_kwargs)
         result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result
@@ -280,7 +286,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of beam search: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = decode_hooks.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
+        call = eligibility.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
         result = decode_hooks.decode(self, call)
         if not isinstance(result, Handover):
             return result

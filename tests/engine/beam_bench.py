@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, torch_encoder
-from whisper_flash_attention.engine.buffers import Buffers
+from whisper_flash_attention.engine import beam, encoder
 from whisper_flash_attention.engine.cuda_graphs import Recorder
-from whisper_flash_attention.engine.kv_cache import Layout
+from whisper_flash_attention.engine.engine import Buffers
+from whisper_flash_attention.engine.layout import Layout
 from whisper_flash_attention.engine.logits_processors import NoRepeatNgram, Rules
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.engine.torch_decoder import PlainDecoder
@@ -157,7 +157,7 @@ def make_bench(small_model: WhisperForConditionalGeneration) -> Bench:
     weights = collect(stock)
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(CLIPS, 80, 200, generator=generator).double()
-    states = torch_encoder.encode(weights.encoder, features)
+    states = encoder.encode(weights.encoder, features)
     bench = Bench(stock, rounded, weights, Buffers(weights, Recorder()), features, states)
     found = bench.search(request_of(num_return_sequences=3, eos=(), rules=(NoRepeatNgram(1),)))
     bench.likely = list(dict.fromkeys(found.sequences[:, len(PROMPT) :].T.flatten().tolist()))

@@ -27,7 +27,7 @@ from tests.engine.beam_bench import (
     request_of,
 )
 from whisper_flash_attention.engine import beam
-from whisper_flash_attention.engine.kv_cache import Layout
+from whisper_flash_attention.engine.layout import Layout
 from whisper_flash_attention.engine.logits_processors import (
     MinLength,
     NoRepeatNgram,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine.buffers import MOST_LAYOUTS, Buffers
 from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
 from whisper_flash_attention.engine.cuda_graphs import Recorder
-from whisper_flash_attention.engine.kv_cache import Layout, state_bytes
+from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Buffers
+from whisper_flash_attention.engine.kv_cache import state_bytes
+from whisper_flash_attention.engine.layout import Layout
 from whisper_flash_attention.engine.weights import Weights, collect
 from whisper_flash_attention.engine.workspace import workspace_bytes
 

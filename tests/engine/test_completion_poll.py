@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from whisper_flash_attention.engine.completion_poll import Look
+from whisper_flash_attention.engine.cuda_graphs import Look
 
 
 @pytest.mark.gpu

@@ -15,11 +15,14 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, buffers, cuda_decoder, decode_plan
+from whisper_flash_attention.engine import beam, cuda_decoder
+from whisper_flash_attention.engine import engine as engine_module
+from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
 from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.kv_cache import Arena, DecodeState, Layout, state_bytes
+from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
+from whisper_flash_attention.engine.layout import Arena, Layout
 from whisper_flash_attention.engine.logits_processors import (
     MinLength,
     Rules,
@@ -192,7 +195,7 @@ def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
     request = Request(masks, length + 2, (), 0, watch=(11, place))
     wanted = expected(weights, inputs, request, True)
     assert wanted.watched is not None and wanted.watched.shape == (batch,)
-    prompt = length if length <= decode_plan.KERNEL_PROMPT_TOKENS else 1
+    prompt = length if length <= layouts.KERNEL_PROMPT_TOKENS else 1
     decoder, graphs = on_kernels(weights, absorbed=True, slots=3, prompt=prompt, raw=True)
     for _ in range(2):
         found = decoder.greedy(*inputs, request)
@@ -239,7 +242,7 @@ def test_the_host_has_time_once_the_device_has_work(
 
 @FORMS
 def test_a_prompt_too_long_for_the_kernels(weights: DecoderWeights, absorbed: bool) -> None:
-    length = decode_plan.KERNEL_PROMPT_TOKENS + 2
+    length = layouts.KERNEL_PROMPT_TOKENS + 2
     inputs = clips(2, length)
     request = Request(Rules((Suppress((3, 4)),)), length + 2, (), 0)
     wanted = expected(weights, inputs, request, absorbed).sequences
@@ -249,7 +252,7 @@ def test_a_prompt_too_long_for_the_kernels(weights: DecoderWeights, absorbed: bo
 
 
 def test_logits_after_a_prompt_too_long_for_the_kernels(weights: DecoderWeights) -> None:
-    states, prompt = clips(1, decode_plan.KERNEL_PROMPT_TOKENS + 1)
+    states, prompt = clips(1, layouts.KERNEL_PROMPT_TOKENS + 1)
     decoder, _ = on_kernels(weights, absorbed=True, slots=2, prompt=1, raw=True)
     other = plain(weights, 1, absorbed=True)
     check_close(decoder.start(states, prompt), other.start(states, prompt))
@@ -314,8 +317,8 @@ def test_the_engine_takes_this_path_where_there_are_kernels(
         Request(Rules((Suppress((9,)),)), 4, (), 0),
     ]
     plain_answers = [engine.decode(states, prompt, request) for request in requests]
-    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: True)
-    monkeypatch.setattr(buffers, "Graphs", Replayed)
+    monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
+    monkeypatch.setattr(engine_module, "Graphs", Replayed)
     for request, wanted in zip(requests, plain_answers, strict=True):
         found = engine.decode(states, prompt, request)
         assert torch.equal(found.sequences, wanted.sequences)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as stock
 
 from whisper_flash_attention.engine import logits_processors
-from whisper_flash_attention.engine.fused_rules import FusedRules
-from whisper_flash_attention.engine.logits_processors import History, Rules
+from whisper_flash_attention.engine.logits_processors import FusedRules, History, Rules
 from whisper_flash_attention.errors import OptionError
 
 VOCABULARY, STAMPS, EOS = 60, 40, 30

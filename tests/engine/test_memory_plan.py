@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import buffers, memory_plan
-from whisper_flash_attention.engine.decode_plan import ABSORBED_FROM_CLIPS
+from whisper_flash_attention.engine import engine as engine_module
+from whisper_flash_attention.engine import memory_plan
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.kv_cache import BATCH_BUCKETS, Arena
+from whisper_flash_attention.engine.layout import ABSORBED_FROM_CLIPS, BATCH_BUCKETS, Arena
 from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.memory_plan import (
     MemoryPlan,
@@ -99,7 +99,7 @@ def test_the_state_that_a_decode_allocates_is_the_one_planned(
             super().__init__(device, capacity)
             allocated.append(self._block.nbytes)
 
-    monkeypatch.setattr(buffers, "Arena", Counted)
+    monkeypatch.setattr(engine_module, "Arena", Counted)
     engine = Engine(small_model)
     request = Request(
         rules=Rules(),

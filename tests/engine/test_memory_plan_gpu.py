@@ -11,8 +11,7 @@ import torch
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-from whisper_flash_attention.engine.buffers import MOST_LAYOUTS
-from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Engine
 
 pytestmark = pytest.mark.gpu
 MIB = 2**20

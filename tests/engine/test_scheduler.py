@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
 from tests.engine.test_cuda_decoder import Replayed, few_programs
-from whisper_flash_attention.engine import buffers, cuda_slots, decode_plan
-from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine import cuda_slots, memory_plan
+from whisper_flash_attention.engine import engine as engine_module
+from whisper_flash_attention.engine import layout as layouts
+from whisper_flash_attention.engine.engine import Buffers, Engine
+from whisper_flash_attention.engine.kv_cache import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
     Rules,
     Suppress,
@@ -51,17 +54,17 @@ def on_kernels(
         pytest.skip("needs Triton's interpreter")
     model = copy.deepcopy(small_model)
     model.model.decoder.layers = model.model.decoder.layers[:1]
-    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: True)
-    monkeypatch.setattr(buffers, "Graphs", Replayed)
+    monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
+    monkeypatch.setattr(engine_module, "Graphs", Replayed)
     monkeypatch.setattr(cuda_slots, "STEPS_PER_LOOK", 1)
     yield Engine(model)
 
 
 def plain_twin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine on the same weights that takes the plain path."""
-    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: False)
+    monkeypatch.setattr(layouts, "has_kernels", lambda device: False)
     twin = copy.copy(engine)
-    twin._buffers = buffers.Buffers(engine.weights, engine._recorder)
+    twin._buffers = Buffers(engine.weights, engine._recorder)
     return twin
 
 
@@ -158,18 +161,21 @@ def test_the_memory_is_what_was_planned(
     on_kernels: Engine, monkeypatch: pytest.MonkeyPatch, kernels: bool
 ) -> None:
     if not kernels:
-        monkeypatch.setattr(decode_plan, "has_kernels", lambda device: False)
+        monkeypatch.setattr(layouts, "has_kernels", lambda device: False)
     stream(on_kernels, jobs_of([(2, 1), (1, 1)]), 2)
-    sizes = {"slots": 2, "keys": KEYS, "max_length": MOST, "refill": 1, "prompt": 2}
-    planned = decode_plan.slots_bytes(on_kernels.weights.decoder, form="auto", **sizes)
+    decoder = on_kernels.weights.decoder
+    slots = layouts.slots_layout(decoder, slots=2, keys=KEYS, max_length=MOST, form="auto")
+    entry = layouts.entry_layout(decoder, slots, clips=1, prompt=2)
+    used = (slots, entry) if kernels else (slots,)
+    planned = [state_bytes(each) + memory_plan.kernel_bytes(each) for each in used]
     arenas = [each._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
-    assert planned == tuple(0 if arena is None else arena.capacity for arena in arenas)
+    assert planned == [arena.capacity for arena in arenas if arena is not None]
 
 
 def test_kernels_take_prompts_too_long_for_them(
     on_kernels: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = decode_plan.KERNEL_PROMPT_TOKENS + 2
+    long = layouts.KERNEL_PROMPT_TOKENS + 2
     jobs = jobs_of([(long, 2), (2, 3), (long + 3, 1)])
     found = stream(on_kernels, jobs, 2, refill=2)
     check(found, plain_twin(on_kernels, monkeypatch), jobs)

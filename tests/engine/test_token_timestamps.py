@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import decode_plan
-from whisper_flash_attention.engine.alignment import Said
-from whisper_flash_attention.engine.token_timestamps import token_times
+from whisper_flash_attention.engine import alignment
+from whisper_flash_attention.engine.alignment import Said, token_times
 from whisper_flash_attention.engine.weights import collect
 from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.kernels.launch import interpreted
@@ -38,7 +37,7 @@ def test_kernels_agree_with_one_window_after_the_other(
     rows = said(generator, [7, 1, 12], [80, 60, 7])
     wanted = token_times(weights, rows, HEADS, first=2, text_tokens=TEXT)()
     if device == "cpu":
-        monkeypatch.setattr(decode_plan, "has_kernels", lambda device: True)
+        monkeypatch.setattr(alignment, "has_kernels", lambda device: True)
     else:
         weights = collect(small_model.to(device)).decoder
         rows = [Said(row.states.to(device), row.tokens, row.frames) for row in rows]
@@ -57,7 +56,7 @@ def test_what_is_not_finite_is_an_error(
 ) -> None:
     if kernels and not interpreted():
         pytest.skip("needs Triton's interpreter")
-    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: kernels)
+    monkeypatch.setattr(alignment, "has_kernels", lambda device: kernels)
     [row] = said(torch.Generator().manual_seed(0), [3], [20])
     row.states[2, 5] = torch.nan
     with pytest.raises(NotFinite, match="while words were aligned"):

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine.torch_linear import FEW_ROWS, linear
-from whisper_flash_attention.engine.weights import Linear
+from whisper_flash_attention.engine.weights import FEW_ROWS, Linear, linear
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,14 +11,16 @@ from transformers import WhisperForConditionalGeneration
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention.engine import triton_encoder
 from whisper_flash_attention.engine.cuda_graphs import Recorder
-from whisper_flash_attention.engine.encoder import (
+from whisper_flash_attention.engine.encoder import PlainEncoder
+from whisper_flash_attention.engine.engine import encoder_for
+from whisper_flash_attention.engine.layout import Arena
+from whisper_flash_attention.engine.triton_encoder import (
     MOST_PARTS,
+    EncoderPass,
     FusedEncoder,
-    PlainEncoder,
-    encoder_for,
+    clips_per_part,
+    space_bytes,
 )
-from whisper_flash_attention.engine.kv_cache import Arena
-from whisper_flash_attention.engine.triton_encoder import EncoderPass, clips_per_part, space_bytes
 from whisper_flash_attention.engine.weights import EncoderWeights, collect
 from whisper_flash_attention.kernels.launch import interpreted
 

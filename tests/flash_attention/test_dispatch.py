@@ -21,15 +21,23 @@ from whisper_flash_attention.flash_attention import (
     pick,
     preference,
 )
-from whisper_flash_attention.flash_attention.base import Backend
+from whisper_flash_attention.flash_attention.backends import (
+    FlashAttn,
+    Reference,
+    SdpaCudnn,
+    SdpaEfficient,
+    SdpaFlash,
+    Xformers,
+)
 from whisper_flash_attention.flash_attention.dispatch import BACKENDS, choose, reasons_of
-from whisper_flash_attention.flash_attention.flash_attn import FlashAttn
-from whisper_flash_attention.flash_attention.machine import THIS_MACHINE
-from whisper_flash_attention.flash_attention.reasons import import_reasons, package_reasons
-from whisper_flash_attention.flash_attention.reference import Reference
-from whisper_flash_attention.flash_attention.refusals import TorchKernel, sdpa_parameters
-from whisper_flash_attention.flash_attention.sdpa import SdpaCudnn, SdpaEfficient, SdpaFlash
-from whisper_flash_attention.flash_attention.xformers import Xformers
+from whisper_flash_attention.flash_attention.problem import Backend
+from whisper_flash_attention.flash_attention.support import (
+    THIS_MACHINE,
+    TorchKernel,
+    import_reasons,
+    package_reasons,
+    sdpa_parameters,
+)
 
 ENCODER = AttentionProblem("cuda", 0, torch.float16, 1, 6, 1500, 1500, 64)
 STEP = replace(ENCODER, q_len=1, kv_len=64)

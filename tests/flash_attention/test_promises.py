@@ -1,6 +1,6 @@
 """The parts of PyTorch below its documented interface that we call: that they are as we read them.
 
-A PyTorch that fails here has changed; `flash_attention/sdpa.py` must follow.
+A PyTorch that fails here has changed; `flash_attention/backends.py` must follow.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transformers import (
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention.errors import OptionError, UnsupportedAttention
 from whisper_flash_attention.flash_attention import attend, attention_weights, backend_names
-from whisper_flash_attention.flash_attention.base import AttentionInputs
+from whisper_flash_attention.flash_attention.problem import AttentionInputs
 from whisper_flash_attention.hf.attention_registry import (
     attention_function,
     from_transformers_name,

@@ -23,9 +23,9 @@ from tests.hf.conftest import (
     make_twins,
 )
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.hf import Reason
 from whisper_flash_attention.hf.compat import CACHE
-from whisper_flash_attention.hf.handover import Reason
-from whisper_flash_attention.hf.recomputed_cache import RecomputedCache
+from whisper_flash_attention.hf.kv_cache import RecomputedCache
 
 STAMPED = {"return_timestamps": True, "suppress_tokens": [*SPECIAL, FIRST_TIMESTAMP]}
 

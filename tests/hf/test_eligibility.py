@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.hf.conftest import Twins, make_twins
 from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.hf import Handover, Reason
 from whisper_flash_attention.hf.eligibility import engine_for
-from whisper_flash_attention.hf.handover import Handover, Reason
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from whisper_flash_attention.engine.request import Decoded
-from whisper_flash_attention.hf.finish import Finish
+from whisper_flash_attention.hf.fast_path import Finish
 
 END, PAD, STAMP = 9, 9, 20
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.hf.conftest import END, START, Counts, Twins, make_twins
-from whisper_flash_attention.hf.handover import Reason
+from whisper_flash_attention.hf import Reason
 
 OPTIONS: dict[str, Any] = {"language": "en", "max_new_tokens": 8}
 

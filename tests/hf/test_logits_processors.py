@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from whisper_flash_attention.engine import logits_processors
-from whisper_flash_attention.hf import compat
-from whisper_flash_attention.hf.handover import Handover, Reason
+from whisper_flash_attention.hf import Handover, Reason, compat
 from whisper_flash_attention.hf.logits_processors import (
     translate,
     translate_limits,

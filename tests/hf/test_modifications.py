@@ -16,8 +16,8 @@ import torch
 
 from tests.hf.conftest import Counts, Twins, make_twins
 from tests.hf.modifications import HANDED_OVER, MODES, RUN, Modification
+from whisper_flash_attention.hf import Handover, Reason
 from whisper_flash_attention.hf.eligibility import engine_for
-from whisper_flash_attention.hf.handover import Handover, Reason
 
 OPTIONS: dict[str, Any] = {"language": "en", "max_new_tokens": 8}
 # These have stock compute the same ids: what they stand for need not.

@@ -11,7 +11,7 @@ from transformers import EncoderDecoderCache
 
 from tests.hf.conftest import Twins, assert_same_cache
 from whisper_flash_attention.hf import compat
-from whisper_flash_attention.hf.recomputed_cache import RecomputedCache, recomputed_cache
+from whisper_flash_attention.hf.kv_cache import RecomputedCache, recomputed_cache
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from transformers import GenerationMixin, LogitsProcessor
 
 from tests.hf.conftest import Twins
 from whisper_flash_attention.errors import EngineBypassed
-from whisper_flash_attention.hf import compat, unexpected
-from whisper_flash_attention.hf.handover import Handover, Reason
+from whisper_flash_attention.hf import Handover, Reason, compat, eligibility
 
 
 class Unknown(LogitsProcessor):
@@ -22,7 +21,7 @@ class Unknown(LogitsProcessor):
 
 @pytest.fixture(autouse=True)
 def nothing_was_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unexpected, "_warned", set())
+    monkeypatch.setattr(eligibility, "_warned", set())
 
 
 def assert_warned(twins: Twins, features: torch.Tensor, reason: str, **options: Any) -> None:
@@ -56,7 +55,7 @@ def test_a_decode_loop_of_another_name(
 
 def test_a_cache_of_another_kind(twins: Twins, features, monkeypatch: pytest.MonkeyPatch) -> None:
     """What 5.24 did: our cache was passed under another name than the one that is looked at."""
-    monkeypatch.setattr("whisper_flash_attention.hf.decode_hooks.CACHE", "of_another_name")
+    monkeypatch.setattr("whisper_flash_attention.hf.eligibility.CACHE", "of_another_name")
     assert_warned(twins, features, Reason.CACHE.value)
 
 
@@ -132,4 +131,4 @@ def test_processors_that_transformers_makes_of_options_are_known() -> None:
     made = {name for name in names if isinstance(getattr(logits_process, name, None), type)}
     made = {n for n in made if issubclass(getattr(logits_process, n), LogitsProcessor)}
     translated = {kind.__name__ for kind in RULES}
-    assert made - translated <= unexpected.PROCESSORS_OF_OPTIONS
+    assert made - translated <= eligibility.PROCESSORS_OF_OPTIONS

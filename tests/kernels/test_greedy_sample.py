@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from whisper_flash_attention.engine import fused_rules
+from whisper_flash_attention.engine import logits_processors
 from whisper_flash_attention.engine.logits_processors import (
     History,
     MinLength,
@@ -250,7 +250,7 @@ def test_a_prompt_of_several_tokens_in_one_pass(
 def test_everything_forbidden_gives_token_0(device: torch.device) -> None:
     """As `torch.argmax` of nothing but minus infinity does; it is not a failure."""
     slots = Slots(device, [[1]], [make_rules(1)], [9])
-    slots.flags[:] |= fused_rules.SUPPRESSED
+    slots.flags[:] |= logits_processors.SUPPRESSED
     logits_of_zero(slots)
     slots.pick()
     assert slots.tokens.tolist() == [0] and not slots.failed.any()
@@ -302,7 +302,7 @@ def test_a_slot_without_room_stays_where_it_is(device: torch.device) -> None:
 
 def test_the_bits_are_those_of_the_rules() -> None:
     for name in ("SUPPRESSED", "SUPPRESSED_AT_BEGIN", "WAITS_FOR_LENGTH", "NO_TIMESTAMPS", "ENDS"):
-        assert getattr(kernel, name).value == getattr(fused_rules, name)
+        assert getattr(kernel, name).value == getattr(logits_processors, name)
 
 
 def test_misfits_are_refused(device: torch.device) -> None:

@@ -140,7 +140,7 @@ class FlashSystem:
 
 def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
     """What attends in this package's engine, encoder and decoder, for batches of this size."""
-    from whisper_flash_attention.engine.decode_plan import has_encoder_kernels, runs_on
+    from whisper_flash_attention.engine.layout import has_encoder_kernels, runs_on
     from whisper_flash_attention.flash_attention import survey
 
     head_dim = size.d_model // size.heads

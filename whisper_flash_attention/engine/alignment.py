@@ -10,22 +10,27 @@ with audio only, softmax over those; and probabilities of tokens among the text 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine import torch_layers
-from whisper_flash_attention.engine.torch_linear import linear
-from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
+from whisper_flash_attention.engine.dtw import start_positions, token_costs
+from whisper_flash_attention.engine.layout import has_kernels
+from whisper_flash_attention.engine.torch_decoder import SCALE, join_heads, split_heads
 from whisper_flash_attention.engine.weights import (
     Attention,
     DecoderLayer,
     DecoderWeights,
     Linear,
+    linear,
+    normalize,
 )
 from whisper_flash_attention.errors import NotFinite, OptionError
 
@@ -233,7 +238,7 @@ class _Pass:
         for index, layer in enumerate(weights.layers):
             x += _self_attention(layer, x)
             x += self._cross_attention(layer, index, x)
-            hidden = F.gelu(linear(torch_layers.normalize(x, layer.ffn_norm), layer.fc1))
+            hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
             x += linear(hidden, layer.fc2)
         probabilities = self._probabilities(x, text_tokens, budget_bytes)
         is_finite = torch.isfinite(probabilities.sum() + x.float().sum())
@@ -241,23 +246,19 @@ class _Pass:
 
     def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
         attention = layer.cross_attention
-        q = torch_layers.split_heads(
-            linear(torch_layers.normalize(x, layer.cross_norm), attention.q)
-        )
+        q = split_heads(linear(normalize(x, layer.cross_norm), attention.q))
         k, v = _keys_and_values(attention, self._states)
         wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == index}
         if wanted:
             self._look(wanted, q, k)
         out = F.scaled_dot_product_attention(q, k, v)
-        return linear(torch_layers.join_heads(out), attention.out)
+        return linear(join_heads(out), attention.out)
 
     def _look(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
         # A list of heads as an index would make the host wait for the device.
         keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
-        queries = (
-            torch.stack([q[:, head] for head in wanted.values()], 1).float() * torch_layers.SCALE
-        )
+        queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * SCALE
         scores = torch.matmul(queries, keys.float().transpose(2, 3))
         if self._unseen is not None:
             scores.masked_fill_(self._unseen, -torch.inf)
@@ -272,7 +273,7 @@ class _Pass:
         places = to_device(np.flatnonzero(is_text), x.device)
         # Logits in the model's dtype; their softmax in float32.
         table = Linear(self._weights.projection[:text_tokens], None)
-        normed = torch_layers.normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
+        normed = normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
         spoken = self._tokens.flatten()[places]
         at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.projection)))
         probabilities = torch.zeros(self._said.size, device=x.device)
@@ -286,16 +287,116 @@ class _Pass:
 
 def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:
     attention = layer.self_attention
-    normed = torch_layers.normalize(x, layer.self_norm)
+    normed = normalize(x, layer.self_norm)
     q, k, v = (
-        torch_layers.split_heads(linear(normed, part))
-        for part in (attention.q, attention.k, attention.v)
+        split_heads(linear(normed, part)) for part in (attention.q, attention.k, attention.v)
     )
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return linear(torch_layers.join_heads(out), attention.out)
+    return linear(join_heads(out), attention.out)
 
 
 def _keys_and_values(attention: Attention, states: Tensor) -> tuple[Tensor, Tensor]:
     """Each [B, H, S, 64]."""
-    k, v = (torch_layers.split_heads(linear(states, part)) for part in (attention.k, attention.v))
+    k, v = (split_heads(linear(states, part)) for part in (attention.k, attention.v))
     return k, v
+
+
+@dataclass(frozen=True)
+class TokenTimes:
+    """Of one window's tokens from the first that was asked for to the end.
+
+    Args:
+        starts: int64 [N], ascending: the encoder's position at which each begins.
+        probabilities: float32 [N - 1]: of each but the end, among the text tokens.
+    """
+
+    starts: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+def token_times(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    *,
+    first: int,
+    text_tokens: int,
+) -> Callable[[], list[TokenTimes]]:
+    """Have the device begin, and return the function that waits for its answer.
+
+    Args:
+        weights, rows, heads, text_tokens: as for `align.listen`.
+        first: how many tokens of each row are its prompt's.
+
+    Raises:
+        OptionError: as `align.listen`.
+        NotFinite: the model computed NaN or infinity; here or from the function.
+    """
+    device = weights.embedding.device
+    if not rows or not has_kernels(device):
+        found = _one_by_one(weights, rows, heads, first, text_tokens)
+        return lambda: found
+    # Launches go to the current device: make it the weights'.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return _by_kernels(weights, rows, heads, first, text_tokens)
+
+
+def _one_by_one(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    first: int,
+    text_tokens: int,
+) -> list[TokenTimes]:
+    costs, likely = [], []
+    for row, heard in zip(rows, listen(weights, rows, heads, text_tokens=text_tokens), strict=True):
+        end = len(row.tokens) - 1
+        # A token is where the decoder looks from the token before it.
+        costs.append(token_costs(heard.attention, first - 1, end).cpu().numpy())
+        likely.append(heard.probabilities[first:end].cpu().numpy())
+    return [TokenTimes(*each) for each in zip(start_positions(costs), likely, strict=True)]
+
+
+def _by_kernels(
+    weights: DecoderWeights,
+    rows: Sequence[Said],
+    heads: Sequence[tuple[int, int]],
+    first: int,
+    text_tokens: int,
+) -> Callable[[], list[TokenTimes]]:
+    from whisper_flash_attention.kernels import dtw as kernels
+
+    device = weights.embedding.device
+    counts = [len(row.tokens) for row in rows]
+    audio = [positions_with_audio(row) for row in rows]
+    lengths, seen = to_device(np.array([counts, audio], np.int32), device)
+    longest, width, before = max(counts), max(audio), first - 1
+    costs = torch.empty((len(rows), longest - first, width), device=device)
+    likely = torch.zeros((len(rows), longest), device=device)
+    finite, done = [], 0
+    for part in listen_together(weights, rows, heads, text_tokens=text_tokens):
+        some = slice(done, done + len(part.rows))
+        done = some.stop
+        batch, count, _, positions = part.attention.shape
+        moments = torch.empty((2, batch, count, positions), device=device)
+        kernels.token_costs(part.attention, lengths[some], seen[some], before, moments, costs[some])
+        likely[some, : part.probabilities.shape[1]] = part.probabilities
+        finite.append(part.is_finite)
+    size = 1 << (costs.shape[1] - 1).bit_length()
+    choices = torch.empty(
+        (len(rows), costs.shape[1] + width, size), dtype=torch.int8, device=device
+    )
+    starts = torch.zeros((len(rows), costs.shape[1]), dtype=torch.int32, device=device)
+    kernels.token_starts(costs, lengths, seen, before, choices, starts)
+    arrived = to_host(starts, likely, torch.stack(finite).all())
+
+    def finish() -> list[TokenTimes]:
+        starts, likely, is_finite = arrived()
+        check_finite(is_finite)
+        begins, chances = starts.numpy().astype(np.int64), likely.numpy()
+        return [
+            TokenTimes(begins[row, : count - first], chances[row, first : count - 1])
+            for row, count in enumerate(counts)
+        ]
+
+    return finish

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.completion_poll import LOOK_EVERY, Look
+from whisper_flash_attention.engine.cuda_graphs import LOOK_EVERY, Look
 from whisper_flash_attention.engine.kv_cache import DecodeState
 from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.request import Beams, Decoded, Request

@@ -9,16 +9,14 @@ logits, and the choice is made by PyTorch's operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import torch
 
-from whisper_flash_attention.engine import torch_layers
-from whisper_flash_attention.engine.completion_poll import LOOK_EVERY, Look
-from whisper_flash_attention.engine.cuda_graphs import Graphs
-from whisper_flash_attention.engine.fused_rules import FusedRules
+from whisper_flash_attention.engine import torch_decoder
+from whisper_flash_attention.engine.cuda_graphs import LOOK_EVERY, Graphs, Look
 from whisper_flash_attention.engine.kv_cache import DecodeState
-from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.ragged_prompts import Starts
+from whisper_flash_attention.engine.logits_processors import FusedRules, History
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.sampling import check_finite
 from whisper_flash_attention.engine.triton_layers import FusedStep
@@ -238,12 +236,12 @@ class DeviceDecoder:
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
-            torch_layers.fill_cross(self._weights, states, state)
+            torch_decoder.fill_cross(self._weights, states, state)
 
         def launch() -> None:
             self._reset()
             if work.states is not None:
-                torch_layers.fill_cross(self._weights, work.states, state)
+                torch_decoder.fill_cross(self._weights, work.states, state)
             state.output[:, :count].copy_(work.prompt[:, :count])
             if ragged:
                 state.positions.copy_(work.starts)
@@ -252,7 +250,7 @@ class DeviceDecoder:
             if place is not None:
                 rows = self._step.residual(count).view(state.layout.slots, count, -1)
                 work.watched.copy_(
-                    torch_layers.rows_at(rows, work.places) if ragged else rows[:, place]
+                    torch_decoder.rows_at(rows, work.places) if ragged else rows[:, place]
                 )
             finish(count)
 
@@ -266,7 +264,7 @@ class DeviceDecoder:
         """How likely the watched token was, from what the prompt's pass kept of its place."""
         if watch is not None:
             rows = self._work.watched[:batch]
-            self.watched = torch_layers.probability(self._weights, rows, watch[0])
+            self.watched = torch_decoder.probability(self._weights, rows, watch[0])
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
         self._graphs.run(key, launch)
@@ -289,16 +287,16 @@ class DeviceDecoder:
         """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
         self._reset()
-        torch_layers.fill_cross(self._weights, states, state)
+        torch_decoder.fill_cross(self._weights, states, state)
         state.output[:, :count].copy_(prompt)
-        rows = torch_layers.forward(self._weights, state, prompt, 0)
+        rows = torch_decoder.forward(self._weights, state, prompt, 0)
         last, watched = rows[:, -1], None if place is None else rows[:, place]
         state.positions.fill_(count - 1)
         if starts is not None:
             state.positions[: len(starts.lengths)] = starts.lengths - 1
-            last = torch_layers.rows_at(rows, state.positions.long())
+            last = torch_decoder.rows_at(rows, state.positions.long())
             self._set_places(starts.places)
-            watched = None if place is None else torch_layers.rows_at(rows, self._work.places)
+            watched = None if place is None else torch_decoder.rows_at(rows, self._work.places)
         self._work.x[: state.layout.slots].copy_(last)
         if watched is not None:
             self._work.watched.copy_(watched)
@@ -393,3 +391,22 @@ def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:
     padded = prompt.new_zeros((slots, prompt.shape[1]))
     padded[: len(prompt)] = prompt
     return padded
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Prompts of rows that begin together, each with a length and rules of its own.
+
+    Args:
+        prompt: [B, P] int64, padded at the ends of rows.
+        lengths: of the rows, [B] int64.
+        places: positions in the prompts behind which a token is watched, [B] int64.
+        settings: [B, 8] int32, and limits: [B, 4] int32, as the kernels `logits` and `pick` read
+            them.
+    """
+
+    prompt: torch.Tensor
+    lengths: torch.Tensor
+    places: torch.Tensor
+    settings: torch.Tensor
+    limits: torch.Tensor

@@ -14,11 +14,16 @@ from functools import cache
 from typing import Any
 from weakref import WeakSet
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 # The driver's flag for a stream that does not wait for the default one.
 NON_BLOCKING = 1
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
+
+# Steps between two looks at whether a decode has ended.
+LOOK_EVERY = 8
 
 
 class Recorder:
@@ -115,3 +120,61 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
             if driver.cuStreamCreate(ctypes.byref(handle), NON_BLOCKING) == 0:
                 return torch.cuda.ExternalStream(handle.value, device)  # type: ignore[no-untyped-call]
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def to_device(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Numbers as a tensor on a device; on a CPU it shares their memory.
+
+    `torch.tensor(..., device=...)` waits until a GPU has done all that it was asked for.
+    """
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Have tensors copied to the host; the function returned waits for that, and gives them."""
+    if not tensors[0].is_cuda:
+        return lambda: tensors
+    copies = tuple(
+        torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True)
+        for each in tensors
+    )
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def arrived() -> tuple[Tensor, ...]:
+        event.synchronize()
+        return copies
+
+    return arrived
+
+
+class Look:
+    """Whether all of `flags` (bool) hold, as of some steps ago: the host does not wait for a GPU.
+
+    On a CPU the answer is the present one.
+    """
+
+    def __init__(self, flags: torch.Tensor) -> None:
+        self._flags = flags
+        self._answer = torch.zeros((), dtype=torch.bool, pin_memory=flags.is_cuda)
+        self._event: torch.cuda.Event | None = None
+
+    def all_hold(self, *, wait: bool = False) -> bool:
+        """Read the last copy if it has arrived, and ask for another.
+
+        Args:
+            wait: until the last copy has arrived.
+        """
+        if not self._flags.is_cuda:
+            return bool(self._flags.all())
+        if self._event is not None and wait:
+            self._event.synchronize()
+        if self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
+            return False
+        if self._event is not None and bool(self._answer):
+            return True
+        self._answer.copy_(self._flags.all(), non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+        return False

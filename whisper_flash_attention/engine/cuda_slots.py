@@ -17,12 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from whisper_flash_attention.engine import decode_plan
-from whisper_flash_attention.engine.buffers import Buffers
-from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
-from whisper_flash_attention.engine.ragged_prompts import fused_of, starts_of
-from whisper_flash_attention.engine.scheduler import Finished, Job, answer_of, not_finite
-from whisper_flash_attention.engine.transfer import to_device, to_host
+from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder, Starts
+from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
+from whisper_flash_attention.engine.layout import Layout, entry_layout
+from whisper_flash_attention.engine.logits_processors import FusedRules, History
+from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.scheduler import (
+    Finished,
+    Job,
+    answer_of,
+    by_request,
+    not_finite,
+)
 from whisper_flash_attention.engine.weights import DecoderWeights
 
 # Steps between two looks. A slot that ends is noticed between one and two looks later, and idle
@@ -37,7 +43,7 @@ class DeviceSlots:
         self,
         weights: DecoderWeights,
         decoder: DeviceDecoder,
-        entry: Buffers,
+        entry: Callable[[Layout], DeviceDecoder],
         first: Job,
         *,
         slots: int,
@@ -96,8 +102,8 @@ class DeviceSlots:
     def _enter(self, jobs: Sequence[Job]) -> None:
         longest = max(len(job.prompt) for job in jobs)
         slots = self._decoder.state.layout
-        layout = decode_plan.entry_layout(self._weights, slots, clips=self._refill, prompt=longest)
-        entry = self._entry.device_decoder(layout)
+        layout = entry_layout(self._weights, slots, clips=self._refill, prompt=longest)
+        entry = self._entry(layout)
         states = torch.stack([job.states for job in jobs])
         starts = starts_of(jobs, longest, slots.vocabulary, slots.device)
         entry.begin(states, starts, fused_of(self._request), self._request)
@@ -117,3 +123,30 @@ class _Look:
 
     jobs: list[Job | None]
     arrived: Callable[[], tuple[torch.Tensor, ...]]
+
+
+def starts_of(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.device) -> Starts:
+    """Prompts and tables of jobs, made on the host."""
+    prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
+    settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
+    limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
+    lengths = [len(job.prompt) for job in jobs]
+    for row, job in enumerate(jobs):
+        prompt[row, : lengths[row]] = torch.tensor(job.prompt)
+    for request, rows in by_request(jobs).items():
+        rules = fused_of(request)
+        history = History(prompt[rows], torch.tensor([lengths[row] for row in rows]))
+        settings[rows] = torch.tensor(
+            rules.settings(vocabulary, request.max_length), dtype=torch.int32
+        )
+        limits[rows] = rules.limits(history, vocabulary)
+    places = torch.tensor([job.request.watch[1] if job.request.watch else 0 for job in jobs])
+    tables = (prompt, torch.tensor(lengths), places, settings, limits)
+    return Starts(*(to_device(each.numpy(), device) for each in tables))
+
+
+def fused_of(request: Request) -> FusedRules:
+    """Its rules as the kernels take them; there are such."""
+    rules = request.rules.fused
+    assert rules is not None
+    return rules

@@ -16,25 +16,35 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from whisper_flash_attention.engine import beam, decode_plan
-from whisper_flash_attention.engine.buffers import Buffers
-from whisper_flash_attention.engine.cuda_graphs import Recorder
-from whisper_flash_attention.engine.encoder import encoder_for
-from whisper_flash_attention.engine.kv_cache import Layout
+from whisper_flash_attention.engine import beam
+from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder
+from whisper_flash_attention.engine.encoder import Encoder, PlainEncoder
+from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
+from whisper_flash_attention.engine.layout import (
+    Arena,
+    Layout,
+    has_encoder_kernels,
+    layout_for,
+    slots_layout,
+)
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.sampling import choose_tokens
 from whisper_flash_attention.engine.scheduler import Checks, Finished, Job, Rows, serve
 from whisper_flash_attention.engine.torch_decoder import PlainDecoder
 from whisper_flash_attention.engine.torch_slots import PlainSlots
-from whisper_flash_attention.engine.weights import Watch, Weights, collect
+from whisper_flash_attention.engine.weights import EncoderWeights, Watch, Weights, collect
 from whisper_flash_attention.errors import OptionError
+
+# Layouts whose recorded graphs are kept; they share the arena, so that only graphs add up.
+MOST_LAYOUTS = 8
 
 
 class Engine:
@@ -121,7 +131,7 @@ class Engine:
             OptionError: the rows are not those of whole searches by beams.
         """
         with self._lock, self._on_device():
-            layout = decode_plan.layout_for(self.weights.decoder, states, prompt, request)
+            layout = layout_for(self.weights.decoder, states, prompt, request)
             decoder: beam.BranchingDecoder
             if not layout.kernels:
                 decoder = PlainDecoder(self.weights.decoder, self._buffers.state(layout))
@@ -166,7 +176,7 @@ class Engine:
             check = Checks(jobs[0], max_length)
             check(jobs[0])
             with self._turn():
-                layout = decode_plan.slots_layout(
+                layout = slots_layout(
                     self.weights.decoder,
                     slots=slots,
                     keys=len(jobs[0].states),
@@ -186,7 +196,8 @@ class Engine:
         from whisper_flash_attention.engine.cuda_slots import DeviceSlots
 
         decoder = buffers.device_decoder(layout)
-        return DeviceSlots(weights, decoder, self._buffers, first, slots=slots, refill=refill)
+        entry = self._buffers.device_decoder
+        return DeviceSlots(weights, decoder, entry, first, slots=slots, refill=refill)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -220,3 +231,63 @@ class Engine:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=Engine._renew_after_fork)
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
+
+
+class Buffers:
+    """Hands out states and decoders. What was handed out before is void: one decode at a time."""
+
+    def __init__(self, weights: Weights, recorder: Recorder) -> None:
+        self._weights = weights
+        self._recorder = recorder
+        self._arena: Arena | None = None
+        self._decoders: OrderedDict[Layout, DeviceDecoder] = OrderedDict()
+        self._last: Layout | None = None
+
+    def state(self, layout: Layout) -> DecodeState:
+        """A state of this layout for the plain decoder."""
+        return DecodeState.cut(layout, self._room(layout, state_bytes(layout)))
+
+    def device_decoder(self, layout: Layout) -> DeviceDecoder:
+        """A decoder of this layout on kernels, with the graphs that it recorded before."""
+        from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
+        from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
+
+        arena = self._room(layout, state_bytes(layout) + workspace_bytes(layout))
+        decoder = self._decoders.get(layout)
+        if decoder is None:
+            state = DecodeState.cut(layout, arena)
+            work = Workspace.cut(layout, arena)
+            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs(self._recorder))
+            self._decoders[layout] = decoder
+            while len(self._decoders) > MOST_LAYOUTS:
+                self._decoders.popitem(last=False)
+        self._decoders.move_to_end(layout)
+        if layout != self._last:
+            # Another layout may have written over this one's tables.
+            decoder.prepare()
+            self._last = layout
+        return decoder
+
+    def release(self) -> None:
+        """Give all memory back."""
+        self._decoders.clear()
+        self._arena = None
+        self._last = None
+
+    def _room(self, layout: Layout, size: int) -> Arena:
+        if self._arena is None or self._arena.capacity < size:
+            self.release()
+            self._arena = Arena(layout.device, size)
+        return self._arena
+
+
+def encoder_for(weights: EncoderWeights, recorder: Recorder) -> Encoder:
+    """The encoder that is fastest where these weights are."""
+    if has_encoder_kernels(weights.positions.device, weights.positions.dtype):
+        from whisper_flash_attention.engine.triton_encoder import FusedEncoder
+
+        return FusedEncoder(weights, recorder)
+    return PlainEncoder(weights, recorder)

@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 
-from whisper_flash_attention.engine import encoder, torch_encoder
-from whisper_flash_attention.engine.decode_plan import (
+from whisper_flash_attention.engine import encoder
+from whisper_flash_attention.engine.kv_cache import buffers
+from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
     HALVES,
+    Layout,
     Sizes,
+    aligned_bytes,
     has_encoder_kernels,
     has_kernels,
     is_absorbed,
-    kernel_bytes,
     make_layout,
 )
-from whisper_flash_attention.engine.kv_cache import Layout, aligned_bytes, buffers
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import Weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
@@ -286,8 +287,8 @@ def _encoder_bytes(weights: Weights, wanted: Wanted, batch_size: int, is_fused: 
         budget = triton_encoder.BUDGET * own // size
         clips = triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
         return triton_encoder.space_bytes(weights.encoder, clips) // own * size
-    clip = torch_encoder.temporary_bytes(weights.encoder) // own * size
-    budget = torch_encoder.GPU_BUDGET if wanted.device.type == "cuda" else torch_encoder.CPU_BUDGET
+    clip = encoder.temporary_bytes(weights.encoder) // own * size
+    budget = encoder.GPU_BUDGET if wanted.device.type == "cuda" else encoder.CPU_BUDGET
     return min(batch_size, max(1, budget // clip)) * clip
 
 
@@ -368,3 +369,12 @@ def _tensors(part: Any) -> Iterator[torch.Tensor]:
 def _check_count(name: str, value: int) -> None:
     if type(value) is not int or value < 1:
         raise OptionError(f"{name} is {value!r}: give a whole number from 1 on")
+
+
+def kernel_bytes(layout: Layout) -> int:
+    """Device memory that those take, in bytes."""
+    if not layout.kernels:
+        return 0
+    from whisper_flash_attention.engine.workspace import workspace_bytes
+
+    return workspace_bytes(layout)

@@ -100,3 +100,15 @@ class Decoded:
     beam_indices: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     running: torch.Tensor | None = None
+
+
+def stays_on_device(request: Request) -> bool:
+    """Whether the kernels can choose this request's tokens."""
+    return (
+        request.rules.fused is not None
+        and not request.sample
+        and request.beams is None
+        and not request.want_scores
+        and not request.want_logits
+        and request.on_token is None
+    )

@@ -17,8 +17,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from whisper_flash_attention.engine.decode_plan import stays_on_device
-from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.request import Request, stays_on_device
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 

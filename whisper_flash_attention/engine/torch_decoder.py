@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
-from whisper_flash_attention.engine import torch_layers
+import torch
+from torch.nn import functional as F
+
 from whisper_flash_attention.engine.kv_cache import DecodeState
-from whisper_flash_attention.engine.weights import DecoderWeights
+from whisper_flash_attention.engine.weights import (
+    HEAD_WIDTH,
+    Attention,
+    DecoderLayer,
+    DecoderWeights,
+    Linear,
+    linear,
+    normalize,
+)
+
+SCALE = HEAD_WIDTH**-0.5
 
 
 class PlainDecoder:
@@ -29,11 +41,11 @@ class PlainDecoder:
     ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
         self._length = 0
-        torch_layers.fill_cross(self._weights, states, self._state)
+        fill_cross(self._weights, states, self._state)
         logits = self.extend(prompt)
         if watch is not None:
             token, place = watch
-            self.watched = torch_layers.probability(self._weights, self._last[:, place], token)
+            self.watched = probability(self._weights, self._last[:, place], token)
         return logits
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -42,6 +54,182 @@ class PlainDecoder:
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens [B, P] and give the logits [B, V] after the last."""
-        self._last = torch_layers.forward(self._weights, self._state, tokens, self._length)
+        self._last = forward(self._weights, self._state, tokens, self._length)
         self._length += tokens.shape[1]
-        return torch_layers.logits(self._weights, self._last[:, -1])
+        return logits(self._weights, self._last[:, -1])
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one token of every row stands.
+
+    Args:
+        at: positions [B] int64.
+        end: one more than the last of them.
+        seen: which positions a row sees, bool [B, 1, 1, end]; its own is the last. What the cache
+            holds of the others must be finite all the same.
+    """
+
+    at: torch.Tensor
+    end: int
+    seen: torch.Tensor
+
+    @classmethod
+    def of(cls, positions: list[int], device: torch.device) -> Places:
+        """The places of so many rows."""
+        at = torch.tensor(positions, device=device)
+        end = max(positions) + 1
+        return cls(at, end, torch.arange(end, device=device) <= at[:, None, None, None])
+
+
+def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState) -> None:
+    """Store what cross-attention reads of the encoder's output `states` [clips, S, D].
+
+    That is the output itself, or its keys and values projected for every layer. There may be fewer
+    clips than the state has room for.
+    """
+    clips = len(states)
+    if state.states is not None:
+        state.states[:clips].copy_(states)
+        return
+    assert state.cross_keys is not None and state.cross_values is not None
+    for index, layer in enumerate(weights.layers):
+        attention = layer.cross_attention
+        state.cross_keys[index, :clips].copy_(split_heads(linear(states, attention.k)))
+        state.cross_values[index, :clips].copy_(split_heads(linear(states, attention.v)))
+
+
+def forward(
+    weights: DecoderWeights,
+    state: DecodeState,
+    tokens: torch.Tensor,
+    position: int | Places,
+) -> torch.Tensor:
+    """Run `tokens` [B, P] through all layers, and write their keys and values into the cache.
+
+    Args:
+        position: of the first token of all rows, or the places of one token a row (P is 1). Rows
+            may be padded at their ends: what the cache holds of the padding is never seen, for a
+            later token takes its place.
+
+    Returns:
+        Their output before the final norm, [B, P, D].
+    """
+    where = (
+        position.at[:, None]
+        if isinstance(position, Places)
+        else slice(position, position + tokens.shape[1])
+    )
+    x = F.embedding(tokens, weights.embedding) + weights.positions[where]
+    for index, layer in enumerate(weights.layers):
+        x += _self_attention(layer, state, index, x, position)
+        x += _cross_attention(layer, state, index, x)
+        hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
+        x += linear(hidden, layer.fc2)
+    return x
+
+
+def rows_at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """One token of every row: [B, D] of x [B, P, D] at `places` [B] int64."""
+    return x[torch.arange(len(x), device=x.device), places]
+
+
+def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
+    """Logits [B, V] in float32, rounded to the model's dtype first, of residual rows x [B, D]."""
+    return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
+
+
+def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
+    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    return logits(weights, x).softmax(dim=-1)[:, token]
+
+
+def _self_attention(
+    layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor, position: int | Places
+) -> torch.Tensor:
+    attention = layer.self_attention
+    normed = normalize(x, layer.self_norm)
+    cached = state.keys[index], state.values[index]
+    keys = _extend(state, cached[0], split_heads(linear(normed, attention.k)), position)
+    values = _extend(state, cached[1], split_heads(linear(normed, attention.v)), position)
+    query = split_heads(linear(normed, attention.q))
+    seen = position.seen if isinstance(position, Places) else None
+    # A prompt starts at position 0, so that PyTorch's causal mask is the right one.
+    causal = x.shape[1] > 1
+    assert not causal or position == 0
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, is_causal=causal)
+    return linear(join_heads(out), attention.out)
+
+
+def _extend(
+    state: DecodeState, cached: torch.Tensor, new: torch.Tensor, position: int | Places
+) -> torch.Tensor:
+    """Write new keys or values [B, H, P, 64] into the cache; all up to them, [B, H, end, 64]."""
+    if isinstance(position, Places):
+        end = position.end
+        cached[torch.arange(len(new), device=new.device), :, position.at] = new[:, :, 0]
+    else:
+        end = position + new.shape[2]
+        cached[:, :, position:end].copy_(new)
+    return _past(state, cached, end)
+
+
+def _past(state: DecodeState, cached: torch.Tensor, end: int) -> torch.Tensor:
+    """Cached keys or values [B, H, end, 64], each position from the slot that is its ancestor."""
+    if not state.branching:
+        return cached[:, :, :end]
+    rows = state.ancestors[:, :end].long()
+    return cached.transpose(1, 2)[rows, torch.arange(end, device=rows.device)].transpose(1, 2)
+
+
+def _cross_attention(
+    layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor
+) -> torch.Tensor:
+    attention = layer.cross_attention
+    query = linear(normalize(x, layer.cross_norm), attention.q)
+    if state.states is not None:
+        out = _absorbed(attention, query, state.states)
+    else:
+        assert state.cross_keys is not None and state.cross_values is not None
+        out = _projected(query, state.cross_keys[index], state.cross_values[index])
+    return linear(out, attention.out)
+
+
+def _projected(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of queries [B, P, D] over keys and values [clips, H, S, 64]."""
+    batch, count, width = query.shape
+    clips, heads = keys.shape[:2]
+    # All the rows of a clip (beams, prompt tokens) become queries over one read of its keys.
+    q = query.view(clips, batch // clips * count, heads, HEAD_WIDTH).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, keys, values)
+    return out.transpose(1, 2).reshape(batch, count, width)
+
+
+def _absorbed(attention: Attention, query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Attention of queries [B, P, D] over the encoder's states [clips, S, D] themselves.
+
+    scores = (W_k^T q) . e and out = W_v (sum_j p_j e_j) + b_v, head by head: k_proj has no bias,
+    and attention weights sum to one.
+    """
+    batch, count, width = query.shape
+    clips = states.shape[0]
+    heads = width // HEAD_WIDTH
+    q = query.view(batch * count, heads, HEAD_WIDTH).transpose(0, 1) * SCALE
+    folded = torch.bmm(q, attention.k.weight.view(heads, HEAD_WIDTH, width))
+    folded = folded.transpose(0, 1).reshape(clips, -1, width)
+    scores = torch.bmm(folded, states.transpose(1, 2))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(states.dtype)
+    context = torch.bmm(weights, states).view(batch * count, heads, width).transpose(0, 1)
+    out = torch.bmm(context, attention.v.weight.view(heads, HEAD_WIDTH, width).transpose(1, 2))
+    out = out.transpose(0, 1).reshape(batch, count, width)
+    return out if attention.v.bias is None else out + attention.v.bias
+
+
+def split_heads(x: torch.Tensor) -> torch.Tensor:
+    """[B, L, D] as [B, H, L, 64]."""
+    return x.view(*x.shape[:2], -1, HEAD_WIDTH).transpose(1, 2)
+
+
+def join_heads(x: torch.Tensor) -> torch.Tensor:
+    """[B, H, L, 64] as [B, L, D]."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], -1)

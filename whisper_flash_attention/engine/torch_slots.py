@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from whisper_flash_attention.engine import torch_layers
-from whisper_flash_attention.engine.kv_cache import DecodeState, length_bucket
+from whisper_flash_attention.engine import torch_decoder
+from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import length_bucket
 from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.sampling import pick
 from whisper_flash_attention.engine.scheduler import (
@@ -81,14 +82,16 @@ class PlainSlots:
             prompt[row, : len(job.prompt)] = torch.tensor(job.prompt)
         state.output[:, :longest] = prompt
         state.sum_logprobs.zero_()
-        torch_layers.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
-        x = torch_layers.forward(weights, state, prompt.to(device), 0)
+        torch_decoder.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
+        x = torch_decoder.forward(weights, state, prompt.to(device), 0)
         watched = self._look_at(jobs, x)
         self._rows[begin : begin + len(jobs)] = [
             _Row(job, len(job.prompt), chance) for job, chance in zip(jobs, watched, strict=True)
         ]
         lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
-        self._choose(begin, len(jobs), torch_layers.logits(weights, torch_layers.rows_at(x, lasts)))
+        self._choose(
+            begin, len(jobs), torch_decoder.logits(weights, torch_decoder.rows_at(x, lasts))
+        )
 
     def _look_at(self, jobs: Sequence[Job], x: torch.Tensor) -> Sequence[float | None]:
         """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
@@ -96,8 +99,8 @@ class PlainSlots:
         if not watches:
             return [None] * len(jobs)
         places = torch.tensor([place for _, place in watches], device=x.device)
-        chances = torch_layers.probability(
-            self._weights, torch_layers.rows_at(x, places), watches[0][0]
+        chances = torch_decoder.probability(
+            self._weights, torch_decoder.rows_at(x, places), watches[0][0]
         )
         found: list[float] = chances.tolist()
         return found
@@ -112,9 +115,9 @@ class PlainSlots:
         self._make_clean(max(positions) + 1)
         state = self._state.rows(0, len(rows))
         is_even = all(each == first for each in positions)
-        places = first if is_even else torch_layers.Places.of(positions, device)
-        x = torch_layers.forward(self._weights, state, state.tokens[:, None], places)
-        self._choose(0, len(rows), torch_layers.logits(self._weights, x[:, -1]))
+        places = first if is_even else torch_decoder.Places.of(positions, device)
+        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], places)
+        self._choose(0, len(rows), torch_decoder.logits(self._weights, x[:, -1]))
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
         """Take the best token of so many rows by their logits [N, V]."""

@@ -15,15 +15,17 @@ and each convolution one product over windows of its input that overlap in memor
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.kv_cache import Arena, Spec, aligned_bytes
-from whisper_flash_attention.engine.torch_encoder import HALF_LIMIT
+from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder, recording
+from whisper_flash_attention.engine.encoder import HALF_LIMIT
+from whisper_flash_attention.engine.layout import Arena, Spec, aligned_bytes
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, EncoderLayer, EncoderWeights, Norm
 from whisper_flash_attention.kernels.encoder_attention import attention
-from whisper_flash_attention.kernels.launch import compiling, interpreted
+from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.layer_norm import layer_norm
 from whisper_flash_attention.kernels.matmul import matmul
 from whisper_flash_attention.kernels.transpose import time_first
@@ -34,6 +36,11 @@ BUDGET = 480 * 2**20
 # three of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
+# Up to so many clips launches are the time: kernels overlap with their predecessors (programmatic
+# dependent launch), and the last norm is recorded, too, though its result must then be copied.
+FEW_CLIPS = 4
+# Sizes of parts whose recordings are kept; they share their space.
+MOST_PARTS = 8
 
 
 def clips_per_part(weights: EncoderWeights, batch: int, budget_bytes: int = BUDGET) -> int:
@@ -211,3 +218,55 @@ def _windows(x: Tensor, stride: int) -> Tensor:
     clips, times, channels = x.shape
     shape = (clips, (times - 3) // stride + 1, 3 * channels)
     return x.as_strided(shape, (x.stride(0), stride * channels, 1), x.storage_offset())
+
+
+class FusedEncoder:
+    """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
+
+    The last norm of many clips is launched beside the recording, and writes what the caller gets.
+    """
+
+    def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
+        self._weights = weights
+        self._recorder = recorder
+        self._space: Arena | None = None
+        self._parts: OrderedDict[int, tuple[EncoderPass, Graphs]] = OrderedDict()
+
+    def run(self, features: Tensor) -> Tensor:
+        states = features.new_empty(len(features), *self._weights.positions.shape)
+        clips = clips_per_part(self._weights, len(features))
+        for some, out in zip(torch.split(features, clips), torch.split(states, clips), strict=True):
+            part, graphs = self._part(len(some))
+            few = len(some) <= FEW_CLIPS
+            part.enter(some)
+            set_pdl(Overlap.EARLY if few else Overlap.NONE)
+            graphs.run("pass", part.whole if few else part.layers)
+            set_pdl(Overlap.NONE)
+            if few:
+                out.copy_(part.states)
+            else:
+                part.leave(out)
+        return states
+
+    def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
+        """A pass over so many clips, and its recording."""
+        found = self._parts.get(clips)
+        if found is None:
+            size = space_bytes(self._weights, clips)
+            if self._space is None or self._space.capacity < size:
+                self.release()
+                self._space = Arena(self._weights.positions.device, size)
+            self._space.restart()
+            part = EncoderPass(self._weights, clips, self._space)
+            set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
+            with recording(self._weights.positions.device):
+                part.compile()
+            found = self._parts[clips] = part, Graphs(self._recorder)
+            while len(self._parts) > MOST_PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(clips)
+        return found
+
+    def release(self) -> None:
+        self._parts.clear()
+        self._space = None

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from whisper_flash_attention.engine.kv_cache import DecodeState
-from whisper_flash_attention.engine.torch_layers import SCALE
+from whisper_flash_attention.engine.torch_decoder import SCALE
 from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
 from whisper_flash_attention.engine.workspace import Workspace, splits
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention

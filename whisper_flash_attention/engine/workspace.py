@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from whisper_flash_attention.engine.kv_cache import Arena, Layout, Spec, aligned_bytes
+from whisper_flash_attention.engine.layout import Arena, Layout, Spec, aligned_bytes
 from whisper_flash_attention.kernels import absorbed_attention, cross_attention
 from whisper_flash_attention.kernels import logits as logits_kernel
 

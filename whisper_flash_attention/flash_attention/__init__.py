@@ -4,22 +4,23 @@ This folder owns what attention computes (masks, causality, dropout, gradients),
 can compute it where. It knows tensors of [B, L, H, D] and must not know any model, file or audio.
 """
 
-from whisper_flash_attention.flash_attention.base import (
-    AttentionInputs,
-    AttentionProblem,
-    Backend,
-    MaskKind,
-)
+from whisper_flash_attention.flash_attention.backends import attention_weights
 from whisper_flash_attention.flash_attention.dispatch import (
     BACKENDS,
+    SurveyRow,
     attend,
     backend_names,
     explain,
     pick,
     preference,
+    survey,
 )
-from whisper_flash_attention.flash_attention.reference import attention_weights
-from whisper_flash_attention.flash_attention.survey import SurveyRow, survey
+from whisper_flash_attention.flash_attention.problem import (
+    AttentionInputs,
+    AttentionProblem,
+    Backend,
+    MaskKind,
+)
 
 __all__ = [
     "BACKENDS",

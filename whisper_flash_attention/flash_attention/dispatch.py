@@ -1,24 +1,30 @@
-"""Which back-end runs which call: the registry, the order of preference, and `attend` itself."""
+"""Which back-end runs which call: the registry, the order of preference, `attend`, `survey`."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError, UnsupportedAttention
-from whisper_flash_attention.flash_attention.base import (
+from whisper_flash_attention.flash_attention.backends import (
+    FlashAttn,
+    Reference,
+    SdpaCudnn,
+    SdpaEfficient,
+    SdpaFlash,
+    Xformers,
+)
+from whisper_flash_attention.flash_attention.problem import (
     AttentionInputs,
     AttentionProblem,
     Backend,
     MaskKind,
 )
-from whisper_flash_attention.flash_attention.flash_attn import FlashAttn
-from whisper_flash_attention.flash_attention.reference import Reference
-from whisper_flash_attention.flash_attention.sdpa import SdpaCudnn, SdpaEfficient, SdpaFlash
-from whisper_flash_attention.flash_attention.xformers import Xformers
 
 AUTO = "auto"
 
@@ -157,3 +163,54 @@ def _refusal(problem: AttentionProblem, name: str, reasons: dict[str, list[str]]
         f"attention back-end {name} cannot run {problem}: {'; '.join(reasons[name])}. "
         f"The others: {' | '.join(others)}."
     )
+
+
+# (case, queries, keys, causal): thirty seconds of audio are 1500 positions.
+CASES = (
+    ("encoder self-attention", 1500, 1500, False),
+    ("decoder self-attention, prompt", 4, 4, True),
+    ("decoder self-attention, one token", 1, 64, True),
+    ("cross-attention, one token", 1, 1500, False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyRow:
+    """One kind of attention: what "auto" picks, and each back-end's reasons (empty = it can)."""
+
+    case: str
+    picked: str
+    reasons: dict[str, list[str]]
+
+
+def survey(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    heads: int = 6,
+    head_dim: int = 64,
+    batch: int = 1,
+) -> tuple[SurveyRow, ...]:
+    """What would run on `device` in `dtype`, for inference, one row per kind of attention."""
+    device = torch.device(device)
+    rows = []
+    for case, q_len, kv_len, causal in CASES:
+        problem = AttentionProblem(
+            device_type=device.type,
+            device_index=_index(device),
+            dtype=dtype,
+            batch=batch,
+            heads=heads,
+            q_len=q_len,
+            kv_len=kv_len,
+            head_dim=head_dim,
+            causal=causal and q_len > 1,
+        )
+        rows.append(SurveyRow(case, pick(problem).name, explain(problem)))
+    return tuple(rows)
+
+
+def _index(device: torch.device) -> int:
+    if device.type == "cuda" and ":" not in str(device) and torch.cuda.is_available():
+        return torch.cuda.current_device()
+    return device.index or 0

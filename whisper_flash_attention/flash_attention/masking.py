@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.flash_attention.base import AttentionInputs
+from whisper_flash_attention.flash_attention.problem import AttentionInputs
 
 NEGATIVE_INFINITY = float("-inf")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError, UnsupportedAttention
-from whisper_flash_attention.flash_attention.base import AttentionInputs
+from whisper_flash_attention.flash_attention.backends import Reference
 from whisper_flash_attention.flash_attention.dispatch import backend_names, pick
-from whisper_flash_attention.flash_attention.reference import Reference
+from whisper_flash_attention.flash_attention.problem import AttentionInputs
 
 TRANSFORMERS_NAMES = {
     "auto": "wfa_auto",

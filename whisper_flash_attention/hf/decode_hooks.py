@@ -2,75 +2,117 @@
 
     generate (Whisper's: windows, temperatures)  ─  generate (Transformers': options, processors)
         ├─ encode       ─ engine.encode
-        └─ decode       ─ translate ─ engine.decode      or Transformers' loop, with a reason
+        └─ decode       ─ plan_call ─ engine.decode      or Transformers' loop, with a reason
 
 `decode` returns what stock's `_sample` or `_beam_search` would: token ids, or a dictionary whose
-key/value cache is computed when it is looked at.
+key/value cache is computed when it is read. Stock Whisper runs the encoder again at every
+temperature and once more to detect the language; within one call, equal features are encoded once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import Decoded, Request
-from whisper_flash_attention.hf.call_scope import Decode, current_scope
+from whisper_flash_attention.hf import Handover, say
 from whisper_flash_attention.hf.compat import (
     CACHE,
     BaseModelOutput,
     GenerateBeamEncoderDecoderOutput,
     GenerateEncoderDecoderOutput,
 )
-from whisper_flash_attention.hf.eligibility import engine_for
-from whisper_flash_attention.hf.handover import Handover, Reason, say
-from whisper_flash_attention.hf.kv_cache import BucketedLayer
-from whisper_flash_attention.hf.logits_processors import translate
-from whisper_flash_attention.hf.no_speech import detects_silence, listen
-from whisper_flash_attention.hf.recomputed_cache import RecomputedCache, recomputed_cache
-from whisper_flash_attention.hf.unexpected import check_encoder, check_handover
-
-# What `_sample` may get that changes nothing here: Whisper's encoder ignores its mask, the engine
-# computes the last logits only, in any case, and Transformers drops the labels that its trainer
-# passes before each step.
-HARMLESS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", CACHE})
-LOOKED_AT = frozenset({"encoder_outputs", "decoder_attention_mask"})
+from whisper_flash_attention.hf.eligibility import (
+    Call,
+    check_encoder,
+    check_handover,
+    encoder_engine,
+    plan_call,
+)
+from whisper_flash_attention.hf.kv_cache import RecomputedCache, recomputed_cache
+from whisper_flash_attention.hf.logits_processors import detects_silence, listen
 
 
 @dataclass(frozen=True)
-class Call:
-    """The arguments of Transformers' `_sample` or, with `by_beams`, `_beam_search`."""
+class Decode:
+    """One decode by the engine on behalf of `_sample`.
 
-    input_ids: torch.Tensor
-    processors: list[Any]
-    criteria: list[Any]
-    config: Any
-    synced_gpus: bool
-    streamer: Any
-    model_kwargs: dict[str, Any]
-    by_beams: bool = False
+    `repeatable` says that another call with the same options asks the engine for the same, whatever
+    the audio.
+    """
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A call that the engine can run."""
-
-    engine: Engine
+    prompt: torch.Tensor
     request: Request
     states: torch.Tensor
+    decoded: Decoded
+    config: Any
+    repeatable: bool
+
+
+@dataclass
+class Scope:
+    """The memory of one `generate` call."""
+
+    decodes: list[Decode] = field(default_factory=list)
+    languages: list[torch.Tensor] = field(default_factory=list)
+    handed_over: bool = False
+    # The arguments of `generate` by name; None for decodes outside of it.
+    options: dict[str, Any] | None = None
+    encoder_reached: bool = False
+    _features: torch.Tensor | None = None
+    _states: torch.Tensor | None = None
+
+    def encode(self, engine: Engine, features: torch.Tensor) -> torch.Tensor:
+        """Encoder states `[B, S, D]` of features `[B, mel bins, frames]`, reused where equal."""
+        last, states = self._features, self._states
+        if states is not None and last is not None and _equal(last, features):
+            return states
+        del states
+        self._features = self._states = None
+        self._states = engine.encode(features)
+        self._features = features
+        return self._states
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
+
+
+_current: ContextVar[Scope | None] = ContextVar("whisper_flash_attention_generate", default=None)
+
+
+@contextmanager
+def call_scope(options: dict[str, Any] | None = None) -> Iterator[Scope]:
+    """A new memory, for the time of one `generate` call with these options."""
+    scope = Scope(options=options)
+    token = _current.set(scope)
+    try:
+        yield scope
+    finally:
+        _current.reset(token)
+
+
+def current_scope() -> Scope:
+    """The running call's memory; outside `generate` a fresh one that nobody reads."""
+    return _current.get() or Scope()
 
 
 def decode(model: Any, call: Call) -> Any:
     """Run the call on the engine; `Handover` if Transformers' own loop must."""
-    plan = _plan(model, call)
+    plan = plan_call(model, call)
     scope = current_scope()
     if isinstance(plan, Handover):
         hand_over(plan)
         check_handover(plan, scope.options, call.config)
         return plan
-    check_encoder(scope, scope.options)
+    if not scope.encoder_reached:
+        check_encoder(scope.options)
     if detects_silence(call.processors):
         listen(call.processors, plan.engine, plan.states, call.input_ids, plan.request)
     decoded = plan.engine.decode(plan.states, call.input_ids, plan.request)
@@ -130,30 +172,10 @@ def encode(model: Any, features: Any, kwargs: dict[str, Any], config: Any) -> An
     """
     scope = current_scope()
     scope.encoder_reached = True
-    if config.output_attentions or config.output_hidden_states:
-        return None
-    if not takes(model, features) or any(
-        value is not None and name not in HARMLESS | LOOKED_AT and not name.startswith("decoder_")
-        for name, value in kwargs.items()
-    ):
-        return None
-    engine = engine_for(model)
-    if isinstance(engine, Handover):
+    engine = encoder_engine(model, features, kwargs, config)
+    if engine is None:
         return None
     return BaseModelOutput(last_hidden_state=scope.encode(engine, features))
-
-
-def takes(model: Any, features: Any) -> bool:
-    """Whether features are whole windows in the model's dtype, on its device."""
-    if type(features) is not torch.Tensor or features.ndim != 3 or not features.shape[0]:
-        return False
-    weight = model.model.encoder.conv1.weight
-    config = model.config
-    return (
-        features.dtype == weight.dtype
-        and features.device == weight.device
-        and features.shape[1:] == (config.num_mel_bins, 2 * config.max_source_positions)
-    )
 
 
 def split_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: Any) -> Any:
@@ -171,73 +193,6 @@ def split_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: 
     for index, row in enumerate(rows):
         row[CACHE] = cache.row(index) if is_shortform else None
     return sequences, rows
-
-
-def _plan(model: Any, call: Call) -> Plan | Handover:
-    found = _why_not(model, call)
-    if found is not None:
-        return found
-    engine = engine_for(model)
-    if isinstance(engine, Handover):
-        return engine
-    states = call.model_kwargs["encoder_outputs"].last_hidden_state
-    if states.dtype != engine.weights.dtype or states.device != engine.weights.device:
-        return Handover(Reason.ENCODER, f"{states.dtype} on {states.device}")
-    if call.by_beams:
-        # Transformers repeats the states for every beam; ours share them.
-        states = states[:: call.config.num_beams].contiguous()
-    streamer = call.streamer
-    request = translate(
-        call.processors,
-        call.criteria,
-        call.config,
-        by_beams=call.by_beams,
-        cross_attention=model.cross_attention,
-        on_token=None if streamer is None else lambda tokens: streamer.put(tokens.cpu()),
-    )
-    if isinstance(request, Handover):
-        return request
-    if request.max_length > model.config.max_target_positions:
-        return Handover(Reason.LENGTH)
-    return Plan(engine, request, states)
-
-
-def _why_not(model: Any, call: Call) -> Handover | None:
-    """Why the engine cannot run a call, apart from rules and the model."""
-    config, kwargs = call.config, call.model_kwargs
-    if call.synced_gpus:
-        return Handover(Reason.SYNCED)
-    if config.is_assistant:
-        return Handover(Reason.ASSISTANT)
-    if config.output_attentions or config.output_hidden_states:
-        return Handover(Reason.INTERNALS)
-    if not kwargs.get("use_cache"):
-        return Handover(Reason.NO_CACHE)
-    if config.cache_implementation not in (None, "dynamic") or not _is_own(kwargs.get(CACHE)):
-        return Handover(Reason.CACHE)
-    for name, value in kwargs.items():
-        if value is not None and name not in HARMLESS | LOOKED_AT:
-            return Handover(Reason.INPUT, name)
-    mask = kwargs.get("decoder_attention_mask")
-    if mask is not None and not bool((mask != 0).all()):
-        return Handover(Reason.MASK)
-    encoded = kwargs.get("encoder_outputs")
-    states = encoded.last_hidden_state if isinstance(encoded, BaseModelOutput) else None
-    if states is None or states.ndim != 3:
-        return Handover(Reason.ENCODER)
-    if call.input_ids.shape[0] % states.shape[0]:
-        return Handover(Reason.ENCODER, "its rows do not fit the prompts'")
-    return None
-
-
-def _is_own(cache: Any) -> bool:
-    """Whether a cache is the empty one that the model made for this call."""
-    past = getattr(cache, "self_attention_cache", None)
-    return (
-        getattr(past, "layer_class_to_replicate", None) is BucketedLayer
-        and not getattr(cache, "_is_user_defined", False)
-        and cache.get_seq_length() == 0
-    )
 
 
 def _is_repeatable(call: Call) -> bool:

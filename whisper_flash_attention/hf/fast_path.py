@@ -20,18 +20,23 @@ from operator import is_not
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import Rules
-from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.hf.call_scope import Decode, Scope, call_scope
+from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.hf.compat import StockWhisper
-from whisper_flash_attention.hf.decode_hooks import as_dictionary, takes
-from whisper_flash_attention.hf.eligibility import ModelChanged, confirm, trusted_engine
-from whisper_flash_attention.hf.finish import Finish
-from whisper_flash_attention.hf.unexpected import check_reached, options_of
+from whisper_flash_attention.hf.decode_hooks import Decode, Scope, as_dictionary, call_scope
+from whisper_flash_attention.hf.eligibility import (
+    ModelChanged,
+    check_reached,
+    confirm,
+    options_of,
+    takes,
+    trusted_engine,
+)
 
 # Options that decide nothing but the prompt, the rules, the lengths and the form of the output.
 OPTIONS = frozenset(
@@ -174,9 +179,11 @@ def generate(
                 result = prepared.run(model, engine, features)
                 if result is not None:
                     return result
-    with call_scope(options_of(args, kwargs)) as scope:
+    options = options_of(args, kwargs)
+    with call_scope(options) as scope:
         result = stock()
-    check_reached(model, scope)
+    if not scope.decodes and not scope.handed_over:
+        check_reached(model, options)
     if key is not None and prepared is None:
         prepared = _prepare(model, scope, kwargs, result)
         if prepared is not None:
@@ -355,3 +362,59 @@ def _restore(device: torch.device, state: torch.Tensor) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How sequences `[B, P + N]` become what `generate` returns.
+
+    Args:
+        prompt: P, the length of the prompt.
+        eos, pad: the ids of the end and of the padding.
+        timestamp_begin: the first timestamp's id.
+        one_window: a single window was forced, and the sequences are returned as they are.
+    """
+
+    prompt: int
+    eos: int
+    pad: int
+    timestamp_begin: int
+    one_window: bool
+
+    def lengths(self, decoded: Decoded) -> np.ndarray | None:
+        """Tokens of each row's answer, int64 `[B]`; None if stock would go on or do otherwise."""
+        ids = decoded.sequences[:, self.prompt :].cpu().numpy()
+        lengths = np.full(ids.shape[0], ids.shape[1])
+        padding = (ids == self.pad).sum(axis=1) - (self.pad == self.eos)
+        lengths -= np.where(ids[:, -1] == self.pad, padding, 0)
+        if lengths.min() < 1:
+            return None
+        lengths -= ids[np.arange(ids.shape[0]), lengths - 1] == self.eos
+        return lengths if self._is_last_window(ids, lengths) else None
+
+    def sequences(self, decoded: Decoded) -> torch.Tensor | None:
+        """The ids that `generate` returns, `[B, longest]` int64; None if stock must do it."""
+        if self.one_window:
+            return decoded.sequences
+        lengths = self.lengths(decoded)
+        if lengths is None:
+            return None
+        longest = int(lengths.max())
+        ids = decoded.sequences[:, self.prompt : self.prompt + longest]
+        if self.pad == self.eos:
+            return ids.contiguous()
+        places = torch.arange(longest, device=ids.device)
+        ends = torch.from_numpy(lengths).to(ids.device)
+        return ids.where(places < ends[:, None], self.pad)
+
+    def _is_last_window(self, ids: np.ndarray, lengths: np.ndarray) -> bool:
+        """Whether no row holds a pair of timestamps, or each that does ends in a single one."""
+        stamps = ids >= self.timestamp_begin
+        if not stamps.any():
+            return True
+        for row, length in zip(stamps, lengths, strict=True):
+            answer = row[:length]
+            has_pair = bool((answer[:-1] & answer[1:]).any())
+            if has_pair and answer[-2:].tolist() != [False, True]:
+                return False
+        return True

@@ -104,8 +104,8 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
+        from whisper_flash_attention.hf import Handover
         from whisper_flash_attention.hf.eligibility import engine_for
-        from whisper_flash_attention.hf.handover import Handover
 
         ours = hasattr(self.model, "attention_backend")
         return ours and not isinstance(engine_for(self.model), Handover)
@@ -113,7 +113,7 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.decode_plan import runs_on
+        from whisper_flash_attention.engine.layout import runs_on
 
         if not self.runs_on_engine:
             return "Transformers generate"
@@ -312,8 +312,8 @@ class Transcriber:
             yield work, read
 
     def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
+        from whisper_flash_attention.hf import Handover
         from whisper_flash_attention.hf.eligibility import engine_for
-        from whisper_flash_attention.hf.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
-from whisper_flash_attention.engine.decode_plan import stays_on_device
+from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import Rules
-from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.request import Request, stays_on_device
 from whisper_flash_attention.engine.scheduler import Finished, Job
-from whisper_flash_attention.engine.transfer import to_device
 from whisper_flash_attention.transcribe.request_builder import Search
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from whisper_flash_attention.engine.alignment import Said
-    from whisper_flash_attention.engine.token_timestamps import TokenTimes
+    from whisper_flash_attention.engine.alignment import Said, TokenTimes
 
 POSITIONS_PER_SECOND = 50
 
@@ -147,7 +146,7 @@ class WordAligner:
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
     ) -> Callable[[], list[list[Timing]]]:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
-        from whisper_flash_attention.engine.token_timestamps import token_times
+        from whisper_flash_attention.engine.alignment import token_times
 
         rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
         # All prompts are of one length.

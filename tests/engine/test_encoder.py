@@ -11,11 +11,16 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
-from whisper_flash_attention.engine import torch_encoder
-from whisper_flash_attention.engine.torch_encoder import encode, temporary_bytes
+from whisper_flash_attention.engine import encoder
+from whisper_flash_attention.engine import weights as engine_weights
+from whisper_flash_attention.engine.encoder import encode, temporary_bytes
 from whisper_flash_attention.engine.weights import EncoderWeights, collect
 
 POSITIONS = 100
+
+NEEDS_ONEDNN = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN"
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,9 @@ def test_the_formula_is_that_of_stock(model, features) -> None:
     assert error(found, stock(double, features.double())) < 1e-13
 
 
-@pytest.mark.parametrize("has_onednn", [True, False])
+@pytest.mark.parametrize("has_onednn", [pytest.param(True, marks=NEEDS_ONEDNN), False])
 def test_float32(model, features, monkeypatch, has_onednn) -> None:
-    monkeypatch.setattr(torch_encoder, "_HAS_ONEDNN", has_onednn)
+    monkeypatch.setattr(engine_weights, "_by_onednn", lambda x: has_onednn)
     found = encode(weights_of(model), features)
     assert found.dtype is torch.float32 and not found.requires_grad
     assert error(found, stock(model, features)) < 3e-6
@@ -80,9 +85,9 @@ def test_float16_is_clamped_where_it_overflows(model, features) -> None:
 def test_parts_are_the_same_as_single_clips(model, features, monkeypatch) -> None:
     weights = weights_of(model)
     sizes = []
-    part = torch_encoder._encode_part
+    part = encoder._encode_part
     monkeypatch.setattr(
-        torch_encoder, "_encode_part", lambda w, x, out: (sizes.append(len(x)), part(w, x, out))
+        encoder, "_encode_part", lambda w, x, out: (sizes.append(len(x)), part(w, x, out))
     )
     found = encode(weights, features, budget_bytes=2 * temporary_bytes(weights) + 1)
     assert sizes == [2, 2, 1]
@@ -124,7 +129,7 @@ def test_real_weights_on_real_speech(tiny_en, bundled_recordings) -> None:
     assert error(found, stock(model, inputs.input_features)) < 1e-5
 
 
-@pytest.mark.skipif(not torch_encoder._HAS_ONEDNN, reason="this PyTorch is built without oneDNN")
+@NEEDS_ONEDNN
 def test_pytorch_keeps_the_operator_that_linear_calls() -> None:
     schema = str(torch.ops.mkldnn._linear_pointwise.default._schema)
     assert schema == (

@@ -6,9 +6,8 @@ import logging
 
 import pytest
 
-from whisper_flash_attention.hf import HANDOVERS
-from whisper_flash_attention.hf import handover as module
-from whisper_flash_attention.hf.handover import Handover, Reason, say
+import whisper_flash_attention.hf as module
+from whisper_flash_attention.hf import HANDOVERS, Handover, Reason, say
 
 
 def test_a_reason_is_logged_once(caplog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,31 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import decode_plan
-from whisper_flash_attention.engine.decode_plan import (
+from whisper_flash_attention.engine import layout as layouts
+from whisper_flash_attention.engine.kv_cache import DecodeState, buffers, state_bytes
+from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
+    ALIGNMENT,
+    BATCH_BUCKETS,
     KERNEL_PROMPT_ROWS,
     KERNEL_PROMPT_TOKENS,
+    LENGTH_BUCKET,
+    Arena,
+    Layout,
     Sizes,
+    Spec,
     has_kernels,
     is_absorbed_faster,
-    kernel_buffers,
-    kernel_bytes,
     layout_for,
     make_layout,
     runs_on,
 )
-from whisper_flash_attention.engine.kv_cache import (
-    ALIGNMENT,
-    BATCH_BUCKETS,
-    LENGTH_BUCKET,
-    Arena,
-    DecodeState,
-    Layout,
-    buffers,
-    state_bytes,
-)
 from whisper_flash_attention.engine.logits_processors import NoRepeatNgram, Rules, Suppress
+from whisper_flash_attention.engine.memory_plan import kernel_bytes
 from whisper_flash_attention.engine.request import Beams, Request
 from whisper_flash_attention.engine.weights import DecoderWeights, collect
 
@@ -123,6 +119,15 @@ def test_what_is_counted_is_what_is_cut(
         cut_all(layout, Arena(torch.device("cpu"), counted - ALIGNMENT))
 
 
+def kernel_buffers(layout: Layout) -> dict[str, Spec]:
+    """What the kernels need beside the state."""
+    if not layout.kernels:
+        return {}
+    from whisper_flash_attention.engine.workspace import workspace_buffers
+
+    return workspace_buffers(layout)
+
+
 def cut_all(layout: Layout, arena: Arena) -> list[torch.Tensor]:
     """All buffers of a layout, as the engine cuts them."""
     state = vars(DecodeState.cut(layout, arena))
@@ -147,7 +152,6 @@ def test_the_kernels_take_prompts_of_few_rows(
 
 def test_only_kernels_have_workspaces(weights: DecoderWeights) -> None:
     plain = make_layout(weights, sizes_of(), absorbed=False)
-    assert kernel_buffers(plain) == {}
     assert kernel_bytes(plain) == 0
     fused = make_layout(weights, sizes_of(kernels=True), absorbed=False)
     raw = make_layout(weights, sizes_of(kernels=True, raw=True), absorbed=False)
@@ -165,7 +169,7 @@ def test_auto_takes_the_form_that_is_faster_at_this_batch(
     form: str,
     kernels: bool,
 ) -> None:
-    monkeypatch.setattr(decode_plan, "has_kernels", lambda device: kernels)
+    monkeypatch.setattr(layouts, "has_kernels", lambda device: kernels)
     states = torch.empty(clips, KEYS, 128, device="meta")
     prompt = torch.empty(2 * clips, 3, dtype=torch.int64, device="meta")
     layout = layout_for(weights, states, prompt, request(cross_attention=form))
