@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration
 from tests.audio.encoding import read_wave
 from tests.random_whisper import small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
-from whisper_flash_attention.audio import Recording, load_audio
+from whisper_flash_attention.audio import BundledClip, load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe import Transcriber, Transcription
@@ -35,14 +35,14 @@ def word_error_rate(spoken: str, heard: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def speech(bundled_recordings: tuple[Recording, ...]) -> npt.NDArray[np.float32]:
+def speech(bundled_recordings: tuple[BundledClip, ...]) -> npt.NDArray[np.float32]:
     """All clips in one, 24.7 s."""
     joined = np.concatenate([read_wave(recording.path) for recording in bundled_recordings])
     return joined / np.float32(32768)
 
 
 @pytest.fixture(scope="module")
-def transcript(bundled_recordings: tuple[Recording, ...]) -> str:
+def transcript(bundled_recordings: tuple[BundledClip, ...]) -> str:
     return " ".join(recording.transcript for recording in bundled_recordings)
 
 
@@ -83,7 +83,7 @@ def test_a_long_recording_is_read_window_by_window_and_says_how_far_it_is(
 
 
 def test_files_arrays_and_tensors_of_any_precision_give_the_same(
-    transcriber: Transcriber, bundled_recordings: tuple[Recording, ...]
+    transcriber: Transcriber, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     path = bundled_recordings[4].path
     samples = read_wave(path) / np.float32(32768)
@@ -95,7 +95,7 @@ def test_files_arrays_and_tensors_of_any_precision_give_the_same(
 
 
 def test_the_samples_of_a_caller_are_not_changed(
-    transcriber: Transcriber, bundled_recordings: tuple[Recording, ...]
+    transcriber: Transcriber, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     samples = read_wave(bundled_recordings[1].path) / np.float32(32768)
     before = samples.copy()
@@ -192,7 +192,7 @@ def test_a_model_with_an_old_generation_config_is_refused(transcriber: Transcrib
 
 
 def test_a_multilingual_model_hears_which_language_is_spoken(
-    base: str, bundled_recordings: tuple[Recording, ...]
+    base: str, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     multilingual = Transcriber.from_pretrained(base, device="cpu")
     assert isinstance(multilingual.model, WhisperFlashAttentionForConditionalGeneration)

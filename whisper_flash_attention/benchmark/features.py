@@ -71,7 +71,7 @@ def prepare_features(source: str, mel_bins: int, clips: int, path: Path) -> Feat
 
 def bundled_clips(count: int) -> tuple[list[Samples], str]:
     """Clips cut from the package's recordings, joined to a loop, each from another start."""
-    from whisper_flash_attention.audio.recordings import bundled_recordings
+    from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 
     recordings = [read_wave(recording.path) for recording in bundled_recordings()]
     loop = np.concatenate(recordings)

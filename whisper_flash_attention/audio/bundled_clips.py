@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class BundledClip:
     """One bundled clip: 16 kHz mono 16-bit PCM WAV, readable with the standard library's `wave`."""
 
     path: Path
@@ -20,7 +20,7 @@ class Recording:
     sha256: str
 
 
-def bundled_recordings() -> tuple[Recording, ...]:
+def bundled_recordings() -> tuple[BundledClip, ...]:
     """Return the clips in the order of the text they read (their origin: `NOTICE.md` beside them).
 
     Joined, they make 24.7 s of one voice reading *Sense and Sensibility*.
@@ -29,7 +29,7 @@ def bundled_recordings() -> tuple[Recording, ...]:
     folder = Path(str(resources.files("whisper_flash_attention"))) / "data" / "recordings"
     rows = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     return tuple(
-        Recording(
+        BundledClip(
             path=folder / row["file"],
             transcript=row["transcript"],
             source=row["source"],
