@@ -23,7 +23,7 @@ from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech
 from whisper_flash_attention.transcribe.reading import Read
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 
 BATCHED = DecodeOptions(mode="batched")
 
@@ -76,7 +76,7 @@ def test_without_a_detector_all_of_a_recording_is_read(transcriber, speech, monk
     found = transcriber.transcribe(recording, options=options, batch_size=2)
     starts = [segment.start for segment in found.segments]
     assert starts[0] >= 25 and starts[-1] >= 50
-    # Digital silence is not read, and answers that are cut off on purpose are not gone on with.
+    # Digital silence is not read, and results that are cut off on purpose are not gone on with.
     assert sum(len(segment.tokens) for segment in found.segments) == 2 * 9
 
 
@@ -94,10 +94,10 @@ def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
     one, two = (tokenizer.encode(text, add_special_tokens=False) for text in (" one", " two"))
     stamp = [words.timestamp_begin + 50 * second for second in range(4)]
     tokens = (stamp[0], *one, stamp[1], stamp[2], *two)
-    answer = Answer(tokens, "one two", -0.1, None, 1.0, 0.0)
+    result = DecodingResult(tokens, "one two", -0.1, None, 1.0, 0.0)
     chunk = Chunk(10.0, np.zeros(56_000, np.float32))
     speech = Speech([chunk], 13.5, "transcribe", "en")
-    segments = reader._segments(Item(0, speech, chunk, is_first=True), answer)
+    segments = reader._segments(Item(0, speech, chunk, is_first=True), result)
     assert [(s.start, s.end, s.text) for s in segments] == [
         (10.0, 11.0, "one"),
         (12.0, 13.5, "two"),
@@ -148,14 +148,14 @@ class Scripted:
     """Stands in for the decoder.
 
     Args:
-        answers: tokens by the start and the length of a chunk, in seconds.
+        results: tokens by the start and the length of a chunk, in seconds.
         no_speech: probability of silence in all of them.
     """
 
     def __init__(
-        self, answers: dict[tuple[float, float], list[int]], no_speech: float = 0.0
+        self, results: dict[tuple[float, float], list[int]], no_speech: float = 0.0
     ) -> None:
-        self.answers, self.no_speech = answers, no_speech
+        self.results, self.no_speech = results, no_speech
         self.read: list[float] = []
 
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ class Scripted:
         def job(decoder, states, prompt, tag):  # the states do not matter
             chunk = tag.owner.chunk
             scripted.read.append(chunk.start)
-            tokens = scripted.answers[round(chunk.start, 1), round(chunk.seconds, 1)]
+            tokens = scripted.results[round(chunk.start, 1), round(chunk.seconds, 1)]
             request = decoder._search.request(1, len(prompt), 0.0)
             return Finished(Job(states, prompt, request, tag), (*tokens, 50256), -0.1, 0.0)
 
@@ -175,13 +175,13 @@ class Scripted:
         def encode(reader, clips):
             return torch.zeros(len(clips), 1, 1)
 
-        def answer(decoder, finished):
+        def result(decoder, finished):
             found = real(decoder, finished)
             return replace(found, no_speech_prob=scripted.no_speech)
 
-        real = WindowDecoder.answer
+        real = WindowDecoder.result
         monkeypatch.setattr(WindowDecoder, "job", job)
-        monkeypatch.setattr(WindowDecoder, "answer", answer)
+        monkeypatch.setattr(WindowDecoder, "result", result)
         monkeypatch.setattr(Engine, "decode_stream", stream)
         monkeypatch.setattr(BatchedReader, "_encode", encode)
 
@@ -244,7 +244,7 @@ def test_too_little_text_gives_way_to_that_of_both_halves(transcriber, monkeypat
 def test_sound_between_speech_is_judged_by_each_threshold(
     transcriber, monkeypatch, no_speech
 ) -> None:
-    """An answer as likely as these is no silence otherwise."""
+    """An result as likely as these is no silence otherwise."""
     Scripted({(10, 5): text(transcriber, 0.0, ONE, 5.0)}, no_speech).patch(monkeypatch)
     plain, _ = read_chunks(transcriber, [sound(10.0, 5.0)])
     assert len(plain) == 1
@@ -271,7 +271,7 @@ def test_without_a_detector_no_word_is_lost(transcriber, shared_audio: Path, opt
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["columbia", "sonnet3"])
 def test_no_sentence_is_left_out(transcriber, shared_audio: Path, name) -> None:
-    """Whisper ends its answers to chunks of 30 s early here."""
+    """Whisper ends its results to chunks of 30 s early here."""
     rows = json.loads((shared_audio / "index.json").read_text("utf-8"))
     (row,) = (each for each in rows if each["id"] == name)
     found = transcriber.transcribe(

@@ -124,7 +124,7 @@ ANSWERS = (
 
 
 class TwoWindows:
-    """An engine that gives one answer after the other, and notes its prompts."""
+    """An engine that gives one result after the other, and notes its prompts."""
 
     weights = SimpleNamespace(encoder=SimpleNamespace(positions=torch.zeros(1500, 1)))
 
@@ -137,9 +137,9 @@ class TwoWindows:
     def decode(
         self, states: torch.Tensor, prompt: torch.Tensor, request: Request, meanwhile: object
     ) -> Decoded:
-        answer = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
+        result = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
         self.prompts.append(prompt[0].tolist())
-        return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor([-1.0]))
+        return Decoded(torch.cat([prompt, result], 1), sum_logprobs=torch.tensor([-1.0]))
 
 
 class Doubter:

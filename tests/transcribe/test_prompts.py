@@ -51,10 +51,10 @@ def test_a_prefix_begins_the_first_answer_and_replaces_hotwords_there() -> None:
     hints = Hints(hotwords="ab", prefix="So")
     prompt = first(hints)
     assert prompt == [*HEADER, WORDS.timestamp_begin, *letters(" So")]
-    assert prompt[WORDS.answer_begin(prompt) :] == [WORDS.timestamp_begin, *letters(" So")]
+    assert prompt[WORDS.sample_begin(prompt) :] == [WORDS.timestamp_begin, *letters(" So")]
     plain = first(hints, without_timestamps=True)
     assert plain == [*HEADER, WORDS.no_timestamps, *letters(" So")]
-    assert plain[WORDS.answer_begin(plain) :] == letters(" So")
+    assert plain[WORDS.sample_begin(plain) :] == letters(" So")
     later = prompter().prompt("en", "transcribe", [], hints, is_first=False)
     assert later == [WORDS.previous, *letters(" ab"), *HEADER]
 
@@ -90,7 +90,7 @@ def test_there_is_room_for_an_answer(
     before = maker.tokens(hints.initial_prompt) + [7] * said
     prompt = maker.prompt("de", "translate", before, hints, is_first=is_first)
     assert len(prompt) <= WORDS.positions - 100
-    begin = WORDS.answer_begin(prompt)
+    begin = WORDS.sample_begin(prompt)
     assert prompt[begin - 3 : begin] == WORDS.prompt("de", "translate")
     told = prompt[1 : begin - 3]
     if told and not (carried and initial) and (not hotwords or (is_first and prefix > 1)):
@@ -99,8 +99,8 @@ def test_there_is_room_for_an_answer(
 
 def test_an_english_only_model_has_a_shorter_header() -> None:
     prompt = [*ENGLISH_ONLY.prompt("en", "transcribe", [5]), 50364, 9]
-    assert ENGLISH_ONLY.answer_begin(prompt) == 3
-    assert ENGLISH_ONLY.answer_begin([ENGLISH_ONLY.start]) == 1
+    assert ENGLISH_ONLY.sample_begin(prompt) == 3
+    assert ENGLISH_ONLY.sample_begin([ENGLISH_ONLY.start]) == 1
 
 
 @pytest.mark.parametrize(

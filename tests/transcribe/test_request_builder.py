@@ -1,4 +1,4 @@
-"""Requests that are made of options, and what is taken of the engine's answers."""
+"""Requests that are made of options, and what is taken of the engine's results."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_beams_are_for_temperature_0_and_draws_for_others() -> None:
     assert search().width(0.0) == search().width(1.0) == 1
 
 
-def rows(*answers: list[int]) -> torch.Tensor:
-    longest = max(len(answer) for answer in answers) + 1
-    padded = [[7, 8, *answer, *[END] * (longest - len(answer))] for answer in answers]
+def rows(*results: list[int]) -> torch.Tensor:
+    longest = max(len(result) for result in results) + 1
+    padded = [[7, 8, *result, *[END] * (longest - len(result))] for result in results]
     return torch.tensor(padded)
 
 

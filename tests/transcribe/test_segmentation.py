@@ -1,4 +1,4 @@
-"""Answers cut at their timestamps."""
+"""Results cut at their timestamps."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def prompts_of(transcriber: Transcriber) -> list[list[int]]:
 
 def in_slots(
     engine: Engine, decoder: WindowDecoder, windows: list[Window], slots: int
-) -> list[tuple[Window, Answer]]:
+) -> list[tuple[Window, DecodingResult]]:
     waiting = iter(windows)
     more = lambda count: list(islice(waiting, count))  # noqa: E731
     return list(decode_windows(engine, decoder, more, slots))
@@ -57,7 +57,7 @@ def in_slots(
     ("options", "slots"),
     [
         ({"temperature": 0.0}, 1),
-        # The second answers are the first ones again, for nothing is left to chance.
+        # The second results are the first ones again, for nothing is left to chance.
         ({"temperature": (0.0, 0.0), "logprob_threshold": -0.5}, 4),
         ({"temperature": (0.0, 0.0), "logprob_threshold": 0.0, "no_speech_threshold": None}, 2),
     ],
@@ -69,18 +69,18 @@ def test_answers_are_those_of_batches(transcriber, engine, states, options, slot
     prompts = prompts_of(transcriber)
     wanted = decoder.decode(states, prompts)
     windows = [Window(*each) for each in zip(states, prompts, range(6), strict=True)]
-    found = {window.owner: answer for window, answer in in_slots(engine, decoder, windows, slots)}
+    found = {window.owner: result for window, result in in_slots(engine, decoder, windows, slots)}
     assert sorted(found) == list(range(6))
-    for number, answer in enumerate(wanted):
-        assert found[number].tokens == answer.tokens
-        assert found[number].temperature == answer.temperature
-        assert found[number].avg_logprob == pytest.approx(answer.avg_logprob, abs=1e-4)
-        assert found[number].no_speech_prob == pytest.approx(answer.no_speech_prob, abs=1e-4)
-    assert len({len(answer.tokens) for answer in wanted}) > 2
+    for number, result in enumerate(wanted):
+        assert found[number].tokens == result.tokens
+        assert found[number].temperature == result.temperature
+        assert found[number].avg_logprob == pytest.approx(result.avg_logprob, abs=1e-4)
+        assert found[number].no_speech_prob == pytest.approx(result.no_speech_prob, abs=1e-4)
+    assert len({len(result.tokens) for result in wanted}) > 2
 
 
 def test_windows_that_wait_for_answers_get_their_turn(transcriber, engine, states) -> None:
-    """All answers are bad, so that the slots are empty whenever the next window is known."""
+    """All results are bad, so that the slots are empty whenever the next window is known."""
     decoder = decoder_of(transcriber, engine, temperature=(0.0, 0.0), logprob_threshold=0.0)
     prompts = prompts_of(transcriber)
     windows = [Window(*each) for each in zip(states, prompts, range(3), strict=False)]

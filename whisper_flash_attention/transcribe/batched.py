@@ -1,9 +1,9 @@
 """Transcribe chunks of speech side by side, wherever in whichever recording they are.
 
 No chunk waits for another, so that one long recording fills a batch as well as many short ones do.
-A chunk has no text before it as context. Its answer is judged and decoded again as in the
+A chunk has no text before it as context. Its result is judged and decoded again as in the
 sequential algorithm, and all of it is kept: what follows the last pair of timestamps is a segment,
-too. What the answer leaves out of the chunk (`leftovers`) is read once more, with other chunks.
+too. What the result leaves out of the chunk (`leftovers`) is read once more, with other chunks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND, P
 from whisper_flash_attention.transcribe.sequential import segment_of
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
 
 # Chunks are encoded, and words looked for, in so many groups for all slots.
@@ -71,9 +71,9 @@ class Item:
         is_first: whether it is the first of its recording.
         language: of this chunk, if that is detected in every one.
         whole: the chunk of which this one is left, if it is.
-        segments: what its answer says.
-        parts: what its answer left, on their way, too.
-        is_split: whether these parts are all of the chunk, to take the answer's place.
+        segments: what its result says.
+        parts: what its result left, on their way, too.
+        is_split: whether these parts are all of the chunk, to take the result's place.
         is_read: whether `segments` is known.
     """
 
@@ -90,7 +90,7 @@ class Item:
 
     @property
     def depth(self) -> int:
-        """0 for a chunk of the recording, 1 for what its answer left, and so on."""
+        """0 for a chunk of the recording, 1 for what its result left, and so on."""
         return 0 if self.whole is None else 1 + self.whole.depth
 
     @property
@@ -116,7 +116,7 @@ _Staged = tuple[list[Item], list[Any]]
 class BatchedReader:
     """Reads chunks of speech of many recordings on an engine, `batch_size` at a time.
 
-    Chunks share slots: one whose answer has ended makes room for the next. Where all answers have
+    Chunks share slots: one whose result has ended makes room for the next. Where all results have
     one length, or tokens are drawn, they are decoded batch by batch; on a GPU the host is then one
     batch ahead with samples and one behind with text, so that neither waits for the other.
     """
@@ -175,11 +175,11 @@ class BatchedReader:
                 ready.extend(self._windows(*group))
             return [ready.popleft() for _ in range(min(count, len(ready)))]
 
-        def with_leftovers() -> Iterator[tuple[Window, Answer]]:
+        def with_leftovers() -> Iterator[tuple[Window, DecodingResult]]:
             # Noted before more windows are asked for.
-            for window, answer in decode_windows(self._engine, self._decoder, more, slots):
-                self._note_left(window.owner, answer)
-                yield window, answer
+            for window, result in decode_windows(self._engine, self._decoder, more, slots):
+                self._note_left(window.owner, result)
+                yield window, result
 
         answered = with_leftovers()
         # Words are looked for in several chunks together.
@@ -188,8 +188,8 @@ class BatchedReader:
         while some := list(islice(answered, together)):
             items = [window.owner for window, _ in some]
             states = [window.states for window, _ in some]
-            answers = [answer for _, answer in some]
-            behind.append(self._follow(items, states, partial(list, answers)))
+            results = [result for _, result in some]
+            behind.append(self._follow(items, states, partial(list, results)))
             _advance(behind)
             while behind and not self._follows_later:
                 _advance(behind)
@@ -203,17 +203,17 @@ class BatchedReader:
         items = [self._left.popleft() for _ in range(min(most, len(self._left)))]
         return (items, _clips(items)) if items else None
 
-    def _note_left(self, item: Item, answer: Answer) -> None:
-        """Have what an answer leaves out of its chunk read, too."""
-        if item.depth == MOST_DEPTH or not self._is_heard(item.chunk, answer):
+    def _note_left(self, item: Item, result: DecodingResult) -> None:
+        """Have what an result leaves out of its chunk read, too."""
+        if item.depth == MOST_DEPTH or not self._is_heard(item.chunk, result):
             return
         most = self._options.max_new_tokens
-        if most is not None and len(answer.tokens) >= most:
+        if most is not None and len(result.tokens) >= most:
             return  # cut off on purpose
         left = leftovers(
             item.chunk,
-            answer.tokens,
-            self._pieces(item.chunk, answer),
+            result.tokens,
+            self._pieces(item.chunk, result),
             self._vocabulary,
             uses_vad=self._options.uses_vad,
         )
@@ -262,23 +262,23 @@ class BatchedReader:
                 yield from _in_order(order)
 
     def _noting(
-        self, batch: list[Item], later: Callable[[], list[Answer]]
-    ) -> Callable[[], list[Answer]]:
-        """The same answers, of which it is noted what they leave."""
+        self, batch: list[Item], later: Callable[[], list[DecodingResult]]
+    ) -> Callable[[], list[DecodingResult]]:
+        """The same results, of which it is noted what they leave."""
 
-        def answers() -> list[Answer]:
+        def results() -> list[DecodingResult]:
             found = later()
-            for item, answer in zip(batch, found, strict=True):
-                self._note_left(item, answer)
+            for item, result in zip(batch, found, strict=True):
+                self._note_left(item, result)
             return found
 
-        return answers
+        return results
 
     def _follow(
         self,
         batch: list[Item],
         states: Tensor | list[Tensor],
-        later: Callable[[], list[Answer]],
+        later: Callable[[], list[DecodingResult]],
     ) -> Iterator[bool]:
         """What the host does of a batch while the device decodes the next; whether it is done.
 
@@ -334,32 +334,32 @@ class BatchedReader:
         )
 
     def segments(
-        self, batch: Sequence[Item], answers: Sequence[Answer]
+        self, batch: Sequence[Item], results: Sequence[DecodingResult]
     ) -> list[tuple[Segment, ...]]:
         """What each chunk of a batch says, in seconds of its recording."""
-        return [self._segments(*each) for each in zip(batch, answers, strict=True)]
+        return [self._segments(*each) for each in zip(batch, results, strict=True)]
 
-    def _segments(self, item: Item, answer: Answer) -> tuple[Segment, ...]:
-        if not self._is_heard(item.chunk, answer):
+    def _segments(self, item: Item, result: DecodingResult) -> tuple[Segment, ...]:
+        if not self._is_heard(item.chunk, result):
             return ()
         found = []
-        for piece in self._pieces(item.chunk, answer):
+        for piece in self._pieces(item.chunk, result):
             text = self._decoder.text(piece.tokens)
             if text:
-                found.append(segment_of(piece, text, item.chunk.start, answer, item.language))
+                found.append(segment_of(piece, text, item.chunk.start, result, item.language))
         return tuple(found)
 
-    def _is_heard(self, chunk: Chunk, answer: Answer) -> bool:
-        """Whether an answer counts: it is not silence, and believed where speech is doubtful."""
-        if chunk.is_doubtful and not self._decoder.is_credible(answer):
+    def _is_heard(self, chunk: Chunk, result: DecodingResult) -> bool:
+        """Whether an result counts: it is not silence, and believed where speech is doubtful."""
+        if chunk.is_doubtful and not self._decoder.is_credible(result):
             return False
-        return not self._decoder.is_silent(answer)
+        return not self._decoder.is_silent(result)
 
-    def _pieces(self, chunk: Chunk, answer: Answer) -> list[Piece]:
+    def _pieces(self, chunk: Chunk, result: DecodingResult) -> list[Piece]:
         """All that a chunk says, none of it longer than the chunk."""
         frames = round(chunk.seconds * FRAMES_PER_SECOND)
-        pieces, _ = cut(answer.tokens, frames, self._vocabulary)
-        rest = answer.tokens[sum(len(piece.tokens) for piece in pieces) :]
+        pieces, _ = cut(result.tokens, frames, self._vocabulary)
+        rest = result.tokens[sum(len(piece.tokens) for piece in pieces) :]
         if rest:
             begins = self._vocabulary.seconds(rest[0])
             pieces.append(Piece(max(begins, 0.0), chunk.seconds, rest))

@@ -89,7 +89,7 @@ def transcribe_by_generate(
 
 
 def _thresholds(options: DecodeOptions, frames: int) -> dict[str, Any]:
-    """The options by Transformers' names; it judges answers only in its long form."""
+    """The options by Transformers' names; it judges results only in its long form."""
     if frames <= 3000:
         return {}
     return {

@@ -1,6 +1,6 @@
-"""What an answer leaves out of its chunk, and where the chunk is read once more.
+"""What an result leaves out of its chunk, and where the chunk is read once more.
 
-Whisper ends an answer early if it takes the last sentence for one that goes on in the next window,
+Whisper ends an result early if it takes the last sentence for one that goes on in the next window,
 and sometimes takes speech for silence. In chunks that are decoded side by side no next window reads
 that, so that it becomes a chunk of its own:
 
@@ -19,7 +19,7 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.transcribe.segmentation import Piece, ends_in_silence
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
-# Least seconds of speech that are read again: where the answer says that a segment begins, where it
+# Least seconds of speech that are read again: where the result says that a segment begins, where it
 # says that nothing follows, and between segments. Timestamps are right within about half a second.
 AFTER_A_BEGINNING, AFTER_AN_END, BETWEEN_SEGMENTS = 0.3, 0.6, 1.5
 # Speech has three to five tokens a second. Text with fewer than this is not all that was spoken,
@@ -33,7 +33,7 @@ class Leftovers:
 
     Args:
         chunks: in order of time.
-        is_split: whether they are the whole chunk, to be read again in place of the answer.
+        is_split: whether they are the whole chunk, to be read again in place of the result.
     """
 
     chunks: tuple[Chunk, ...] = ()
@@ -48,11 +48,11 @@ def leftovers(
     *,
     uses_vad: bool,
 ) -> Leftovers:
-    """Return the parts of a chunk that its answer leaves out.
+    """Return the parts of a chunk that its result leaves out.
 
     Args:
-        tokens: the answer without its end, timestamps included.
-        pieces: all segments of the answer, in seconds of the chunk.
+        tokens: the result without its end, timestamps included.
+        pieces: all segments of the result, in seconds of the chunk.
         uses_vad: whether the chunk's speech was found by a detector. Otherwise it is sound that
             stands out, which there is none of in much noise.
     """
@@ -95,7 +95,7 @@ def _halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
 def _rest(
     chunk: Chunk, tokens: Sequence[int], vocabulary: Vocabulary, *, uses_vad: bool
 ) -> Chunk | None:
-    """What follows the last timestamp, if the answer ends there and speech follows."""
+    """What follows the last timestamp, if the result ends there and speech follows."""
     if not tokens or tokens[-1] <= vocabulary.timestamp_begin:
         return None  # text to the end, or a timestamp that reads the whole chunk again
     start = chunk.start + vocabulary.seconds(tokens[-1])

@@ -1,10 +1,10 @@
-"""What a window is told before it answers: words to listen for, what was said before, a prefix.
+"""What a window is told before it results: words to listen for, what was said before, a prefix.
 
     <|startofprev|> hotwords, initial prompt, what was said before <|startoftranscript|> language
     task <|0.00|> prefix
 
 The model takes what follows <|startofprev|> for the text before this window, and goes on in its
-spelling and style; it takes the prefix for the beginning of its answer.
+spelling and style; it takes the prefix for the beginning of its result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Hints:
     Args:
         initial_prompt: what the first one is told was said before.
         hotwords: all of them are told these, before what was said before.
-        prefix: the first one's answer begins with it.
+        prefix: the first one's result begins with it.
     """
 
     initial_prompt: str | None = None

@@ -1,6 +1,6 @@
-"""How an answer is searched for at a temperature: the likeliest token each time, beams, or draws.
+"""How an result is searched for at a temperature: the likeliest token each time, beams, or draws.
 
-At temperature 0 there may be several beams; above it several answers may be drawn, side by side on
+At temperature 0 there may be several beams; above it several results may be drawn, side by side on
 the same encoder states, of which the likeliest is kept. All are compared by their tokens'
 log-probabilities under the scores after the rules ("Robust Speech Recognition via Large-Scale Weak
 Supervision", Radford et al., 2022, section 4.5).
@@ -28,7 +28,7 @@ STAMPS = 1501
 
 
 class Search:
-    """Makes requests of decode options, and takes the best of what the engine answers."""
+    """Makes requests of decode options, and takes the best of what the engine results."""
 
     def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
         self._vocabulary = vocabulary
@@ -46,7 +46,7 @@ class Search:
         """What the engine is asked for.
 
         Args:
-            begin: where in the prompt the answer begins.
+            begin: where in the prompt the result begins.
             length: of the prompt.
             watch: as the engine takes it.
         """
@@ -70,7 +70,7 @@ class Search:
         )
 
     def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
-        """The best answer of every window: its tokens up to the end, and the sum of the
+        """The best result of every window: its tokens up to the end, and the sum of the
         log-probabilities of them and of the end.
 
         Args:

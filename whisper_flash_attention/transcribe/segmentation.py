@@ -28,10 +28,10 @@ class Piece:
 
 
 def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[list[Piece], int]:
-    """The pieces of a window's answer, and by how many frames the next window begins later.
+    """The pieces of a window's result, and by how many frames the next window begins later.
 
     Args:
-        tokens: the answer without its end, timestamps included.
+        tokens: the result without its end, timestamps included.
         frames: of the recording that the window covers, at most 3000.
     """
     stamps = [token >= vocabulary.timestamp_begin for token in tokens]
@@ -55,7 +55,7 @@ def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[lis
 
 
 def ends_in_silence(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
-    """Whether an answer's last timestamp stands alone: nothing more is said in the window."""
+    """Whether an result's last timestamp stands alone: nothing more is said in the window."""
     return [token >= vocabulary.timestamp_begin for token in tokens[-2:]] == [False, True]
 
 

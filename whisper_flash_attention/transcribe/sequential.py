@@ -37,7 +37,7 @@ from whisper_flash_attention.transcribe.segmentation import (
 )
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
 
 FRAMES = 3000
@@ -114,9 +114,9 @@ class SequentialReader:
                         kept.append(window)
             return self._prepare(heard, torch.stack(kept)) if heard else []
 
-        for window, answer in decode_windows(self._engine, self._decoder, more, slots):
+        for window, result in decode_windows(self._engine, self._decoder, more, slots):
             index, reading = window.owner.index, window.owner.reading
-            [segments] = self._finish([reading], window.states[None], [answer], length)
+            [segments] = self._finish([reading], window.states[None], [result], length)
             yield from _drain(unheard)
             yield _read(index, reading, segments)
             turns.give_back(index, reading, is_done=reading.is_done)
@@ -137,7 +137,7 @@ class SequentialReader:
         ]
 
     def _read_together(self, readings: Iterator[Reading], batch_size: int) -> Iterator[Read]:
-        """All recordings wait for the longest answer of their windows."""
+        """All recordings wait for the longest result of their windows."""
         waiting = iter(enumerate(readings))
         active: dict[int, Reading] = {}
         while True:
@@ -176,17 +176,17 @@ class SequentialReader:
         """What windows `[B, mel bins, length]` of so many recordings say."""
         states = self._engine.encode(windows)
         self._detect_languages(readings, states)
-        answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
-        return self._finish(readings, states, answers, windows.shape[2])
+        results = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
+        return self._finish(readings, states, results, windows.shape[2])
 
     def _finish(
-        self, readings: list[Reading], states: Tensor, answers: list[Answer], length: int
+        self, readings: list[Reading], states: Tensor, results: list[DecodingResult], length: int
     ) -> list[tuple[Segment, ...]]:
         """What windows say that have been answered; their recordings move on."""
         starts = [reading.seek for reading in readings]
         taken = [
-            self._take(reading, answer, length)
-            for reading, answer in zip(readings, answers, strict=True)
+            self._take(reading, result, length)
+            for reading, result in zip(readings, results, strict=True)
         ]
         if self._aligner is not None:
             spoken = [
@@ -195,10 +195,10 @@ class SequentialReader:
             ]
             for row, found in enumerate(self._aligner.add_words(spoken)):
                 taken[row] = self._go_on_behind_words(
-                    readings[row], answers[row], found, starts[row], length
+                    readings[row], results[row], found, starts[row], length
                 )
-        for reading, answer, segments in zip(readings, answers, taken, strict=True):
-            self._note(reading, answer, segments)
+        for reading, result, segments in zip(readings, results, taken, strict=True):
+            self._note(reading, result, segments)
             reading.go_on()
         return taken
 
@@ -223,22 +223,22 @@ class SequentialReader:
             forgotten=reading.reset,
         )
 
-    def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
+    def _take(self, reading: Reading, result: DecodingResult, length: int) -> tuple[Segment, ...]:
         """What a window says, if anything; the recording moves on."""
         frames = min(length, reading.end - reading.seek)
-        if self._decoder.is_silent(answer):
+        if self._decoder.is_silent(result):
             reading.seek += frames
             return ()
         offset = reading.seek / FRAMES_PER_SECOND
-        pieces, advance = cut(answer.tokens, frames, self._vocabulary)
+        pieces, advance = cut(result.tokens, frames, self._vocabulary)
         # A window that says that nothing was complete would be read for ever.
         reading.seek = min(reading.seek + (advance or frames), reading.end)
         spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
         language = reading.language if self._options.multilingual else None
-        return tuple(segment_of(piece, text, offset, answer, language) for piece, text in spoken)
+        return tuple(segment_of(piece, text, offset, result, language) for piece, text in spoken)
 
     def _go_on_behind_words(
-        self, reading: Reading, answer: Answer, found: WindowWords, start: int, length: int
+        self, reading: Reading, result: DecodingResult, found: WindowWords, start: int, length: int
     ) -> tuple[Segment, ...]:
         """A window's segments with words; what is read again is read from behind the last word."""
         before, reading.last_speech = reading.last_speech, found.last_speech
@@ -257,23 +257,25 @@ class SequentialReader:
             total=reading.frames,
             seek=reading.seek,
             last_speech=before,
-            ends_in_silence=ends_in_silence(answer.tokens, self._vocabulary),
+            ends_in_silence=ends_in_silence(result.tokens, self._vocabulary),
         )
         kept, reading.seek = skip_silence(heard, threshold)
         reading.last_speech = last_end(kept) if kept else before
         return kept
 
-    def _note(self, reading: Reading, answer: Answer, segments: tuple[Segment, ...]) -> None:
+    def _note(
+        self, reading: Reading, result: DecodingResult, segments: tuple[Segment, ...]
+    ) -> None:
         """Remember what a window said, for the next ones, unless it was silent."""
-        if self._decoder.is_silent(answer):
+        if self._decoder.is_silent(result):
             return
         for segment in segments:
             reading.said += segment.tokens
-        if not self._options.condition_on_previous_text or self._is_unsure(answer):
+        if not self._options.condition_on_previous_text or self._is_unsure(result):
             reading.reset = len(reading.said)
 
-    def _is_unsure(self, answer: Answer) -> bool:
-        return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
+    def _is_unsure(self, result: DecodingResult) -> bool:
+        return result.temperature > UNSURE_TEMPERATURE or self._decoder.needs_fallback(result)
 
     def _text(self, piece: Piece) -> str:
         """What a piece says; nothing if it takes no time."""
@@ -331,7 +333,7 @@ def _silent(windows: Tensor, readings: Sequence[Reading]) -> list[bool]:
 
 
 def segment_of(
-    piece: Piece, text: str, offset: float, answer: Answer, language: str | None = None
+    piece: Piece, text: str, offset: float, result: DecodingResult, language: str | None = None
 ) -> Segment:
     """The segment that a piece of a window is, if the window begins `offset` seconds in.
 
@@ -345,9 +347,9 @@ def segment_of(
         end=max(start, end),
         text=text,
         tokens=piece.tokens,
-        avg_logprob=answer.avg_logprob,
-        no_speech_prob=answer.no_speech_prob,
-        compression_ratio=answer.compression_ratio,
-        temperature=answer.temperature,
+        avg_logprob=result.avg_logprob,
+        no_speech_prob=result.no_speech_prob,
+        compression_ratio=result.compression_ratio,
+        temperature=result.temperature,
         language=language,
     )

@@ -1,7 +1,7 @@
-"""Windows one after another through the engine's slots, and those with bad answers once more.
+"""Windows one after another through the engine's slots, and those with bad results once more.
 
-First answers differ in length, and share slots: one that has ended makes room for the next window.
-Bad answers are few; their windows, with their encoder states, are put aside until there are some to
+First results differ in length, and share slots: one that has ended makes room for the next window.
+Bad results are few; their windows, with their encoder states, are put aside until there are some to
 be decoded again at higher temperatures together.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Job
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 
 # Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
 # states are held until then.
@@ -46,19 +46,19 @@ def decode_windows(
     decoder: WindowDecoder,
     more: Callable[[int], Sequence[Window]],
     slots: int,
-) -> Iterator[tuple[Window, Answer]]:
-    """The answer of every window, as `WindowDecoder.decode` gives it, as soon as it is known.
+) -> Iterator[tuple[Window, DecodingResult]]:
+    """The result of every window, as `WindowDecoder.decode` gives it, as soon as it is known.
 
     Args:
         decoder: one that `fits_slots`.
-        more: gives so many windows or fewer; it is asked again when answers have been taken, until
-            it has none after the last answer.
+        more: gives so many windows or fewer; it is asked again when results have been taken, until
+            it has none after the last result.
         slots: windows that are decoded side by side.
 
     Raises:
         NotFinite: NaN or infinity in the logits of a window.
     """
-    bad: list[tuple[Window, Answer]] = []
+    bad: list[tuple[Window, DecodingResult]] = []
     most, since = max(1, slots // SLOTS_PER_SECOND_TRY), 0
 
     def jobs(count: int) -> list[Job]:
@@ -68,11 +68,11 @@ def decode_windows(
         has_any = False
         for finished in engine.decode_stream(jobs, slots, max_length=decoder.max_length):
             has_any = True
-            window, answer = finished.job.tag, decoder.answer(finished)
-            if decoder.is_last(answer):
-                yield window, answer
+            window, result = finished.job.tag, decoder.result(finished)
+            if decoder.is_last(result):
+                yield window, result
             else:
-                bad.append((window, answer))
+                bad.append((window, result))
             since = since + 1 if bad else 0
             # The first of them has not to wait for ever.
             if len(bad) >= most or since >= slots:
@@ -86,11 +86,11 @@ def decode_windows(
 
 
 def _again(
-    decoder: WindowDecoder, bad: Sequence[tuple[Window, Answer]]
-) -> Iterator[tuple[Window, Answer]]:
+    decoder: WindowDecoder, bad: Sequence[tuple[Window, DecodingResult]]
+) -> Iterator[tuple[Window, DecodingResult]]:
     if bad:
         states = torch.stack([window.states for window, _ in bad])
         prompts = [window.prompt for window, _ in bad]
-        answers = decoder.decode_again(states, prompts, [answer for _, answer in bad])
-        for (window, _), answer in zip(bad, answers, strict=True):
-            yield window, answer
+        results = decoder.decode_with_fallback(states, prompts, [result for _, result in bad])
+        for (window, _), result in zip(bad, results, strict=True):
+            yield window, result

@@ -54,7 +54,7 @@ WHISPER_FEATURES = MappingProxyType(
 class Transcriber:
     """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
 
-    Windows of 30 s follow one another, each from where the last complete segment ended; an answer
+    Windows of 30 s follow one another, each from where the last complete segment ended; an result
     that repeats itself or is unlikely is decoded again at a higher temperature.
 
     Args:

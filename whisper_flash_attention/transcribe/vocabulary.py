@@ -126,8 +126,8 @@ class Vocabulary:
             prompt.append(self.no_timestamps)
         return prompt
 
-    def answer_begin(self, prompt: Sequence[int]) -> int:
-        """Where in a prompt the answer begins: what stands there is its prefix."""
+    def sample_begin(self, prompt: Sequence[int]) -> int:
+        """Where in a prompt the result begins: what stands there is its prefix."""
         behind = list(prompt).index(self.start) + (3 if self.languages else 1)
         return behind + (list(prompt[behind : behind + 1]) == [self.no_timestamps])
 

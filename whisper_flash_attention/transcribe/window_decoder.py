@@ -1,6 +1,6 @@
-"""Decode windows of 30 s, many at a time, and again at higher temperatures where an answer is bad.
+"""Decode windows of 30 s, many at a time, and again at higher temperatures where an result is bad.
 
-An answer is bad if its text repeats itself (it compresses too well) or if its tokens are unlikely;
+An result is bad if its text repeats itself (it compresses too well) or if its tokens are unlikely;
 not if nobody speaks. "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al.,
 2022), section 4.5, and `decode_with_fallback` in OpenAI's whisper/transcribe.py. The encoder's
 states of a window are computed once, however often it is decoded.
@@ -34,7 +34,7 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodingResult:
     """What a window says.
 
     Args:
@@ -55,7 +55,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _DecodedRow:
     """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
 
     prefix: Sequence[int]
@@ -87,8 +87,8 @@ class WindowDecoder:
         self._search = Search(vocabulary, options)
         self._watches = always_watch_silence or options.no_speech_threshold is not None
 
-    def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
-        """The first good answer of every window; where there is none, the likeliest.
+    def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[DecodingResult]:
+        """The first good result of every window; where there is none, the likeliest.
 
         (openai-whisper takes the last one then, which tends to be noise; faster-whisper as here.)
 
@@ -103,10 +103,10 @@ class WindowDecoder:
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         meanwhile: Callable[[], None] = _nothing,
-    ) -> Callable[[], list[Answer]]:
+    ) -> Callable[[], list[DecodingResult]]:
         """As `decode`, but what the device has no part in is left to the function returned.
 
-        That is all that follows the first answers if there is only one temperature: otherwise they
+        That is all that follows the first results if there is only one temperature: otherwise they
         must be judged at once.
 
         Args:
@@ -115,16 +115,18 @@ class WindowDecoder:
         first, *others = self._options.temperatures
         said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
         if not others:
-            return lambda: [self._answer(each, first) for each in said]
-        answers = self.decode_again(states, prompts, [self._answer(each, first) for each in said])
-        return lambda: answers
+            return lambda: [self._result(each, first) for each in said]
+        results = self.decode_with_fallback(
+            states, prompts, [self._result(each, first) for each in said]
+        )
+        return lambda: results
 
-    def decode_again(
-        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[Answer]
-    ) -> list[Answer]:
-        """As `decode`, of windows that have their first answers, good or bad."""
-        answers = [[answer] for answer in first]
-        waiting = [index for index, answer in enumerate(first) if self.is_bad(answer)]
+    def decode_with_fallback(
+        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[DecodingResult]
+    ) -> list[DecodingResult]:
+        """As `decode`, of windows that have their first results, good or bad."""
+        results = [[result] for result in first]
+        waiting = [index for index, result in enumerate(first) if self.needs_fallback(result)]
         for temperature in self._options.temperatures[1:]:
             if not waiting:
                 break
@@ -134,13 +136,13 @@ class WindowDecoder:
                 self._decode_at(temperature, states, prompts, waiting, silence),
                 strict=True,
             ):
-                answers[index].append(self._answer(each, temperature))
-            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
-        return [self._best(each) for each in answers]
+                results[index].append(self._result(each, temperature))
+            waiting = [index for index in waiting if self.needs_fallback(results[index][-1])]
+        return [self._best(each) for each in results]
 
     @property
     def fits_slots(self) -> bool:
-        """Whether first answers can share slots, and end at different places."""
+        """Whether first results can share slots, and end at different places."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
         request = self._search.request(1, 1, self._options.temperatures[0])
         return stays_on_device(request) and (most is None or (least or 0) < most)
@@ -151,29 +153,29 @@ class WindowDecoder:
         return self._vocabulary.positions
 
     def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
-        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
-        begin, first = self._vocabulary.answer_begin(prompt), self._options.temperatures[0]
+        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first result."""
+        begin, first = self._vocabulary.sample_begin(prompt), self._options.temperatures[0]
         request = self._search.request(begin, len(prompt), first, self._watch(prompt))
         return Job(states, prompt, request, tag)
 
-    def answer(self, finished: Finished) -> Answer:
-        """The first answer of a window that was decoded in a slot."""
+    def result(self, finished: Finished) -> DecodingResult:
+        """The first result of a window that was decoded in a slot."""
         prompt, tokens = finished.job.prompt, list(finished.tokens)
         if tokens and tokens[-1] == self._vocabulary.end:
             tokens.pop()
-        prefix = prompt[self._vocabulary.answer_begin(prompt) :]
-        said = _Said(prefix, tokens, finished.sum_logprob, finished.watched)
-        return self._answer(said, self._options.temperatures[0])
+        prefix = prompt[self._vocabulary.sample_begin(prompt) :]
+        said = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.watched)
+        return self._result(said, self._options.temperatures[0])
 
-    def is_last(self, first: Answer) -> bool:
-        """Whether a window is not decoded again after its first answer."""
-        return len(self._options.temperatures) == 1 or not self.is_bad(first)
+    def is_last(self, first: DecodingResult) -> bool:
+        """Whether a window is not decoded again after its first result."""
+        return len(self._options.temperatures) == 1 or not self.needs_fallback(first)
 
-    def _best(self, answers: list[Answer]) -> Answer:
-        """The last answer if it is good, else the likeliest that does not repeat itself."""
-        if not self.is_bad(answers[-1]):
-            return answers[-1]
-        return max(answers, key=lambda each: (not self._repeats(each), each.avg_logprob))
+    def _best(self, results: list[DecodingResult]) -> DecodingResult:
+        """The last result if it is good, else the likeliest that does not repeat itself."""
+        if not self.needs_fallback(results[-1]):
+            return results[-1]
+        return max(results, key=lambda each: (not self._repeats(each), each.avg_logprob))
 
     def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
         """Probabilities of all languages in every window, `[B, S, D]`, by code, likeliest first.
@@ -199,18 +201,18 @@ class WindowDecoder:
         indices: Sequence[int],
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
-    ) -> list[_Said]:
+    ) -> list[_DecodedRow]:
         """What the windows `indices` say, in that order.
 
         Args:
             silence: of each, the probability that nobody speaks, if that was told before.
         """
-        found: dict[int, _Said] = {}
+        found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
         width = self._search.width(temperature)
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
-            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
+            begin, length = self._vocabulary.sample_begin(prompts[group[0]]), rows.shape[1]
             watch = self._watch(prompts[group[0]]) if known is None else None
             request = self._search.request(begin, length, temperature, watch)
             rows = rows.repeat_interleave(width, dim=0)
@@ -221,11 +223,11 @@ class WindowDecoder:
                 silent = decoded.watched[::width].tolist()
             best = self._search.best(decoded, len(group), length)
             for index, (tokens, total), probability in zip(group, best, silent, strict=True):
-                found[index] = _Said(prompts[index][begin:], tokens, total, probability)
+                found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
 
     def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
-        """<|nospeech|> where the answer's start is, if that matters."""
+        """<|nospeech|> where the result's start is, if that matters."""
         if not self._watches:
             return None
         return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
@@ -238,10 +240,10 @@ class WindowDecoder:
             groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
         return list(groups.values())
 
-    def _answer(self, said: _Said, temperature: float) -> Answer:
+    def _result(self, said: _DecodedRow, temperature: float) -> DecodingResult:
         tokens = (*said.prefix, *said.tokens)
         text = self.text(tokens)
-        return Answer(
+        return DecodingResult(
             tokens=tokens,
             text=text,
             avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
@@ -256,19 +258,19 @@ class WindowDecoder:
         text: str = self._tokenizer.decode(plain)
         return text.strip()
 
-    def is_bad(self, answer: Answer) -> bool:
-        """Whether an answer repeats itself or is unlikely, and is not silence."""
-        if self.is_silent(answer):
+    def needs_fallback(self, result: DecodingResult) -> bool:
+        """Whether an result repeats itself or is unlikely, and is not silence."""
+        if self.is_silent(result):
             return False
         least = self._options.logprob_threshold
-        return self._repeats(answer) or (least is not None and answer.avg_logprob < least)
+        return self._repeats(result) or (least is not None and result.avg_logprob < least)
 
-    def _repeats(self, answer: Answer) -> bool:
+    def _repeats(self, result: DecodingResult) -> bool:
         most = self._options.compression_ratio_threshold
-        return most is not None and answer.compression_ratio > most
+        return most is not None and result.compression_ratio > most
 
-    def is_credible(self, answer: Answer) -> bool:
-        """Whether an answer to sound that may be no speech can be believed.
+    def is_credible(self, result: DecodingResult) -> bool:
+        """Whether an result to sound that may be no speech can be believed.
 
         Each threshold alone can refuse it, whereas other windows are silent by two together; those
         that are switched off have their defaults here.
@@ -279,16 +281,16 @@ class WindowDecoder:
         most = usual.no_speech_threshold if most is None else most
         least = options.logprob_threshold
         least = usual.logprob_threshold if least is None else least
-        is_speech = answer.no_speech_prob is None or answer.no_speech_prob <= most
-        is_first = answer.temperature == options.temperatures[0]
-        return is_speech and is_first and answer.avg_logprob >= least and not self._repeats(answer)
+        is_speech = result.no_speech_prob is None or result.no_speech_prob <= most
+        is_first = result.temperature == options.temperatures[0]
+        return is_speech and is_first and result.avg_logprob >= least and not self._repeats(result)
 
-    def is_silent(self, answer: Answer) -> bool:
+    def is_silent(self, result: DecodingResult) -> bool:
         """Whether nobody speaks: the model says so, and its words are unlikely."""
         bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
-        if bound is None or answer.no_speech_prob is None or answer.no_speech_prob <= bound:
+        if bound is None or result.no_speech_prob is None or result.no_speech_prob <= bound:
             return False
-        return least is None or answer.avg_logprob < least
+        return least is None or result.avg_logprob < least
 
 
 def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:
