@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.transcribe.test_segmentation import WORDS
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompts import Hints, Prompter
+from whisper_flash_attention.transcribe.prompts import PromptBuilder, PromptFields
 
 ENGLISH_ONLY = replace(WORDS, languages={}, tasks={})
 HEADER = WORDS.prompt("en", "transcribe")
@@ -26,51 +26,53 @@ class Letters:
         return [WORDS.start if letter == "<" else ord(letter) for letter in text]
 
 
-def prompter(**options: Any) -> Prompter:
-    return Prompter(WORDS, Letters(), DecodeOptions(**options))
+def prompt_builder(**options: Any) -> PromptBuilder:
+    return PromptBuilder(WORDS, Letters(), DecodeOptions(**options))
 
 
 def letters(text: str) -> list[int]:
     return [ord(letter) for letter in text]
 
 
-def first(hints: Hints, said: list[int] | None = None, **options: Any) -> list[int]:
-    return prompter(**options).prompt("en", "transcribe", said or [], hints, is_first=True)
+def first(prompt_fields: PromptFields, said: list[int] | None = None, **options: Any) -> list[int]:
+    return prompt_builder(**options).prompt(
+        "en", "transcribe", said or [], prompt_fields, is_first=True
+    )
 
 
 def test_hotwords_stand_before_what_was_said() -> None:
-    prompt = first(Hints(hotwords="ab "), letters(" c"))
+    prompt = first(PromptFields(hotwords="ab "), letters(" c"))
     assert prompt == [WORDS.previous, *letters(" ab c"), *HEADER]
-    later = prompter().prompt(
-        "en", "transcribe", letters(" xc"), Hints(hotwords="ab"), is_first=False, forgotten=2
+    later = prompt_builder().prompt(
+        "en", "transcribe", letters(" xc"), PromptFields(hotwords="ab"), is_first=False, forgotten=2
     )
     assert later == [WORDS.previous, *letters(" abc"), *HEADER]
 
 
 def test_a_prefix_begins_the_first_answer_and_replaces_hotwords_there() -> None:
-    hints = Hints(hotwords="ab", prefix="So")
-    prompt = first(hints)
+    prompt_fields = PromptFields(hotwords="ab", prefix="So")
+    prompt = first(prompt_fields)
     assert prompt == [*HEADER, WORDS.timestamp_begin, *letters(" So")]
     assert prompt[WORDS.sample_begin(prompt) :] == [WORDS.timestamp_begin, *letters(" So")]
-    plain = first(hints, without_timestamps=True)
+    plain = first(prompt_fields, without_timestamps=True)
     assert plain == [*HEADER, WORDS.no_timestamps, *letters(" So")]
     assert plain[WORDS.sample_begin(plain) :] == letters(" So")
-    later = prompter().prompt("en", "transcribe", [], hints, is_first=False)
+    later = prompt_builder().prompt("en", "transcribe", [], prompt_fields, is_first=False)
     assert later == [WORDS.previous, *letters(" ab"), *HEADER]
 
 
 def test_the_initial_prompt_is_carried_on_where_that_is_asked() -> None:
-    hints = Hints(initial_prompt="ab")
+    prompt_fields = PromptFields(initial_prompt="ab")
     said = letters(" ab") + [7] * 300
-    carried = prompter(carry_initial_prompt=True).prompt(
-        "en", "transcribe", said, hints, is_first=False
+    carried = prompt_builder(carry_initial_prompt=True).prompt(
+        "en", "transcribe", said, prompt_fields, is_first=False
     )
     assert carried == [WORDS.previous, *letters(" ab"), *[7] * 220, *HEADER]
-    forgotten = prompter(carry_initial_prompt=True).prompt(
-        "en", "transcribe", said, hints, is_first=False, forgotten=len(said)
+    forgotten = prompt_builder(carry_initial_prompt=True).prompt(
+        "en", "transcribe", said, prompt_fields, is_first=False, forgotten=len(said)
     )
     assert forgotten == [WORDS.previous, *letters(" ab"), *HEADER]
-    once = prompter().prompt("en", "transcribe", said, hints, is_first=False)
+    once = prompt_builder().prompt("en", "transcribe", said, prompt_fields, is_first=False)
     assert once == [WORDS.previous, *[7] * 223, *HEADER]
 
 
@@ -85,10 +87,10 @@ def test_the_initial_prompt_is_carried_on_where_that_is_asked() -> None:
 def test_there_is_room_for_an_answer(
     hotwords: int, said: int, prefix: int, initial: int, is_first: bool, carried: bool
 ) -> None:
-    hints = Hints("i" * initial, "h" * hotwords, "p" * max(0, prefix - 1))
-    maker = prompter(carry_initial_prompt=carried)
-    before = maker.tokens(hints.initial_prompt) + [7] * said
-    prompt = maker.prompt("de", "translate", before, hints, is_first=is_first)
+    prompt_fields = PromptFields("i" * initial, "h" * hotwords, "p" * max(0, prefix - 1))
+    maker = prompt_builder(carry_initial_prompt=carried)
+    before = maker.tokens(prompt_fields.initial_prompt) + [7] * said
+    prompt = maker.prompt("de", "translate", before, prompt_fields, is_first=is_first)
     assert len(prompt) <= WORDS.positions - 100
     begin = WORDS.sample_begin(prompt)
     assert prompt[begin - 3 : begin] == WORDS.prompt("de", "translate")
@@ -104,12 +106,12 @@ def test_an_english_only_model_has_a_shorter_header() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hints", "message"),
+    ("prompt_fields", "message"),
     [
-        (Hints(prefix="p" * 120), "the prefix has 121 tokens: give at most 112"),
-        (Hints(hotwords="a<"), "'a<' holds special tokens: give plain text"),
+        (PromptFields(prefix="p" * 120), "the prefix has 121 tokens: give at most 112"),
+        (PromptFields(hotwords="a<"), "'a<' holds special tokens: give plain text"),
     ],
 )
-def test_texts_that_cannot_be_told_are_refused(hints: Hints, message: str) -> None:
+def test_texts_that_cannot_be_told_are_refused(prompt_fields: PromptFields, message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        first(hints)
+        first(prompt_fields)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.prompts import PromptFields
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
@@ -81,7 +81,7 @@ class Wish:
     """What is asked for one recording."""
 
     options: TranscribeOptions
-    hints: Hints
+    prompt_fields: PromptFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _wish(row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]
     options.check_model(languages)
     if decode.multilingual:
         _check_multilingual(options, languages)
-    return Wish(options, Hints(**{name: _hint(name, row, decode) for name in HINTS}))
+    return Wish(options, PromptFields(**{name: _hint(name, row, decode) for name in HINTS}))
 
 
 def _check_multilingual(options: TranscribeOptions, languages: Collection[str]) -> None:

@@ -25,7 +25,7 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.leftovers import leftovers
 from whisper_flash_attention.transcribe.prefetch import staged_ahead
-from whisper_flash_attention.transcribe.prompts import Hints, Prompter
+from whisper_flash_attention.transcribe.prompts import PromptBuilder, PromptFields
 from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND, Piece, cut
@@ -50,7 +50,7 @@ class Speech:
         seconds: length of the recording.
         task: "transcribe" or "translate".
         language: code of the language spoken; None until it is detected, in the first chunk.
-        hints: what its chunks are told.
+        prompt_fields: what its chunks are told.
         detected: probabilities of languages by code, of every chunk in which they were detected.
     """
 
@@ -58,7 +58,7 @@ class Speech:
     seconds: float
     task: str
     language: str | None
-    hints: Hints = field(default_factory=Hints)
+    prompt_fields: PromptFields = field(default_factory=PromptFields)
     detected: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -140,7 +140,7 @@ class BatchedReader:
         )
         # Leftovers whose turn has not come.
         self._left: deque[Item] = deque()
-        self._prompter = Prompter(vocabulary, tokenizer, options)
+        self._prompt_builder = PromptBuilder(vocabulary, tokenizer, options)
 
     def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
         """Read all recordings, in their order; every chunk is given as it is done.
@@ -328,9 +328,9 @@ class BatchedReader:
 
     def _prompt(self, item: Item) -> list[int]:
         owner, language = item.owner, _language(item)
-        before = self._prompter.tokens(owner.hints.initial_prompt)
-        return self._prompter.prompt(
-            language, owner.task, before, owner.hints, is_first=item.is_first
+        before = self._prompt_builder.tokens(owner.prompt_fields.initial_prompt)
+        return self._prompt_builder.prompt(
+            language, owner.task, before, owner.prompt_fields, is_first=item.is_first
         )
 
     def segments(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.prompts import PromptFields
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import likeliest_first
@@ -31,11 +31,11 @@ SHARED = frozenset(
 )
 
 
-def refuse_engine_only(options: DecodeOptions, hints: Hints) -> None:
+def refuse_engine_only(options: DecodeOptions, prompt_fields: PromptFields) -> None:
     """Raise `OptionError` if something is asked for that only the decode engine can do."""
     usual = DecodeOptions()
     for field in fields(options):
-        value = getattr(hints, field.name, None) or getattr(options, field.name)
+        value = getattr(prompt_fields, field.name, None) or getattr(options, field.name)
         if field.name not in SHARED and value != getattr(usual, field.name):
             raise OptionError(
                 f"{field.name} {value!r} needs the decode engine, which does not run this model "

@@ -19,7 +19,7 @@ from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class Hints:
+class PromptFields:
     """What the windows of one recording are told.
 
     Args:
@@ -33,7 +33,7 @@ class Hints:
     prefix: str | None = None
 
 
-class Prompter:
+class PromptBuilder:
     """Makes prompts.
 
     Args:
@@ -65,7 +65,7 @@ class Prompter:
         language: str,
         task: str,
         said: Sequence[int],
-        hints: Hints,
+        prompt_fields: PromptFields,
         *,
         is_first: bool,
         forgotten: int = 0,
@@ -81,10 +81,10 @@ class Prompter:
             OptionError: a text spells a special token, or the prefix is too long.
         """
         words = self._vocabulary
-        prefix = self._prefix(hints.prefix) if is_first else []
-        always = [] if prefix else self.tokens(hints.hotwords)
+        prefix = self._prefix(prompt_fields.prefix) if is_first else []
+        always = [] if prefix else self.tokens(prompt_fields.hotwords)
         if self._options.carry_initial_prompt:
-            initial = self.tokens(hints.initial_prompt)
+            initial = self.tokens(prompt_fields.initial_prompt)
             always += initial
             forgotten = max(forgotten, len(initial))
         always = always[: words.room_before]

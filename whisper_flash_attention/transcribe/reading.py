@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.prompts import PromptFields
 from whisper_flash_attention.transcribe.results import Segment
 
 
@@ -32,7 +32,7 @@ class Reading:
         task: "transcribe" or "translate".
         language: code of the language spoken, in the latest window if it is detected in every one;
             None until it is detected.
-        hints: what its windows are told.
+        prompt_fields: what its windows are told.
         parts: first frames and ends of what is read, in order; None is all.
         said: tokens so far, the initial prompt's first.
         reset: from which of them on they are told to the next window.
@@ -45,7 +45,7 @@ class Reading:
     features: Windows
     task: str
     language: str | None
-    hints: Hints = field(default_factory=Hints)
+    prompt_fields: PromptFields = field(default_factory=PromptFields)
     parts: tuple[tuple[int, int], ...] | None = None
     said: list[int] = field(default_factory=list)
     reset: int = 0

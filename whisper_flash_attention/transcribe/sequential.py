@@ -25,7 +25,7 @@ from whisper_flash_attention.audio.silence import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
-from whisper_flash_attention.transcribe.prompts import Prompter
+from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.reading import Read, Reading
 from whisper_flash_attention.transcribe.ready_queue import Turns
 from whisper_flash_attention.transcribe.results import Segment
@@ -77,7 +77,7 @@ class SequentialReader:
         self._options = options
         self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._prompter = Prompter(vocabulary, tokenizer, options)
+        self._prompt_builder = PromptBuilder(vocabulary, tokenizer, options)
 
     def read(self, readings: Iterable[Reading], batch_size: int) -> Iterator[Read]:
         """Read all recordings; every window is given as it is done.
@@ -123,7 +123,7 @@ class SequentialReader:
         yield from _drain(unheard)
 
     def _begin(self, reading: Reading) -> Reading:
-        reading.said[:0] = self._prompter.tokens(reading.hints.initial_prompt)
+        reading.said[:0] = self._prompt_builder.tokens(reading.prompt_fields.initial_prompt)
         return reading
 
     def _prepare(self, heard: list[tuple[int, Reading]], features: Tensor) -> list[Window]:
@@ -214,11 +214,11 @@ class SequentialReader:
 
     def _prompt(self, reading: Reading) -> list[int]:
         assert reading.language is not None
-        return self._prompter.prompt(
+        return self._prompt_builder.prompt(
             reading.language,
             reading.task,
             reading.said,
-            reading.hints,
+            reading.prompt_fields,
             is_first=reading.is_first,
             forgotten=reading.reset,
         )

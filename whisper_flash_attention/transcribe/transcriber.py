@@ -364,7 +364,7 @@ class Transcriber:
         if options.uses_vad:
             spans = spans_within(find_stretches(sound, options.vad_parameters), spans)
         parts = frames_of(spans, features.frames)
-        work.reading = Reading(features, work.task, work.language, work.hints, parts)
+        work.reading = Reading(features, work.task, work.language, work.prompt_fields, parts)
         return work.reading
 
     def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
@@ -379,7 +379,9 @@ class Transcriber:
         chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
         work.chunks = Outstanding(chunks)
         work.is_done = work.chunks.are_done
-        work.reading = Speech(work.chunks, work.seconds, work.task, work.language, work.hints)
+        work.reading = Speech(
+            work.chunks, work.seconds, work.task, work.language, work.prompt_fields
+        )
         return work.reading
 
     def _by_generate(
@@ -393,7 +395,7 @@ class Transcriber:
         from whisper_flash_attention.transcribe.reading import Read
 
         for index, (work, sound) in enumerate(opened):
-            refuse_engine_only(order.decode, work.hints)
+            refuse_engine_only(order.decode, work.prompt_fields)
             samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
             work.seconds = samples.size / SAMPLING_RATE
             features, mask = self._features(samples)
@@ -407,7 +409,7 @@ class Transcriber:
                 language=work.language,
                 task=work.task,
                 options=order.decode,
-                initial_prompt=work.hints.initial_prompt,
+                initial_prompt=work.prompt_fields.initial_prompt,
                 on_progress=partial(_note_share, note, work),
             )
             work.segments += segments

@@ -18,7 +18,7 @@ from whisper_flash_attention.audio.ahead import work_ahead
 from whisper_flash_attention.audio.sound import Channels, Sound, open_recording, sound_of_samples
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
-from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.prompts import PromptFields
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.validation import shown
 
@@ -74,8 +74,8 @@ class Work:
         return self.wish.options.task
 
     @property
-    def hints(self) -> Hints:
-        return self.wish.hints
+    def prompt_fields(self) -> PromptFields:
+        return self.wish.prompt_fields
 
     def take(self, read: Read) -> None:
         """Note what a window says."""
