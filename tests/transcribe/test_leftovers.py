@@ -8,7 +8,7 @@ import pytest
 from tests.transcribe.test_segmentation import WORDS, A, B, at
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.transcribe.leftovers import Leftovers, leftovers
-from whisper_flash_attention.transcribe.segmentation import Piece, cut
+from whisper_flash_attention.transcribe.segmentation import TokenSpan, split_at_timestamps
 
 TEXT = [A] * 30
 
@@ -18,11 +18,11 @@ def chunk(*speech: tuple[float, float], seconds: float = 20.0) -> Chunk:
 
 
 def left(whole: Chunk, tokens: list[int], *, uses_vad: bool = True) -> Leftovers:
-    pieces, _ = cut(tokens, round(whole.seconds * 100), WORDS)
-    rest = tokens[sum(len(piece.tokens) for piece in pieces) :]
+    spans, _ = split_at_timestamps(tokens, round(whole.seconds * 100), WORDS)
+    rest = tokens[sum(len(span.tokens) for span in spans) :]
     if rest:
-        pieces.append(Piece(WORDS.seconds(rest[0]), whole.seconds, tuple(rest)))
-    return leftovers(whole, tokens, pieces, WORDS, uses_vad=uses_vad)
+        spans.append(TokenSpan(WORDS.seconds(rest[0]), whole.seconds, tuple(rest)))
+    return leftovers(whole, tokens, spans, WORDS, uses_vad=uses_vad)
 
 
 def test_an_answer_that_ends_where_a_segment_begins_leaves_the_rest() -> None:

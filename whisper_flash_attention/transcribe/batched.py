@@ -28,7 +28,11 @@ from whisper_flash_attention.transcribe.prefetch import staged_ahead
 from whisper_flash_attention.transcribe.prompts import PromptBuilder, PromptFields
 from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.results import Segment
-from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND, Piece, cut
+from whisper_flash_attention.transcribe.segmentation import (
+    FRAMES_PER_SECOND,
+    TokenSpan,
+    split_at_timestamps,
+)
 from whisper_flash_attention.transcribe.sequential import segment_of
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
@@ -209,11 +213,11 @@ class BatchedReader:
             return
         most = self._options.max_new_tokens
         if most is not None and len(result.tokens) >= most:
-            return  # cut off on purpose
+            return  # split_at_timestamps off on purpose
         left = leftovers(
             item.chunk,
             result.tokens,
-            self._pieces(item.chunk, result),
+            self._token_spans(item.chunk, result),
             self._vocabulary,
             uses_vad=self._options.uses_vad,
         )
@@ -343,10 +347,10 @@ class BatchedReader:
         if not self._is_heard(item.chunk, result):
             return ()
         found = []
-        for piece in self._pieces(item.chunk, result):
-            text = self._decoder.text(piece.tokens)
+        for span in self._token_spans(item.chunk, result):
+            text = self._decoder.text(span.tokens)
             if text:
-                found.append(segment_of(piece, text, item.chunk.start, result, item.language))
+                found.append(segment_of(span, text, item.chunk.start, result, item.language))
         return tuple(found)
 
     def _is_heard(self, chunk: Chunk, result: DecodingResult) -> bool:
@@ -355,15 +359,15 @@ class BatchedReader:
             return False
         return not self._decoder.is_silent(result)
 
-    def _pieces(self, chunk: Chunk, result: DecodingResult) -> list[Piece]:
+    def _token_spans(self, chunk: Chunk, result: DecodingResult) -> list[TokenSpan]:
         """All that a chunk says, none of it longer than the chunk."""
         frames = round(chunk.seconds * FRAMES_PER_SECOND)
-        pieces, _ = cut(result.tokens, frames, self._vocabulary)
-        rest = result.tokens[sum(len(piece.tokens) for piece in pieces) :]
+        spans, _ = split_at_timestamps(result.tokens, frames, self._vocabulary)
+        rest = result.tokens[sum(len(span.tokens) for span in spans) :]
         if rest:
             begins = self._vocabulary.seconds(rest[0])
-            pieces.append(Piece(max(begins, 0.0), chunk.seconds, rest))
-        return [_up_to(chunk.seconds, piece) for piece in pieces]
+            spans.append(TokenSpan(max(begins, 0.0), chunk.seconds, rest))
+        return [_up_to(chunk.seconds, span) for span in spans]
 
 
 def _batches(recordings: Iterable[Speech], size: int) -> Iterator[list[Item]]:
@@ -424,6 +428,6 @@ def spoken_window(item: Item, states: Tensor, segments: tuple[Segment, ...]) -> 
     )
 
 
-def _up_to(end: float, piece: Piece) -> Piece:
-    start = min(piece.start, end)
-    return Piece(start, max(start, min(piece.end, end)), piece.tokens)
+def _up_to(end: float, span: TokenSpan) -> TokenSpan:
+    start = min(span.start, end)
+    return TokenSpan(start, max(start, min(span.end, end)), span.tokens)

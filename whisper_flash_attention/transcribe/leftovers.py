@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.segmentation import Piece, ends_in_silence
+from whisper_flash_attention.transcribe.segmentation import TokenSpan, ends_in_silence
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 # Least seconds of speech that are read again: where the result says that a segment begins, where it
@@ -43,7 +43,7 @@ class Leftovers:
 def leftovers(
     chunk: Chunk,
     tokens: Sequence[int],
-    pieces: Sequence[Piece],
+    spans: Sequence[TokenSpan],
     vocabulary: Vocabulary,
     *,
     uses_vad: bool,
@@ -52,14 +52,14 @@ def leftovers(
 
     Args:
         tokens: the result without its end, timestamps included.
-        pieces: all segments of the result, in seconds of the chunk.
+        spans: all segments of the result, in seconds of the chunk.
         uses_vad: whether the chunk's speech was found by a detector. Otherwise it is sound that
             stands out, which there is none of in much noise.
     """
-    spoken = [piece for piece in pieces if _text_tokens(piece.tokens, vocabulary)]
+    spoken = [span for span in spans if _text_tokens(span.tokens, vocabulary)]
     # A chunk without any text counts as a whole.
-    judged = spoken or [Piece(0.0, chunk.seconds, ())]
-    if any(_is_sparse(chunk, piece, vocabulary) for piece in judged):
+    judged = spoken or [TokenSpan(0.0, chunk.seconds, ())]
+    if any(_is_sparse(chunk, span, vocabulary) for span in judged):
         return Leftovers(_halves(chunk), is_split=True)
     found = []
     for before, after in pairwise(spoken):
@@ -70,9 +70,9 @@ def leftovers(
     return Leftovers((*found, *(() if rest is None else (rest,))))
 
 
-def _is_sparse(chunk: Chunk, piece: Piece, vocabulary: Vocabulary) -> bool:
-    speech = chunk.speech_within(chunk.start + piece.start, chunk.start + piece.end)
-    text = _text_tokens(piece.tokens, vocabulary)
+def _is_sparse(chunk: Chunk, span: TokenSpan, vocabulary: Vocabulary) -> bool:
+    speech = chunk.speech_within(chunk.start + span.start, chunk.start + span.end)
+    text = _text_tokens(span.tokens, vocabulary)
     return speech >= LONG_SPEECH and text < LEAST_TOKENS_PER_SECOND * speech
 
 
@@ -81,7 +81,7 @@ def _text_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> int:
 
 
 def _halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
-    """The chunk in two, cut in the longest pause of its middle half, or in the middle."""
+    """The chunk in two, split_at_timestamps in the longest pause of its middle half, or in the middle."""
     low, high = chunk.start + chunk.seconds / 4, chunk.end - chunk.seconds / 4
     pauses = [
         (begin - end, (begin + end) / 2)

@@ -19,7 +19,7 @@ FRAMES_PER_TIMESTAMP = 2
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenSpan:
     """A segment in its window: seconds from the window's beginning, and its tokens."""
 
     start: float
@@ -27,8 +27,10 @@ class Piece:
     tokens: tuple[int, ...]
 
 
-def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[list[Piece], int]:
-    """The pieces of a window's result, and by how many frames the next window begins later.
+def split_at_timestamps(
+    tokens: Sequence[int], frames: int, vocabulary: Vocabulary
+) -> tuple[list[TokenSpan], int]:
+    """The spans of a window's result, and by how many frames the next window begins later.
 
     Args:
         tokens: the result without its end, timestamps included.
@@ -40,8 +42,8 @@ def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[lis
     if not pairs:
         return [_whole(tokens, stamps, frames, vocabulary)], frames
     bounds = [0, *pairs, *([len(tokens)] if ends_alone else [])]
-    pieces = [
-        Piece(
+    spans = [
+        TokenSpan(
             vocabulary.seconds(tokens[begin]),
             vocabulary.seconds(tokens[end - 1]),
             tuple(tokens[begin:end]),
@@ -49,9 +51,9 @@ def cut(tokens: Sequence[int], frames: int, vocabulary: Vocabulary) -> tuple[lis
         for begin, end in pairwise(bounds)
     ]
     if ends_alone:
-        return pieces, frames
+        return spans, frames
     last = tokens[bounds[-1] - 1] - vocabulary.timestamp_begin
-    return pieces, last * FRAMES_PER_TIMESTAMP
+    return spans, last * FRAMES_PER_TIMESTAMP
 
 
 def ends_in_silence(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
@@ -59,10 +61,12 @@ def ends_in_silence(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
     return [token >= vocabulary.timestamp_begin for token in tokens[-2:]] == [False, True]
 
 
-def _whole(tokens: Sequence[int], stamps: list[bool], frames: int, vocabulary: Vocabulary) -> Piece:
-    """All of a window as one piece, which ends where its last timestamp says, if it has any."""
+def _whole(
+    tokens: Sequence[int], stamps: list[bool], frames: int, vocabulary: Vocabulary
+) -> TokenSpan:
+    """All of a window as one span, which ends where its last timestamp says, if it has any."""
     end = frames / FRAMES_PER_SECOND
     said = [token for token, is_stamp in zip(tokens, stamps, strict=True) if is_stamp]
     if said and said[-1] != vocabulary.timestamp_begin:
         end = vocabulary.seconds(said[-1])
-    return Piece(0.0, end, tuple(tokens))
+    return TokenSpan(0.0, end, tuple(tokens))

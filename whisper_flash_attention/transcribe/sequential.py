@@ -31,9 +31,9 @@ from whisper_flash_attention.transcribe.ready_queue import Turns
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
-    Piece,
-    cut,
+    TokenSpan,
     ends_in_silence,
+    split_at_timestamps,
 )
 from whisper_flash_attention.transcribe.streaming import Window, decode_windows
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
@@ -230,12 +230,12 @@ class SequentialReader:
             reading.seek += frames
             return ()
         offset = reading.seek / FRAMES_PER_SECOND
-        pieces, advance = cut(result.tokens, frames, self._vocabulary)
+        spans, advance = split_at_timestamps(result.tokens, frames, self._vocabulary)
         # A window that says that nothing was complete would be read for ever.
         reading.seek = min(reading.seek + (advance or frames), reading.end)
-        spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
+        spoken = [(span, text) for span in spans if (text := self._text(span))]
         language = reading.language if self._options.multilingual else None
-        return tuple(segment_of(piece, text, offset, result, language) for piece, text in spoken)
+        return tuple(segment_of(span, text, offset, result, language) for span, text in spoken)
 
     def _go_on_behind_words(
         self, reading: Reading, result: DecodingResult, found: WindowWords, start: int, length: int
@@ -277,9 +277,9 @@ class SequentialReader:
     def _is_unsure(self, result: DecodingResult) -> bool:
         return result.temperature > UNSURE_TEMPERATURE or self._decoder.needs_fallback(result)
 
-    def _text(self, piece: Piece) -> str:
-        """What a piece says; nothing if it takes no time."""
-        return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+    def _text(self, span: TokenSpan) -> str:
+        """What a span says; nothing if it takes no time."""
+        return "" if span.start == span.end else self._decoder.text(span.tokens)
 
 
 def _several(readings: Iterator[Reading]) -> tuple[bool, Iterator[Reading]]:
@@ -333,20 +333,20 @@ def _silent(windows: Tensor, readings: Sequence[Reading]) -> list[bool]:
 
 
 def segment_of(
-    piece: Piece, text: str, offset: float, result: DecodingResult, language: str | None = None
+    span: TokenSpan, text: str, offset: float, result: DecodingResult, language: str | None = None
 ) -> Segment:
-    """The segment that a piece of a window is, if the window begins `offset` seconds in.
+    """The segment that a span of a window is, if the window begins `offset` seconds in.
 
     Args:
         language: of the window, if segments are to carry it.
     """
     # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
-    start, end = round(offset + piece.start, 2), round(offset + piece.end, 2)
+    start, end = round(offset + span.start, 2), round(offset + span.end, 2)
     return Segment(
         start=start,
         end=max(start, end),
         text=text,
-        tokens=piece.tokens,
+        tokens=span.tokens,
         avg_logprob=result.avg_logprob,
         no_speech_prob=result.no_speech_prob,
         compression_ratio=result.compression_ratio,
