@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whisper_flash_attention.transcribe.word_durations import (
-    Span,
+    SegmentTimes,
     Timing,
     deal_out,
     fit_to_segment,
@@ -61,37 +61,45 @@ def test_punctuation_joins_its_word(texts: list[str], expected: list[str]) -> No
 def test_a_word_belongs_where_its_first_token_is() -> None:
     some = words((" a", 0, 1), (" b", 1, 2), (" c", 2, 3))
     some[1].count = 2
-    dealt = deal_out(some, [Span(0, 1, 0), Span(0, 1, 2), Span(1, 2, 2), Span(2, 3, 1)])
+    dealt = deal_out(
+        some,
+        [
+            SegmentTimes(0, 1, 0),
+            SegmentTimes(0, 1, 2),
+            SegmentTimes(1, 2, 2),
+            SegmentTimes(2, 3, 1),
+        ],
+    )
     assert [[word.text for word in each] for each in dealt] == [[], [" a", " b"], [" c"], []]
 
 
 def test_the_first_word_after_a_pause_is_shortened_at_its_start() -> None:
-    some, span = words((" so", 1, 5), (" it", 5, 5.3)), Span(1, 5.3, 2)
+    some, span = words((" so", 1, 5), (" it", 5, 5.3)), SegmentTimes(1, 5.3, 2)
     fit_to_segment(some, span, usual=0.3, last_speech=0.0)
     assert times(some) == [(pytest.approx(4.4), 5), (5, 5.3)]
     assert (span.start, span.end) == (pytest.approx(4.4), 5.3)
 
 
 def test_the_second_word_after_a_pause_is_shortened_too() -> None:
-    some, span = words((" so", 4, 4.1), (" it", 4.1, 6)), Span(4, 6, 2)
+    some, span = words((" so", 4, 4.1), (" it", 4.1, 6)), SegmentTimes(4, 6, 2)
     fit_to_segment(some, span, usual=0.3, last_speech=0.0)
     assert times(some) == [(pytest.approx(4.8), pytest.approx(5.4)), (pytest.approx(5.4), 6)]
 
 
 def test_without_a_pause_the_first_word_stays() -> None:
-    some, span = words((" so", 1, 2)), Span(1, 2, 1)
+    some, span = words((" so", 1, 2)), SegmentTimes(1, 2, 1)
     fit_to_segment(some, span, usual=0.3, last_speech=0.9)
     assert times(some) == [(1, 2)]
 
 
 def test_segments_take_the_times_of_their_words() -> None:
-    some, span = words((" so", 1.2, 1.5), (" it", 1.5, 1.9)), Span(1, 2, 2)
+    some, span = words((" so", 1.2, 1.5), (" it", 1.5, 1.9)), SegmentTimes(1, 2, 2)
     fit_to_segment(some, span, usual=0.3, last_speech=1.0)
     assert (span.start, span.end) == (1.2, 1.9)
 
 
 def test_words_far_beyond_their_segment_take_its_times() -> None:
-    some, span = words((" so", 1.0, 2.0), (" it", 2.0, 4.0)), Span(1.8, 2.6, 2)
+    some, span = words((" so", 1.0, 2.0), (" it", 2.0, 4.0)), SegmentTimes(1.8, 2.6, 2)
     fit_to_segment(some, span, usual=0.4, last_speech=0.9)
     assert times(some) == [(pytest.approx(1.6), 2.0), (2.0, 2.6)]
     assert (span.start, span.end) == (1.8, 2.6)

@@ -43,7 +43,7 @@ class Timing:
 
 
 @dataclass(slots=True)
-class Span:
+class SegmentTimes:
     """A segment on its way to its words: seconds of the recording, and how many text tokens."""
 
     start: float
@@ -88,7 +88,7 @@ def join_punctuation(words: Sequence[Timing]) -> None:
             previous = index
 
 
-def deal_out(words: Sequence[Timing], spans: Sequence[Span]) -> list[list[Timing]]:
+def deal_out(words: Sequence[Timing], spans: Sequence[SegmentTimes]) -> list[list[Timing]]:
     """The words of each span: a word is where its first token is."""
     rest = list(words)[::-1]
     dealt: list[list[Timing]] = []
@@ -104,7 +104,9 @@ def deal_out(words: Sequence[Timing], spans: Sequence[Span]) -> list[list[Timing
     return dealt
 
 
-def fit_to_segment(words: Sequence[Timing], span: Span, usual: float, last_speech: float) -> None:
+def fit_to_segment(
+    words: Sequence[Timing], span: SegmentTimes, usual: float, last_speech: float
+) -> None:
     """Shorten words beside pauses, and let the span begin and end with its words, or they with it.
 
     Args:

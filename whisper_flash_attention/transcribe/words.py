@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import word_durations
 from whisper_flash_attention.transcribe.results import Segment, Word
-from whisper_flash_attention.transcribe.word_durations import Span, Timing
+from whisper_flash_attention.transcribe.word_durations import SegmentTimes, Timing
 from whisper_flash_attention.transcribe.word_splitting import Speller
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ class WordAligner:
         for word in words:
             word.start = round(window.start + word.start, 2)
             word.end = round(window.start + word.end, 2)
-        spans = [Span(each.start, each.end, len(self._text(each))) for each in window.segments]
+        spans = [
+            SegmentTimes(each.start, each.end, len(self._text(each))) for each in window.segments
+        ]
         finished, last_speech, last_word_end = [], window.last_speech, None
         for segment, span, mine in zip(
             window.segments, spans, word_durations.deal_out(words, spans), strict=True
@@ -235,7 +237,9 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> tuple[tuple[int, 
     return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
 
 
-def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: float) -> Segment:
+def _segment(
+    segment: Segment, span: SegmentTimes, words: Sequence[Timing], seconds: float
+) -> Segment:
     """The segment with its words, nothing of it beyond the recording."""
     if not words:
         return segment
