@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from tests.transcribe.test_segmentation import WORDS, at
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
-from whisper_flash_attention.transcribe.hallucination import Heard, looks_invented, skip_silence
+from whisper_flash_attention.transcribe.hallucination import (
+    AlignedWindow,
+    looks_invented,
+    skip_silence,
+)
 from whisper_flash_attention.transcribe.reading import Reading
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.sequential import SequentialReader
@@ -33,7 +37,7 @@ def invented(start: float, end: float) -> Segment:
     return said(start, end, probability=0.01)
 
 
-def heard(*segments: Segment, **changes: object) -> Heard:
+def heard(*segments: Segment, **changes: object) -> AlignedWindow:
     """The window from 30 to 60 s of a recording of 100 s, behind speech up to 29 s."""
     values: dict[str, object] = {
         "segments": segments,
@@ -45,7 +49,7 @@ def heard(*segments: Segment, **changes: object) -> Heard:
         "last_speech": 29.0,
         "ends_in_silence": True,
     }
-    return Heard(**(values | changes))  # type: ignore[arg-type]
+    return AlignedWindow(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

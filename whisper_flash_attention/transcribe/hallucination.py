@@ -26,7 +26,7 @@ PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class AlignedWindow:
     """A window that was read, its segments' words found.
 
     Args:
@@ -59,7 +59,7 @@ class Heard:
         return (self.start + self.length) / FRAMES_PER_SECOND
 
 
-def skip_silence(window: Heard, threshold: float) -> tuple[tuple[Segment, ...], int]:
+def skip_silence(window: AlignedWindow, threshold: float) -> tuple[tuple[Segment, ...], int]:
     """The segments that are kept, and the frame at which the next window begins.
 
     Args:
@@ -102,7 +102,7 @@ def _doubt(word: Word) -> float:
     return doubt + max(0.0, SHORTEST - seconds) * TOO_SHORT + max(0.0, seconds - LONGEST)
 
 
-def _behind_words(window: Heard, threshold: float) -> int:
+def _behind_words(window: AlignedWindow, threshold: float) -> int:
     """Where the next window begins if nothing is dropped: behind long silence at the end."""
     if window.ends_in_silence or not window.segments:
         return window.seek
@@ -114,7 +114,7 @@ def _behind_words(window: Heard, threshold: float) -> int:
 
 
 def _stands_alone(
-    window: Heard,
+    window: AlignedWindow,
     segment: Segment,
     last_end: float,
     following: Segment | None,

@@ -24,7 +24,7 @@ from whisper_flash_attention.audio.mel import HOP
 from whisper_flash_attention.audio.silence import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
+from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.reading import Read, Reading
 from whisper_flash_attention.transcribe.ready_queue import Turns
@@ -249,7 +249,7 @@ class SequentialReader:
         threshold = self._options.hallucination_silence_threshold
         if threshold is None or not found.segments:
             return found.segments
-        heard = Heard(
+        heard = AlignedWindow(
             segments=found.segments,
             start=start,
             frames=min(length, reading.end - start),
