@@ -28,7 +28,7 @@ from whisper_flash_attention.audio.levels import (
 )
 from whisper_flash_attention.audio.load import SAMPLING_RATE
 from whisper_flash_attention.audio.silence import is_silence
-from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
+from whisper_flash_attention.audio.voice import FRAME, KnownProbabilities, Voice
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
 
@@ -299,7 +299,7 @@ def _stretches(
     found = find(
         # In place of the samples, whose number alone matters once probabilities are known.
         torch.zeros(1).expand(size),
-        Heard(probabilities),
+        KnownProbabilities(probabilities),
         sampling_rate=SAMPLING_RATE,
         threshold=options.threshold,
         neg_threshold=options.neg_threshold,

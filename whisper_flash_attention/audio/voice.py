@@ -55,7 +55,7 @@ class Voice:
             )
 
 
-class Heard:
+class KnownProbabilities:
     """Stands in for the detector where its answers are known: gives them one after the other."""
 
     def __init__(self, probabilities: Iterable[float]) -> None:
