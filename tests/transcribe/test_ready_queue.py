@@ -8,17 +8,17 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.ready_queue import Turns
+from whisper_flash_attention.transcribe.ready_queue import ReadyQueue
 
 
 def test_those_that_have_begun_come_first() -> None:
-    turns = Turns("abc", 2)
-    assert turns.take(1) == [(0, "a")]
-    turns.give_back(0, "a", is_done=False)
-    assert turns.take(5) == [(0, "a"), (1, "b")]
-    assert turns.take(5) == []
-    turns.give_back(1, "b", is_done=True)
-    assert turns.take(5) == [(2, "c")]
+    ready = ReadyQueue("abc", 2)
+    assert ready.take(1) == [(0, "a")]
+    ready.put_back(0, "a", is_done=False)
+    assert ready.take(5) == [(0, "a"), (1, "b")]
+    assert ready.take(5) == []
+    ready.put_back(1, "b", is_done=True)
+    assert ready.take(5) == [(2, "c")]
 
 
 def test_recordings_are_begun_when_there_is_room() -> None:
@@ -29,9 +29,9 @@ def test_recordings_are_begun_when_there_is_room() -> None:
             begun.append(number)
             yield number
 
-    turns = Turns(recordings(), 2)
+    ready = ReadyQueue(recordings(), 2)
     assert begun == []
-    turns.take(9)
+    ready.take(9)
     assert begun == [0, 1]
 
 
@@ -43,10 +43,10 @@ def test_recordings_are_begun_when_there_is_room() -> None:
 def test_every_window_is_read_once_and_no_two_of_a_recording_at_a_time(
     windows: list[int], most: int, data: Any
 ) -> None:
-    turns, left = Turns(windows, most), dict(enumerate(windows))
+    ready, left = ReadyQueue(windows, most), dict(enumerate(windows))
     reading: dict[int, int] = {}
     while True:
-        for index, recording in turns.take(data.draw(st.integers(1, 4))):
+        for index, recording in ready.take(data.draw(st.integers(1, 4))):
             assert index not in reading and left[index] > 0
             reading[index] = recording
         assert len(reading) <= most
@@ -54,5 +54,5 @@ def test_every_window_is_read_once_and_no_two_of_a_recording_at_a_time(
             break
         index = data.draw(st.sampled_from(sorted(reading)))
         left[index] -= 1
-        turns.give_back(index, reading.pop(index), is_done=left[index] == 0)
+        ready.put_back(index, reading.pop(index), is_done=left[index] == 0)
     assert set(left.values()) <= {0}

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Recording = TypeVar("Recording")
 
 
-class Turns(Generic[Recording]):
+class ReadyQueue(Generic[Recording]):
     """Which recordings' next windows can be read now.
 
     Args:
@@ -31,7 +31,7 @@ class Turns(Generic[Recording]):
         self._room -= len(new)
         return taken + new
 
-    def give_back(self, index: int, recording: Recording, *, is_done: bool) -> None:
+    def put_back(self, index: int, recording: Recording, *, is_done: bool) -> None:
         """A recording that was taken has been read one window further, or to its end."""
         if is_done:
             self._room += 1

@@ -27,7 +27,7 @@ from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.reading import Read, Reading
-from whisper_flash_attention.transcribe.ready_queue import Turns
+from whisper_flash_attention.transcribe.ready_queue import ReadyQueue
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
@@ -94,13 +94,13 @@ class SequentialReader:
     def _read_in_slots(self, readings: Iterator[Reading], slots: int) -> Iterator[Read]:
         """A recording goes on with its next window without waiting for the others."""
         length = 2 * self._engine.weights.encoder.positions.shape[0]
-        turns = Turns(map(self._begin, readings), slots)
+        ready = ReadyQueue(map(self._begin, readings), slots)
         unheard: deque[Read] = deque()
 
         def more(count: int) -> list[Window]:
             heard: list[tuple[int, Reading]] = []
             kept: list[Tensor] = []
-            while len(heard) < count and (taken := turns.take(count - len(heard))):
+            while len(heard) < count and (taken := ready.take(count - len(heard))):
                 windows = torch.stack([reading.window(length) for _, reading in taken])
                 silent = _silent(windows, [reading for _, reading in taken])
                 for owner, window, is_silent in zip(taken, windows, silent, strict=True):
@@ -108,7 +108,7 @@ class SequentialReader:
                     if is_silent:
                         self._skip(reading, length)
                         unheard.append(_read(index, reading, ()))
-                        turns.give_back(index, reading, is_done=reading.is_done)
+                        ready.put_back(index, reading, is_done=reading.is_done)
                     else:
                         heard.append(owner)
                         kept.append(window)
@@ -119,7 +119,7 @@ class SequentialReader:
             [segments] = self._finish([reading], window.states[None], [result], length)
             yield from _drain(unheard)
             yield _read(index, reading, segments)
-            turns.give_back(index, reading, is_done=reading.is_done)
+            ready.put_back(index, reading, is_done=reading.is_done)
         yield from _drain(unheard)
 
     def _begin(self, reading: Reading) -> Reading:
