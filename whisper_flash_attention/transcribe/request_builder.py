@@ -27,7 +27,7 @@ from whisper_flash_attention.transcribe.vocabulary import PRECISION, Vocabulary
 STAMPS = 1501
 
 
-class Search:
+class RequestBuilder:
     """Makes requests of decode options, and takes the best of what the engine results."""
 
     def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:

@@ -25,7 +25,7 @@ from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.engine.transfer import to_device
-from whisper_flash_attention.transcribe.request_builder import Search
+from whisper_flash_attention.transcribe.request_builder import RequestBuilder
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 
 
@@ -84,7 +84,7 @@ class WindowDecoder:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
-        self._search = Search(vocabulary, options)
+        self._requests = RequestBuilder(vocabulary, options)
         self._watches = always_watch_silence or options.no_speech_threshold is not None
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[DecodingResult]:
@@ -144,7 +144,7 @@ class WindowDecoder:
     def fits_slots(self) -> bool:
         """Whether first results can share slots, and end at different places."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
-        request = self._search.request(1, 1, self._options.temperatures[0])
+        request = self._requests.request(1, 1, self._options.temperatures[0])
         return stays_on_device(request) and (most is None or (least or 0) < most)
 
     @property
@@ -155,7 +155,7 @@ class WindowDecoder:
     def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
         """What a window, of states `[S, D]`, is decoded by in a slot, to give its first result."""
         begin, first = self._vocabulary.sample_begin(prompt), self._options.temperatures[0]
-        request = self._search.request(begin, len(prompt), first, self._watch(prompt))
+        request = self._requests.request(begin, len(prompt), first, self._watch(prompt))
         return Job(states, prompt, request, tag)
 
     def result(self, finished: Finished) -> DecodingResult:
@@ -209,19 +209,19 @@ class WindowDecoder:
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
-        width = self._search.width(temperature)
+        width = self._requests.width(temperature)
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
             begin, length = self._vocabulary.sample_begin(prompts[group[0]]), rows.shape[1]
             watch = self._watch(prompts[group[0]]) if known is None else None
-            request = self._search.request(begin, length, temperature, watch)
+            request = self._requests.request(begin, length, temperature, watch)
             rows = rows.repeat_interleave(width, dim=0)
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
             if decoded.watched is not None:
                 silent = decoded.watched[::width].tolist()
-            best = self._search.best(decoded, len(group), length)
+            best = self._requests.best(decoded, len(group), length)
             for index, (tokens, total), probability in zip(group, best, silent, strict=True):
                 found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
