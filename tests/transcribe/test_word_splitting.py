@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.word_splitting import Speller
+from whisper_flash_attention.transcribe.word_splitting import WordSplitter
 from whisper_flash_attention.weights import load_processor
 
 
@@ -18,13 +18,13 @@ def tokenizer(base: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def speller(tokenizer: Any) -> Speller:
-    return Speller(tokenizer)
+def splitter(tokenizer: Any) -> WordSplitter:
+    return WordSplitter(tokenizer)
 
 
-def split(speller: Speller, tokenizer: Any, text: str, language: str) -> list[str]:
+def split(splitter: WordSplitter, tokenizer: Any, text: str, language: str) -> list[str]:
     tokens = tokenizer(text, add_special_tokens=False).input_ids
-    words = speller.words(tokens, language)
+    words = splitter.words(tokens, language)
     assert sum(word.count for word in words) == len(tokens)
     return [word.text for word in words]
 
@@ -41,9 +41,9 @@ def split(speller: Speller, tokenizer: Any, text: str, language: str) -> list[st
     ],
 )
 def test_words_begin_with_blanks_and_punctuation_stands_alone(
-    speller: Speller, tokenizer: Any, text: str, language: str, words: list[str]
+    splitter: WordSplitter, tokenizer: Any, text: str, language: str, words: list[str]
 ) -> None:
-    assert split(speller, tokenizer, text, language) == words
+    assert split(splitter, tokenizer, text, language) == words
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,19 @@ def test_words_begin_with_blanks_and_punctuation_stands_alone(
     ],
 )
 def test_characters_are_never_cut(
-    speller: Speller, tokenizer: Any, text: str, language: str
+    splitter: WordSplitter, tokenizer: Any, text: str, language: str
 ) -> None:
-    words = split(speller, tokenizer, text, language)
+    words = split(splitter, tokenizer, text, language)
     assert "".join(words) == text
     assert len(words) > 3
     assert not any("\ufffd" in word for word in words)
     # The same tokens in a language with blanks: one word, but for its punctuation.
-    assert len(split(speller, tokenizer, text, "en")) <= 2
+    assert len(split(splitter, tokenizer, text, "en")) <= 2
 
 
-def test_bytes_that_are_no_character_are_words_of_their_own(speller: Speller) -> None:
+def test_bytes_that_are_no_character_are_words_of_their_own(splitter: WordSplitter) -> None:
     """The tokens and words are those of OpenAI's `tests/test_tokenizer.py`."""
-    words = speller.words([8404, 871, 287, 6, 246, 526, 3210, 20378], "ja")
+    words = splitter.words([8404, 871, 287, 6, 246, 526, 3210, 20378], "ja")
     assert [word.text for word in words] == [
         *(" elle", " est", " l", "'", "\ufffd", "é", "rit", "oire")
     ]
@@ -78,9 +78,9 @@ def test_bytes_that_are_no_character_are_words_of_their_own(speller: Speller) ->
 
 @given(st.lists(st.integers(0, 50256), max_size=12), st.sampled_from(["en", "ja"]))
 def test_no_token_is_lost(
-    speller: Speller, tokenizer: Any, tokens: list[int], language: str
+    splitter: WordSplitter, tokenizer: Any, tokens: list[int], language: str
 ) -> None:
-    words = speller.words(tokens, language)
+    words = splitter.words(tokens, language)
     assert sum(word.count for word in words) == len(tokens)
     if "\ufffd" not in (text := "".join(word.text for word in words)):
         assert text == tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

@@ -21,7 +21,7 @@ from whisper_flash_attention.transcribe.channels import in_order_of_time, merged
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.word_splitting import Speller
+from whisper_flash_attention.transcribe.word_splitting import WordSplitter
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
@@ -72,7 +72,7 @@ class Transcriber:
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
         self._tokenizer = Detokenizer(processor.tokenizer)
-        self._speller = Speller(processor.tokenizer)
+        self._splitter = WordSplitter(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -322,7 +322,7 @@ class Transcriber:
         assert not isinstance(engine, Handover)
         options, aligner = order.decode, None
         if options.word_timestamps:
-            aligner = WordAligner(self.model, self.processor, self._speller)
+            aligner = WordAligner(self.model, self.processor, self._splitter)
         parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         active: dict[int, Work] = {}
 

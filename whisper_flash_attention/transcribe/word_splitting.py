@@ -15,7 +15,7 @@ REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
-class Spelled:
+class SplitWord:
     """A word: its text, with the blank before it, and how many tokens it takes."""
 
     text: str
@@ -27,10 +27,10 @@ class _Token:
     """The bytes of a token; and what it spells by itself, if that is whole characters."""
 
     data: bytes
-    spelled: Spelled | None
+    word: SplitWord | None
 
 
-class Speller:
+class WordSplitter:
     """Splits text tokens of one vocabulary into words, and remembers tokens that it has met.
 
     Args:
@@ -41,7 +41,7 @@ class Speller:
         self._tokenizer = tokenizer
         self._met: dict[int, _Token] = {}
 
-    def words(self, tokens: Sequence[int], language: str) -> list[Spelled]:
+    def words(self, tokens: Sequence[int], language: str) -> list[SplitWord]:
         """The words of text tokens, in a language given by its code.
 
         A word begins with a blank or is punctuation, which thus stands alone; in `UNSPACED`
@@ -51,22 +51,22 @@ class Speller:
         characters = self._characters(tokens)
         if language in UNSPACED:
             return characters
-        words: list[Spelled] = []
+        words: list[SplitWord] = []
         for each in characters:
             if not words or _begins_word(each.text):
                 words.append(each)
             else:
-                words[-1] = Spelled(words[-1].text + each.text, words[-1].count + each.count)
+                words[-1] = SplitWord(words[-1].text + each.text, words[-1].count + each.count)
         return words
 
-    def _characters(self, tokens: Sequence[int]) -> list[Spelled]:
+    def _characters(self, tokens: Sequence[int]) -> list[SplitWord]:
         """The shortest runs of tokens that end where a character does."""
         parts = self._look_up(tokens)
-        alone = [part.spelled for part in parts if part.spelled is not None]
+        alone = [part.word for part in parts if part.word is not None]
         if len(alone) == len(parts):
             return alone
         whole = _decode(b"".join(part.data for part in parts))
-        found: list[Spelled] = []
+        found: list[SplitWord] = []
         run, count, offset = b"", 0, 0
         for part in parts:
             run, count = run + part.data, count + 1
@@ -74,11 +74,11 @@ class Speller:
             bad = text.find(REPLACEMENT)
             # A bad character is final only where it is one in the whole text, too.
             if bad < 0 or whole[offset + bad : offset + bad + 1] == REPLACEMENT:
-                found.append(Spelled(text, count))
+                found.append(SplitWord(text, count))
                 offset += len(text)
                 run, count = b"", 0
         if count:
-            found.append(Spelled(_decode(run), count))
+            found.append(SplitWord(_decode(run), count))
         return found
 
     def _look_up(self, tokens: Sequence[int]) -> list[_Token]:
@@ -87,7 +87,7 @@ class Speller:
         for token, name in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
             data = token_bytes(name)
             text = _decode(data)
-            met[token] = _Token(data, None if REPLACEMENT in text else Spelled(text, 1))
+            met[token] = _Token(data, None if REPLACEMENT in text else SplitWord(text, 1))
         return [met[token] for token in tokens]
 
 

@@ -16,7 +16,7 @@ from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import word_durations
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.word_durations import SegmentTimes, Timing
-from whisper_flash_attention.transcribe.word_splitting import Speller
+from whisper_flash_attention.transcribe.word_splitting import WordSplitter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ class WordAligner:
     Args:
         model: any Whisper whose weights are plain tensors.
         processor: the processor of the same checkpoint.
-        speller: of its tokenizer, if there is one that has met tokens before.
+        splitter: of its tokenizer, if there is one that has met tokens before.
 
     Raises:
         OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
@@ -89,7 +89,7 @@ class WordAligner:
         self,
         model: WhisperForConditionalGeneration,
         processor: WhisperProcessor,
-        speller: Speller | None = None,
+        splitter: WordSplitter | None = None,
     ) -> None:
         from whisper_flash_attention.engine.alignment import check_heads
         from whisper_flash_attention.engine.weights import collect
@@ -106,7 +106,7 @@ class WordAligner:
         check_heads(self._weights, self._heads)
         self._config: Any = model.generation_config
         self._end = int(processor.tokenizer.eos_token_id)
-        self._speller = speller or Speller(processor.tokenizer)
+        self._splitter = splitter or WordSplitter(processor.tokenizer)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
         """Give the segments of each window their words; windows are aligned together.
@@ -191,7 +191,7 @@ class WordAligner:
         # Translations are English, which has blanks.
         language = "en" if window.task == "translate" else window.language
         words, index = [], 0
-        for word in self._speller.words(text, language):
+        for word in self._splitter.words(text, language):
             after = index + word.count
             probability = sum(likely[index:after]) / word.count
             words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
@@ -244,12 +244,12 @@ def _segment(
     if not words:
         return segment
     start, end = _within(span.start, span.end, seconds)
-    spelled = tuple(
+    word = tuple(
         Word(*_within(word.start, word.end, seconds), text, word.probability)
         for word in words
         if (text := word.text.strip())
     )
-    return replace(segment, start=start, end=end, words=spelled)
+    return replace(segment, start=start, end=end, words=word)
 
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
