@@ -56,16 +56,16 @@ def test_all_are_given_once_with_their_own_words(transcriber, snippets, options)
 
 @pytest.fixture
 def threaded(monkeypatch) -> None:
-    """Batches are staged by a thread, one ahead, as for a GPU."""
+    """Batches are prefetched by a thread, one ahead, as for a GPU."""
 
-    def staged(batches: Iterator[Any], clips_of: Any, device: Any) -> Generator[Any]:
+    def prefetched(batches: Iterator[Any], clips_of: Any, device: Any) -> Generator[Any]:
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = thread.submit(next, batches, None)
                 yield batch, clips_of(batch)
 
-    monkeypatch.setattr(batched, "staged_ahead", staged)
+    monkeypatch.setattr(batched, "prefetch", prefetched)
 
 
 @pytest.mark.usefixtures("threaded")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.transcribe.prefetch import staged_ahead
+from whisper_flash_attention.transcribe.prefetch import prefetch
 
 DEVICES = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
@@ -20,7 +20,7 @@ def clips(count: int) -> list[np.ndarray]:
 @DEVICES
 def test_clips_are_on_the_device_in_their_order(name: str) -> None:
     counts = [1, 40, 3]
-    found = list(staged_ahead(iter(counts), clips, torch.device(name)))
+    found = list(prefetch(iter(counts), clips, torch.device(name)))
     assert [batch for batch, _ in found] == counts
     for count, there in found:
         for one, other in zip(there, clips(count), strict=True):
@@ -33,14 +33,14 @@ def test_an_error_comes_where_its_batch_would(name: str) -> None:
         yield 1
         raise ValueError("no more of it")
 
-    staged = staged_ahead(batches(), clips, torch.device(name))
-    assert next(staged)[0] == 1
+    prefetched = prefetch(batches(), clips, torch.device(name))
+    assert next(prefetched)[0] == 1
     with pytest.raises(ValueError, match="no more of it"):
-        next(staged)
+        next(prefetched)
 
 
 @DEVICES
 def test_it_may_be_left_early(name: str) -> None:
-    staged = staged_ahead(iter([2, 2, 2]), clips, torch.device(name))
-    next(staged)
-    staged.close()  # type: ignore[attr-defined]
+    prefetched = prefetch(iter([2, 2, 2]), clips, torch.device(name))
+    next(prefetched)
+    prefetched.close()  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
 from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.prefetch import staged_ahead
+from whisper_flash_attention.transcribe.prefetch import prefetch
 from whisper_flash_attention.transcribe.vocabulary import Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.words import WordAligner
@@ -374,7 +374,7 @@ class Parts:
 
         samples = [each.chunk.samples for each in self._batch]
         [(_, clips)] = timed(
-            "copies to the device", lambda: list(staged_ahead(iter([samples]), list, device))
+            "copies to the device", lambda: list(prefetch(iter([samples]), list, device))
         )
         bins = weights.encoder.conv1.weight.shape[1]
         features = timed(

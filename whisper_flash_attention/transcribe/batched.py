@@ -24,7 +24,7 @@ from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.leftovers import leftovers
-from whisper_flash_attention.transcribe.prefetch import staged_ahead
+from whisper_flash_attention.transcribe.prefetch import prefetch
 from whisper_flash_attention.transcribe.prompts import PromptBuilder, PromptFields
 from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.results import Segment
@@ -114,7 +114,7 @@ class Item:
 
 
 # A batch, and its clips where they are to be encoded.
-_Staged = tuple[list[Item], list[Any]]
+_Prefetched = tuple[list[Item], list[Any]]
 
 
 class BatchedReader:
@@ -154,15 +154,15 @@ class BatchedReader:
         """
         in_slots = self._decoder.fits_slots
         size = max(1, batch_size // GROUPS) if in_slots else batch_size
-        staged = staged_ahead(_batches(recordings, size), _clips, self._engine.weights.device)
+        prefetched = prefetch(_batches(recordings, size), _clips, self._engine.weights.device)
         # Behind an error no thread takes recordings any more.
-        with closing(staged):
+        with closing(prefetched):
             if in_slots:
-                yield from self._read_in_slots(staged, batch_size)
+                yield from self._read_in_slots(prefetched, batch_size)
             else:
-                yield from self._read_in_batches(staged, size)
+                yield from self._read_in_batches(prefetched, size)
 
-    def _read_in_slots(self, groups: Iterator[_Staged], slots: int) -> Iterator[Read]:
+    def _read_in_slots(self, groups: Iterator[_Prefetched], slots: int) -> Iterator[Read]:
         ready: deque[Window] = deque()
         order: deque[Item] = deque()
 
@@ -202,7 +202,7 @@ class BatchedReader:
             _advance(behind)
         yield from _in_order(order)
 
-    def _take_left(self, most: int) -> _Staged | None:
+    def _take_left(self, most: int) -> _Prefetched | None:
         """Leftovers that are read next, and their clips; None if there are none."""
         items = [self._left.popleft() for _ in range(min(most, len(self._left)))]
         return (items, _clips(items)) if items else None
@@ -237,7 +237,7 @@ class BatchedReader:
             for row, item in zip(states, items, strict=True)
         ]
 
-    def _read_in_batches(self, batches: Iterator[_Staged], size: int) -> Iterator[Read]:
+    def _read_in_batches(self, batches: Iterator[_Prefetched], size: int) -> Iterator[Read]:
         order: deque[Item] = deque()
         behind: deque[Iterator[bool]] = deque()
         while True:

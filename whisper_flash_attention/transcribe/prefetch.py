@@ -22,7 +22,7 @@ Clip = npt.NDArray[np.float32]
 CLIPS_AT_A_TIME = 32
 
 
-def staged_ahead(
+def prefetch(
     batches: Iterator[Batch], clips_of: Callable[[Batch], list[Clip]], device: torch.device
 ) -> Generator[tuple[Batch, list[Any]]]:
     """Each batch, and its clips on the device; the next batch is made ready meanwhile.
