@@ -1,4 +1,4 @@
-"""Results split_at_timestamps at their timestamps."""
+"""Decoding results split into token spans at their timestamps."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class BatchedReader:
             return
         most = self._options.max_new_tokens
         if most is not None and len(result.tokens) >= most:
-            return  # split_at_timestamps off on purpose
+            return  # cut off on purpose
         left = leftovers(
             item.chunk,
             result.tokens,

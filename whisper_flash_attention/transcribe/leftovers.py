@@ -81,7 +81,7 @@ def _text_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> int:
 
 
 def _halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
-    """The chunk in two, split_at_timestamps in the longest pause of its middle half, or in the middle."""
+    """Split the chunk at the longest pause of its middle half, or in the middle."""
     low, high = chunk.start + chunk.seconds / 4, chunk.end - chunk.seconds / 4
     pauses = [
         (begin - end, (begin + end) / 2)
