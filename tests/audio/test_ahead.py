@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.audio.encoding import write_wave
+from whisper_flash_attention.audio import audio_source as module
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio import sound as module
 from whisper_flash_attention.audio.ahead import open_ahead
 from whisper_flash_attention.audio.load import Samples, Source
 from whisper_flash_attention.errors import AudioError, OptionError
@@ -60,8 +60,8 @@ def test_recordings_come_in_their_order_as_load_audio_gives_them(
     assert [each.source for each in found] == paths * 2
     for each in found:
         assert each.error is None
-        assert each.sound is not None
-        np.testing.assert_array_equal(each.sound.samples, load_audio(str(each.source)))
+        assert each.audio is not None
+        np.testing.assert_array_equal(each.audio.samples, load_audio(str(each.source)))
     assert not threads()
 
 
@@ -106,7 +106,7 @@ def test_a_bad_file_gives_its_error_and_the_others_go_on(paths: list[Path], tmp_
     sources: list[Source] = [tmp_path / "no.wav", paths[0], tmp_path / "empty.wav", paths[1], b"?"]
     found = list(open_ahead(sources))
     assert [each.error is None for each in found] == [False, True, False, True, False]
-    assert [each.sound is None for each in found] == [True, False, True, False, True]
+    assert [each.audio is None for each in found] == [True, False, True, False, True]
     assert str(found[0].error) == f"{tmp_path / 'no.wav'}: there is no such file"
     assert str(found[2].error) == f"{tmp_path / 'empty.wav'}: the file is empty (0 bytes)"
     assert isinstance(found[4].error, AudioError)
@@ -116,9 +116,9 @@ def test_a_long_recording_stays_in_its_file(tmp_path: Path, paths: list[Path]) -
     silence = np.zeros((1, 601 * 8000), np.int16)
     write_wave(tmp_path / "long.wav", silence, 8000)
     long, short = open_ahead([tmp_path / "long.wav", paths[0]])
-    assert long.sound is not None and long.sound.samples is None
-    assert sum(block.size for block in long.sound.blocks()) == 601 * 16_000
-    assert short.sound is not None and short.sound.samples is not None
+    assert long.audio is not None and long.audio.samples is None
+    assert sum(block.size for block in long.audio.blocks()) == 601 * 16_000
+    assert short.audio is not None and short.audio.samples is not None
 
 
 def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:

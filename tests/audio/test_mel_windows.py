@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
 from whisper_flash_attention.audio.mel_windows import MelWindows
-from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.errors import AudioError
 
 CPU = torch.device("cpu")
@@ -35,8 +35,10 @@ def wave_bytes(size: int, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
-def windows(sound: Sound, mel_bins: int = 80, dtype: torch.dtype = torch.float32) -> MelWindows:
-    return MelWindows(sound, mel_bins=mel_bins, device=CPU, dtype=dtype)
+def windows(
+    audio: AudioSource, mel_bins: int = 80, dtype: torch.dtype = torch.float32
+) -> MelWindows:
+    return MelWindows(audio, mel_bins=mel_bins, device=CPU, dtype=dtype)
 
 
 @settings(max_examples=15, deadline=None)
@@ -51,7 +53,7 @@ def windows(sound: Sound, mel_bins: int = 80, dtype: torch.dtype = torch.float32
 @example(60 * SECOND + 160, [5000], 3000)
 def test_a_file_gives_what_its_samples_give(size: int, steps: list[int], length: int) -> None:
     content = wave_bytes(size)
-    held, streamed = windows(Sound(load_audio(content))), windows(Sound(source=content))
+    held, streamed = windows(AudioSource(load_audio(content))), windows(AudioSource(source=content))
     assert held.frames == streamed.frames == size // HOP
     assert held.seconds == streamed.seconds == size / SECOND
     start = 0
@@ -64,7 +66,7 @@ def test_a_file_gives_what_its_samples_give(size: int, steps: list[int], length:
 @pytest.mark.parametrize("size", [SHORTEST, 60 * SECOND + 39, 60 * SECOND + 41, 70 * SECOND + 77])
 def test_features_are_those_of_the_whole_and_zeros_follow(size: int, mel_bins: int) -> None:
     samples = load_audio(wave_bytes(size))
-    found = windows(Sound(samples), mel_bins)
+    found = windows(AudioSource(samples), mel_bins)
     whole = log_mel_whole(samples, mel_bins=mel_bins)[0]
     assert found.frames == whole.shape[1]
     torch.testing.assert_close(found.window(0, found.frames), whole, rtol=0, atol=2e-5)
@@ -75,21 +77,21 @@ def test_features_are_those_of_the_whole_and_zeros_follow(size: int, mel_bins: i
 @pytest.mark.parametrize("size", [1, 150, 16_001, 480_000])
 def test_a_short_recording_is_followed_by_silence(size: int) -> None:
     samples = load_audio(wave_bytes(481_000))[1000 : 1000 + size]
-    found = windows(Sound(samples))
+    found = windows(AudioSource(samples))
     assert found.frames == max(1, size // HOP)
     assert torch.equal(found.window(0, 3000), log_mel([samples])[0])
 
 
 def test_half_precision_is_rounded_once() -> None:
     content = wave_bytes(SHORTEST)
-    exact = windows(Sound(source=content)).window(500, 3000)
-    for sound in (Sound(source=content), Sound(load_audio(content))):
-        half = windows(sound, dtype=torch.float16).window(500, 3000)
+    exact = windows(AudioSource(source=content)).window(500, 3000)
+    for audio in (AudioSource(source=content), AudioSource(load_audio(content))):
+        half = windows(audio, dtype=torch.float16).window(500, 3000)
         assert torch.equal(half, exact.half())
 
 
 def test_what_was_passed_is_gone() -> None:
-    streamed = windows(Sound(source=wave_bytes(100 * SECOND)))
+    streamed = windows(AudioSource(source=wave_bytes(100 * SECOND)))
     streamed.window(6100, 3000)
     with pytest.raises(ValueError, match="frame 100 was passed"):
         streamed.window(100, 3000)
@@ -99,13 +101,13 @@ def test_samples_that_are_no_sound_are_refused() -> None:
     samples: npt.NDArray[np.float32] = np.zeros(SHORTEST, np.float32)
     samples[-30_000] = np.inf
     with pytest.raises(AudioError, match="not finite"):
-        windows(Sound(samples))
+        windows(AudioSource(samples))
 
 
 def test_a_file_that_becomes_shorter_is_an_error(tmp_path) -> None:
     path = tmp_path / "shrinks.wav"
     path.write_bytes(wave_bytes(100 * SECOND))
-    streamed = windows(Sound(source=path))
+    streamed = windows(AudioSource(source=path))
     path.write_bytes(wave_bytes(70 * SECOND))
     streamed.window(0, 3000)
     with pytest.raises(AudioError, match=r"shrinks\.wav: became shorter while it was read"):

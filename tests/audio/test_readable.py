@@ -19,9 +19,9 @@ import pytest
 
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import load_audio, readable
+from whisper_flash_attention.audio.audio_source import ChannelSources, open_audio, open_source
 from whisper_flash_attention.audio.readable import Shared, spool
 from whisper_flash_attention.audio.readable import readable as make_readable
-from whisper_flash_attention.audio.sound import Channels, open_recording, open_sound
 from whisper_flash_attention.errors import AudioError
 
 
@@ -73,7 +73,7 @@ class Once(io.RawIOBase):
 def test_every_way_to_hand_over_a_file_gives_the_same(stereo: Path, make: Any) -> None:
     wanted = load_audio(stereo)
     np.testing.assert_array_equal(load_audio(make(stereo)), wanted)
-    np.testing.assert_array_equal(open_sound(make(stereo)).samples, wanted)
+    np.testing.assert_array_equal(open_source(make(stereo)).samples, wanted)
 
 
 def test_a_file_in_an_archive_is_read(stereo: Path, tmp_path: Path) -> None:
@@ -96,10 +96,10 @@ def test_several_readers_of_one_file_do_not_disturb_one_another(stereo: Path) ->
         first.close()
         assert not file.closed
     with stereo.open("rb") as file:
-        found = open_recording(file, channel="each")
-        assert isinstance(found, Channels)
-        for number, sound in enumerate(found.sounds, 1):
-            np.testing.assert_array_equal(sound.samples, load_audio(stereo, channel=number))
+        found = open_audio(file, channel="each")
+        assert isinstance(found, ChannelSources)
+        for number, audio in enumerate(found.sources, 1):
+            np.testing.assert_array_equal(audio.samples, load_audio(stereo, channel=number))
 
 
 @pytest.mark.parametrize(
@@ -187,13 +187,13 @@ def test_a_named_pipe_is_copied_and_can_be_read_again(stereo: Path, tmp_path: Pa
             file.write(stereo.read_bytes())
 
     thread = in_thread(write)
-    found = open_recording(pipe, channel="each")
+    found = open_audio(pipe, channel="each")
     thread.join()
-    assert isinstance(found, Channels) and len(found.sounds) == 2
+    assert isinstance(found, ChannelSources) and len(found.sources) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("call", [load_audio, open_sound, open_recording])
+@pytest.mark.parametrize("call", [load_audio, open_source, open_audio])
 def test_a_pipe_that_nobody_writes_to_is_given_up(
     impatient: None, tmp_path: Path, call: Callable[[Any], Any]
 ) -> None:
@@ -225,7 +225,7 @@ def test_a_writer_that_stops_is_given_up_and_so_is_waiting_in_vain(
     stop = threading.Event()
     stop.set()
     with pytest.raises(AudioError, match="the file is empty"):
-        open_sound(pipe, stop=stop)
+        open_source(pipe, stop=stop)
 
 
 DEVICES = [each for each in ("/dev/zero", "/dev/urandom", "/dev/null") if os.path.exists(each)]
@@ -235,9 +235,9 @@ DEVICES = [each for each in ("/dev/zero", "/dev/urandom", "/dev/null") if os.pat
 def test_a_device_is_refused_by_its_name_and_as_an_open_file(device: str) -> None:
     assert stat.S_ISCHR(os.stat(device).st_mode)
     with pytest.raises(AudioError, match=f"{device}: is a device, not a recording"):
-        open_recording(device)
+        open_audio(device)
     with open(device, "rb") as file, pytest.raises(AudioError, match="is a device, not a rec"):
-        open_recording(file)
+        open_audio(file)
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")

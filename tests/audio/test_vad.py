@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from whisper_flash_attention.audio import load_audio, vad
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.long_speech import find_stretches
-from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, speech_chunks
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
@@ -119,7 +119,7 @@ def test_nothing_is_read_in_noise() -> None:
 
 def test_the_detector_takes_its_parameters(speech) -> None:
     def stretches(**parameters: float) -> list[tuple[float, float]]:
-        found = find_stretches(Sound(speech), VadOptions(**parameters))
+        found = find_stretches(AudioSource(speech), VadOptions(**parameters))
         return [(round(a, 2), round(b, 2)) for a, b in found]
 
     usual = stretches()

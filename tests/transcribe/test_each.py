@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
@@ -110,15 +110,15 @@ def test_behind_an_error_no_thread_takes_more(
 
 
 def test_recordings_are_taken_as_there_is_room_and_let_go(transcriber, snippets) -> None:
-    taken: list[weakref.ref[Sound]] = []
+    taken: list[weakref.ref[AudioSource]] = []
 
-    def recordings() -> Iterator[Sound]:
+    def recordings() -> Iterator[AudioSource]:
         for _ in range(4):
-            sound = Sound(snippets[3].copy())
+            audio = AudioSource(snippets[3].copy())
             # What is held is the samples; the object around them has no room for a reference.
-            taken.append(weakref.ref(sound.samples))
-            yield sound
-            del sound
+            taken.append(weakref.ref(audio.samples))
+            yield audio
+            del audio
 
     each = transcriber.transcribe_each(recordings(), options=ONCE, batch_size=2)
     next(each)

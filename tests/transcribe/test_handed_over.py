@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.audio.encoding import read_wave, write_wave
-from whisper_flash_attention.audio.sound import Sound, open_recording
+from whisper_flash_attention.audio.audio_source import AudioSource, open_audio
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, render
 from whisper_flash_attention.transcribe.channels import in_order_of_time
@@ -118,8 +118,8 @@ def test_nor_does_it_by_generate_or_one_by_one(slow, transcriber) -> None:
 def test_a_silent_recording_that_is_left_in_its_file_is_silent(transcriber, tmp_path: Path) -> None:
     path = tmp_path / "silence.wav"
     write_wave(path, np.zeros((1, 65 * RATE), np.int16), RATE)
-    sound = open_recording(path, held_seconds=30)
-    assert isinstance(sound, Sound) and sound.samples is None
+    sound = open_audio(path, held_seconds=30)
+    assert isinstance(sound, AudioSource) and sound.samples is None
     found = transcriber.transcribe(sound)
     assert (found.text, found.seconds) == ("", 65.0)
 

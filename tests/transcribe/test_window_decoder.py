@@ -20,7 +20,7 @@ GOOD, REPEATS, UNLIKELY = 1, 2, 3
 
 @dataclass
 class ScriptedEngine:
-    """Says by a window's first state what it results, and notes what it was asked.
+    """Says by a window's first state what it decodes to, and records its requests.
 
     `script[kind]` holds, per temperature, the text's token and the mean log-probability.
     """

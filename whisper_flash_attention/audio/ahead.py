@@ -14,8 +14,8 @@ from itertools import islice
 from threading import Event
 from typing import TypeVar
 
+from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources, open_audio
 from whisper_flash_attention.audio.load import Source
-from whisper_flash_attention.audio.sound import Channels, Sound, open_recording
 from whisper_flash_attention.errors import AudioError, OptionError
 
 # More threads than this wait for one another: between two calls of FFmpeg there is Python.
@@ -30,7 +30,7 @@ class Opened:
     """One recording that can be read, or the error that came instead."""
 
     source: Source
-    sound: Sound | Channels | None = None
+    audio: AudioSource | ChannelSources | None = None
     error: AudioError | None = None
 
 
@@ -42,14 +42,14 @@ def open_ahead(
     workers: int | None = None,
     ahead: int | None = None,
 ) -> Iterator[Opened]:
-    """Open recordings as `open_recording` does, in threads, and give them in their order.
+    """Open recordings as `open_audio` does, in threads, and give them in their order.
 
     A recording that cannot be read gives its error, and the others go on. Closing the iterator
     stops the threads, each after the block that it is decoding.
 
     Args:
         sources: as for `load_audio`; taken as they are needed, in the caller's thread.
-        channel, track: as for `open_recording`, of every recording.
+        channel, track: as for `open_audio`, of every recording.
         workers: threads; if left out one per core, but at most 4.
         ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
             included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
@@ -60,7 +60,7 @@ def open_ahead(
 
     def open_one(source: Source, stop: Event) -> Opened:
         try:
-            return Opened(source, open_recording(source, channel=channel, track=track, stop=stop))
+            return Opened(source, open_audio(source, channel=channel, track=track, stop=stop))
         except AudioError as error:
             return Opened(source, error=error)
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio.channels import ChannelMixer
+from whisper_flash_attention.audio.container import OpenedContainer
 from whisper_flash_attention.audio.lengths import id3_size
 from whisper_flash_attention.audio.pyav import keep_layout
-from whisper_flash_attention.audio.source import OpenedContainer
 from whisper_flash_attention.audio.timeline import Timeline
 from whisper_flash_attention.audio.tracks import AudioTrack, listing, tracks_of
 from whisper_flash_attention.errors import AudioError

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from whisper_flash_attention.audio.channels import ChannelMixer
+from whisper_flash_attention.audio.container import Source, name_of, open_container
 from whisper_flash_attention.audio.decode import (
     HIGHEST_RATE,
     LOWEST_RATE,
@@ -18,7 +19,6 @@ from whisper_flash_attention.audio.decode import (
     Decoding,
     Samples,
 )
-from whisper_flash_attention.audio.source import Source, name_of, open_container
 from whisper_flash_attention.audio.tracks import AudioTrack, check_track, choose_track, tracks_of
 from whisper_flash_attention.errors import AudioError, OptionError
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.audio.audio_source import HELD_SECONDS, AudioSource
 from whisper_flash_attention.audio.load import SAMPLING_RATE, Samples
 from whisper_flash_attention.audio.log_mel import (
     REACH,
@@ -24,7 +25,6 @@ from whisper_flash_attention.audio.log_mel import (
     scale_,
 )
 from whisper_flash_attention.audio.mel import HOP, WINDOW, MelBank, mel_bank
-from whisper_flash_attention.audio.sound import HELD_SECONDS, Sound
 from whisper_flash_attention.errors import AudioError
 
 # Frames that are computed at once.
@@ -49,20 +49,20 @@ class MelWindows:
         frames: of the recording, at least 1; features beyond are silence.
 
     Raises:
-        AudioError: as `Sound.blocks`; or the samples are no sound.
+        AudioError: as `AudioSource.blocks`; or the samples are no sound.
     """
 
     def __init__(
-        self, sound: Sound, *, mel_bins: int, device: torch.device, dtype: torch.dtype
+        self, audio: AudioSource, *, mel_bins: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._sound = sound
+        self._sound = audio
         self._bank = mel_bank(mel_bins, device)
         self._device, self._dtype = device, dtype
         self._coming: Iterator[Tensor] = iter(())
         self._pieces: deque[Tensor] = deque()
         self._begin = 0  # the frame at which these begin
         self._peak = torch.full((), SILENCE, device=device)
-        held = sound.samples
+        held = audio.samples
         if held is not None and held.size <= SAMPLES:
             features = log_mel([held], mel_bins=mel_bins, device=device, dtype=dtype)
             self._whole: Tensor | None = features[0]
@@ -72,9 +72,9 @@ class MelWindows:
             self._whole = self._listen()
         self.frames = max(1, self.samples // HOP)
         if self._whole is None:
-            self._coming = _log_power(_first(self.samples, sound), self._bank, device)
+            self._coming = _log_power(_first(self.samples, audio), self._bank, device)
         else:
-            self._sound = Sound()  # is not needed any more
+            self._sound = AudioSource()  # is not needed any more
 
     @property
     def seconds(self) -> float:
@@ -88,7 +88,7 @@ class MelWindows:
         Of a recording that is not held, windows must be taken in order of their starts.
 
         Raises:
-            AudioError: as `Sound.blocks`, or the file has become shorter.
+            AudioError: as `AudioSource.blocks`, or the file has become shorter.
             ValueError: what is wanted was passed.
         """
         if self._whole is not None:
@@ -129,15 +129,15 @@ class MelWindows:
         return torch.cat(found, dim=1)[:, start - self._begin : end - self._begin]
 
 
-def _first(count: int, sound: Sound) -> Iterator[Samples]:
+def _first(count: int, audio: AudioSource) -> Iterator[Samples]:
     """So many samples, and no look beyond, where a damaged recording would be told of again."""
     left = count
-    for block in sound.blocks():
+    for block in audio.blocks():
         yield block[:left]
         left -= block.size
         if left <= 0:
             return
-    raise AudioError(f"{sound.name}: became shorter while it was read")
+    raise AudioError(f"{audio.name}: became shorter while it was read")
 
 
 def _log_power(blocks: Iterator[Samples], bank: MelBank, device: torch.device) -> Iterator[Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
-from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.work import Work
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from whisper_flash_attention.transcribe.reading import Read
 
 
-def split(work: Work, sound: Sound | Channels) -> list[tuple[Work, Sound]]:
+def split(work: Work, sound: AudioSource | ChannelSources) -> list[tuple[Work, AudioSource]]:
     """Return what is read of a recording: itself, or a work for every channel."""
-    if isinstance(sound, Sound):
+    if isinstance(sound, AudioSource):
         return [(work, sound)]
     return [
         (replace(work, channel=number, segments=[]), each)
-        for number, each in enumerate(sound.sounds, 1)
+        for number, each in enumerate(sound.sources, 1)
     ]
 
 

@@ -18,7 +18,7 @@ from typing import cast
 
 from whisper_flash_attention.audio.ahead import Opened as Decoded
 from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
@@ -36,7 +36,7 @@ class Opened:
     """A recording that can be read."""
 
     entry: Input
-    sound: Sound | Channels
+    audio: AudioSource | ChannelSources
 
 
 @dataclass(slots=True)
@@ -101,23 +101,23 @@ class Session:
             channel=self.options.channel,
             track=self.options.audio_track,
         )
-        with closing(cast("Generator[Decoded]", opened)) as sounds:
+        with closing(cast("Generator[Decoded]", opened)) as sources:
             for entry in inputs:
                 self.progress.begin(entry.name)
-                decoded = next(sounds)
-                if decoded.sound is None:
+                decoded = next(sources)
+                if decoded.audio is None:
                     self._fail(entry, str(decoded.error))
                 else:
-                    yield Opened(entry, decoded.sound)
+                    yield Opened(entry, decoded.audio)
 
     def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
         """Work through recordings side by side, and say whether all were taken."""
         under_way: dict[int, Opened] = {}
 
-        def taken() -> Iterator[Sound | Channels]:
+        def taken() -> Iterator[AudioSource | ChannelSources]:
             for index, opened in enumerate(waiting):
                 under_way[index] = opened
-                yield opened.sound
+                yield opened.audio
 
         found = transcriber.transcribe_each(
             taken(),
@@ -139,7 +139,7 @@ class Session:
         entry = opened.entry
         try:
             transcription = transcriber.transcribe(
-                opened.sound, on_progress=lambda share: self._show(opened, share), **self._asked()
+                opened.audio, on_progress=lambda share: self._show(opened, share), **self._asked()
             )
         except (AudioError, NotFinite) as error:
             name = printable(entry.name)
@@ -184,7 +184,7 @@ class Session:
         with self._lock:
             self.progress.advance(opened.entry.name, share)
             # The length of one that is not held is known when it was read.
-            self._reached[opened.entry.name] = share * (opened.sound.seconds or 0.0)
+            self._reached[opened.entry.name] = share * (opened.audio.seconds or 0.0)
             self._measure()
 
     def _measure(self) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.load import join_blocks
-from whisper_flash_attention.audio.sound import Sound
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
@@ -27,7 +27,7 @@ from whisper_flash_attention.transcribe.work import (
     Progress,
     Work,
     is_pair,
-    open_sounds,
+    open_all,
     sound_of,
 )
 from whisper_flash_attention.validation import shown
@@ -226,7 +226,7 @@ class Transcriber:
         # Of every recording: itself, or its channels.
         parts: dict[int, list[Work]] = {}
 
-        def opened() -> Iterator[tuple[Work, Sound]]:
+        def opened() -> Iterator[tuple[Work, AudioSource]]:
             for index, audio in enumerate(recordings):
                 note(index, 0.0)
                 work = Work(audio, order.wishes[0], index)
@@ -281,10 +281,10 @@ class Transcriber:
         Args:
             parts: of every recording an empty list, which gets itself, or its channels.
         """
-        with closing(open_sounds(works)) as sounds:
+        with closing(open_all(works)) as sources:
 
-            def opened() -> Iterator[tuple[Work, Sound]]:
-                for work, sound in zip(works, sounds, strict=True):
+            def opened() -> Iterator[tuple[Work, AudioSource]]:
+                for work, sound in zip(works, sources, strict=True):
                     found = split(work, sound)
                     parts[work.number].extend(part for part, _ in found)
                     yield from found
@@ -295,7 +295,7 @@ class Transcriber:
             yield from self._read(opened(), order, note)
 
     def _read(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
+        self, opened: Iterable[tuple[Work, AudioSource]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings, which are taken as there is room, and note what their windows say.
 
@@ -311,7 +311,9 @@ class Transcriber:
             note(work)
             yield work, read
 
-    def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
+    def _on_engine(
+        self, opened: Iterable[tuple[Work, AudioSource]], order: Order
+    ) -> Iterator[Heard]:
         from whisper_flash_attention.hf.eligibility import engine_for
         from whisper_flash_attention.hf.handover import Handover
         from whisper_flash_attention.transcribe.batched import BatchedReader
@@ -326,7 +328,7 @@ class Transcriber:
         parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
         active: dict[int, Work] = {}
 
-        def begun() -> Iterator[tuple[Work, Sound]]:
+        def begun() -> Iterator[tuple[Work, AudioSource]]:
             for index, (work, sound) in enumerate(opened):
                 active[index] = work
                 yield work, sound
@@ -347,7 +349,7 @@ class Transcriber:
                 active.pop(read.index, None)
             yield work, read
 
-    def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
+    def _reading(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Reading:
         from whisper_flash_attention.audio.long_speech import find_stretches
         from whisper_flash_attention.audio.mel_windows import MelWindows
         from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
@@ -367,7 +369,7 @@ class Transcriber:
         work.reading = Reading(features, work.task, work.language, work.prompt_fields, parts)
         return work.reading
 
-    def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
+    def _speech(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Speech:
         from whisper_flash_attention.audio.long_speech import cut_all, find_speech
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
@@ -385,7 +387,7 @@ class Transcriber:
         return work.reading
 
     def _by_generate(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
+        self, opened: Iterable[tuple[Work, AudioSource]], order: Order, note: Callable[[Work], None]
     ) -> Iterator[Heard]:
         """Read recordings one after the other, each whole, by the model's own `generate`."""
         from whisper_flash_attention.transcribe.hf_long_form import (
@@ -446,7 +448,7 @@ def _note_share(note: Callable[[Work], None], work: Work, share: float) -> None:
     note(work)
 
 
-def _audible(opened: Iterable[tuple[Work, Sound]]) -> Iterator[tuple[Work, Sound]]:
+def _audible(opened: Iterable[tuple[Work, AudioSource]]) -> Iterator[tuple[Work, AudioSource]]:
     """Recordings in which there is sound; the others are done."""
     for work, sound in opened:
         silence = sound.seconds_of_silence()

@@ -15,7 +15,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, cast
 
 from whisper_flash_attention.audio.ahead import work_ahead
-from whisper_flash_attention.audio.sound import Channels, Sound, open_recording, sound_of_samples
+from whisper_flash_attention.audio.audio_source import (
+    AudioSource,
+    ChannelSources,
+    open_audio,
+    source_of_samples,
+)
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
 from whisper_flash_attention.transcribe.prompts import PromptFields
@@ -33,8 +38,8 @@ if TYPE_CHECKING:
 
     Samples = npt.NDArray[Any] | Tensor
     # A path, a file's bytes, or a file open for reading bytes; samples as `recording_channels`
-    # takes them, at 16 kHz or with their rate; or what `open_recording` gave.
-    Audio = Source | Samples | tuple[Samples, float] | Sound | Channels
+    # takes them, at 16 kHz or with their rate; or what `open_audio` gave.
+    Audio = Source | Samples | tuple[Samples, float] | AudioSource | ChannelSources
 
 
 @dataclass
@@ -179,7 +184,7 @@ class Progress:
             self.tell(reached)
 
 
-def open_sounds(works: Sequence[Work]) -> Generator[Sound | Channels]:
+def open_all(works: Sequence[Work]) -> Generator[AudioSource | ChannelSources]:
     """What is read of every recording, in order; files are decoded ahead, a few at a time.
 
     Raises:
@@ -195,10 +200,10 @@ def open_sounds(works: Sequence[Work]) -> Generator[Sound | Channels]:
 class _Opened:
     """One recording that can be read, or the error that came instead."""
 
-    sound: Sound | Channels | None = None
+    sound: AudioSource | ChannelSources | None = None
     error: AudioError | None = None
 
-    def result(self) -> Sound | Channels:
+    def result(self) -> AudioSource | ChannelSources:
         if self.sound is None:
             assert self.error is not None
             raise self.error
@@ -212,7 +217,7 @@ def _open(work: Work, stop: Event) -> _Opened:
         return _Opened(error=error)
 
 
-def sound_of(work: Work, stop: Event | None = None) -> Sound | Channels:
+def sound_of(work: Work, stop: Event | None = None) -> AudioSource | ChannelSources:
     """What is read of a recording.
 
     Args:
@@ -223,20 +228,20 @@ def sound_of(work: Work, stop: Event | None = None) -> Sound | Channels:
     """
     audio, options = work.audio, work.wish.options
     channel, track = options.channel, options.audio_track
-    if isinstance(audio, Sound | Channels):
+    if isinstance(audio, AudioSource | ChannelSources):
         return audio
     if _is_file(audio):
         source = cast("Source", audio)
-        return open_recording(source, channel=channel, track=track, stop=stop)
+        return open_audio(source, channel=channel, track=track, stop=stop)
     if isinstance(audio, tuple):
         samples, rate = _samples_and_rate(audio)
-        return sound_of_samples(samples, rate, channel=channel, track=track)
+        return source_of_samples(samples, rate, channel=channel, track=track)
     if not hasattr(audio, "dtype") and not hasattr(audio, "__array__"):
         raise AudioError(
             f"a recording is a path, bytes, a file that is open for reading bytes, samples, or "
             f"(samples, sampling rate) as a tuple, but got {shown(audio)}"
         )
-    return sound_of_samples(audio, channel=channel, track=track)
+    return source_of_samples(audio, channel=channel, track=track)
 
 
 def is_pair(audio: object) -> bool:

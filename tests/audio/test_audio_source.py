@@ -12,8 +12,8 @@ import pytest
 
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
+from whisper_flash_attention.audio.audio_source import AudioSource, open_source
 from whisper_flash_attention.audio.long_speech import cut as chunks_between
-from whisper_flash_attention.audio.sound import Sound, open_sound
 from whisper_flash_attention.audio.vad import Span
 from whisper_flash_attention.errors import AudioError
 
@@ -28,7 +28,7 @@ def long_wave(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_short_is_held(long_wave: Path) -> None:
-    found = open_sound(long_wave)
+    found = open_source(long_wave)
     np.testing.assert_array_equal(found.samples, load_audio(long_wave))
     assert found.seconds == 65
     blocks = list(found.blocks(20))
@@ -43,7 +43,7 @@ def test_what_is_long_is_read_again_and_again(long_wave: Path, kind: str) -> Non
         "bytes": long_wave.read_bytes,
         "file": lambda: long_wave.open("rb"),
     }[kind]()
-    found = open_sound(source, held_seconds=40)
+    found = open_source(source, held_seconds=40)
     assert found.samples is None and found.seconds is None
     whole = load_audio(long_wave)
     for seconds in (30, 7):
@@ -62,7 +62,7 @@ def test_a_pipe_is_copied_and_read_again_and_again(long_wave: Path) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     with open(reading, "rb") as file:
-        found = open_sound(file, held_seconds=40)
+        found = open_source(file, held_seconds=40)
     thread.join()
     whole = load_audio(long_wave)
     for seconds in (30, 7):
@@ -71,15 +71,15 @@ def test_a_pipe_is_copied_and_read_again_and_again(long_wave: Path) -> None:
 
 def test_less_than_a_window_is_always_held() -> None:
     clip = bundled_recordings()[0].path
-    assert open_sound(clip, held_seconds=1).samples is not None
+    assert open_source(clip, held_seconds=1).samples is not None
 
 
 def test_errors_and_names(tmp_path: Path) -> None:
     missing = tmp_path / "missing.wav"
     with pytest.raises(AudioError, match=r"missing\.wav: there is no such file"):
-        open_sound(missing)
-    assert Sound(source=missing).name == str(missing)
-    assert Sound(np.zeros(1, np.float32)).name == "<samples>"
+        open_source(missing)
+    assert AudioSource(source=missing).name == str(missing)
+    assert AudioSource(np.zeros(1, np.float32)).name == "<samples>"
 
 
 def test_a_damaged_recording_is_told_of_once(
@@ -87,7 +87,7 @@ def test_a_damaged_recording_is_told_of_once(
 ) -> None:
     cut = tmp_path / "cut.wav"
     cut.write_bytes(long_wave.read_bytes()[:-100_000])
-    found = open_sound(cut, held_seconds=30)
+    found = open_source(cut, held_seconds=30)
     with caplog.at_level(logging.WARNING):
         size = sum(block.size for block in found.blocks())
         assert caplog.text.count("is damaged or cut off") == 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
+from whisper_flash_attention.audio.container import Source, name_of
 from whisper_flash_attention.audio.decode import Samples
 from whisper_flash_attention.audio.load import (
     SAMPLING_RATE,
@@ -20,7 +21,6 @@ from whisper_flash_attention.audio.load import (
 )
 from whisper_flash_attention.audio.readable import readable
 from whisper_flash_attention.audio.silence import length_of_silence
-from whisper_flash_attention.audio.source import Source, name_of
 from whisper_flash_attention.audio.waveforms import mix, recording_channels
 from whisper_flash_attention.errors import AudioError
 
@@ -30,7 +30,7 @@ BLOCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class AudioSource:
     """Mono float32 samples within [-1, 1] at 16 kHz, or where they come from.
 
     Args:
@@ -84,26 +84,26 @@ class Sound:
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
+class ChannelSources:
     """The channels of one recording, each by itself, in their order."""
 
-    sounds: tuple[Sound, ...]
+    sources: tuple[AudioSource, ...]
 
     @property
     def seconds(self) -> float | None:
-        """Length of the recording, as of `Sound`."""
-        lengths = [sound.seconds for sound in self.sounds]
+        """Length of the recording, as of `AudioSource`."""
+        lengths = [audio.seconds for audio in self.sources]
         return None if None in lengths else max(length or 0.0 for length in lengths)
 
 
-def open_sound(
+def open_source(
     source: Source,
     *,
     held_seconds: float = HELD_SECONDS,
     stop: Event | None = None,
     channel: int | None = None,
     track: int | str | None = None,
-) -> Sound:
+) -> AudioSource:
     """Decode a recording of up to `held_seconds`, at least 30; leave a longer one where it is.
 
     Args:
@@ -123,53 +123,53 @@ def open_sound(
         blocks.append(block)
         held += block.size
         if held > most:
-            return Sound(None, source, channel, track)
+            return AudioSource(None, source, channel, track)
         if stop is not None and stop.is_set():
             break
-    return Sound(join_blocks(blocks))
+    return AudioSource(join_blocks(blocks))
 
 
-def open_recording(
+def open_audio(
     source: Source,
     *,
     channel: int | str = "mix",
     track: int | str | None = None,
     held_seconds: float = HELD_SECONDS,
     stop: Event | None = None,
-) -> Sound | Channels:
-    """Open a recording as `open_sound` does, all channels mixed, one of them, or each.
+) -> AudioSource | ChannelSources:
+    """Open a recording as `open_source` does, all channels mixed, one of them, or each.
 
     Args:
         channel: "mix", the number of one channel, from 1, or "each".
         track: number or language of the audio track; None is the file's default.
 
     Raises:
-        AudioError: as `open_sound`; or there is no such channel or track.
+        AudioError: as `open_source`; or there is no such channel or track.
     """
     source = readable(source, stop)
     if channel == "each":
         count = chosen_track(source, track).channels
         each = (
-            open_sound(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
+            open_source(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
             for number in range(1, count + 1)
         )
-        return Channels(tuple(each))
+        return ChannelSources(tuple(each))
     number = None if channel == "mix" else int(channel)
-    return open_sound(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
+    return open_source(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
 
 
-def sound_of_samples(
+def source_of_samples(
     samples: Any,
     sampling_rate: Any = SAMPLING_RATE,
     *,
     channel: int | str = "mix",
     track: int | str | None = None,
-) -> Sound | Channels:
+) -> AudioSource | ChannelSources:
     """Take samples as a recording, all channels mixed, one of them, or each.
 
     Args:
         samples, sampling_rate: as `recording_channels` takes them.
-        channel: as for `open_recording`.
+        channel: as for `open_audio`.
         track: None or 1: samples are a single track.
 
     Raises:
@@ -179,10 +179,10 @@ def sound_of_samples(
         raise AudioError(f"audio track {track!r}: samples are a single track; leave it out")
     channels = recording_channels(samples, sampling_rate)
     if channel == "mix":
-        return Sound(mix(channels))
+        return AudioSource(mix(channels))
     if channel == "each":
-        return Channels(tuple(Sound(each) for each in channels))
+        return ChannelSources(tuple(AudioSource(each) for each in channels))
     if int(channel) > len(channels):
         count = f"{len(channels)} {'channel' if len(channels) == 1 else 'channels'}"
         raise AudioError(f"channel {channel}: the samples have {count}")
-    return Sound(channels[int(channel) - 1])
+    return AudioSource(channels[int(channel) - 1])
