@@ -45,7 +45,7 @@ from _harness import (
 
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import load_audio
+from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
 from whisper_flash_attention.benchmark.features import (
     CLIP_SAMPLES,

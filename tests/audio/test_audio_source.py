@@ -13,8 +13,8 @@ import pytest
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource, open_source
-from whisper_flash_attention.audio.long_speech import cut as chunks_between
 from whisper_flash_attention.audio.vad import Span
+from whisper_flash_attention.audio.vad import cut as chunks_between
 from whisper_flash_attention.errors import AudioError
 
 

@@ -5,8 +5,9 @@ features (`log_mel`, `mel` and `mel_windows`, which import PyTorch), where someb
 index of the bundled clips. It must not know models, tokens or the command line.
 """
 
+from whisper_flash_attention.audio.audio_source import audio_tracks, load_audio, stream_audio
 from whisper_flash_attention.audio.bundled_clips import BundledClip, bundled_recordings
-from whisper_flash_attention.audio.load import SAMPLING_RATE, audio_tracks, load_audio, stream_audio
+from whisper_flash_attention.audio.samples import SAMPLING_RATE
 from whisper_flash_attention.audio.tracks import AudioTrack
 
 __all__ = [

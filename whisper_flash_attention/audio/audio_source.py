@@ -1,28 +1,212 @@
-"""A recording that can be read from its beginning as often as needed: held, or left in its file.
+"""Recordings opened for reading: decoded as a whole, block by block, or ahead of use.
 
-What is short is decoded once and held. A long recording is decoded anew each time it is read, so
-that memory does not grow with its length.
+`load_audio` and `stream_audio` decode a file of any format through PyAV (FFmpeg) into mono float32
+samples at one rate. An `AudioSource` can be read from its beginning as often as needed: a short
+recording is decoded once and held; a long one is decoded again each time it is read, so that
+memory does not grow with its length. `open_ahead` opens many recordings in threads; decoding is the
+work of FFmpeg, during most of which other Python threads proceed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
-from whisper_flash_attention.audio.container import Source, name_of
-from whisper_flash_attention.audio.decode import Samples
-from whisper_flash_attention.audio.load import (
-    SAMPLING_RATE,
-    chosen_track,
-    join_blocks,
-    stream_audio,
+import numpy as np
+
+from whisper_flash_attention.audio.container import Source, name_of, open_container, readable
+from whisper_flash_attention.audio.decode import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    MOST_SECONDS,
+    Decoding,
 )
-from whisper_flash_attention.audio.readable import readable
-from whisper_flash_attention.audio.silence import length_of_silence
-from whisper_flash_attention.audio.waveforms import mix, recording_channels
-from whisper_flash_attention.errors import AudioError
+from whisper_flash_attention.audio.samples import (
+    SAMPLING_RATE,
+    ChannelMixer,
+    Samples,
+    length_of_silence,
+    mix,
+    recording_channels,
+)
+from whisper_flash_attention.audio.tracks import AudioTrack, check_track, choose_track, tracks_of
+from whisper_flash_attention.errors import AudioError, OptionError
+
+# The longest recording that is held in memory as a whole: 5.5 GB at 16 kHz.
+MOST_SECONDS_HELD = 24 * 3600
+
+
+def load_audio(
+    source: Source,
+    sampling_rate: int = SAMPLING_RATE,
+    *,
+    channel: int | None = None,
+    track: int | str | None = None,
+) -> Samples:
+    """Decode `source` into mono float32 samples `[T]` within [-1, 1] at `sampling_rate` Hz.
+
+    Every format of PyAV's FFmpeg is read (wav, flac, mp3, ogg, opus, m4a, mp4, ...). Decoding goes
+    frame by frame; the peak of memory is twice the result, of which 24 hours are the most.
+
+    Time counts as for a player, from where the whole container begins: where its time stamps say
+    that a track begins late or has a gap, silence is put in. A gap of more than an hour, or of more
+    than the container's length, is a damaged time stamp.
+
+    Channels are mixed with the standard weights of their places (ITU-R BS.775, low-frequency
+    effects left out), those without a place equally. Where they cancel each other, the loudest is
+    used instead, and a warning says so.
+
+    An open file is read from its beginning and left open. One that cannot seek, or a named pipe, is
+    copied to its end first, from where it is, into a temporary file if it is long.
+
+    A damaged recording gives what could be decoded, and one warning in the log that says how much
+    was damaged or is missing, so that a part is never passed off as the whole. A plain PCM file has
+    nothing by which damage inside it could be noticed; an Ogg file that was cut off between two
+    pages looks like a shorter one.
+
+    Args:
+        source: name of a file, bytes, or a file that was opened for reading bytes.
+        sampling_rate: of the result, 2,000 to 3,072,000 Hz.
+        channel: the only channel to read, from 1; all of them are mixed if left out.
+        track: the audio track to read, by its number from 1 or its language ("en", "eng"); if left
+            out the one that FFmpeg calls best, which heeds the container's default mark.
+
+    Raises:
+        AudioError: it is missing, a folder, not readable, not audio, has no samples, nothing of it
+            can be decoded, its sampling rate is below 2,000 or above 3,072,000 Hz, it is too long,
+            or has no such channel or track. The message names the file.
+        OptionError: the rate, channel or track makes no sense for any recording.
+    """
+    return join_blocks(
+        stream_audio(
+            source,
+            sampling_rate=sampling_rate,
+            channel=channel,
+            track=track,
+            most_seconds=MOST_SECONDS_HELD,
+        )
+    )
+
+
+def stream_audio(
+    source: Source,
+    *,
+    sampling_rate: int = SAMPLING_RATE,
+    block_seconds: float = 30.0,
+    start: float = 0.0,
+    end: float | None = None,
+    channel: int | None = None,
+    track: int | str | None = None,
+    most_seconds: float = MOST_SECONDS,
+) -> Iterator[Samples]:
+    """Decode `source` block by block, in memory that does not grow with its length.
+
+    Joined, the blocks are what `load_audio` gives, from `start` to `end`. What is before `start` is
+    decoded and dropped, since a codec's samples depend on what came before; what is behind `end` is
+    not read.
+
+    Args:
+        source: as for `load_audio`.
+        sampling_rate: of the result, 2,000 to 3,072,000 Hz.
+        block_seconds: length of a block; only the last may be shorter.
+        start, end: seconds of the recording to give, all of it if left out.
+        channel, track: as for `load_audio`.
+        most_seconds: refuse a recording that goes on for longer; a week if left out. Whoever keeps
+            the blocks passes `MOST_SECONDS_HELD`, since hours of silence fit into a small file.
+
+    Returns:
+        Blocks of mono float32 samples `[T]` within [-1, 1], of which the caller owns the memory.
+
+    Raises:
+        OptionError: at once, if the rate or a length is out of range, `end` is not after `start`,
+            or `channel` or `track` makes no sense.
+        AudioError: with the first block, as `load_audio`, or where nothing is left from `start` on.
+            That a recording is too long or not finite shows only when it was read so far, after
+            blocks that were given already. Warnings come last, too.
+    """
+    if not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
+        raise OptionError(
+            f"sampling_rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}"
+        )
+    size = _samples_of("block_seconds", block_seconds, sampling_rate)
+    first = _samples_of("start", start, sampling_rate)
+    last = None if end is None else _samples_of("end", end, sampling_rate)
+    if size == 0:
+        raise OptionError(f"block_seconds is {block_seconds}, less than one sample")
+    if last is not None and last <= first:
+        raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
+    if channel is not None and (type(channel) is not int or channel < 1):
+        raise OptionError(f"channel must be 1 or more, got {channel!r}")
+    check_track(track)
+    decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)
+    return _blocks(source, size, track, decoding)
+
+
+def audio_tracks(source: Source) -> list[AudioTrack]:
+    """List the audio tracks of a recording, in the order in which `track` counts them.
+
+    Raises:
+        AudioError: as `load_audio`, if it is not a recording.
+    """
+    with open_container(source) as recording:
+        return tracks_of(recording.container)
+
+
+def chosen_track(source: Source, track: int | str | None = None) -> AudioTrack:
+    """Return the audio track that `load_audio` reads.
+
+    Raises:
+        AudioError: as `load_audio`, if it is not a recording or has no such track.
+    """
+    check_track(track)
+    with open_container(source) as recording:
+        return choose_track(recording.container, track, recording.name)[0]
+
+
+def join_blocks(blocks: Iterable[Samples]) -> Samples:
+    """Join blocks `[T]` of `stream_audio`, at least one, into one array."""
+    found = list(blocks)
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise OptionError(f"{name} must be seconds, not negative, got {seconds}")
+    return round(seconds * sampling_rate)
+
+
+def _blocks(
+    source: Source, size: int, track: int | str | None, decoding: Decoding
+) -> Iterator[Samples]:
+    with open_container(source) as recording:
+        chosen, stream = choose_track(recording.container, track, recording.name)
+        for block in _regrouped(decoding.run(recording, stream), size):
+            if not np.isfinite(block).all():
+                raise AudioError(f"{recording.name}: holds samples that are not finite numbers")
+            yield np.clip(block, -1.0, 1.0, out=block)
+        decoding.report(recording, chosen)
+
+
+def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
+    """New arrays of `size` samples each, the last with what is left."""
+    kept: list[Samples] = []
+    missing = size
+    for piece in pieces:
+        while len(piece) >= missing:
+            yield np.concatenate([*kept, piece[:missing]])
+            kept, piece, missing = [], piece[missing:], size
+        kept.append(piece)
+        missing -= len(piece)
+    if missing < size:
+        yield np.concatenate(kept)
+
 
 # Up to here a recording is held: 38 MB of samples.
 HELD_SECONDS = 600.0
@@ -186,3 +370,97 @@ def source_of_samples(
         count = f"{len(channels)} {'channel' if len(channels) == 1 else 'channels'}"
         raise AudioError(f"channel {channel}: the samples have {count}")
     return AudioSource(channels[int(channel) - 1])
+
+
+# More threads than this wait for one another: between two calls of FFmpeg there is Python.
+MOST_WORKERS = 4
+
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One recording that can be read, or the error that came instead."""
+
+    source: Source
+    audio: AudioSource | ChannelSources | None = None
+    error: AudioError | None = None
+
+
+def open_ahead(
+    sources: Iterable[Source],
+    *,
+    channel: int | str = "mix",
+    track: int | str | None = None,
+    workers: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[Opened]:
+    """Open recordings as `open_audio` does, in threads, and give them in their order.
+
+    A recording that cannot be read gives its error, and the others go on. Closing the iterator
+    stops the threads, each after the block that it is decoding.
+
+    Args:
+        sources: as for `load_audio`; taken as they are needed, in the caller's thread.
+        channel, track: as for `open_audio`, of every recording.
+        workers: threads; if left out one per core, but at most 4.
+        ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
+            included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
+
+    Raises:
+        OptionError: at once, if a number is below 1.
+    """
+
+    def open_one(source: Source, stop: Event) -> Opened:
+        try:
+            return Opened(source, open_audio(source, channel=channel, track=track, stop=stop))
+        except AudioError as error:
+            return Opened(source, error=error)
+
+    return work_ahead(sources, open_one, workers=workers, ahead=ahead)
+
+
+def work_ahead(
+    entries: Iterable[Entry],
+    work: Callable[[Entry, Event], Result],
+    *,
+    workers: int | None = None,
+    ahead: int | None = None,
+) -> Iterator[Result]:
+    """Do the same with many entries in threads, and give the results in the entries' order.
+
+    Args:
+        entries: taken as they are needed, in the caller's thread.
+        work: called in a thread with an entry and an event; when that is set, nobody will see the
+            result, and the work may be left. What it raises is raised in the caller's thread.
+        workers, ahead: as for `open_ahead`.
+
+    Raises:
+        OptionError: at once, if a number is below 1.
+    """
+    workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
+    ahead = workers + 1 if ahead is None else ahead
+    for name, number in (("workers", workers), ("ahead", ahead)):
+        if number < 1:
+            raise OptionError(f"{name} must be at least 1, got {number}")
+    return _in_order(iter(entries), work, workers, ahead)
+
+
+def _in_order(
+    entries: Iterator[Entry], work: Callable[[Entry, Event], Result], workers: int, ahead: int
+) -> Iterator[Result]:
+    stop = Event()
+    pending: deque[Future[Result]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="work_ahead")
+    try:
+        while True:
+            for entry in islice(entries, ahead - len(pending)):
+                pending.append(executor.submit(work, entry, stop))
+            if not pending:
+                return
+            # Kept under no name here, so that the caller alone decides how long it lives.
+            yield pending.popleft().result()
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from whisper_flash_attention.audio.audio_source import ChannelSources
-from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.transcribe.results import Segment, Transcription

@@ -18,7 +18,7 @@ import numpy as np
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
-from whisper_flash_attention.audio.load import Samples
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions

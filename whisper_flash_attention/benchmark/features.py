@@ -118,7 +118,7 @@ def librispeech_clips(count: int) -> tuple[list[Samples], str]:
 
 def decode(encoded: bytes) -> Samples:
     """Samples of an audio file that is held in memory."""
-    from whisper_flash_attention.audio.load import load_audio
+    from whisper_flash_attention.audio.audio_source import load_audio
 
     with tempfile.NamedTemporaryFile(suffix=".flac") as file:
         file.write(io.BytesIO(encoded).getbuffer())

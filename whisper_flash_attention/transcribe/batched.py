@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine

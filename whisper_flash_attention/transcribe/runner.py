@@ -16,9 +16,8 @@ from itertools import chain
 from threading import RLock
 from typing import cast
 
-from whisper_flash_attention.audio.ahead import Opened as Decoded
-from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
+from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources, open_ahead
+from whisper_flash_attention.audio.audio_source import Opened as Decoded
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.mel import HOP
-from whisper_flash_attention.audio.silence import SHORTEST
+from whisper_flash_attention.audio.log_mel import HOP
+from whisper_flash_attention.audio.samples import SHORTEST
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence

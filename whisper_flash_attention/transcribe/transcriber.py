@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.load import join_blocks
+from whisper_flash_attention.audio.audio_source import AudioSource, join_blocks
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.transcribe.asking import Asked, Order
@@ -155,7 +154,7 @@ class Transcriber:
             audio: a path, a file's bytes, or a file that is open for reading bytes; an array or
                 tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list of
                 any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
-                types and scales that `audio.waveforms.recording_channels` tells.
+                types and scales that `audio.samples.recording_channels` tells.
             on_progress: called with the share that is done, from 0.0, as windows are read.
             **asked: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
                 `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as `Asked`
@@ -350,8 +349,8 @@ class Transcriber:
             yield work, read
 
     def _reading(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Reading:
-        from whisper_flash_attention.audio.long_speech import find_stretches
-        from whisper_flash_attention.audio.mel_windows import MelWindows
+        from whisper_flash_attention.audio.log_mel import MelWindows
+        from whisper_flash_attention.audio.vad import find_stretches
         from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
         from whisper_flash_attention.transcribe.reading import Reading
 
@@ -370,7 +369,7 @@ class Transcriber:
         return work.reading
 
     def _speech(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Speech:
-        from whisper_flash_attention.audio.long_speech import cut_all, find_speech
+        from whisper_flash_attention.audio.vad import cut_all, find_speech
         from whisper_flash_attention.transcribe.batched import Speech
         from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
 
@@ -425,8 +424,7 @@ class Transcriber:
         """
         import torch
 
-        from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
-        from whisper_flash_attention.audio.mel import HOP
+        from whisper_flash_attention.audio.log_mel import HOP, log_mel, log_mel_whole
 
         is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
         features = (log_mel_whole if is_long else log_mel)(

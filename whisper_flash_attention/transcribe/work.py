@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any, cast
 
-from whisper_flash_attention.audio.ahead import work_ahead
 from whisper_flash_attention.audio.audio_source import (
     AudioSource,
     ChannelSources,
     open_audio,
     source_of_samples,
+    work_ahead,
 )
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe.asking import Wish
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from whisper_flash_attention.audio.load import Source
+    from whisper_flash_attention.audio.container import Source
     from whisper_flash_attention.audio.vad import Chunk
     from whisper_flash_attention.transcribe.batched import Speech
     from whisper_flash_attention.transcribe.reading import Read, Reading

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.audio.encoding import Samples, mux_late
 from whisper_flash_attention.audio import load_audio, stream_audio
-from whisper_flash_attention.audio.timeline import (
+from whisper_flash_attention.audio.decode import (
     LONGEST_GAP,
     MOST_SILENCE,
     MOST_UNANNOUNCED_SILENCE,

@@ -1,7 +1,9 @@
-"""Sound that a caller brings as an array of any kind, as float32 samples at one rate.
+"""Samples as callers provide them: mono float32 at 16 kHz, mixed, resampled, checked for silence.
 
-An array of a recording goes through `recording_channels`, which also looks at its scale; clips
-whose features are computed, as `WhisperFeatureExtractor` takes them, through the others.
+Arrays that are a recording go through `recording_channels`, which also checks their scale; clips
+whose features are computed, as `WhisperFeatureExtractor` takes them, through `mono_samples`,
+`mono_tensor` and `unchecked_samples`. `ChannelMixer` mixes the channels of decoded files;
+`is_silence` recognizes samples without sound, for which Whisper invents words ("you").
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+Samples = npt.NDArray[np.float32]
+
+SAMPLING_RATE = 16_000  # Hz; what every Whisper checkpoint was trained on
 
 # An axis of a two-dimensional array with at most this many entries is that of channels.
 MOST_CHANNELS = 8
@@ -37,9 +44,7 @@ _SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}
 _LOST = 0.01
 
 
-def mono_samples(
-    clip: Any, sampling_rate: int, wanted_rate: int = 16_000
-) -> npt.NDArray[np.float32]:
+def mono_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Samples:
     """The samples of one clip, mono, `[T]` in float32 at `wanted_rate` Hz.
 
     Args:
@@ -58,16 +63,14 @@ def mono_samples(
     return samples
 
 
-def check_finite(samples: npt.NDArray[np.float32]) -> None:
+def check_finite(samples: Samples) -> None:
     """Raise `AudioError` if not all of the mono samples `[T]` are finite."""
     # The sum of their squares tells, in one pass that allocates nothing, unless it is too large.
     if not math.isfinite(float(np.dot(samples, samples))) and not np.isfinite(samples).all():
         raise AudioError("the samples hold numbers that are not finite")
 
 
-def unchecked_samples(
-    clip: Any, sampling_rate: int, wanted_rate: int = 16_000
-) -> npt.NDArray[np.float32]:
+def unchecked_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Samples:
     """As `mono_samples`, for a caller that sees to it that all samples are finite."""
     rate = checked_rate(sampling_rate)
     samples = _mono(_as_floats(_as_array(clip)))
@@ -78,7 +81,7 @@ def unchecked_samples(
 
 def recording_channels(
     recording: Any, sampling_rate: Any = 16_000, wanted_rate: int = 16_000
-) -> npt.NDArray[np.float32]:
+) -> Samples:
     """The channels of a recording, `[channels, T]` in float32 within [-1, 1] at `wanted_rate` Hz.
 
     Args:
@@ -114,13 +117,13 @@ def recording_channels(
     return np.require(samples, np.float32, ["C", "W"])
 
 
-def mix(channels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def mix(channels: Samples) -> Samples:
     """Mix channels `[channels, T]` into one `[T]`: their mean.
 
     Where channels cancel one another out (opposite phases), the loudest is taken instead, with a
     warning in the log.
     """
-    mixed: npt.NDArray[np.float32]
+    mixed: Samples
     if len(channels) == 1:
         mixed = channels[0]
         return mixed
@@ -207,7 +210,7 @@ def _array_of_tensor(tensor: Tensor) -> npt.NDArray[Any]:
     return np.asarray((plain.float() if plain.is_floating_point() else plain).numpy())
 
 
-def _as_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _as_floats(array: npt.NDArray[Any]) -> Samples:
     if np.issubdtype(array.dtype, np.floating):
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found later
             return array.astype(np.float32, copy=False)
@@ -218,7 +221,7 @@ def _as_floats(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     raise _wrong_kind(array.dtype)
 
 
-def _on_scale(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def _on_scale(array: npt.NDArray[Any]) -> Samples:
     """Samples `[channels, T]` of any dtype as float32 within [-1, 1]."""
     if array.dtype.kind == "i" and array.dtype.itemsize > 2:
         most = max(abs(int(array.min())), abs(int(array.max())))
@@ -272,11 +275,11 @@ def _wrong_kind(dtype: object) -> AudioError:
     )
 
 
-def _mono(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _mono(array: Samples) -> Samples:
     axis = _channel_axis(array.shape)
     if axis is None:
         return array
-    mixed: npt.NDArray[np.float32] = array.mean(axis=axis, dtype=np.float32)
+    mixed: Samples = array.mean(axis=axis, dtype=np.float32)
     return mixed
 
 
@@ -293,9 +296,7 @@ def _channel_axis(shape: Sequence[int]) -> int | None:
     return few[0]
 
 
-def _resampled(
-    samples: npt.NDArray[np.float32], rate: int, wanted_rate: int
-) -> npt.NDArray[np.float32]:
+def _resampled(samples: Samples, rate: int, wanted_rate: int) -> Samples:
     """Samples `[T]` at another rate, by the resampler that decoding uses."""
     import av
 
@@ -309,3 +310,138 @@ def _resampled(
     frames += resampler.resample(None)
     pieces = [each.to_ndarray()[0] for each in frames]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+# Weights of ITU-R BS.775's mix to mono: against left and right the centre, which both loudspeakers
+# play, is 3 dB louder and surrounds are 3 dB softer. It leaves the low-frequency effects out.
+_FRONT, _CENTRE, _SURROUND = 0.5**0.5, 1.0, 0.5
+_WEIGHTS = {
+    **dict.fromkeys(("FL", "FR", "FLC", "FRC", "WL", "WR", "DL", "DR"), _FRONT),
+    "FC": _CENTRE,
+    **dict.fromkeys(("BL", "BR", "BC", "SL", "SR", "SDL", "SDR", "SSL", "SSR"), _SURROUND),
+    **dict.fromkeys(("TC", "TFL", "TFC", "TFR", "TBL", "TBC", "TBR", "TSL", "TSR"), _SURROUND),
+    **dict.fromkeys(("LFE", "LFE2"), 0.0),
+    "AMBI0": 1.0,  # a sound field's omnidirectional part; the others have directions as their signs
+}
+
+# Mean square of the mix against that of channels that have nothing in common. Below the first the
+# channels cancel each other; above the second they no longer do.
+_CANCELLED, _RECOVERED = 0.01, 0.1
+# Mean square of the loudest channel, -80 dB of full scale, below which there is nothing to lose.
+_SILENT = 1e-8
+
+
+def mix_weights(names: Sequence[str]) -> Samples:
+    """Return the share `[channels]` of each channel in the mix; the shares' sum is 1.
+
+    Args:
+        names: FFmpeg's names of the channels. Where a name has no standard weight, as those of
+            channels without a place ("NONE"), all channels have the same.
+    """
+    known = all(name in _WEIGHTS or name.startswith("AMBI") for name in names)
+    weights = np.array([_WEIGHTS.get(name, 0.0) if known else 1.0 for name in names], np.float32)
+    if not weights.any():  # low-frequency effects alone
+        weights[:] = 1.0
+    return np.asarray(weights / weights.sum(), np.float32)
+
+
+@dataclass(slots=True)
+class ChannelMixer:
+    """Make one channel of many, piece after piece of a recording.
+
+    Where channels cancel each other (a microphone cable with swapped wires turns the phase of one
+    side), the mix would lose what they hold. The loudest channel is then used instead, until the
+    mix is sound again. This is decided for each piece from the pieces before it, so that it is
+    decided the same whenever a recording is read with the same sampling rate.
+
+    Args:
+        channel: the only one to read, from 1; None mixes them.
+
+    Attributes:
+        replaced: samples for which a channel was used in place of the mix.
+        missing: samples of silence in place of `channel`, where a recording has fewer channels.
+    """
+
+    channel: int | None = None
+    replaced: int = 0
+    missing: int = 0
+    _names: tuple[str, ...] = ()
+    _weights: Samples = field(default_factory=lambda: np.ones(1, np.float32))
+    _substitute: int | None = None
+
+    def mix(self, samples: Samples, names: tuple[str, ...]) -> Samples:
+        """Return one channel `[T]` of a piece `[T, channels]`."""
+        if self.channel is not None:
+            if self.channel <= samples.shape[1]:
+                return samples[:, self.channel - 1]
+            self.missing += len(samples)
+            return np.zeros(len(samples), np.float32)
+        if samples.shape[1] == 1:
+            return samples[:, 0]
+        if names != self._names:
+            self._names, self._weights, self._substitute = names, mix_weights(names), None
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for such numbers
+            mixed = self._weighted(samples)
+            self._judge(samples, mixed)
+        if self._substitute is None:
+            return mixed
+        self.replaced += len(samples)
+        return samples[:, self._substitute]
+
+    def _weighted(self, samples: Samples) -> Samples:
+        """Sum up channel by channel: the order of a matrix product depends on sizes."""
+        used = np.flatnonzero(self._weights)
+        if (self._weights[used] == self._weights[used[0]]).all():
+            total: Samples = samples[:, used[0]].copy()
+            for index in used[1:]:
+                total += samples[:, index]
+            total /= np.float32(len(used))
+            return total
+        total = samples[:, used[0]] * self._weights[used[0]]
+        for index in used[1:]:
+            total += samples[:, index] * self._weights[index]
+        return total
+
+    def _judge(self, samples: Samples, mixed: Samples) -> None:
+        powers = np.square(samples).mean(axis=0, dtype=np.float64)  # [channels]
+        powers[self._weights == 0.0] = 0.0
+        loudest = int(powers.argmax())
+        if not powers[loudest] > _SILENT:
+            return
+        kept = np.square(mixed).mean(dtype=np.float64)
+        expected = (np.square(self._weights) * powers).sum()
+        if kept < _CANCELLED * expected:
+            self._substitute = loudest if self._substitute is None else self._substitute
+        elif kept > _RECOVERED * expected:
+            self._substitute = None
+
+
+# Nothing shorter is a word.
+SHORTEST = SAMPLING_RATE // 10
+# Rounding to 16 bits, with dither, moves samples by up to two steps of 2^-15 either way.
+NOISE = np.float32(4 / 32768)
+
+
+def is_silence(samples: Samples) -> bool:
+    """Return whether samples `[T]` at 16 kHz are too few for a word, or nothing but rounding noise.
+
+    A constant level (DC) is no sound either. NaN is not silence, so that it is found later.
+    """
+    return length_of_silence([samples]) is not None
+
+
+def length_of_silence(blocks: Iterable[Samples]) -> int | None:
+    """Return the number of samples in all blocks `[T]` if they are silence; None if there is sound.
+
+    Blocks are taken until there is sound, in most recordings a single one.
+    """
+    size, low, high = 0, np.float32(np.inf), np.float32(-np.inf)
+    for block in blocks:
+        size += block.size
+        # Samples far apart tell nearly always.
+        for some in (block[:: 1 + block.size // 64], block):
+            if some.size:
+                low, high = np.minimum(low, some.min()), np.maximum(high, some.max())
+            if size >= SHORTEST and not high - low <= NOISE:
+                return None
+    return size

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.audio.encoding import Samples, write_channels, write_wave
 from whisper_flash_attention.audio import load_audio, stream_audio
-from whisper_flash_attention.audio.channels import ChannelMixer, mix_weights
+from whisper_flash_attention.audio.samples import ChannelMixer, mix_weights
 from whisper_flash_attention.errors import AudioError, OptionError
 
 SIDE_5_1 = ("FL", "FR", "FC", "LFE", "SL", "SR")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from whisper_flash_attention.audio.waveforms import (
+from whisper_flash_attention.audio.samples import (
     mix,
     mono_samples,
     mono_tensor,

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from tests.audio.encoding import read_wave, write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.long_speech import cut, cut_all, find_speech
-from whisper_flash_attention.audio.vad import Span, all_chunks, speech_chunks
+from whisper_flash_attention.audio.vad import (
+    Span,
+    all_chunks,
+    cut,
+    cut_all,
+    find_speech,
+    speech_chunks,
+)
 from whisper_flash_attention.errors import AudioError
 
 

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from tests.audio.encoding import write_wave
-from whisper_flash_attention.audio import load_audio, readable
+from whisper_flash_attention.audio import container, load_audio
 from whisper_flash_attention.audio.audio_source import ChannelSources, open_audio, open_source
-from whisper_flash_attention.audio.readable import Shared, spool
-from whisper_flash_attention.audio.readable import readable as make_readable
+from whisper_flash_attention.audio.container import Shared, readable, spool
 from whisper_flash_attention.errors import AudioError
 
 
@@ -36,7 +35,7 @@ def stereo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable, "PIPE_SECONDS", 0.3)
+    monkeypatch.setattr(container, "PIPE_SECONDS", 0.3)
 
 
 def in_thread(work: Callable[[], None]) -> threading.Thread:
@@ -86,7 +85,7 @@ def test_a_file_in_an_archive_is_read(stereo: Path, tmp_path: Path) -> None:
 def test_several_readers_of_one_file_do_not_disturb_one_another(stereo: Path) -> None:
     content = stereo.read_bytes()
     with stereo.open("rb") as file:
-        first, second = make_readable(file), make_readable(file)
+        first, second = readable(file), readable(file)
         assert isinstance(first, Shared) and isinstance(second, Shared)
         parts: list[list[bytes]] = [[], []]
         for _ in range(0, len(content), 1000):
@@ -150,8 +149,8 @@ def test_a_stream_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         while True:
             yield bytes(1000)
 
-    assert readable.MOST_BYTES == 4 * 2**30
-    monkeypatch.setattr(readable, "MOST_BYTES", 2**20)
+    assert container.MOST_BYTES == 4 * 2**30
+    monkeypatch.setattr(container, "MOST_BYTES", 2**20)
     with pytest.raises(
         AudioError, match=r"stdin: more than 0\.000976562 GiB came through this str"
     ):
@@ -159,7 +158,7 @@ def test_a_stream_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_stream_is_on_disk_and_a_full_disk_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable, "MOST_IN_MEMORY", 1000)
+    monkeypatch.setattr(container, "MOST_IN_MEMORY", 1000)
     copy = spool([bytes(600), bytes(600)], "stdin")
     assert copy.name == "stdin"
     assert isinstance(copy._file.fileno(), int)
@@ -171,7 +170,7 @@ def test_a_long_stream_is_on_disk_and_a_full_disk_an_error(monkeypatch: pytest.M
         def write(self, chunk: bytes) -> None:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(readable, "Spooled", Full)
+    monkeypatch.setattr(container, "Spooled", Full)
     with pytest.raises(AudioError, match=r"file after 0 MiB \(No space left on device\)"):
         spool([bytes(600)], "stdin")
 
@@ -261,6 +260,6 @@ def test_a_pipe_whose_writer_is_gone_already_is_read(stereo: Path) -> None:
 
 
 def spool_of(path: str) -> BinaryIO:
-    found = make_readable(path)
+    found = readable(path)
     assert isinstance(found, Shared)
     return found  # type: ignore[return-value]

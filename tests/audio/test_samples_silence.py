@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whisper_flash_attention.audio.silence import SHORTEST, is_silence, length_of_silence
+from whisper_flash_attention.audio.samples import SHORTEST, is_silence, length_of_silence
 
 STEP = 1 / 32768
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
-from whisper_flash_attention.audio.mel_windows import MelWindows
+from whisper_flash_attention.audio.log_mel import MelWindows, log_mel, log_mel_whole
 from whisper_flash_attention.errors import AudioError
 
 CPU = torch.device("cpu")

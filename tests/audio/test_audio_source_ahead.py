@@ -14,8 +14,9 @@ import pytest
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import audio_source as module
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.load import Samples, Source
+from whisper_flash_attention.audio.audio_source import open_ahead
+from whisper_flash_attention.audio.container import Source
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import AudioError, OptionError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whisper_flash_attention.audio.levels import (
+from whisper_flash_attention.audio.frames import (
     Levels,
     levels_of,
     quietest,
