@@ -63,7 +63,7 @@ from whisper_flash_attention.engine import token_timestamps
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.transcribe import Transcriber, batched
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 Samples = npt.NDArray[np.float32]
 

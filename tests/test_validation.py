@@ -26,7 +26,7 @@ from whisper_flash_attention.config import (
     resolve_dtype,
 )
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.asking import Order
+from whisper_flash_attention.transcribe.arguments import Order
 from whisper_flash_attention.validation import shown
 
 SURROGATE = "caf\udce9"

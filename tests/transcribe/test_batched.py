@@ -244,7 +244,7 @@ def test_too_little_text_gives_way_to_that_of_both_halves(transcriber, monkeypat
 def test_sound_between_speech_is_judged_by_each_threshold(
     transcriber, monkeypatch, no_speech
 ) -> None:
-    """An result as likely as these is no silence otherwise."""
+    """A result as likely as these is no silence otherwise."""
     Scripted({(10, 5): text(transcriber, 0.0, ONE, 5.0)}, no_speech).patch(monkeypatch)
     plain, _ = read_chunks(transcriber, [sound(10.0, 5.0)])
     assert len(plain) == 1

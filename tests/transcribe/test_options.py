@@ -14,7 +14,7 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.asking import Asked
+from whisper_flash_attention.transcribe.arguments import Asked
 
 
 @pytest.fixture(scope="module")

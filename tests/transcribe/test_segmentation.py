@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.transcribe.segmentation import TokenSpan, split_at_timestamps
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 WORDS = Vocabulary(
     start=50258,

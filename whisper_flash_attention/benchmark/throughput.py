@@ -44,10 +44,14 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
-from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.prefetch import prefetch
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.batched import (
+    BatchedReader,
+    Item,
+    Speech,
+    prefetch,
+    spoken_window,
+)
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.words import WordAligner
 

@@ -4,40 +4,118 @@ No chunk waits for another, so that one long recording fills a batch as well as 
 A chunk has no text before it as context. Its result is judged and decoded again as in the
 sequential algorithm, and all of it is kept: what follows the last pair of timestamps is a segment,
 too. What the result leaves out of the chunk (`leftovers`) is read once more, with other chunks.
+
+On a GPU a thread prepares the next batch and copies it (`prefetch`) while the device works on the
+one before; copies are not interrupted by other Python threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.cuda_graphs import copying_stream
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.transcribe.leftovers import leftovers
-from whisper_flash_attention.transcribe.prefetch import prefetch
 from whisper_flash_attention.transcribe.prompts import PromptBuilder, PromptFields
 from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
     TokenSpan,
+    leftovers,
     split_at_timestamps,
 )
 from whisper_flash_attention.transcribe.sequential import segment_of
-from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import (
+    DecodingResult,
+    Window,
+    WindowDecoder,
+    decode_windows,
+)
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
+
+Batch = TypeVar("Batch")
+Clip = npt.NDArray[np.float32]
+# Clips that share one piece of pinned memory, which is used again once it is copied.
+CLIPS_AT_A_TIME = 32
+
+
+def prefetch(
+    batches: Iterator[Batch], clips_of: Callable[[Batch], list[Clip]], device: torch.device
+) -> Generator[tuple[Batch, list[Any]]]:
+    """Each batch, and its clips on the device; the next batch is made ready meanwhile.
+
+    What `batches` raises is raised where its batch would come. On a CPU nothing is copied, and
+    nothing is done ahead. Once this generator is closed, no batch is taken any more.
+
+    Args:
+        batches: taken from another thread if there is a GPU.
+        clips_of: a batch's mono clips `[T]`.
+        device: of the copies.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, list(clips_of(batch))
+        return
+
+    # Made here: a new thread has no CUDA context to make it in.
+    stream = copying_stream(device)
+
+    def make() -> tuple[Batch, _Copies] | None:
+        batch = next(batches, None)
+        return None if batch is None else (batch, _Copies(clips_of(batch), stream))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="whisper-flash-staging") as thread:
+        coming = thread.submit(make)
+        while (made := coming.result()) is not None:
+            coming = thread.submit(make)
+            batch, copies = made
+            yield batch, copies.arrived()
+
+
+class _Copies:
+    """Clips on their way to a GPU, on a stream beside the one that computes."""
+
+    def __init__(self, clips: list[Clip], stream: torch.cuda.Stream) -> None:
+        self._clips: list[Tensor] = []
+        self._rooms: list[Tensor] = []
+        with torch.cuda.stream(stream):
+            for start in range(0, len(clips), CLIPS_AT_A_TIME):
+                self._copy(clips[start : start + CLIPS_AT_A_TIME], stream.device)
+            self._event = stream.record_event()
+
+    def _copy(self, clips: list[Clip], device: torch.device) -> None:
+        room = torch.empty((len(clips), max(len(clip) for clip in clips)), pin_memory=True)
+        for row, clip in zip(room.numpy(), clips, strict=True):
+            row[: len(clip)] = clip
+        there = room.to(device, non_blocking=True)
+        self._rooms.append(there)
+        self._clips += [row[: len(clip)] for row, clip in zip(there, clips, strict=True)]
+
+    def arrived(self) -> list[Tensor]:
+        """The clips, which the current stream does not touch before they are there."""
+        stream = torch.cuda.current_stream(self._rooms[0].device)
+        stream.wait_event(self._event)
+        for room in self._rooms:
+            room.record_stream(stream)
+        return self._clips
+
 
 # Chunks are encoded, and words looked for, in so many groups for all slots.
 GROUPS = 4
@@ -208,7 +286,7 @@ class BatchedReader:
         return (items, _clips(items)) if items else None
 
     def _note_left(self, item: Item, result: DecodingResult) -> None:
-        """Have what an result leaves out of its chunk read, too."""
+        """Have what a result leaves out of its chunk read, too."""
         if item.depth == MOST_DEPTH or not self._is_heard(item.chunk, result):
             return
         most = self._options.max_new_tokens
@@ -354,7 +432,7 @@ class BatchedReader:
         return tuple(found)
 
     def _is_heard(self, chunk: Chunk, result: DecodingResult) -> bool:
-        """Whether an result counts: it is not silence, and believed where speech is doubtful."""
+        """Whether a result counts: it is not silence, and believed where speech is doubtful."""
         if chunk.is_doubtful and not self._decoder.is_credible(result):
             return False
         return not self._decoder.is_silent(result)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
-from whisper_flash_attention.transcribe.word_durations import AFTER_A_WORD, BEFORE_A_WORD
+from whisper_flash_attention.transcribe.words import AFTER_A_WORD, BEFORE_A_WORD
 
 # A word is less credible if it is less probable, or of another length (seconds).
 LEAST_PROBABILITY, SHORTEST, LONGEST = 0.15, 0.133, 2.0

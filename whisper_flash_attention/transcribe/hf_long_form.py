@@ -17,7 +17,7 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.prompts import PromptFields
 from whisper_flash_attention.transcribe.results import Segment
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import likeliest_first
 
 # What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.

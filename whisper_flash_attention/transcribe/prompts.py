@@ -15,7 +15,7 @@ from typing import Any
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ from whisper_flash_attention.audio.audio_source import Opened as Decoded
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.transcribe.asking import Asked
-from whisper_flash_attention.transcribe.batch_size import automatic_batch_size
+from whisper_flash_attention.transcribe.arguments import Asked, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Destination
 from whisper_flash_attention.transcribe.progress import FileProgress

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.reading import Read, Reading
-from whisper_flash_attention.transcribe.ready_queue import ReadyQueue
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
@@ -35,10 +34,46 @@ from whisper_flash_attention.transcribe.segmentation import (
     ends_in_silence,
     split_at_timestamps,
 )
-from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import (
+    DecodingResult,
+    Window,
+    WindowDecoder,
+    decode_windows,
+)
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
+
+Entry = TypeVar("Entry")
+
+
+class ReadyQueue(Generic[Entry]):
+    """Which recordings' next windows can be read now.
+
+    Args:
+        recordings: begun as there is room for them, and known by their numbers from 0 on.
+        most: of them that are being read at a time.
+    """
+
+    def __init__(self, recordings: Iterable[Entry], most: int) -> None:
+        self._waiting = iter(enumerate(recordings))
+        self._room = most
+        self._ready: deque[tuple[int, Entry]] = deque()
+
+    def take(self, count: int) -> list[tuple[int, Entry]]:
+        """Recordings whose turn it is, at most so many; those that have begun come first."""
+        known = min(count, len(self._ready))
+        taken = [self._ready.popleft() for _ in range(known)]
+        new = list(islice(self._waiting, min(count - known, self._room)))
+        self._room -= len(new)
+        return taken + new
+
+    def put_back(self, index: int, recording: Entry, *, is_done: bool) -> None:
+        """A recording that was taken has been read one window further, or to its end."""
+        if is_done:
+            self._room += 1
+        else:
+            self._ready.append((index, recording))
+
 
 FRAMES = 3000
 # A text that was hard to read is no guide to the next window.

@@ -15,12 +15,10 @@ from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import AudioSource, join_blocks
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
-from whisper_flash_attention.transcribe.asking import Asked, Order
+from whisper_flash_attention.transcribe.arguments import Asked, Order
 from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
-from whisper_flash_attention.transcribe.detokenizer import Detokenizer
 from whisper_flash_attention.transcribe.results import Segment, Transcription
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.word_splitting import WordSplitter
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
 from whisper_flash_attention.transcribe.work import (
     Outstanding,
     Progress,
@@ -53,7 +51,7 @@ WHISPER_FEATURES = MappingProxyType(
 class Transcriber:
     """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
 
-    Windows of 30 s follow one another, each from where the last complete segment ended; an result
+    Windows of 30 s follow one another, each from where the last complete segment ended; a result
     that repeats itself or is unlikely is decoded again at a higher temperature.
 
     Args:
@@ -351,8 +349,12 @@ class Transcriber:
     def _reading(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Reading:
         from whisper_flash_attention.audio.log_mel import MelWindows
         from whisper_flash_attention.audio.vad import find_stretches
-        from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
         from whisper_flash_attention.transcribe.reading import Reading
+        from whisper_flash_attention.transcribe.segmentation import (
+            frames_of,
+            spans_of,
+            spans_within,
+        )
 
         features = MelWindows(
             sound,
@@ -371,7 +373,7 @@ class Transcriber:
     def _speech(self, work: Work, sound: AudioSource, options: DecodeOptions) -> Speech:
         from whisper_flash_attention.audio.vad import cut_all, find_speech
         from whisper_flash_attention.transcribe.batched import Speech
-        from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
+        from whisper_flash_attention.transcribe.segmentation import chunks_within, spans_of
 
         if options.uses_vad:
             work.seconds, chunks = find_speech(sound, options=options.vad_parameters)

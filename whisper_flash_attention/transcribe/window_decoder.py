@@ -1,16 +1,24 @@
-"""Decode windows of 30 s, many at a time, and again at higher temperatures where an result is bad.
+"""Decode windows of 30 s, many at a time, with fallback to higher temperatures where it is needed.
 
-An result is bad if its text repeats itself (it compresses too well) or if its tokens are unlikely;
-not if nobody speaks. "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al.,
-2022), section 4.5, and `decode_with_fallback` in OpenAI's whisper/transcribe.py. The encoder's
-states of a window are computed once, however often it is decoded.
+A result needs fallback if its text repeats itself (it compresses too well) or if its tokens are
+unlikely; not if it is silence. "Robust Speech Recognition via Large-Scale Weak Supervision"
+(Radford et al., 2022), section 4.5, and `decode_with_fallback` in whisper/transcribe.py of OpenAI.
+The encoder states of a window are computed once, however often it is decoded.
+
+At temperature 0 decoding is greedy or a beam search; above it several results may be sampled, side
+by side on the same encoder states, of which the likeliest is kept. All are compared by the
+log-probabilities of their tokens under the scores after the logits processors.
+
+First results differ in length and share slots of the engine (`decode_windows`): a window that has
+ended makes room for the next. Windows that need fallback are few; they are put aside with their
+encoder states until some can be decoded together.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +29,141 @@ from torch import Tensor
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.decode_plan import stays_on_device
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules
-from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.logits_processors import (
+    MinLength,
+    NoRepeatNgram,
+    Normalise,
+    RepetitionPenalty,
+    Rule,
+    Rules,
+    Suppress,
+    SuppressAtBegin,
+    Timestamps,
+)
+from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.engine.transfer import to_device
-from whisper_flash_attention.transcribe.request_builder import RequestBuilder
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary
+
+# Timestamps from <|0.00|> to <|30.00|>.
+STAMPS = 1501
+
+
+class RequestBuilder:
+    """Makes requests of decode options, and takes the best of what the engine results."""
+
+    def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
+        self._vocabulary = vocabulary
+        self._options = options
+        self._suppressed = _suppressed(vocabulary, options.suppress_tokens)
+
+    def width(self, temperature: float) -> int:
+        """How many rows of a prompt each window takes at a temperature."""
+        wanted = self._options.best_of if temperature > 0 else self._options.beam_size
+        return wanted or 1
+
+    def request(
+        self, begin: int, length: int, temperature: float, watch: tuple[int, int] | None = None
+    ) -> Request:
+        """What the engine is asked for.
+
+        Args:
+            begin: where in the prompt the result begins.
+            length: of the prompt.
+            watch: as the engine takes it.
+        """
+        words, options = self._vocabulary, self._options
+        most = words.positions
+        if options.max_new_tokens is not None:
+            most = min(most, length + options.max_new_tokens)
+        beams = self._beams() if temperature == 0 and self.width(temperature) > 1 else None
+        rules = self._rules(begin, length)
+        return Request(
+            # Beams add up log-probabilities, which must be those of what the rules left.
+            rules=Rules((*rules, Normalise()) if beams else rules),
+            max_length=most,
+            eos=(words.end,),
+            pad=words.end,
+            sample=temperature > 0,
+            temperature=temperature or 1.0,
+            beams=beams,
+            want_logprobs=beams is None,
+            watch=watch,
+        )
+
+    def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
+        """The best result of every window: its tokens up to the end, and the sum of the
+        log-probabilities of them and of the end.
+
+        Args:
+            length: of the prompt.
+        """
+        end = self._vocabulary.end
+        rows = [_up_to(end, row) for row in decoded.sequences[:, length:].tolist()]
+        penalty = self._options.length_penalty
+        if decoded.beam_indices is not None:
+            assert decoded.sequences_scores is not None
+            counts = (decoded.beam_indices >= 0).sum(dim=1)
+            sums = (decoded.sequences_scores * counts**penalty).tolist()
+            return list(zip(rows, sums, strict=True))
+        assert decoded.sum_logprobs is not None
+        sums = decoded.sum_logprobs.tolist()
+        draws = len(rows) // windows
+        found = []
+        for first in range(0, len(rows), draws):
+            mine = range(first, first + draws)
+            best = max(mine, key=lambda row: sums[row] / (len(rows[row]) + 1) ** penalty)
+            found.append((rows[best], sums[best]))
+        return found
+
+    def _beams(self) -> Beams:
+        size = self.width(0.0)
+        return Beams(
+            num_beams=size,
+            num_return_sequences=1,
+            length_penalty=self._options.length_penalty,
+            # As openai-whisper, which stops when so many have ended.
+            early_stopping=True,
+            candidates=2 * size,
+        )
+
+    def _rules(self, begin: int, length: int) -> tuple[Rule, ...]:
+        options = self._options
+        rules: list[Rule] = []
+        if options.repetition_penalty != 1:
+            rules.append(RepetitionPenalty(options.repetition_penalty, begin))
+        if options.no_repeat_ngram_size:
+            rules.append(NoRepeatNgram(options.no_repeat_ngram_size, begin))
+        rules.append(Suppress(self._suppressed))
+        if options.suppress_blank:
+            rules.append(SuppressAtBegin(self._vocabulary.at_begin, begin))
+        if options.min_new_tokens:
+            rules.append(MinLength(length + options.min_new_tokens, (self._vocabulary.end,)))
+        rules.append(self._timestamps(begin))
+        return tuple(rules)
+
+    def _timestamps(self, begin: int) -> Rule:
+        """The grammar of timestamps, or none of them."""
+        words, latest = self._vocabulary, self._options.max_initial_timestamp
+        if self._options.without_timestamps:
+            return Suppress(tuple(range(words.no_timestamps, words.timestamp_begin + STAMPS)))
+        return Timestamps(
+            timestamp_begin=words.timestamp_begin,
+            begin_index=begin,
+            eos=words.end,
+            no_timestamps=words.no_timestamps,
+            max_initial=None if latest is None else round(latest / PRECISION),
+        )
+
+
+def _suppressed(vocabulary: Vocabulary, asked: tuple[int, ...]) -> tuple[int, ...]:
+    """Ids that are never said: those asked for, the checkpoint's list in place of -1."""
+    always = vocabulary.suppressed if -1 in asked else vocabulary.steering
+    return tuple(dict.fromkeys((*always, *(each for each in asked if each >= 0))))
+
+
+def _up_to(end: int, row: list[int]) -> list[int]:
+    return row[: row.index(end)] if end in row else row
 
 
 def _nothing() -> None:
@@ -259,7 +396,7 @@ class WindowDecoder:
         return text.strip()
 
     def needs_fallback(self, result: DecodingResult) -> bool:
-        """Whether an result repeats itself or is unlikely, and is not silence."""
+        """Whether a result repeats itself or is unlikely, and is not silence."""
         if self.is_silent(result):
             return False
         least = self._options.logprob_threshold
@@ -270,7 +407,7 @@ class WindowDecoder:
         return most is not None and result.compression_ratio > most
 
     def is_credible(self, result: DecodingResult) -> bool:
-        """Whether an result to sound that may be no speech can be believed.
+        """Whether a result to sound that may be no speech can be believed.
 
         Each threshold alone can refuse it, whereas other windows are silent by two together; those
         that are switched off have their defaults here.
@@ -307,3 +444,81 @@ def compression_ratio(text: str) -> float:
 def _rows(states: Tensor, indices: list[int]) -> Tensor:
     """Some clips' states, without a copy if they are all."""
     return states if len(indices) == len(states) else states[indices]
+
+
+# Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
+# states are held until then.
+SLOTS_PER_SECOND_TRY = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window to be decoded.
+
+    Args:
+        states: the encoder's, `[S, D]`, in memory of their own.
+        prompt: of any length.
+        owner: what it belongs to, by the name that errors give it.
+    """
+
+    states: Tensor
+    prompt: Sequence[int]
+    owner: Any
+
+    def __str__(self) -> str:
+        return str(self.owner)
+
+
+def decode_windows(
+    engine: Engine,
+    decoder: WindowDecoder,
+    more: Callable[[int], Sequence[Window]],
+    slots: int,
+) -> Iterator[tuple[Window, DecodingResult]]:
+    """The result of every window, as `WindowDecoder.decode` gives it, as soon as it is known.
+
+    Args:
+        decoder: one that `fits_slots`.
+        more: gives so many windows or fewer; it is asked again when results have been taken, until
+            it has none after the last result.
+        slots: windows that are decoded side by side.
+
+    Raises:
+        NotFinite: NaN or infinity in the logits of a window.
+    """
+    bad: list[tuple[Window, DecodingResult]] = []
+    most, since = max(1, slots // SLOTS_PER_SECOND_TRY), 0
+
+    def jobs(count: int) -> list[Job]:
+        return [decoder.job(each.states, each.prompt, each) for each in more(count)]
+
+    while True:
+        has_any = False
+        for finished in engine.decode_stream(jobs, slots, max_length=decoder.max_length):
+            has_any = True
+            window, result = finished.job.tag, decoder.result(finished)
+            if decoder.is_last(result):
+                yield window, result
+            else:
+                bad.append((window, result))
+            since = since + 1 if bad else 0
+            # The first of them has not to wait for ever.
+            if len(bad) >= most or since >= slots:
+                yield from _again(decoder, bad)
+                bad, since = [], 0
+        if not has_any:
+            return
+        # What these say may be what further windows waited for.
+        yield from _again(decoder, bad)
+        bad, since = [], 0
+
+
+def _again(
+    decoder: WindowDecoder, bad: Sequence[tuple[Window, DecodingResult]]
+) -> Iterator[tuple[Window, DecodingResult]]:
+    if bad:
+        states = torch.stack([window.states for window, _ in bad])
+        prompts = [window.prompt for window, _ in bad]
+        results = decoder.decode_with_fallback(states, prompts, [result for _, result in bad])
+        for (window, _), result in zip(bad, results, strict=True):
+            yield window, result

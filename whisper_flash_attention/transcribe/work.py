@@ -22,7 +22,7 @@ from whisper_flash_attention.audio.audio_source import (
     work_ahead,
 )
 from whisper_flash_attention.errors import AudioError
-from whisper_flash_attention.transcribe.asking import Wish
+from whisper_flash_attention.transcribe.arguments import Wish
 from whisper_flash_attention.transcribe.prompts import PromptFields
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.validation import shown

@@ -7,8 +7,12 @@ import pytest
 
 from tests.transcribe.test_segmentation import WORDS, A, B, at
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.leftovers import Leftovers, leftovers
-from whisper_flash_attention.transcribe.segmentation import TokenSpan, split_at_timestamps
+from whisper_flash_attention.transcribe.segmentation import (
+    Leftovers,
+    TokenSpan,
+    leftovers,
+    split_at_timestamps,
+)
 
 TEXT = [A] * 30
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.word_splitting import WordSplitter
+from whisper_flash_attention.transcribe.tokenizer import WordSplitter
 from whisper_flash_attention.weights import load_processor
 
 

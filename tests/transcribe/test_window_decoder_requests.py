@@ -19,7 +19,7 @@ from whisper_flash_attention.engine.logits_processors import (
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Decoded
-from whisper_flash_attention.transcribe.request_builder import RequestBuilder
+from whisper_flash_attention.transcribe.window_decoder import RequestBuilder
 
 LISTED = replace(WORDS, suppressed=(1, 2), at_begin=(220, WORDS.end))
 END = WORDS.end

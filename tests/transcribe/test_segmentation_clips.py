@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.clips import chunks_within, frames_of, spans_of
 from whisper_flash_attention.transcribe.reading import Reading
+from whisper_flash_attention.transcribe.segmentation import chunks_within, frames_of, spans_of
 
 
 def test_the_last_end_may_be_left_out() -> None:

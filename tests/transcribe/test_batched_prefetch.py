@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.transcribe.prefetch import prefetch
+from whisper_flash_attention.transcribe.batched import prefetch
 
 DEVICES = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 

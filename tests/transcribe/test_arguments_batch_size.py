@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.batch_size import automatic_batch_size, parse_batch_size
+from whisper_flash_attention.transcribe.arguments import automatic_batch_size, parse_batch_size
 
 
 def test_a_number_or_auto() -> None:

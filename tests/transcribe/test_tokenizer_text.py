@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.detokenizer import Detokenizer
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer
 from whisper_flash_attention.weights import load_processor
 
 TOKENIZERS: dict[str, tuple[Any, Detokenizer]] = {}

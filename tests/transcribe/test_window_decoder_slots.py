@@ -15,8 +15,12 @@ from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
+from whisper_flash_attention.transcribe.window_decoder import (
+    DecodingResult,
+    Window,
+    WindowDecoder,
+    decode_windows,
+)
 
 
 @pytest.fixture(scope="module")

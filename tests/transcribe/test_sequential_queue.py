@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.ready_queue import ReadyQueue
+from whisper_flash_attention.transcribe.sequential import ReadyQueue
 
 
 def test_those_that_have_begun_come_first() -> None:

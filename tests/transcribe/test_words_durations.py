@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from whisper_flash_attention.transcribe.word_durations import (
+from whisper_flash_attention.transcribe.words import (
     SegmentTimes,
     Timing,
     deal_out,
