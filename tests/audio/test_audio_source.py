@@ -82,7 +82,7 @@ def test_errors_and_names(tmp_path: Path) -> None:
     assert AudioSource(np.zeros(1, np.float32)).name == "<samples>"
 
 
-def test_a_damaged_recording_is_told_of_once(
+def test_a_damaged_recording_is_reported_once(
     long_wave: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cut = tmp_path / "cut.wav"

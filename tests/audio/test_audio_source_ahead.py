@@ -14,7 +14,7 @@ import pytest
 from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import audio_source as module
 from whisper_flash_attention.audio import bundled_recordings, load_audio
-from whisper_flash_attention.audio.audio_source import open_ahead
+from whisper_flash_attention.audio.audio_source import AudioInput, open_ahead
 from whisper_flash_attention.audio.container import Source
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import AudioError, OptionError
@@ -50,19 +50,19 @@ def numbers(count: int) -> list[Source]:
 
 
 def threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("work_ahead")]
+    return [each.name for each in threading.enumerate() if each.name.startswith("open_ahead")]
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(None, None), (1, 1), (3, 1), (2, 7)])
 def test_recordings_come_in_their_order_as_load_audio_gives_them(
     paths: list[Path], workers: int | None, ahead: int | None
 ) -> None:
-    found = list(open_ahead(paths * 2, workers=workers, ahead=ahead))
-    assert [each.source for each in found] == paths * 2
+    found = list(open_ahead(map(AudioInput, paths * 2), workers=workers, ahead=ahead))
+    assert [each.input.audio for each in found] == paths * 2
     for each in found:
         assert each.error is None
         assert each.audio is not None
-        np.testing.assert_array_equal(each.audio.samples, load_audio(str(each.source)))
+        np.testing.assert_array_equal(each.audio.samples, load_audio(str(each.input.audio)))
     assert not threads()
 
 
@@ -72,14 +72,18 @@ def test_a_recording_that_takes_long_holds_its_place(monkeypatch: pytest.MonkeyP
         yield np.full(1, float(str(source)), np.float32)
 
     monkeypatch.setattr(module, "stream_audio", slow_first)
-    assert [each.source for each in open_ahead(numbers(9), workers=4)] == numbers(9)
+    assert [
+        each.input.audio for each in open_ahead(map(AudioInput, numbers(9)), workers=4)
+    ] == numbers(9)
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
-def test_no_more_than_so_many_are_in_memory(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+def test_the_number_of_recordings_in_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
     decoder = Decoder()
     monkeypatch.setattr(module, "stream_audio", decoder)
-    for place, _ in enumerate(open_ahead(numbers(12), workers=3, ahead=ahead)):
+    for place, _ in enumerate(open_ahead(map(AudioInput, numbers(12)), workers=3, ahead=ahead)):
         time.sleep(0.01)
         assert decoder.started <= place + ahead
     assert decoder.started == 12
@@ -94,18 +98,18 @@ def test_sources_are_taken_as_they_are_needed(paths: list[Path]) -> None:
             taken.append(1)
             yield paths[4]
 
-    loading = open_ahead(endless(), workers=1, ahead=2)
+    loading = open_ahead(map(AudioInput, endless()), workers=1, ahead=2)
     assert not taken
     next(loading)
     next(loading)
     assert len(taken) <= 3
-    loading.close()  # type: ignore[attr-defined]
+    loading.close()
 
 
 def test_a_bad_file_gives_its_error_and_the_others_go_on(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     sources: list[Source] = [tmp_path / "no.wav", paths[0], tmp_path / "empty.wav", paths[1], b"?"]
-    found = list(open_ahead(sources))
+    found = list(open_ahead(map(AudioInput, sources)))
     assert [each.error is None for each in found] == [False, True, False, True, False]
     assert [each.audio is None for each in found] == [True, False, True, False, True]
     assert str(found[0].error) == f"{tmp_path / 'no.wav'}: there is no such file"
@@ -116,7 +120,7 @@ def test_a_bad_file_gives_its_error_and_the_others_go_on(paths: list[Path], tmp_
 def test_a_long_recording_stays_in_its_file(tmp_path: Path, paths: list[Path]) -> None:
     silence = np.zeros((1, 601 * 8000), np.int16)
     write_wave(tmp_path / "long.wav", silence, 8000)
-    long, short = open_ahead([tmp_path / "long.wav", paths[0]])
+    long, short = open_ahead(map(AudioInput, [tmp_path / "long.wav", paths[0]]))
     assert long.audio is not None and long.audio.samples is None
     assert sum(block.size for block in long.audio.blocks()) == 601 * 16_000
     assert short.audio is not None and short.audio.samples is not None
@@ -131,10 +135,10 @@ def test_closing_early_stops_the_threads(monkeypatch: pytest.MonkeyPatch) -> Non
             iter([np.zeros(1, np.float32)]) if str(source) == "0" else decoder(source)
         ),
     )
-    loading = open_ahead(numbers(50), workers=2, ahead=8)
+    loading = open_ahead(map(AudioInput, numbers(50)), workers=2, ahead=8)
     next(loading)
     assert threads()
-    loading.close()  # type: ignore[attr-defined]
+    loading.close()
     assert not threads()
     assert decoder.started <= 2
     given = decoder.blocks_given
@@ -148,7 +152,7 @@ def test_any_other_error_is_raised_and_stops_the_threads(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "stream_audio", broken)
     with pytest.raises(ZeroDivisionError):
-        list(open_ahead(numbers(5)))
+        list(open_ahead(map(AudioInput, numbers(5))))
     assert not threads()
 
 

@@ -21,9 +21,9 @@ from whisper_flash_attention.audio import bundled_recordings, load_audio, stream
 from whisper_flash_attention.errors import AudioError
 
 
-def compare(heard: npt.NDArray[np.float32], said: Samples) -> tuple[float, int]:
+def compare(found: npt.NDArray[np.float32], wanted: Samples) -> tuple[float, int]:
     """The best cosine of two signals over all shifts, and that shift in samples."""
-    a, b = heard.astype(np.float64), said.astype(np.float64)
+    a, b = found.astype(np.float64), wanted.astype(np.float64)
     length = 2 ** (a.size + b.size).bit_length()
     products = np.fft.irfft(np.fft.rfft(a, length) * np.conj(np.fft.rfft(b, length)), length)
     best = int(np.argmax(products))

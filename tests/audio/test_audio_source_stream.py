@@ -48,7 +48,7 @@ def test_a_part_is_that_part_of_the_whole(
     np.testing.assert_array_equal(found, load_audio(mp3_path)[start:end])
 
 
-def test_a_part_says_nothing_of_what_is_behind_it(
+def test_a_part_does_not_warn_of_damage_after_it(
     tmp_path: Path, mp3: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "cut.mp3"
@@ -59,7 +59,7 @@ def test_a_part_says_nothing_of_what_is_behind_it(
         list(stream_audio(path, start=60.0))
 
 
-def test_a_stream_that_is_cut_off_warns_once_behind_its_last_block(
+def test_a_stream_that_is_cut_off_warns_once_after_its_last_block(
     tmp_path: Path, mp3: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "cut.mp3"

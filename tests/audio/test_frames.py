@@ -23,7 +23,7 @@ def speech(bundled_recordings) -> np.ndarray:
 
 
 def one_by_one(samples: np.ndarray) -> torch.Tensor:
-    """What the package says when it is asked frame by frame."""
+    """Probabilities by the call of the package for each frame."""
     silero = detector()
     silero.reset_states()
     room = np.zeros(-(-samples.size // 512) * 512, np.float32)
@@ -36,21 +36,21 @@ def one_by_one(samples: np.ndarray) -> torch.Tensor:
 def test_the_numbers_are_those_of_the_package(speech, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = one_by_one(speech)
     assert 0.2 < (expected > 0.5).float().mean() < 0.95
-    torch.testing.assert_close(Voice(detector()).hear(speech), expected)
+    torch.testing.assert_close(Voice(detector()).probabilities(speech), expected)
     monkeypatch.setattr(frames, "FRAMES_AT_ONCE", 17)
-    torch.testing.assert_close(Voice(detector()).hear(speech), expected)
+    torch.testing.assert_close(Voice(detector()).probabilities(speech), expected)
     short = speech[:100]
-    torch.testing.assert_close(Voice(detector()).hear(short), one_by_one(short))
+    torch.testing.assert_close(Voice(detector()).probabilities(short), one_by_one(short))
 
 
-def test_blocks_are_heard_as_one_recording(speech) -> None:
+def test_blocks_have_the_probabilities_of_one_recording(speech) -> None:
     listening = Voice(detector())
     bounds = [0, 512, 512 * 40, 512 * 90, speech.size]
-    found = [listening.hear(speech[a:b]) for a, b in pairwise(bounds)]
+    found = [listening.probabilities(speech[a:b]) for a, b in pairwise(bounds)]
     torch.testing.assert_close(torch.cat(found), one_by_one(speech))
 
 
-def test_a_detector_that_is_built_in_another_way_is_asked_frame_by_frame(speech) -> None:
+def test_a_detector_of_another_structure_is_called_frame_by_frame(speech) -> None:
     silero = detector()
 
     class Other:
@@ -59,7 +59,7 @@ def test_a_detector_that_is_built_in_another_way_is_asked_frame_by_frame(speech)
         def __call__(self, frame: torch.Tensor, rate: int) -> torch.Tensor:
             return silero(frame, rate)
 
-    found = Voice(Other()).hear(speech[:40_000])
+    found = Voice(Other()).probabilities(speech[:40_000])
     torch.testing.assert_close(found, one_by_one(speech[:40_000]))
     with pytest.raises(ZeroDivisionError):  # its own errors are not hidden
         Voice(SimpleNamespace(reset_states=lambda: 1 / 0))

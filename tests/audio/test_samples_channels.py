@@ -137,7 +137,7 @@ def test_a_channel_that_is_not_there_is_an_error_that_lists_what_is(
             load_audio(path, channel=wrong)  # type: ignore[arg-type]
 
 
-def test_a_channel_that_ends_is_silent_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_channel_that_ends_is_silent_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     mixer = ChannelMixer(2)
     two, one = noise(100, 2), noise(50, 1)
     np.testing.assert_array_equal(mixer.mix(two, ("FL", "FR")), two[:, 1])

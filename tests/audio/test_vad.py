@@ -25,8 +25,8 @@ def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
     recording = np.concatenate([silence, speech, silence, speech, silence])
     chunks = list(speech_chunks(recording))
     assert all(chunk.seconds <= 27 for chunk in chunks)
-    heard = sum(chunk.seconds for chunk in chunks)
-    assert 0.85 * 2 * speech.size / 16_000 < heard < 2 * speech.size / 16_000 + 9
+    covered = sum(chunk.seconds for chunk in chunks)
+    assert 0.85 * 2 * speech.size / 16_000 < covered < 2 * speech.size / 16_000 + 9
     for chunk in chunks:
         begin = round(chunk.start * 16_000)
         assert np.array_equal(chunk.samples, recording[begin : begin + chunk.samples.size])

@@ -26,13 +26,13 @@ class Model:
     def __init__(self, device: str, each: float = 1e8) -> None:
         self.device, self.each = torch.device(device), each
         self.config = SimpleNamespace(max_target_positions=448)
-        self.asked: dict[str, Any] = {}
+        self.requested: dict[str, Any] = {}
 
     def parameters(self) -> list[torch.Tensor]:
         return [torch.zeros(250_000_000, device="meta")]  # 1 GB
 
-    def plan(self, *, memory_gb: float, **asked: Any) -> SimpleNamespace:
-        self.asked = asked
+    def plan(self, *, memory_gb: float, **requested: Any) -> SimpleNamespace:
+        self.requested = requested
         fits = int((memory_gb * 1e9 - 1e9) / self.each)
         if fits < 1:
             raise OptionError("too small for one clip")
@@ -54,4 +54,4 @@ def test_what_fits_on_a_gpu(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
     model = Model("cuda")
     assert automatic_batch_size(model, mode, beams=5) == expected
-    assert model.asked == {"max_new_tokens": 444, "prompt_tokens": 4, "num_beams": 5}
+    assert model.requested == {"max_new_tokens": 444, "prompt_tokens": 4, "num_beams": 5}

@@ -20,8 +20,8 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
+from whisper_flash_attention.transcribe.recording import CountedChunks
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
-from whisper_flash_attention.transcribe.work import Outstanding
 
 ONCE = DecodeOptions(temperature=0.0)
 BATCHED = DecodeOptions(mode="batched", temperature=0.0)
@@ -29,7 +29,7 @@ BATCHED = DecodeOptions(mode="batched", temperature=0.0)
 
 @pytest.fixture(scope="module")
 def snippets(bundled_recordings) -> list[np.ndarray]:
-    """3 s of speech, nothing, 33 s of digital silence behind 3 s of speech, 2 s of speech."""
+    """3 s of speech, nothing, 33 s of digital silence after 3 s of speech, 2 s of speech."""
     samples = load_audio(bundled_recordings[0].path)
     silence = np.zeros(33 * 16_000, np.float32)
     long = np.concatenate([samples[48_000:96_000], silence])
@@ -85,7 +85,7 @@ def test_a_thread_may_take_them(transcriber, snippets) -> None:
 
 @pytest.mark.usefixtures("threaded")
 @pytest.mark.parametrize("in_slots", [False, True])
-def test_behind_an_error_no_thread_takes_more(
+def test_after_an_error_no_thread_takes_more(
     transcriber, snippets, monkeypatch, in_slots: bool
 ) -> None:
     taken = []
@@ -143,14 +143,14 @@ def test_samples_that_are_no_sound_end_it(transcriber, snippets) -> None:
 
 def test_the_last_chunk_is_known_for_the_last() -> None:
     samples = np.zeros(1, np.float32)
-    chunks = Outstanding(Chunk(float(start), samples) for start in range(2))
+    chunks = CountedChunks(Chunk(float(start), samples) for start in range(2))
     assert not chunks.are_done
     given = iter(chunks)
     next(given)
-    chunks.answered()
+    chunks.count_done()
     assert not chunks.are_done
     next(given)
     assert not chunks.are_done
-    chunks.answered()
+    chunks.count_done()
     assert chunks.are_done and list(given) == []
-    assert Outstanding([]).are_done
+    assert CountedChunks([]).are_done

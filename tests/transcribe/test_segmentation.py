@@ -61,13 +61,13 @@ def test_without_pairs_a_window_is_one_segment(tokens: list[int], end: float) ->
 )
 def test_no_token_is_lost_but_those_that_are_read_again(tokens: list[int], frames: int) -> None:
     spans, advance = split_at_timestamps(tokens, frames, WORDS)
-    said = [token for span in spans for token in span.tokens]
-    assert said == tokens[: len(said)]
-    assert advance == frames or len(said) < len(tokens) or tokens[-1] >= WORDS.timestamp_begin
+    kept = [token for span in spans for token in span.tokens]
+    assert kept == tokens[: len(kept)]
+    assert advance == frames or len(kept) < len(tokens) or tokens[-1] >= WORDS.timestamp_begin
     assert 0 <= advance <= max(frames, 3000)
 
 
-def test_prompts_hold_what_was_said_as_far_as_there_is_room() -> None:
+def test_prompts_hold_the_context_as_far_as_there_is_room() -> None:
     assert WORDS.prompt("de", "translate") == [50258, 50261, 50358]
     before = list(range(300))
     prompt = WORDS.prompt("en", "transcribe", before)

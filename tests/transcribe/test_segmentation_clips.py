@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.reading import Reading
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.segmentation import chunks_within, frames_of, spans_of
 
 
@@ -59,13 +59,19 @@ class Silence:
         return start, length
 
 
-def test_a_reading_goes_from_part_to_part() -> None:
-    reading = Reading(Silence(), "transcribe", "en", parts=((100, 300), (500, 1000)))  # type: ignore[arg-type]
-    assert (reading.seek, reading.end, reading.is_first) == (100, 300, True)
+def recording(clips: tuple[tuple[int, int], ...] | None) -> Recording:
+    found = Recording(None)
+    found.begin_windows(Silence(), clips)  # type: ignore[arg-type]
+    return found
+
+
+def test_a_recording_goes_from_clip_to_clip() -> None:
+    found = recording(((100, 300), (500, 1000)))
+    assert (found.seek, found.end, found.is_at_start) == (100, 300, True)
     for seek, expected in ((250, (250, 300)), (300, (500, 1000)), (1000, (1000, 1000))):
-        reading.seek = seek
-        reading.go_on()
-        assert (reading.seek, reading.end) == expected
-    assert reading.is_done and not reading.is_first
-    assert Reading(Silence(), "transcribe", "en", parts=()).is_done  # type: ignore[arg-type]
-    assert Reading(Silence(), "transcribe", "en").end == 1000  # type: ignore[arg-type]
+        found.seek = seek
+        found.enter_clip()
+        assert (found.seek, found.end) == expected
+    assert found.is_at_end and not found.is_at_start
+    assert recording(()).is_at_end
+    assert recording(None).end == 1000

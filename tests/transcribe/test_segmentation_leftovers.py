@@ -29,7 +29,7 @@ def left(whole: Chunk, tokens: list[int], *, uses_vad: bool = True) -> Leftovers
     return leftovers(whole, tokens, spans, WORDS, uses_vad=uses_vad)
 
 
-def test_an_answer_that_ends_where_a_segment_begins_leaves_the_rest() -> None:
+def test_a_result_that_ends_where_a_segment_begins_leaves_the_rest() -> None:
     tokens = [at(0), *TEXT, at(17.6), at(17.6)]
     [rest] = left(chunk((100, 120)), tokens).chunks
     assert (rest.start, rest.end) == (pytest.approx(117.6), 120)
@@ -43,7 +43,7 @@ def test_where_the_detector_hears_no_speech_nothing_is_left() -> None:
     assert left(chunk(seconds=17.8), tokens, uses_vad=False) == Leftovers()
 
 
-def test_speech_after_an_answer_that_says_there_is_none_is_doubtful() -> None:
+def test_speech_after_a_result_that_ends_in_silence_is_doubtful() -> None:
     tokens = [at(0), *TEXT, at(18.9)]
     [rest] = left(chunk((100, 120)), tokens).chunks
     assert rest.start == pytest.approx(118.9) and rest.is_doubtful

@@ -13,12 +13,12 @@ from whisper_flash_attention.transcribe.sequential import ReadyQueue
 
 def test_those_that_have_begun_come_first() -> None:
     ready = ReadyQueue("abc", 2)
-    assert ready.take(1) == [(0, "a")]
-    ready.put_back(0, "a", is_done=False)
-    assert ready.take(5) == [(0, "a"), (1, "b")]
+    assert ready.take(1) == ["a"]
+    ready.put_back("a", is_done=False)
+    assert ready.take(5) == ["a", "b"]
     assert ready.take(5) == []
-    ready.put_back(1, "b", is_done=True)
-    assert ready.take(5) == [(2, "c")]
+    ready.put_back("b", is_done=True)
+    assert ready.take(5) == ["c"]
 
 
 def test_recordings_are_begun_when_there_is_room() -> None:
@@ -43,7 +43,7 @@ def test_recordings_are_begun_when_there_is_room() -> None:
 def test_every_window_is_read_once_and_no_two_of_a_recording_at_a_time(
     windows: list[int], most: int, data: Any
 ) -> None:
-    ready, left = ReadyQueue(windows, most), dict(enumerate(windows))
+    ready, left = ReadyQueue(enumerate(windows), most), dict(enumerate(windows))
     reading: dict[int, int] = {}
     while True:
         for index, recording in ready.take(data.draw(st.integers(1, 4))):
@@ -54,5 +54,5 @@ def test_every_window_is_read_once_and_no_two_of_a_recording_at_a_time(
             break
         index = data.draw(st.sampled_from(sorted(reading)))
         left[index] -= 1
-        ready.put_back(index, reading.pop(index), is_done=left[index] == 0)
+        ready.put_back((index, reading.pop(index)), is_done=left[index] == 0)
     assert set(left.values()) <= {0}

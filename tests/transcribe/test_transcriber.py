@@ -18,6 +18,7 @@ from whisper_flash_attention.audio import BundledClip, load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe import Transcriber, Transcription
+from whisper_flash_attention.transcribe.hf_long_form import features_and_mask
 
 NORMALISE = jiwer.Compose(
     [
@@ -68,7 +69,7 @@ def test_a_long_recording_is_read_window_by_window_and_says_how_far_it_is(
     transcriber: Transcriber, speech: npt.NDArray[np.float32], transcript: str
 ) -> None:
     shares: list[float] = []
-    # Told that all of this was said before, a small model hears nothing new.
+    # With all of this as context a small model adds nothing new.
     options = DecodeOptions(condition_on_previous_text=False)
     transcription = transcriber.transcribe(
         np.tile(speech, 2), options=options, on_progress=shares.append
@@ -120,7 +121,7 @@ def test_features_and_their_mask_are_those_of_the_extractor(
     expected = transcriber.processor.feature_extractor(
         samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt", **whole
     )
-    features, mask = transcriber._features(samples)
+    features, mask = features_and_mask(transcriber.model, samples)
     torch.testing.assert_close(features, expected["input_features"], rtol=0, atol=1e-4)
     torch.testing.assert_close(mask, expected["attention_mask"], rtol=0, atol=0)
 
@@ -132,7 +133,7 @@ def test_a_checkpoint_with_other_features_is_refused(transcriber: Transcriber) -
         Transcriber(transcriber.model, processor)
 
 
-def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:
+def test_what_runs_the_decode_loop_is_a_property(transcriber: Transcriber) -> None:
     assert transcriber.engine == "decode engine (PyTorch)"
     config = small_whisper_config()
     ours = WhisperFlashAttentionForConditionalGeneration(config)
@@ -208,7 +209,7 @@ def test_a_multilingual_model_hears_which_language_is_spoken(
 
 
 @pytest.mark.slow
-def test_languages_of_many_recordings_are_heard(base: str, shared_audio: Path) -> None:
+def test_languages_of_many_recordings_are_detected(base: str, shared_audio: Path) -> None:
     multilingual = Transcriber.from_pretrained(base, device="cpu")
     rows = json.loads((shared_audio / "index.json").read_text(encoding="utf-8"))
     spoken = {row["file"]: row["language"] for row in rows if row["language"] not in ("en", "none")}

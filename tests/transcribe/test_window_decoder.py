@@ -27,7 +27,7 @@ class ScriptedEngine:
 
     script: dict[int, list[tuple[int, float]]]
     silence: float = 0.1
-    asked: list[tuple[float, list[int]]] = field(default_factory=list)
+    requests: list[tuple[float, list[int]]] = field(default_factory=list)
 
     def decode(
         self,
@@ -43,16 +43,16 @@ class ScriptedEngine:
             token, place = request.watch
             assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
             watched = torch.full((len(kinds),), self.silence)
-        self.asked.append((request.temperature if request.sample else 0.0, kinds))
-        step = sum(1 for _, asked in self.asked[:-1] if set(asked) & set(kinds))
+        self.requests.append((request.temperature if request.sample else 0.0, kinds))
+        step = sum(1 for _, requests in self.requests[:-1] if set(requests) & set(kinds))
         rows, sums = [], []
         for kind in kinds:
             token, mean = self.script[kind][min(step, len(self.script[kind]) - 1)]
             rows.append([token] * 5 + [WORDS.end])
             sums.append(mean * 6)
         result = torch.tensor(rows)
-        said = torch.cat([prompt, result], 1)
-        return Decoded(said, sum_logprobs=torch.tensor(sums), watched=watched)
+        sequences = torch.cat([prompt, result], 1)
+        return Decoded(sequences, sum_logprobs=torch.tensor(sums), watched=watched)
 
 
 class Tokenizer:
@@ -79,13 +79,13 @@ SCRIPT = {
 }
 
 
-def test_bad_answers_are_decoded_again_and_only_those() -> None:
+def test_results_that_need_fallback_are_decoded_again_and_only_those() -> None:
     engine = ScriptedEngine(SCRIPT)
     prompt = WORDS.prompt("en", "transcribe")
     found = decoder(engine).decode(states(GOOD, REPEATS, UNLIKELY), [prompt] * 3)
     assert [result.temperature for result in found] == [0.0, 0.4, 0.4]
     assert [round(result.avg_logprob, 3) for result in found] == [-0.2, -0.4, -0.5]
-    assert engine.asked == [
+    assert engine.requests == [
         (0.0, [GOOD, REPEATS, UNLIKELY]),
         (0.2, [REPEATS, UNLIKELY]),
         (0.4, [REPEATS, UNLIKELY]),
@@ -101,7 +101,7 @@ def test_bad_answers_are_decoded_again_and_only_those() -> None:
         ([(7, -0.3), (7, -0.1), (7, -0.2)], 0.2),
     ],
 )
-def test_among_bad_answers_the_likeliest_that_does_not_repeat_itself_is_taken(
+def test_where_all_results_need_fallback_the_likeliest_without_repetition_is_taken(
     results: list[tuple[int, float]], best: float
 ) -> None:
     windows = decoder(ScriptedEngine({REPEATS: results}), temperature=(0.0, 0.2, 0.8))
@@ -140,7 +140,7 @@ def test_windows_with_prompts_of_one_length_are_decoded_together() -> None:
     engine = ScriptedEngine(SCRIPT)
     short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
     found = decoder(engine).decode(states(GOOD, GOOD, GOOD), [short, long, short])
-    assert [len(kinds) for _, kinds in engine.asked] == [2, 1]
+    assert [len(kinds) for _, kinds in engine.requests] == [2, 1]
     assert all(result.tokens == (9,) * 5 for result in found)
 
 

@@ -19,7 +19,6 @@ from whisper_flash_attention.transcribe.window_decoder import (
     DecodingResult,
     Window,
     WindowDecoder,
-    decode_windows,
 )
 
 
@@ -44,7 +43,7 @@ def decoder_of(transcriber: Transcriber, engine: Engine, **options: object) -> W
 
 
 def prompts_of(transcriber: Transcriber) -> list[list[int]]:
-    """Every other window is told what was said before."""
+    """Every other window has a context."""
     words = transcriber._vocabulary
     return [words.prompt("en", "transcribe", [5, 6, 7][: number % 2 * 3]) for number in range(6)]
 
@@ -54,7 +53,7 @@ def in_slots(
 ) -> list[tuple[Window, DecodingResult]]:
     waiting = iter(windows)
     more = lambda count: list(islice(waiting, count))  # noqa: E731
-    return list(decode_windows(engine, decoder, more, slots))
+    return list(decoder.decode_windows(more, slots))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def in_slots(
     ],
     ids=["once", "some again", "all again"],
 )
-def test_answers_are_those_of_batches(transcriber, engine, states, options, slots: int) -> None:
+def test_results_are_those_of_batches(transcriber, engine, states, options, slots: int) -> None:
     decoder = decoder_of(transcriber, engine, **options)
     assert decoder.fits_slots
     prompts = prompts_of(transcriber)
@@ -83,7 +82,7 @@ def test_answers_are_those_of_batches(transcriber, engine, states, options, slot
     assert len({len(result.tokens) for result in wanted}) > 2
 
 
-def test_windows_that_wait_for_answers_get_their_turn(transcriber, engine, states) -> None:
+def test_windows_that_wait_for_results_are_decoded(transcriber, engine, states) -> None:
     """All results are bad, so that the slots are empty whenever the next window is known."""
     decoder = decoder_of(transcriber, engine, temperature=(0.0, 0.0), logprob_threshold=0.0)
     prompts = prompts_of(transcriber)
@@ -94,7 +93,7 @@ def test_windows_that_wait_for_answers_get_their_turn(transcriber, engine, state
         given, ready[:] = ready[:count], ready[count:]
         return given
 
-    for window, _ in decode_windows(engine, decoder, more, 16):
+    for window, _ in decoder.decode_windows(more, 16):
         found.append(window)
         ready += windows[len(found) : len(found) + 1]
     assert found == windows
@@ -123,7 +122,7 @@ def test_the_window_that_is_not_finite_is_named(transcriber, engine, states) -> 
         ({"repetition_penalty": 1.1}, False),
     ],
 )
-def test_slots_are_for_what_kernels_choose_and_answers_that_end_at_different_places(
+def test_slots_are_for_greedy_results_of_different_lengths(
     transcriber, engine, options, fits: bool
 ) -> None:
     assert decoder_of(transcriber, engine, **options).fits_slots == fits

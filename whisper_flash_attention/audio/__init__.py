@@ -1,7 +1,7 @@
-"""Sound: reading recordings, Whisper's input from them, and the few that come with the package.
+"""Audio: reading recordings, log-mel features, voice activity, and the bundled clips.
 
 This folder owns decoding (any format FFmpeg knows, through PyAV), mixing down, resampling, log-mel
-features (`log_mel`, `mel` and `mel_windows`, which import PyTorch), where somebody speaks, and the
+features (`log_mel`, which imports PyTorch), voice activity detection (`frames`, `vad`), and the
 index of the bundled clips. It must not know models, tokens or the command line.
 """
 

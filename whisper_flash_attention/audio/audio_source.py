@@ -10,14 +10,16 @@ work of FFmpeg, during most of which other Python threads proceed.
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from threading import Event
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -38,6 +40,11 @@ from whisper_flash_attention.audio.samples import (
 )
 from whisper_flash_attention.audio.tracks import AudioTrack, check_track, choose_track, tracks_of
 from whisper_flash_attention.errors import AudioError, OptionError
+from whisper_flash_attention.validation import shown
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
 
 # The longest recording that is held in memory as a whole: 5.5 GB at 16 kHz.
 MOST_SECONDS_HELD = 24 * 3600
@@ -109,7 +116,7 @@ def stream_audio(
     """Decode `source` block by block, in memory that does not grow with its length.
 
     Joined, the blocks are what `load_audio` gives, from `start` to `end`. What is before `start` is
-    decoded and dropped, since a codec's samples depend on what came before; what is behind `end` is
+    decoded and dropped, since a codec's samples depend on what came before; what is after `end` is
     not read.
 
     Args:
@@ -257,6 +264,14 @@ class AudioSource:
         for start in range(0, self.samples.size, size):
             yield self.samples[start : start + size]
 
+    def whole(self) -> Samples:
+        """All of it in memory: `[T]`.
+
+        Raises:
+            AudioError: as `stream_audio`.
+        """
+        return join_blocks(self.blocks()) if self.samples is None else self.samples
+
     def seconds_of_silence(self) -> float | None:
         """Its length if there is no sound in it, or less than a word; None if there is.
 
@@ -269,7 +284,7 @@ class AudioSource:
 
 @dataclass(frozen=True, slots=True)
 class ChannelSources:
-    """The channels of one recording, each by itself, in their order."""
+    """The channels of one recording as separate sources, in their order."""
 
     sources: tuple[AudioSource, ...]
 
@@ -372,69 +387,113 @@ def source_of_samples(
     return AudioSource(channels[int(channel) - 1])
 
 
-# More threads than this wait for one another: between two calls of FFmpeg there is Python.
-MOST_WORKERS = 4
-
-Entry = TypeVar("Entry")
-Result = TypeVar("Result")
+# A recording as users name it: a path, the bytes of a file, or a file that is open for reading
+# bytes; samples as `recording_channels` takes them, at 16 kHz or with their rate; or an open one.
+Audio: TypeAlias = (
+    "Source | npt.NDArray[Any] | Tensor | tuple[npt.NDArray[Any] | Tensor, float]"
+    " | AudioSource | ChannelSources"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """One recording that can be read, or the error that came instead."""
+class AudioInput:
+    """A recording as a user names it, and what is read of it.
 
-    source: Source
+    Args:
+        audio: see `Audio`.
+        channel, track: as for `open_audio`.
+    """
+
+    audio: Audio
+    channel: int | str = "mix"
+    track: int | str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether opening it means decoding."""
+        named = isinstance(self.audio, str | os.PathLike | bytes | bytearray | memoryview)
+        return named or hasattr(self.audio, "read")
+
+    def open(self, stop: Event | None = None) -> AudioSource | ChannelSources:
+        """Open the recording.
+
+        Args:
+            stop: once it is set, the result does not matter any more.
+
+        Raises:
+            AudioError: the file cannot be read, or samples are not such.
+        """
+        audio = self.audio
+        if isinstance(audio, AudioSource | ChannelSources):
+            return audio
+        if self.is_file:
+            source = cast("Source", audio)
+            return open_audio(source, channel=self.channel, track=self.track, stop=stop)
+        if isinstance(audio, tuple):
+            samples, rate = _samples_and_rate(audio)
+            return source_of_samples(samples, rate, channel=self.channel, track=self.track)
+        if not hasattr(audio, "dtype") and not hasattr(audio, "__array__"):
+            raise AudioError(
+                f"a recording is a path, bytes, a file that is open for reading bytes, samples, or "
+                f"(samples, sampling rate) as a tuple, but got {shown(audio)}"
+            )
+        return source_of_samples(audio, channel=self.channel, track=self.track)
+
+
+def is_pair(audio: object) -> bool:
+    """Return whether a tuple is one recording, samples and their rate, and not two recordings."""
+    return (
+        isinstance(audio, tuple)
+        and len(audio) == 2
+        and any(isinstance(each, numbers.Number) for each in audio)
+    )
+
+
+def _samples_and_rate(audio: tuple[Any, ...]) -> tuple[Any, Any]:
+    if not is_pair(audio) or isinstance(audio[0], numbers.Number):
+        raise AudioError(
+            f"samples and their rate are a tuple (samples, sampling rate), but got {shown(audio)}"
+        )
+    if AudioInput(audio[0]).is_file:
+        raise AudioError(f"{shown(audio[0])}: a file has a sampling rate of its own; leave it out")
+    return audio[0], audio[1]
+
+
+# More threads than this wait for one another: between two calls of FFmpeg there is Python.
+MOST_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedAudio:
+    """One recording that can be read, or the error that was raised instead."""
+
+    input: AudioInput
     audio: AudioSource | ChannelSources | None = None
     error: AudioError | None = None
 
+    def result(self) -> AudioSource | ChannelSources:
+        """The recording. Raises `AudioError` if it cannot be read."""
+        if self.audio is None:
+            assert self.error is not None
+            raise self.error
+        return self.audio
+
 
 def open_ahead(
-    sources: Iterable[Source],
-    *,
-    channel: int | str = "mix",
-    track: int | str | None = None,
-    workers: int | None = None,
-    ahead: int | None = None,
-) -> Iterator[Opened]:
-    """Open recordings as `open_audio` does, in threads, and give them in their order.
+    inputs: Iterable[AudioInput], *, workers: int | None = None, ahead: int | None = None
+) -> Generator[OpenedAudio]:
+    """Open recordings in threads, ahead of use, and yield them in order.
 
-    A recording that cannot be read gives its error, and the others go on. Closing the iterator
-    stops the threads, each after the block that it is decoding.
+    Files are decoded ahead; samples are taken as they are when their turn comes. A recording that
+    cannot be read gives its error, and the others follow. Closing the generator stops the threads,
+    each after the block that it is decoding.
 
     Args:
-        sources: as for `load_audio`; taken as they are needed, in the caller's thread.
-        channel, track: as for `open_audio`, of every recording.
+        inputs: taken as they are needed, in the thread of the caller.
         workers: threads; if left out one per core, but at most 4.
-        ahead: the most recordings in memory at a time, decoded or being decoded, the one given last
-            included; if left out, one more than `workers`. With 1 nothing is decoded ahead.
-
-    Raises:
-        OptionError: at once, if a number is below 1.
-    """
-
-    def open_one(source: Source, stop: Event) -> Opened:
-        try:
-            return Opened(source, open_audio(source, channel=channel, track=track, stop=stop))
-        except AudioError as error:
-            return Opened(source, error=error)
-
-    return work_ahead(sources, open_one, workers=workers, ahead=ahead)
-
-
-def work_ahead(
-    entries: Iterable[Entry],
-    work: Callable[[Entry, Event], Result],
-    *,
-    workers: int | None = None,
-    ahead: int | None = None,
-) -> Iterator[Result]:
-    """Do the same with many entries in threads, and give the results in the entries' order.
-
-    Args:
-        entries: taken as they are needed, in the caller's thread.
-        work: called in a thread with an entry and an event; when that is set, nobody will see the
-            result, and the work may be left. What it raises is raised in the caller's thread.
-        workers, ahead: as for `open_ahead`.
+        ahead: the most recordings in memory at a time, decoded or being decoded, including the one
+            that was yielded last; if left out, one more than `workers`. With 1 nothing is decoded
+            ahead.
 
     Raises:
         OptionError: at once, if a number is below 1.
@@ -444,23 +503,33 @@ def work_ahead(
     for name, number in (("workers", workers), ("ahead", ahead)):
         if number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}")
-    return _in_order(iter(entries), work, workers, ahead)
+    return _open_in_order(iter(inputs), workers, ahead)
 
 
-def _in_order(
-    entries: Iterator[Entry], work: Callable[[Entry, Event], Result], workers: int, ahead: int
-) -> Iterator[Result]:
+def _open_in_order(
+    inputs: Iterator[AudioInput], workers: int, ahead: int
+) -> Generator[OpenedAudio]:
     stop = Event()
-    pending: deque[Future[Result]] = deque()
-    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="work_ahead")
+    pending: deque[Callable[[], OpenedAudio]] = deque()
+    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="open_ahead")
     try:
         while True:
-            for entry in islice(entries, ahead - len(pending)):
-                pending.append(executor.submit(work, entry, stop))
+            for each in islice(inputs, ahead - len(pending)):
+                if each.is_file:
+                    pending.append(executor.submit(_open, each, stop).result)
+                else:
+                    pending.append(partial(_open, each, stop))
             if not pending:
                 return
-            # Kept under no name here, so that the caller alone decides how long it lives.
-            yield pending.popleft().result()
+            # Not bound to a name here, so that the caller alone decides how long it lives.
+            yield pending.popleft()()
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _open(each: AudioInput, stop: Event) -> OpenedAudio:
+    try:
+        return OpenedAudio(each, each.open(stop))
+    except AudioError as error:
+        return OpenedAudio(each, error=error)

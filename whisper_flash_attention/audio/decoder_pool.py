@@ -78,7 +78,7 @@ class DecodedAudio:
     """Samples of a request, or the exception that decoding it raised.
 
     Args:
-        samples: mono `[T]`; `[channels, T]` where each channel was asked for.
+        samples: mono `[T]`; `[channels, T]` where each channel was requested.
     """
 
     request: DecodeRequest

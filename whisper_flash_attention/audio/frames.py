@@ -29,7 +29,7 @@ FRAMES_AT_ONCE = 512
 
 
 class Voice:
-    """Listens to one recording, block by block.
+    """Probabilities of speech in one recording, block by block.
 
     Args:
         detector: what `silero_vad.load_silero_vad` gives.
@@ -42,7 +42,7 @@ class Voice:
         except AttributeError:  # a release of the package that is built in another way
             self._network = _FrameByFrame(detector)
 
-    def hear(self, block: Samples) -> Tensor:
+    def probabilities(self, block: Samples) -> Tensor:
         """Probabilities of speech, `[N]` float32, in the next frames.
 
         Args:
@@ -61,20 +61,20 @@ class Voice:
 
 
 class KnownProbabilities:
-    """Stands in for the detector where its answers are known: gives them one after the other."""
+    """Stands in for the detector where its probabilities are known: returns them one by one."""
 
     def __init__(self, probabilities: Iterable[float]) -> None:
-        self._answers: Iterator[float] = iter(probabilities)
+        self._probabilities: Iterator[float] = iter(probabilities)
 
     def reset_states(self) -> None:
         """Called before the first frame, when there is nothing to forget."""
 
     def __call__(self, frame: Tensor, sampling_rate: int) -> Tensor:
-        return torch.tensor(next(self._answers))
+        return torch.tensor(next(self._probabilities))
 
 
 class _Network:
-    """The detector's network for 16 kHz, in parts; it remembers what it heard."""
+    """The detector's network for 16 kHz, in parts; it keeps the state of its recurrent layer."""
 
     def __init__(self, detector: Any) -> None:
         network = detector._model
@@ -151,7 +151,7 @@ def levels_of(samples: Samples) -> Decibels:
 
 
 def standing_out(levels: Decibels, speech: npt.NDArray[np.bool_] | None = None) -> list[bool]:
-    """Say of each frame whether it is well above the noise, and about as loud as the speech.
+    """Whether each frame is well above the noise, and about as loud as the speech.
 
     Args:
         levels: of a whole recording, `[N]`.

@@ -88,8 +88,8 @@ class MelBank:
             power = squares[..., 0] + squares[..., 1]  # [B, frames, 201]
             for group in self.groups:
                 weights = group.weights.expand(len(samples), -1, -1)
-                heard = out[:, group.first : group.last, part]
-                torch.bmm(weights, power[:, :, group.columns].transpose(1, 2), out=heard)
+                mel = out[:, group.first : group.last, part]
+                torch.bmm(weights, power[:, :, group.columns].transpose(1, 2), out=mel)
 
 
 @lru_cache(maxsize=8)
@@ -312,24 +312,24 @@ def _write(bank: MelBank, padded: Tensor, out: Tensor) -> Tensor:
     """
     frames = min(out.shape[2], (padded.shape[1] - WINDOW) // HOP + 1)
     rows = out[:, :, :frames]
-    heard = rows if out.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
-    bank.power(padded, heard)
-    peaks = heard.log10_().amax(dim=(1, 2), keepdim=True).clamp_(min=SILENCE)
-    rows.copy_(scale_(heard, peaks))
+    mel = rows if out.dtype == torch.float32 else torch.empty_like(rows, dtype=torch.float32)
+    bank.power(padded, mel)
+    peaks = mel.log10_().amax(dim=(1, 2), keepdim=True).clamp_(min=SILENCE)
+    rows.copy_(scale_(mel, peaks))
     out[:, :, frames:] = scale_(torch.full_like(peaks, SILENCE), peaks)
     return peaks
 
 
-def scale_(heard: Tensor, peak: Tensor) -> Tensor:
+def scale_(mel: Tensor, peak: Tensor) -> Tensor:
     """Features of logarithms of mel power, in their place: at most 8 below the peak, then scaled.
 
     Args:
-        heard: float32 `[..., mel_bins, frames]`.
+        mel: float32 `[..., mel_bins, frames]`.
         peak: the highest of the recording, to be broadcast.
     """
     lowest = (peak - RANGE).clamp_(min=SILENCE)
-    torch.maximum(heard, lowest, out=heard)
-    return torch.add(heard.new_ones(()), heard, alpha=0.25, out=heard)
+    torch.maximum(mel, lowest, out=mel)
+    return torch.add(mel.new_ones(()), mel, alpha=0.25, out=mel)
 
 
 def _check_finite(peaks: list[Tensor]) -> None:
@@ -441,7 +441,7 @@ class MelWindows:
 
 
 def _first(count: int, audio: AudioSource) -> Iterator[Samples]:
-    """So many samples, and no look beyond, where a damaged recording would be told of again."""
+    """The next `count` samples, and none beyond: damage there would be reported again."""
     left = count
     for block in audio.blocks():
         yield block[:left]

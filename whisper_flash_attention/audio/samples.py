@@ -65,7 +65,7 @@ def mono_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Sa
 
 def check_finite(samples: Samples) -> None:
     """Raise `AudioError` if not all of the mono samples `[T]` are finite."""
-    # The sum of their squares tells, in one pass that allocates nothing, unless it is too large.
+    # The sum of their squares is enough, in one pass without allocation, unless it overflows.
     if not math.isfinite(float(np.dot(samples, samples))) and not np.isfinite(samples).all():
         raise AudioError("the samples hold numbers that are not finite")
 
@@ -438,7 +438,7 @@ def length_of_silence(blocks: Iterable[Samples]) -> int | None:
     size, low, high = 0, np.float32(np.inf), np.float32(-np.inf)
     for block in blocks:
         size += block.size
-        # Samples far apart tell nearly always.
+        # A few samples far apart nearly always suffice.
         for some in (block[:: 1 + block.size // 64], block):
             if some.size:
                 low, high = np.minimum(low, some.min()), np.maximum(high, some.max())

@@ -139,7 +139,7 @@ def choose_track(
 
 
 def listing(tracks: list[AudioTrack]) -> str:
-    """What messages say of the tracks that there are: one line each."""
+    """List the tracks for a message, one line each."""
     return "its audio tracks are\n" + "\n".join(f"  {each}" for each in tracks)
 
 
@@ -162,7 +162,7 @@ def _describe(number: int, stream: AudioStream) -> AudioTrack:
 
 
 def _tag(stream: AudioStream, key: str) -> str | None:
-    """A text from the container, in printable characters; None for one that says nothing."""
+    """A text from the container, in printable characters; None for an empty one."""
     text = stream.metadata.get(key, "")
     text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
     text = text.strip()

@@ -140,7 +140,7 @@ def speech_chunks(
     """
     if not samples.size:
         return
-    probabilities = Voice(detector()).hear(samples).tolist()
+    probabilities = Voice(detector()).probabilities(samples).tolist()
     levels = levels_of(samples)
     for span in chunk_spans(samples.size, probabilities, levels, max_seconds, options):
         yield chunk_of(span, samples[span.begin : span.end])
@@ -210,8 +210,8 @@ def chunk_spans(
     options = options or VadOptions()
     longest = options.max_speech_duration_s or max_seconds
     max_seconds = min(longest, WINDOW_SECONDS)
-    heard = np.fromiter(probabilities, np.float32)
-    stretches = _stretches(size, heard.tolist(), options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
+    found = np.fromiter(probabilities, np.float32)
+    stretches = _stretches(size, found.tolist(), options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
     pad = round((CHUNK_PAD_MS if options.speech_pad_ms is None else options.speech_pad_ms) * 16)
     groups: list[list[tuple[int, int]]] = []
     for stretch in stretches:
@@ -223,7 +223,7 @@ def chunk_spans(
         Span(group[0][0], group[-1][1], tuple(_without_padding(each, pad) for each in group))
         for group in groups
     ]
-    may_be_speech = heard >= LEAST_SHARE * options.threshold
+    may_be_speech = found >= LEAST_SHARE * options.threshold
     doubtful = _sounding_between(spans, size, levels, may_be_speech, max_seconds)
     return sorted([*spans, *doubtful], key=lambda span: span.begin)
 
@@ -413,7 +413,7 @@ def _scan(audio: AudioSource, voice: Voice | None = None) -> _Scan:
         size += block.size
         levels.add(block)
         if voice is not None:
-            probabilities.extend(voice.hear(block).tolist())
+            probabilities.extend(voice.probabilities(block).tolist())
     return _Scan(size, levels.decibels, probabilities)
 
 

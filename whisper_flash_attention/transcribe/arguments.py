@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompts import PromptFields
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
@@ -25,22 +24,22 @@ DEFAULT_BATCH_SIZE = 16
 MOST_WINDOWS = 10_000
 
 
-class Asked(TypedDict, total=False):
-    """The keyword arguments of `Transcriber`'s methods; every one may be left out.
+class TranscribeArguments(TypedDict, total=False):
+    """Keyword arguments of the methods of `Transcriber`, all optional.
 
     The first seven may be given once for all recordings of a call, or as a list or tuple with one
-    for each of them.
+    value per recording.
 
     Args:
         language: name or code of the language spoken; None detects it in the first 30 s.
         task: "transcribe", or "translate" into English.
-        channel, audio_track: what is read of a recording, as in `TranscribeOptions`.
-        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None leaves what that says.
+        channel, audio_track: as in `TranscribeOptions`.
+        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there.
         options: how windows are decoded; None is OpenAI's sequential algorithm with its
             thresholds and temperatures.
         batch_size: windows at a time, at most; 1 to 10,000.
 
-    The others are fields of `DecodeOptions`, and count instead of what `options` says.
+    The others are fields of `DecodeOptions`, which override those of `options`.
     """
 
     language: Texts
@@ -78,52 +77,65 @@ class Asked(TypedDict, total=False):
     hallucination_silence_threshold: float | None
 
 
-HINTS = ("initial_prompt", "hotwords", "prefix")
-PER_RECORDING = ("language", "task", "channel", "audio_track", *HINTS)
+TEXTS = ("initial_prompt", "hotwords", "prefix")
+PER_RECORDING = ("language", "task", "channel", "audio_track", *TEXTS)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for one recording."""
+class RecordingOptions(TranscribeOptions):
+    """Options of one recording: what is read of it, its language and task, and its prompts.
 
-    options: TranscribeOptions
-    prompt_fields: PromptFields
+    Args:
+        initial_prompt: given to the first window as its context.
+        hotwords: given to every window, before its context.
+        prefix: text that the result of the first window begins with.
+    """
+
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a call is asked for.
+class CallOptions:
+    """Options of one call.
 
     Args:
         decode: how all recordings are decoded.
-        batch_size: windows at a time, at most.
-        wishes: of every recording.
+        batch_size: windows that are decoded side by side, at most.
+        recordings: options of every recording, in order.
     """
 
     decode: DecodeOptions
     batch_size: int
-    wishes: tuple[Wish, ...]
+    recordings: tuple[RecordingOptions, ...]
 
     @classmethod
-    def of(cls, asked: Asked, count: int, languages: Collection[str]) -> Order:
-        """The order for so many recordings and a model of these languages (codes).
+    def of(cls, arguments: TranscribeArguments, count: int, languages: Collection[str]) -> Self:
+        """Options of a call.
+
+        Args:
+            arguments: keyword arguments as they were given.
+            count: number of recordings.
+            languages: codes of the languages that the model knows.
 
         Raises:
-            OptionError: an option is unknown or makes no sense, there are more or fewer values
-                than recordings, or the model does not know the language or task.
+            OptionError: an option is unknown or out of range, the number of values is not that of
+                recordings, or the model does not know the language or task.
         """
-        given: dict[str, Any] = dict(asked)
+        given: dict[str, Any] = dict(arguments)
         columns = {name: _column(name, given.pop(name, None), count) for name in PER_RECORDING}
         batch_size = given.pop("batch_size", DEFAULT_BATCH_SIZE)
         batch_size = check.whole_number("batch_size", batch_size, least=1, most=MOST_WINDOWS)
         options = given.pop("options", None)
         decode = changed(DecodeOptions() if options is None else options, given)
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        return cls(decode, batch_size, tuple(_wish(row, decode, languages) for row in rows))
+        recordings = tuple(_recording_options(row, decode, languages) for row in rows)
+        return cls(decode, batch_size, recordings)
 
 
 def _column(name: str, value: Any, count: int) -> Sequence[Any]:
-    """A value per recording."""
+    """One value per recording."""
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -131,20 +143,23 @@ def _column(name: str, value: Any, count: int) -> Sequence[Any]:
     return value
 
 
-def _wish(row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]) -> Wish:
-    options = TranscribeOptions(
+def _recording_options(
+    row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]
+) -> RecordingOptions:
+    options = RecordingOptions(
         language=row["language"],
         task="transcribe" if row["task"] is None else row["task"],
         channel="mix" if row["channel"] is None else row["channel"],
         audio_track=row["audio_track"],
+        **{name: _text(name, row, decode) for name in TEXTS},
     )
     options.check_model(languages)
     if decode.multilingual:
         _check_multilingual(options, languages)
-    return Wish(options, PromptFields(**{name: _hint(name, row, decode) for name in HINTS}))
+    return options
 
 
-def _check_multilingual(options: TranscribeOptions, languages: Collection[str]) -> None:
+def _check_multilingual(options: RecordingOptions, languages: Collection[str]) -> None:
     if set(languages) == {"en"}:
         raise OptionError(
             "multilingual needs a multilingual model, and this one is English-only; take one "
@@ -157,7 +172,7 @@ def _check_multilingual(options: TranscribeOptions, languages: Collection[str]) 
         )
 
 
-def _hint(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
+def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
     common: str | None = getattr(decode, name)
     return common if row[name] is None else check.text(name, row[name])
 
@@ -183,10 +198,10 @@ def parse_batch_size(text: str) -> int | None:
 
 
 def automatic_batch_size(model: Any, mode: str, beams: int = 1) -> int:
-    """Windows at a time for a model where it is now.
+    """Number of windows that fit beside a model on its device.
 
     Args:
-        model: whose device, and whose `plan` if it has one, tell how many fit.
+        model: its device, and its `plan` if it has one, determine how many fit.
         mode: "sequential" or "batched".
         beams: per window.
     """

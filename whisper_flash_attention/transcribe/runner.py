@@ -14,14 +14,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import RLock
-from typing import cast
 
-from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources, open_ahead
-from whisper_flash_attention.audio.audio_source import Opened as Decoded
+from whisper_flash_attention.audio.audio_source import (
+    AudioInput,
+    AudioSource,
+    ChannelSources,
+    open_ahead,
+)
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.transcribe.arguments import Asked, automatic_batch_size
+from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Destination
 from whisper_flash_attention.transcribe.progress import FileProgress
@@ -94,12 +97,9 @@ class Session:
 
     def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
         """Recordings that can be read, decoded ahead; the others are told."""
-        opened = open_ahead(
-            (entry.source() for entry in inputs),
-            channel=self.options.channel,
-            track=self.options.audio_track,
-        )
-        with closing(cast("Generator[Decoded]", opened)) as sources:
+        channel, track = self.options.channel, self.options.audio_track
+        opened = open_ahead(AudioInput(entry.source(), channel, track) for entry in inputs)
+        with closing(opened) as sources:
             for entry in inputs:
                 self.progress.begin(entry.name)
                 decoded = next(sources)
@@ -120,7 +120,7 @@ class Session:
         found = transcriber.transcribe_each(
             taken(),
             on_progress=lambda index, share: self._show(under_way[index], share),
-            **self._asked(),
+            **self._arguments(),
         )
         try:
             with closing(found):
@@ -137,7 +137,9 @@ class Session:
         entry = opened.entry
         try:
             transcription = transcriber.transcribe(
-                opened.audio, on_progress=lambda share: self._show(opened, share), **self._asked()
+                opened.audio,
+                on_progress=lambda share: self._show(opened, share),
+                **self._arguments(),
             )
         except (AudioError, NotFinite) as error:
             name = printable(entry.name)
@@ -146,9 +148,9 @@ class Session:
             return
         self._deliver(entry, transcription)
 
-    def _asked(self) -> Asked:
+    def _arguments(self) -> TranscribeArguments:
         assert self.batch_size is not None
-        return Asked(
+        return TranscribeArguments(
             language=self.options.language,
             task=self.options.task,
             options=self.decode,

@@ -20,9 +20,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.transcribe.window_decoder import DecodingResult
 
 # Frames of features per second, and per timestamp.
 FRAMES_PER_SECOND = 100
@@ -41,7 +46,7 @@ class TokenSpan:
 def split_at_timestamps(
     tokens: Sequence[int], frames: int, vocabulary: Vocabulary
 ) -> tuple[list[TokenSpan], int]:
-    """The spans of a window's result, and by how many frames the next window begins later.
+    """The spans of a result, and the frames from this window to the next.
 
     Args:
         tokens: the result without its end, timestamps included.
@@ -67,19 +72,42 @@ def split_at_timestamps(
     return spans, last * FRAMES_PER_TIMESTAMP
 
 
+def segment_of(
+    span: TokenSpan, text: str, offset: float, result: DecodingResult, language: str | None = None
+) -> Segment:
+    """The segment that a span of a window is, if the window begins `offset` seconds in.
+
+    Args:
+        language: of the window, if segments are to carry it.
+    """
+    # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
+    start, end = round(offset + span.start, 2), round(offset + span.end, 2)
+    return Segment(
+        start=start,
+        end=max(start, end),
+        text=text,
+        tokens=span.tokens,
+        avg_logprob=result.avg_logprob,
+        no_speech_prob=result.no_speech_prob,
+        compression_ratio=result.compression_ratio,
+        temperature=result.temperature,
+        language=language,
+    )
+
+
 def ends_in_silence(tokens: Sequence[int], vocabulary: Vocabulary) -> bool:
-    """Whether a result's last timestamp stands alone: nothing more is said in the window."""
+    """Whether a result ends with a single timestamp: nothing follows in the window."""
     return [token >= vocabulary.timestamp_begin for token in tokens[-2:]] == [False, True]
 
 
 def _whole(
     tokens: Sequence[int], stamps: list[bool], frames: int, vocabulary: Vocabulary
 ) -> TokenSpan:
-    """All of a window as one span, which ends where its last timestamp says, if it has any."""
+    """All of a window as one span, which ends at its last timestamp, if it has any."""
     end = frames / FRAMES_PER_SECOND
-    said = [token for token, is_stamp in zip(tokens, stamps, strict=True) if is_stamp]
-    if said and said[-1] != vocabulary.timestamp_begin:
-        end = vocabulary.seconds(said[-1])
+    found = [token for token, is_stamp in zip(tokens, stamps, strict=True) if is_stamp]
+    if found and found[-1] != vocabulary.timestamp_begin:
+        end = vocabulary.seconds(found[-1])
     return TokenSpan(0.0, end, tuple(tokens))
 
 
@@ -98,7 +126,7 @@ def spans_of(timestamps: Sequence[float]) -> Spans:
 
 
 def frames_of(spans: Spans, total: int) -> tuple[tuple[int, int], ...]:
-    """First frames and ends of the spans within a recording of so many frames."""
+    """First frames and ends of the spans within a recording of `total` frames."""
     most = total / FRAMES_PER_SECOND
     return tuple(
         (round(start * FRAMES_PER_SECOND), min(round(min(end, most) * FRAMES_PER_SECOND), total))
@@ -108,7 +136,7 @@ def frames_of(spans: Spans, total: int) -> tuple[tuple[int, int], ...]:
 
 
 def chunks_within(chunks: Iterable[Chunk], spans: Spans) -> Iterator[Chunk]:
-    """What of chunks, in order of time, is within the spans."""
+    """The parts of chunks, in order of time, that are within the spans."""
     for chunk in chunks:
         for start, end in spans:
             if start < chunk.end and end > chunk.start:
@@ -118,13 +146,13 @@ def chunks_within(chunks: Iterable[Chunk], spans: Spans) -> Iterator[Chunk]:
 
 
 def spans_within(spans: Spans, others: Spans) -> Spans:
-    """What of spans, in order of time, is within others."""
+    """The parts of spans, in order of time, that are within others."""
     both = ((max(a, c), min(b, d)) for a, b in spans for c, d in others)
     return tuple((start, end) for start, end in both if start < end)
 
 
-# Least seconds of speech that are read again: where the result says that a segment begins, where it
-# says that nothing follows, and between segments. Timestamps are right within about half a second.
+# Least seconds of speech that are decoded again: after a timestamp that begins a segment, after one
+# that ends the last segment, and between segments. Timestamps are right within about half a second.
 AFTER_A_BEGINNING, AFTER_AN_END, BETWEEN_SEGMENTS = 0.3, 0.6, 1.5
 # Speech has three to five tokens a second. Text with fewer than this is not all that was spoken,
 # if there are this many seconds of speech or more.
@@ -133,11 +161,11 @@ LEAST_TOKENS_PER_SECOND, LONG_SPEECH = 1.0, 8.0
 
 @dataclass(frozen=True)
 class Leftovers:
-    """Parts of a chunk to be read again.
+    """Parts of a chunk to be decoded again.
 
     Args:
         chunks: in order of time.
-        is_split: whether they are the whole chunk, to be read again in place of the result.
+        is_split: whether they are the whole chunk, whose results replace that of the chunk.
     """
 
     chunks: tuple[Chunk, ...] = ()
@@ -201,7 +229,7 @@ def _rest(
 ) -> Chunk | None:
     """What follows the last timestamp, if the result ends there and speech follows."""
     if not tokens or tokens[-1] <= vocabulary.timestamp_begin:
-        return None  # text to the end, or a timestamp that reads the whole chunk again
+        return None  # text to the end, or a timestamp at the beginning of the chunk
     start = chunk.start + vocabulary.seconds(tokens[-1])
     speech = chunk.speech_within(start, chunk.end)
     if ends_in_silence(tokens, vocabulary):

@@ -27,10 +27,10 @@ class Vocabulary:
 
     Args:
         start, end: <|startoftranscript|> and <|endoftext|>.
-        no_timestamps: <|notimestamps|>; the timestamps are all ids behind it.
+        no_timestamps: <|notimestamps|>; timestamps are all ids after it.
         languages: ids by code; empty for an English-only model.
         tasks: ids of "transcribe" and "translate"; empty likewise.
-        suppressed: never said; at_begin: not as the first token.
+        suppressed: never sampled; at_begin: not as the first token.
         positions: tokens of a window at most, the prompt included.
     """
 
@@ -102,14 +102,14 @@ class Vocabulary:
 
     @property
     def steering(self) -> tuple[int, ...]:
-        """What is said to the model, and never by it: starts, tasks, <|nospeech|>."""
+        """Tokens of prompts only, which are never sampled: starts, tasks, <|nospeech|>."""
         language_model = self.no_timestamps - 3  # <|startoflm|>
         starts = (self.start, self.previous, language_model)
         return (*starts, *self.tasks.values(), self.no_speech)
 
     @property
     def room_before(self) -> int:
-        """The most tokens of what was said before."""
+        """The most tokens of context."""
         return self.positions // 2 - 1
 
     def prompt(
@@ -120,7 +120,7 @@ class Vocabulary:
         *,
         without_timestamps: bool = False,
     ) -> list[int]:
-        """The prompt of a window, with as much of what was said before as there is room for."""
+        """The prompt of a window, with as much of the context before it as there is room for."""
         kept = list(before)[-self.room_before :] if before else []
         prompt = [self.previous, *kept] if kept else []
         prompt.append(self.start)
@@ -132,11 +132,11 @@ class Vocabulary:
 
     def sample_begin(self, prompt: Sequence[int]) -> int:
         """Where in a prompt the result begins: what stands there is its prefix."""
-        behind = list(prompt).index(self.start) + (3 if self.languages else 1)
-        return behind + (list(prompt[behind : behind + 1]) == [self.no_timestamps])
+        after = list(prompt).index(self.start) + (3 if self.languages else 1)
+        return after + (list(prompt[after : after + 1]) == [self.no_timestamps])
 
     def seconds(self, timestamp: int) -> float:
-        """The time that a timestamp's id says, from the beginning of its window."""
+        """The time of a timestamp token, in seconds from the beginning of its window."""
         return (timestamp - self.timestamp_begin) * PRECISION
 
 
@@ -170,7 +170,7 @@ class _Token:
 
 
 class WordSplitter:
-    """Splits text tokens of one vocabulary into words, and remembers tokens that it has met.
+    """Splits text tokens of one vocabulary into words, and caches tokens.
 
     Args:
         tokenizer: Transformers' Whisper tokenizer, whose tokens are GPT-2's: bytes in disguise.
@@ -178,7 +178,7 @@ class WordSplitter:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._met: dict[int, _Token] = {}
+        self._cache: dict[int, _Token] = {}
 
     def words(self, tokens: Sequence[int], language: str) -> list[SplitWord]:
         """The words of text tokens, in a language given by its code.
@@ -221,13 +221,13 @@ class WordSplitter:
         return found
 
     def _look_up(self, tokens: Sequence[int]) -> list[_Token]:
-        met = self._met
-        new = [token for token in tokens if token not in met]
+        cache = self._cache
+        new = [token for token in tokens if token not in cache]
         for token, name in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
             data = token_bytes(name)
             text = _decode(data)
-            met[token] = _Token(data, None if REPLACEMENT in text else SplitWord(text, 1))
-        return [met[token] for token in tokens]
+            cache[token] = _Token(data, None if REPLACEMENT in text else SplitWord(text, 1))
+        return [cache[token] for token in tokens]
 
 
 @lru_cache(maxsize=1 << 16)
@@ -286,7 +286,7 @@ class Detokenizer:
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids; with `skip_special_tokens` without special ones and timestamps.
 
-        As the tokenizer's own, which is asked where other than text is to be spelled.
+        As the tokenizer does, which decodes whatever is not plain text.
         """
         end, table = self._end, self._bytes
         plain = self._bare(tokens) if skip_special_tokens else tokens

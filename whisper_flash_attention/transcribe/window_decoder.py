@@ -43,6 +43,8 @@ from whisper_flash_attention.engine.logits_processors import (
 from whisper_flash_attention.engine.request import Beams, Decoded, Request
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.engine.transfer import to_device
+from whisper_flash_attention.transcribe.prompts import PromptBuilder
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary
 
 # Timestamps from <|0.00|> to <|30.00|>.
@@ -50,7 +52,7 @@ STAMPS = 1501
 
 
 class RequestBuilder:
-    """Makes requests of decode options, and takes the best of what the engine results."""
+    """Builds engine requests from decode options, and selects the best row of what was decoded."""
 
     def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
         self._vocabulary = vocabulary
@@ -63,14 +65,14 @@ class RequestBuilder:
         return wanted or 1
 
     def request(
-        self, begin: int, length: int, temperature: float, watch: tuple[int, int] | None = None
+        self, begin: int, length: int, temperature: float, probe: tuple[int, int] | None = None
     ) -> Request:
-        """What the engine is asked for.
+        """The request of windows whose prompts have one length.
 
         Args:
             begin: where in the prompt the result begins.
             length: of the prompt.
-            watch: as the engine takes it.
+            probe: a token id and the position in the prompt at which its probability is read.
         """
         words, options = self._vocabulary, self._options
         most = words.positions
@@ -88,7 +90,7 @@ class RequestBuilder:
             temperature=temperature or 1.0,
             beams=beams,
             want_logprobs=beams is None,
-            watch=watch,
+            watch=probe,
         )
 
     def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
@@ -122,7 +124,7 @@ class RequestBuilder:
             num_beams=size,
             num_return_sequences=1,
             length_penalty=self._options.length_penalty,
-            # As openai-whisper, which stops when so many have ended.
+            # As openai-whisper, which stops when this number of beams has ended.
             early_stopping=True,
             candidates=2 * size,
         )
@@ -156,10 +158,10 @@ class RequestBuilder:
         )
 
 
-def _suppressed(vocabulary: Vocabulary, asked: tuple[int, ...]) -> tuple[int, ...]:
-    """Ids that are never said: those asked for, the checkpoint's list in place of -1."""
-    always = vocabulary.suppressed if -1 in asked else vocabulary.steering
-    return tuple(dict.fromkeys((*always, *(each for each in asked if each >= 0))))
+def _suppressed(vocabulary: Vocabulary, given: tuple[int, ...]) -> tuple[int, ...]:
+    """Ids that are never sampled: those given, with the list of the checkpoint in place of -1."""
+    always = vocabulary.suppressed if -1 in given else vocabulary.steering
+    return tuple(dict.fromkeys((*always, *(each for each in given if each >= 0))))
 
 
 def _up_to(end: int, row: list[int]) -> list[int]:
@@ -172,13 +174,13 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class DecodingResult:
-    """What a window says.
+    """What a window was decoded to.
 
     Args:
-        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
+        tokens: without the prompt and the end; a prefix is the beginning.
         text: theirs, without timestamps.
         avg_logprob: mean log-probability of the tokens and the end, without the prefix.
-        no_speech_prob: probability that nobody speaks; None if that was not asked for.
+        no_speech_prob: probability that nobody speaks; None if it was not computed.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
     """
@@ -193,7 +195,7 @@ class DecodingResult:
 
 @dataclass(frozen=True, slots=True)
 class _DecodedRow:
-    """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
+    """A decoded row: a prefix, tokens up to the end, and the sum of their log-probabilities."""
 
     prefix: Sequence[int]
     tokens: list[int]
@@ -201,11 +203,34 @@ class _DecodedRow:
     no_speech_prob: float | None
 
 
+# Windows that fall back together, as a share of the slots: the slots wait meanwhile, and encoder
+# states are held until then.
+SLOTS_PER_FALLBACK = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window to be decoded.
+
+    Args:
+        states: the encoder's, `[S, D]`, in memory of their own.
+        prompt: of any length.
+        owner: what it belongs to, by the name that errors give it.
+    """
+
+    states: Tensor
+    prompt: Sequence[int]
+    owner: Any
+
+    def __str__(self) -> str:
+        return str(self.owner)
+
+
 class WindowDecoder:
     """Decodes windows on an engine, each with a prompt of its own.
 
     Args:
-        always_watch_silence: look at the probability of silence though no threshold needs it.
+        always_probe_no_speech: compute the probability of silence even if no threshold needs it.
     """
 
     def __init__(
@@ -215,17 +240,18 @@ class WindowDecoder:
         tokenizer: Any,
         options: DecodeOptions,
         *,
-        always_watch_silence: bool = False,
+        always_probe_no_speech: bool = False,
     ) -> None:
         self._engine = engine
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
         self._requests = RequestBuilder(vocabulary, options)
-        self._watches = always_watch_silence or options.no_speech_threshold is not None
+        self._prompt_builder = PromptBuilder(vocabulary, tokenizer, options)
+        self._probes_no_speech = always_probe_no_speech or options.no_speech_threshold is not None
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[DecodingResult]:
-        """The first good result of every window; where there is none, the likeliest.
+        """The first result of every window that needs no fallback; otherwise the likeliest.
 
         (openai-whisper takes the last one then, which tends to be noise; faster-whisper as here.)
 
@@ -241,27 +267,27 @@ class WindowDecoder:
         prompts: Sequence[Sequence[int]],
         meanwhile: Callable[[], None] = _nothing,
     ) -> Callable[[], list[DecodingResult]]:
-        """As `decode`, but what the device has no part in is left to the function returned.
+        """As `decode`, but work of the host alone is left to the function returned.
 
         That is all that follows the first results if there is only one temperature: otherwise they
-        must be judged at once.
+        are judged at once.
 
         Args:
             meanwhile: called once, at a time when the device has work to do.
         """
         first, *others = self._options.temperatures
-        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        rows = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
         if not others:
-            return lambda: [self._result(each, first) for each in said]
+            return lambda: [self._result(each, first) for each in rows]
         results = self.decode_with_fallback(
-            states, prompts, [self._result(each, first) for each in said]
+            states, prompts, [self._result(each, first) for each in rows]
         )
         return lambda: results
 
     def decode_with_fallback(
         self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[DecodingResult]
     ) -> list[DecodingResult]:
-        """As `decode`, of windows that have their first results, good or bad."""
+        """As `decode`, of windows that have their first results."""
         results = [[result] for result in first]
         waiting = [index for index, result in enumerate(first) if self.needs_fallback(result)]
         for temperature in self._options.temperatures[1:]:
@@ -279,7 +305,7 @@ class WindowDecoder:
 
     @property
     def fits_slots(self) -> bool:
-        """Whether first results can share slots, and end at different places."""
+        """Whether first results can share slots, and end after different numbers of tokens."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
         request = self._requests.request(1, 1, self._options.temperatures[0])
         return stays_on_device(request) and (most is None or (least or 0) < most)
@@ -290,9 +316,9 @@ class WindowDecoder:
         return self._vocabulary.positions
 
     def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
-        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first result."""
+        """The job that decodes a window, of states `[S, D]`, in a slot to its first result."""
         begin, first = self._vocabulary.sample_begin(prompt), self._options.temperatures[0]
-        request = self._requests.request(begin, len(prompt), first, self._watch(prompt))
+        request = self._requests.request(begin, len(prompt), first, self._probe(prompt))
         return Job(states, prompt, request, tag)
 
     def result(self, finished: Finished) -> DecodingResult:
@@ -301,18 +327,107 @@ class WindowDecoder:
         if tokens and tokens[-1] == self._vocabulary.end:
             tokens.pop()
         prefix = prompt[self._vocabulary.sample_begin(prompt) :]
-        said = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.watched)
-        return self._result(said, self._options.temperatures[0])
+        row = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.watched)
+        return self._result(row, self._options.temperatures[0])
 
     def is_last(self, first: DecodingResult) -> bool:
-        """Whether a window is not decoded again after its first result."""
+        """Whether the first result of a window is final."""
         return len(self._options.temperatures) == 1 or not self.needs_fallback(first)
 
+    def decode_windows(
+        self, more: Callable[[int], Sequence[Window]], slots: int
+    ) -> Iterator[tuple[Window, DecodingResult]]:
+        """The result of every window, as `decode` gives it, as soon as it is known.
+
+        The decoder must have `fits_slots`.
+
+        Args:
+            more: gives at most this many windows; it is called again when results have been
+                taken, until it has none after the last result.
+            slots: windows that are decoded side by side.
+
+        Raises:
+            NotFinite: NaN or infinity in the logits of a window.
+        """
+        pending: list[tuple[Window, DecodingResult]] = []
+        most, since = max(1, slots // SLOTS_PER_FALLBACK), 0
+
+        def jobs(count: int) -> list[Job]:
+            return [self.job(each.states, each.prompt, each) for each in more(count)]
+
+        while True:
+            has_any = False
+            for finished in self._engine.decode_stream(jobs, slots, max_length=self.max_length):
+                has_any = True
+                window, result = finished.job.tag, self.result(finished)
+                if self.is_last(result):
+                    yield window, result
+                else:
+                    pending.append((window, result))
+                since = since + 1 if pending else 0
+                # Bounds how long the first of them waits.
+                if len(pending) >= most or since >= slots:
+                    yield from self._fall_back(pending)
+                    pending, since = [], 0
+            if not has_any:
+                return
+            # Further windows may depend on these results.
+            yield from self._fall_back(pending)
+            pending, since = [], 0
+
+    def _fall_back(
+        self, pending: Sequence[tuple[Window, DecodingResult]]
+    ) -> Iterator[tuple[Window, DecodingResult]]:
+        if pending:
+            states = torch.stack([window.states for window, _ in pending])
+            prompts = [window.prompt for window, _ in pending]
+            results = self.decode_with_fallback(states, prompts, [first for _, first in pending])
+            for (window, _), result in zip(pending, results, strict=True):
+                yield window, result
+
     def _best(self, results: list[DecodingResult]) -> DecodingResult:
-        """The last result if it is good, else the likeliest that does not repeat itself."""
+        """The last result if it needs no fallback, else the likeliest without repetition."""
         if not self.needs_fallback(results[-1]):
             return results[-1]
         return max(results, key=lambda each: (not self._repeats(each), each.avg_logprob))
+
+    def begin(self, recording: Recording) -> None:
+        """Make the initial prompt of a recording its context.
+
+        Raises:
+            OptionError: the initial prompt contains a special token.
+        """
+        recording.context[:0] = self._prompt_builder.tokens(recording.options.initial_prompt)
+
+    def prompt(self, recording: Recording, language: str, *, is_first: bool) -> list[int]:
+        """The prompt of a window of a recording.
+
+        Args:
+            language: code of the language spoken in the window.
+            is_first: whether it is the first window of its recording.
+
+        Raises:
+            OptionError: as `PromptBuilder.prompt`.
+        """
+        return self._prompt_builder.prompt(
+            recording.options,
+            language,
+            recording.context,
+            is_first=is_first,
+            context_start=recording.context_start,
+        )
+
+    def detect_languages(self, recordings: Sequence[Recording], states: Tensor) -> list[str]:
+        """Detect the language of a window of each recording; note it there, and return its code.
+
+        Args:
+            states: encoder states `[B, S, D]`, one row per recording.
+        """
+        found = self.language_probabilities(states)
+        for recording, probabilities in zip(recordings, found, strict=True):
+            recording.language = next(iter(probabilities))
+            recording.detected.append(probabilities)
+        return [next(iter(probabilities)) for probabilities in found]
 
     def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
         """Probabilities of all languages in every window, `[B, S, D]`, by code, likeliest first.
@@ -339,10 +454,10 @@ class WindowDecoder:
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
     ) -> list[_DecodedRow]:
-        """What the windows `indices` say, in that order.
+        """Decode the windows `indices`, in that order.
 
         Args:
-            silence: of each, the probability that nobody speaks, if that was told before.
+            silence: of each, the probability that nobody speaks, if it is known.
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
@@ -350,8 +465,8 @@ class WindowDecoder:
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
             begin, length = self._vocabulary.sample_begin(prompts[group[0]]), rows.shape[1]
-            watch = self._watch(prompts[group[0]]) if known is None else None
-            request = self._requests.request(begin, length, temperature, watch)
+            probe = self._probe(prompts[group[0]]) if known is None else None
+            request = self._requests.request(begin, length, temperature, probe)
             rows = rows.repeat_interleave(width, dim=0)
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
@@ -363,9 +478,9 @@ class WindowDecoder:
                 found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
 
-    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
-        """<|nospeech|> where the result's start is, if that matters."""
-        if not self._watches:
+    def _probe(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> at <|startoftranscript|>, if its probability is needed."""
+        if not self._probes_no_speech:
             return None
         return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
 
@@ -377,14 +492,14 @@ class WindowDecoder:
             groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
         return list(groups.values())
 
-    def _result(self, said: _DecodedRow, temperature: float) -> DecodingResult:
-        tokens = (*said.prefix, *said.tokens)
+    def _result(self, row: _DecodedRow, temperature: float) -> DecodingResult:
+        tokens = (*row.prefix, *row.tokens)
         text = self.text(tokens)
         return DecodingResult(
             tokens=tokens,
             text=text,
-            avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
-            no_speech_prob=said.no_speech_prob,
+            avg_logprob=row.sum_logprobs / (len(row.tokens) + 1),
+            no_speech_prob=row.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
         )
@@ -423,7 +538,7 @@ class WindowDecoder:
         return is_speech and is_first and result.avg_logprob >= least and not self._repeats(result)
 
     def is_silent(self, result: DecodingResult) -> bool:
-        """Whether nobody speaks: the model says so, and its words are unlikely."""
+        """Whether the window is silence: by its probability, and its tokens are unlikely."""
         bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
         if bound is None or result.no_speech_prob is None or result.no_speech_prob <= bound:
             return False
@@ -444,81 +559,3 @@ def compression_ratio(text: str) -> float:
 def _rows(states: Tensor, indices: list[int]) -> Tensor:
     """Some clips' states, without a copy if they are all."""
     return states if len(indices) == len(states) else states[indices]
-
-
-# Windows that are decoded again together, as a share of the slots: the slots wait meanwhile, and
-# states are held until then.
-SLOTS_PER_SECOND_TRY = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """A window to be decoded.
-
-    Args:
-        states: the encoder's, `[S, D]`, in memory of their own.
-        prompt: of any length.
-        owner: what it belongs to, by the name that errors give it.
-    """
-
-    states: Tensor
-    prompt: Sequence[int]
-    owner: Any
-
-    def __str__(self) -> str:
-        return str(self.owner)
-
-
-def decode_windows(
-    engine: Engine,
-    decoder: WindowDecoder,
-    more: Callable[[int], Sequence[Window]],
-    slots: int,
-) -> Iterator[tuple[Window, DecodingResult]]:
-    """The result of every window, as `WindowDecoder.decode` gives it, as soon as it is known.
-
-    Args:
-        decoder: one that `fits_slots`.
-        more: gives so many windows or fewer; it is asked again when results have been taken, until
-            it has none after the last result.
-        slots: windows that are decoded side by side.
-
-    Raises:
-        NotFinite: NaN or infinity in the logits of a window.
-    """
-    bad: list[tuple[Window, DecodingResult]] = []
-    most, since = max(1, slots // SLOTS_PER_SECOND_TRY), 0
-
-    def jobs(count: int) -> list[Job]:
-        return [decoder.job(each.states, each.prompt, each) for each in more(count)]
-
-    while True:
-        has_any = False
-        for finished in engine.decode_stream(jobs, slots, max_length=decoder.max_length):
-            has_any = True
-            window, result = finished.job.tag, decoder.result(finished)
-            if decoder.is_last(result):
-                yield window, result
-            else:
-                bad.append((window, result))
-            since = since + 1 if bad else 0
-            # The first of them has not to wait for ever.
-            if len(bad) >= most or since >= slots:
-                yield from _again(decoder, bad)
-                bad, since = [], 0
-        if not has_any:
-            return
-        # What these say may be what further windows waited for.
-        yield from _again(decoder, bad)
-        bad, since = [], 0
-
-
-def _again(
-    decoder: WindowDecoder, bad: Sequence[tuple[Window, DecodingResult]]
-) -> Iterator[tuple[Window, DecodingResult]]:
-    if bad:
-        states = torch.stack([window.states for window, _ in bad])
-        prompts = [window.prompt for window, _ in bad]
-        results = decoder.decode_with_fallback(states, prompts, [result for _, result in bad])
-        for (window, _), result in zip(bad, results, strict=True):
-            yield window, result

@@ -32,13 +32,13 @@ BEFORE_A_WORD = "\"'“¿([{-"
 AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 # The most that the usual word may last, in seconds; no word should last twice the usual.
 LONGEST_USUAL = 0.7
-# A segment's own timestamp is believed where a word goes beyond it by so many seconds.
+# A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
 TOLERANCE = 0.5
 
 
 @dataclass(slots=True)
 class Timing:
-    """A word on its way to its times.
+    """A word whose times are being fitted.
 
     Args:
         text: with the blank before it; empty once it has joined a neighbour.
@@ -60,7 +60,7 @@ class Timing:
 
 @dataclass(slots=True)
 class SegmentTimes:
-    """A segment on its way to its words: seconds of the recording, and how many text tokens."""
+    """Seconds of a segment whose words are being fitted, and its number of text tokens."""
 
     start: float
     end: float
@@ -163,7 +163,7 @@ POSITIONS_PER_SECOND = 50
 
 @dataclass(frozen=True)
 class SpokenWindow:
-    """One window of a recording, and what was said in it.
+    """One window of a recording and its segments.
 
     Args:
         states: the encoder's output [S, D] for the window, on the model's device.
@@ -211,7 +211,7 @@ class WordAligner:
     Args:
         model: any Whisper whose weights are plain tensors.
         processor: the processor of the same checkpoint.
-        splitter: of its tokenizer, if there is one that has met tokens before.
+        splitter: of its tokenizer, if there is one, whose cache is used.
 
     Raises:
         OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
@@ -282,7 +282,9 @@ class WordAligner:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
         from whisper_flash_attention.engine.token_timestamps import token_times
 
-        rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
+        rows = [
+            self._alignment_row(window, text) for window, text in zip(windows, texts, strict=True)
+        ]
         # All prompts are of one length.
         first = len(self._prompt(windows[0])) if windows else 0
         times = token_times(self._weights, rows, self._heads, first=first, text_tokens=self._end)
@@ -295,7 +297,7 @@ class WordAligner:
 
         return finish
 
-    def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
+    def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
         from whisper_flash_attention.engine.alignment import Said
 
@@ -384,7 +386,7 @@ def _segment(
 
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
-    """Times in hundredths of a second, in order, and within a recording of so many seconds."""
+    """Times in hundredths of a second, in order, and within the length of the recording."""
     # Comparisons instead of calls, for this is done for every word.
     start, end = round(start, 2), round(end, 2)
     if end > seconds:
