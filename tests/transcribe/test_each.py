@@ -15,12 +15,10 @@ import pytest
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
-from whisper_flash_attention.transcribe.recording import CountedChunks
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 
 ONCE = DecodeOptions(temperature=0.0)
@@ -52,6 +50,23 @@ def test_all_are_given_once_with_their_own_words(transcriber, snippets, options)
     assert "Dashwood" in found[0].text and found[1].text == "" and found[3].text
     assert found[0].text == transcriber.transcribe(snippets[0], options=options).text
     assert all(each[0] == 0 and each == sorted(each) and each[-1] < 1 for each in shares.values())
+
+
+def test_silent_windows_in_a_row_end_a_recording_once(transcriber, snippets) -> None:
+    """They are skipped while another recording is decoded, and delivered later."""
+    long = np.concatenate([snippets[3], np.zeros(95 * 16_000, np.float32)])
+    shares: list[float] = []
+    found = list(
+        transcriber.transcribe_each(
+            [long, snippets[0], snippets[3]],
+            options=ONCE,
+            batch_size=2,
+            on_progress=lambda index, share: shares.append(share) if index == 0 else None,
+        )
+    )
+    assert sorted(index for index, _ in found) == [0, 1, 2]
+    assert dict(found)[0].text == transcriber.transcribe(snippets[3], options=ONCE).text
+    assert shares == sorted(set(shares)) and len(shares) >= 4
 
 
 @pytest.fixture
@@ -139,18 +154,3 @@ def test_samples_that_are_no_sound_end_it(transcriber, snippets) -> None:
     bad = np.full(16_000, np.nan, np.float32)
     with pytest.raises(AudioError, match="not finite"):
         list(transcriber.transcribe_each([snippets[3], bad], options=ONCE, batch_size=1))
-
-
-def test_the_last_chunk_is_known_for_the_last() -> None:
-    samples = np.zeros(1, np.float32)
-    chunks = CountedChunks(Chunk(float(start), samples) for start in range(2))
-    assert not chunks.are_done
-    given = iter(chunks)
-    next(given)
-    chunks.count_done()
-    assert not chunks.are_done
-    next(given)
-    assert not chunks.are_done
-    chunks.count_done()
-    assert chunks.are_done and list(given) == []
-    assert CountedChunks([]).are_done

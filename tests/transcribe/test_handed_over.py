@@ -16,7 +16,6 @@ from tests.audio.encoding import read_wave, write_wave
 from whisper_flash_attention.audio.audio_source import AudioSource, open_audio
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, render
-from whisper_flash_attention.transcribe.recording import Recording, stream_segments
 from whisper_flash_attention.transcribe.transcriber import Transcriber as Class
 
 RATE = 16_000
@@ -198,22 +197,6 @@ def test_a_channel_or_track_that_is_not_there_is_an_audio_error(
             with pytest.raises(AudioError, match="track"):
                 transcriber.transcribe(audio, audio_track=track)
     assert transcriber.transcribe(call[:, :1600], audio_track=1).seconds == 0.1
-
-
-def test_segments_of_a_stream_wait_for_what_may_come_before() -> None:
-    channels = [Recording(None, channel=number, seconds=60.0) for number in (1, 2)]
-    given: list[str] = []
-
-    def windows():
-        for index, share, starts in [(0, 0.5, (1, 20)), (1, 0.25, (3, 12)), (1, 1.0, (18,))]:
-            channels[index].share, channels[index].is_done = share, share == 1.0
-            segments = tuple(Segment(start, start + 1.0, f"{index} {start}") for start in starts)
-            yield channels[index], segments
-            given.append("window")
-
-    for segment in stream_segments(windows(), channels):
-        given.append(segment.text)
-    assert given == ["window", "0 1", "1 3", "1 12", "window", "1 18", "0 20", "window"]
 
 
 SEGMENTS = (

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whisper_flash_attention.audio.vad import Chunk
-from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.segmentation import chunks_within, frames_of, spans_of
 
 
@@ -48,30 +47,3 @@ def test_chunks_are_cut_at_the_bounds_of_parts() -> None:
     assert [each.samples[0] for each in found] == [0, 16_000, 24_000, 0]
     whole = list(chunks_within(chunks, spans_of(())))
     assert [each.samples.size for each in whole] == [32_000, 16_000]
-
-
-class Silence:
-    """Features."""
-
-    frames = 1000
-
-    def window(self, start: int, length: int) -> object:
-        return start, length
-
-
-def recording(clips: tuple[tuple[int, int], ...] | None) -> Recording:
-    found = Recording(None)
-    found.begin_windows(Silence(), clips)  # type: ignore[arg-type]
-    return found
-
-
-def test_a_recording_goes_from_clip_to_clip() -> None:
-    found = recording(((100, 300), (500, 1000)))
-    assert (found.seek, found.end, found.is_at_start) == (100, 300, True)
-    for seek, expected in ((250, (250, 300)), (300, (500, 1000)), (1000, (1000, 1000))):
-        found.seek = seek
-        found.enter_clip()
-        assert (found.seek, found.end) == expected
-    assert found.is_at_end and not found.is_at_start
-    assert recording(()).is_at_end
-    assert recording(None).end == 1000

@@ -63,7 +63,7 @@ FRAME_SECONDS = FRAME / SAMPLING_RATE
 
 @dataclass(frozen=True)
 class Span:
-    """What a chunk covers, in samples of its recording.
+    """The stretch that a chunk covers, in samples of its recording.
 
     Args:
         begin, end: first sample, and the one after the last.
@@ -105,7 +105,7 @@ class Chunk:
         return sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.speech)
 
     def part(self, start: float, end: float, *, is_doubtful: bool | None = None) -> Chunk:
-        """What of the chunk is between two times of the recording."""
+        """The part of the chunk between two times of the recording."""
         first = max(0, round((start - self.start) * SAMPLING_RATE))
         last = round(min(end - self.start, self.seconds) * SAMPLING_RATE)
         start = self.start + first / SAMPLING_RATE
