@@ -45,7 +45,7 @@ from _harness import (
 
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import load_audio
+from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
 from whisper_flash_attention.benchmark.features import (
     CLIP_SAMPLES,
@@ -63,7 +63,7 @@ from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.transcribe import Transcriber, batched
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 Samples = npt.NDArray[np.float32]
 

@@ -60,8 +60,9 @@ from _harness import (
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
-from whisper_flash_attention.audio.load import SAMPLING_RATE, load_audio
-from whisper_flash_attention.audio.recordings import bundled_recordings
+from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.audio.samples import SAMPLING_RATE
 from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import Workload, step_seconds

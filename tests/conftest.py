@@ -83,8 +83,8 @@ def shared_audio() -> Path:
 
 @pytest.fixture(scope="session")
 def bundled_recordings() -> tuple[object, ...]:
-    """The recordings that the package carries, as `audio.recordings.Recording`."""
-    from whisper_flash_attention.audio.recordings import bundled_recordings
+    """The recordings that the package carries, as `audio.bundled_clips.BundledClip`."""
+    from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 
     return bundled_recordings()
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.audio.encoding import encode, read_wave, write_wave
 from whisper_flash_attention import __version__
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.transcribe import Transcription
 
@@ -47,7 +47,7 @@ def assert_one_line_error(outcome: Outcome, *expected: str, code: int = 2) -> No
 
 
 @pytest.fixture(scope="module")
-def clip(bundled_recordings: tuple[Recording, ...]) -> Recording:
+def clip(bundled_recordings: tuple[BundledClip, ...]) -> BundledClip:
     return bundled_recordings[4]  # 3.3 s that tiny.en hears without a mistake
 
 
@@ -84,7 +84,7 @@ def test_a_misused_benchmark_is_exit_code_2() -> None:
 
 
 def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
-    tiny_en: str, clip: Recording
+    tiny_en: str, clip: BundledClip
 ) -> None:
     arguments = ["transcribe", str(clip.path), "--model", tiny_en, "--device", "cpu"]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
@@ -98,7 +98,7 @@ def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
 
 
 def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
-    tmp_path: Path, tiny_en: str, clip: Recording
+    tmp_path: Path, tiny_en: str, clip: BundledClip
 ) -> None:
     mp3 = tmp_path / "copy.mp3"
     encode(mp3, read_wave(clip.path), codec="mp3", rate=44_100, layout="stereo")
@@ -128,7 +128,7 @@ def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
 
 @pytest.mark.parametrize("output_format", ["json", "srt"])
 def test_results_go_into_files_of_the_output_folder(
-    tmp_path: Path, tiny_en: str, clip: Recording, output_format: str
+    tmp_path: Path, tiny_en: str, clip: BundledClip, output_format: str
 ) -> None:
     folder = tmp_path / "new" / "folder"
     outcome = call(
@@ -149,7 +149,7 @@ def test_results_go_into_files_of_the_output_folder(
         assert transcription.segments[0].start == 0
 
 
-def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: Recording) -> None:
+def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: BundledClip) -> None:
     model = ("--model", tiny_en, "--device", "cpu")
     outcome = call("transcribe", clip.path, *model, "--attention", "reference")
     assert outcome.stdout == f"{clip.transcript}\n"
@@ -186,23 +186,23 @@ def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_value_is_one_line_that_says_what_is_possible(
-    clip: Recording, option: str, wrong: str, expected: str
+    clip: BundledClip, option: str, wrong: str, expected: str
 ) -> None:
     assert_one_line_error(call("transcribe", clip.path, option, wrong), expected)
 
 
-def test_an_unknown_model_says_where_else_models_are(clip: Recording) -> None:
+def test_an_unknown_model_says_where_else_models_are(clip: BundledClip) -> None:
     outcome = call("transcribe", clip.path, "--model", "nobody/nothing")
     assert_one_line_error(outcome, "cannot load model 'nobody/nothing'", "package:tiny.en")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
-def test_a_missing_gpu_is_told(clip: Recording) -> None:
+def test_a_missing_gpu_is_told(clip: BundledClip) -> None:
     outcome = call("transcribe", clip.path, "--device", "cuda")
     assert_one_line_error(outcome, "device 'cuda' was asked for", "use 'cpu'")
 
 
-def test_an_english_only_model_refuses_german(tiny_en: str, clip: Recording) -> None:
+def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -> None:
     arguments = ("--model", tiny_en, "--device", "cpu", "--language", "de")
     outcome = call("transcribe", clip.path, *arguments)
     assert_one_line_error(outcome, "'de' needs a multilingual model")
@@ -232,7 +232,7 @@ def test_no_file_is_a_usage_error() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
 def test_ctrl_c_ends_it_with_130_and_no_traceback(
-    tmp_path: Path, tiny_en: str, clip: Recording
+    tmp_path: Path, tiny_en: str, clip: BundledClip
 ) -> None:
     long = tmp_path / "long.wav"
     write_wave(long, np.tile(read_wave(clip.path), 200)[None], 16_000)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 
 EXAMPLES = REPOSITORY / "examples"
 MOST_LINES = 40
@@ -58,7 +58,9 @@ def test_subtitles(run_example: Callable[..., str], tmp_path: Path) -> None:
     assert "-->" in lines[1] and max(map(len, lines)) <= 42
 
 
-def test_words(run_example: Callable[..., str], bundled_recordings: tuple[Recording, ...]) -> None:
+def test_words(
+    run_example: Callable[..., str], bundled_recordings: tuple[BundledClip, ...]
+) -> None:
     lines = run_example("words.py", bundled_recordings[1].path).splitlines()
     assert lines[0].endswith("He") and lines[-1].endswith("man.")
 
@@ -66,7 +68,7 @@ def test_words(run_example: Callable[..., str], bundled_recordings: tuple[Record
 def test_batch(
     run_example: Callable[..., str],
     tmp_path: Path,
-    bundled_recordings: tuple[Recording, ...],
+    bundled_recordings: tuple[BundledClip, ...],
 ) -> None:
     clip = bundled_recordings[1].path
     (tmp_path / "recordings").mkdir()

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.documents import commands, page, python_blocks
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.transcribe import loading
 
@@ -29,7 +29,7 @@ def place(
     loaded: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    bundled_recordings: tuple[Recording, ...],
+    bundled_recordings: tuple[BundledClip, ...],
 ) -> Path:
     """A folder with what the how-tos name; every model is tiny.en."""
     short, other = bundled_recordings[1].path, bundled_recordings[4].path
@@ -85,7 +85,7 @@ def folder(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_readme(
     place: Path,
     folder: str,
-    bundled_recordings: tuple[Recording, ...],
+    bundled_recordings: tuple[BundledClip, ...],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     clip = bundled_recordings[1].path

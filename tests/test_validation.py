@@ -26,7 +26,7 @@ from whisper_flash_attention.config import (
     resolve_dtype,
 )
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.asking import Order
+from whisper_flash_attention.transcribe.arguments import CallOptions
 from whisper_flash_attention.validation import shown
 
 SURROGATE = "caf\udce9"
@@ -77,7 +77,7 @@ def test_prompts_are_text_of_whole_characters(name: str, value: Any) -> None:
         DecodeOptions(**{name: value})
     if not isinstance(value, list):  # several values are those of several recordings
         with pytest.raises(OptionError, match=name):
-            Order.of({name: value}, 1, ("en",))  # type: ignore[misc]
+            CallOptions.of({name: value}, 1, ("en",))  # type: ignore[misc]
 
 
 def test_numbers_of_other_libraries_become_plain_ones() -> None:
@@ -103,11 +103,11 @@ def test_numbers_of_other_libraries_become_plain_ones() -> None:
     assert type(options.compression_ratio_threshold) is float
     assert type(options.word_timestamps) is bool
     assert DecodeOptions(temperature=np.float32(0)).temperatures == (0.0,)  # type: ignore[arg-type]
-    assert Order.of({"batch_size": np.int64(4)}, 1, ("en",)).batch_size == 4  # type: ignore[typeddict-item]
+    assert CallOptions.of({"batch_size": np.int64(4)}, 1, ("en",)).batch_size == 4  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         *({"batch_size": each} for each in (0, 2.0, True, "4", NAN, 10**9)),
         *({"options": each} for each in ("fast", {}, 5, DecodeOptions)),
@@ -123,11 +123,13 @@ def test_numbers_of_other_libraries_become_plain_ones() -> None:
         {"suppress_tokens": [10**30]},
         {"length_penalty": None},
     ],
-    ids=lambda asked: f"{next(iter(asked))}-{type(next(iter(asked.values()))).__name__}",
+    ids=lambda arguments: (
+        f"{next(iter(arguments))}-{type(next(iter(arguments.values()))).__name__}"
+    ),
 )
-def test_nothing_else_is_raised_for_odd_values_of_a_call(asked: Any) -> None:
-    with pytest.raises(OptionError, match=next(iter(asked))):
-        Order.of(asked, 1, ("en",))
+def test_nothing_else_is_raised_for_odd_values_of_a_call(arguments: Any) -> None:
+    with pytest.raises(OptionError, match=next(iter(arguments))):
+        CallOptions.of(arguments, 1, ("en",))
 
 
 def test_nor_for_odd_presets_devices_and_dtypes() -> None:

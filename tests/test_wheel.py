@@ -99,7 +99,7 @@ def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> 
     recordings = run(
         python,
         "-c",
-        "from whisper_flash_attention.audio.recordings import bundled_recordings as b;"
+        "from whisper_flash_attention.audio.bundled_clips import bundled_recordings as b;"
         "print(len([r for r in b() if r.path.is_file()]))",
         cwd=tmp_path,
     )

@@ -44,8 +44,8 @@ SMALL = (
 )
 SMALL += ("transformers>=5.17,<5.24",)
 SMALL_TESTS = (
-    "tests/audio/test_load.py",
-    "tests/audio/test_recordings.py",
+    "tests/audio/test_audio_source_load.py",
+    "tests/audio/test_bundled_clips.py",
     "tests/batch/test_manifest.py",
     "tests/batch/test_shards.py",
     "tests/batch/test_sink.py",

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from whisper_flash_attention.audio.load import Samples, stream_audio
+from whisper_flash_attention.audio.audio_source import stream_audio
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import OptionError
 
 NAME = f"{__name__}:decode"
@@ -100,7 +101,7 @@ def _print(path: Path) -> None:
 
 def _warn(path: Path) -> None:
     warnings.warn("of Python", UserWarning, stacklevel=1)
-    logging.getLogger("whisper_flash_attention.audio.load").warning("%s: warned", path.name)
+    logging.getLogger("whisper_flash_attention.audio.audio_source").warning("%s: warned", path.name)
     logging.getLogger("elsewhere").error("of another package")
     logging.getLogger("whisper_flash_attention").info("not wanted")
 

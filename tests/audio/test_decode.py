@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from tests.audio.encoding import Samples, encode, wave_bytes, write_wave
 from tests.audio.mutations import attack
-from whisper_flash_attention.audio import load as load_module
-from whisper_flash_attention.audio import load_audio, stream_audio
+from whisper_flash_attention.audio import audio_source, load_audio, stream_audio
 from whisper_flash_attention.errors import AudioError
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
@@ -180,7 +179,7 @@ def test_a_recording_that_goes_on_for_too_long_is_an_error(
     assert len(next(blocks)) == 16_000
     with pytest.raises(AudioError, match=r"long\.wav: is longer than 0\.001 hours; split it"):
         list(blocks)
-    monkeypatch.setattr(load_module, "MOST_SECONDS_HELD", 3.6)
+    monkeypatch.setattr(audio_source, "MOST_SECONDS_HELD", 3.6)
     with pytest.raises(AudioError, match=r"is longer than 0\.001 hours"):
         load_audio(tmp_path / "long.wav")
 

@@ -29,7 +29,7 @@ from whisper_flash_attention.audio.decoder_pool import (
     DecoderPool,
     default_workers,
 )
-from whisper_flash_attention.audio.sample_ring import SLOT_SAMPLES, SLOTS, SampleRing
+from whisper_flash_attention.audio.decoder_process import SLOT_SAMPLES, SLOTS, SampleRing
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -311,7 +311,7 @@ def test_log_records_arrive_once(
 ) -> None:
     decoded(pool, [named("warns")])
     assert [(each.name, each.levelno, each.getMessage()) for each in caplog.records] == [
-        ("whisper_flash_attention.audio.load", logging.WARNING, "warns.wav: warned"),
+        ("whisper_flash_attention.audio.audio_source", logging.WARNING, "warns.wav: warned"),
         ("elsewhere", logging.ERROR, "of another package"),
     ]
 

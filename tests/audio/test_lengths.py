@@ -194,7 +194,7 @@ def test_tags_around_an_mp3_are_no_damage(
     assert not caplog.records
 
 
-def test_a_cut_mp3_is_still_noticed_behind_a_large_tag(
+def test_a_truncated_mp3_is_still_noticed_after_a_large_tag(
     mp3: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     load_audio(id3(100_000) + mp3[: len(mp3) // 2])

@@ -9,8 +9,8 @@ import pytest
 
 from tests.audio.encoding import mux_tracks, write_wave
 from whisper_flash_attention.audio import AudioTrack, audio_tracks, load_audio, stream_audio
-from whisper_flash_attention.audio.languages import language_key
-from whisper_flash_attention.audio.load import chosen_track
+from whisper_flash_attention.audio.audio_source import chosen_track
+from whisper_flash_attention.audio.tracks import language_key
 from whisper_flash_attention.errors import AudioError, OptionError
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from whisper_flash_attention.audio import load_audio, vad
-from whisper_flash_attention.audio.long_speech import find_stretches
-from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, speech_chunks
+from whisper_flash_attention.audio.audio_source import AudioSource
+from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, find_stretches, speech_chunks
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
 
@@ -26,8 +25,8 @@ def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
     recording = np.concatenate([silence, speech, silence, speech, silence])
     chunks = list(speech_chunks(recording))
     assert all(chunk.seconds <= 27 for chunk in chunks)
-    heard = sum(chunk.seconds for chunk in chunks)
-    assert 0.85 * 2 * speech.size / 16_000 < heard < 2 * speech.size / 16_000 + 9
+    covered = sum(chunk.seconds for chunk in chunks)
+    assert 0.85 * 2 * speech.size / 16_000 < covered < 2 * speech.size / 16_000 + 9
     for chunk in chunks:
         begin = round(chunk.start * 16_000)
         assert np.array_equal(chunk.samples, recording[begin : begin + chunk.samples.size])
@@ -119,7 +118,7 @@ def test_nothing_is_read_in_noise() -> None:
 
 def test_the_detector_takes_its_parameters(speech) -> None:
     def stretches(**parameters: float) -> list[tuple[float, float]]:
-        found = find_stretches(Sound(speech), VadOptions(**parameters))
+        found = find_stretches(AudioSource(speech), VadOptions(**parameters))
         return [(round(a, 2), round(b, 2)) for a, b in found]
 
     usual = stretches()

@@ -13,8 +13,8 @@ import pytest
 from tests.audio.encoding import write_wave
 from tests.batch.fakes import FakeModel, all_rows
 from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.audio.audio_source import ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
-from whisper_flash_attention.audio.sound import Channels
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import Asked
@@ -82,7 +82,7 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool)
     stage = TranscribeStage(Opener(), Asked())
     items = [Item("a", str(stereo), channel="each"), Item("b", str(stereo), channel=1)]
     rows = stage.rows(list(decode(items, pool)))
-    assert isinstance(seen[0], Channels) and isinstance(seen[1], np.ndarray)
+    assert isinstance(seen[0], ChannelSources) and isinstance(seen[1], np.ndarray)
     assert [row["segments"][0]["channel"] for row in rows] == [2, 2]
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive, write_wav
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.batch import Asked, Cluster, Model, Summary, run_batch
 from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.shards import shards_in
@@ -252,7 +252,7 @@ def test_ray_that_is_not_installed_is_told(
 
 
 def test_real_speech_with_real_weights(
-    tmp_path: Path, tiny_en: str, bundled_recordings: tuple[Recording, ...]
+    tmp_path: Path, tiny_en: str, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     """Whole, a part, words, and the same as one by one."""
     recording = bundled_recordings[0].path

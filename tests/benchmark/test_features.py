@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.audio.recordings import Recording
+from whisper_flash_attention.audio.bundled_clips import BundledClip
 from whisper_flash_attention.benchmark.features import (
     MOST_CLIPS,
     batch_of,
@@ -37,9 +37,9 @@ def test_bundled_clips_are_thirty_seconds_of_speech_and_all_different() -> None:
 
 
 def test_a_wave_file_is_read_as_any_decoder_reads_it(
-    bundled_recordings: tuple[Recording, ...],
+    bundled_recordings: tuple[BundledClip, ...],
 ) -> None:
-    from whisper_flash_attention.audio.load import load_audio
+    from whisper_flash_attention.audio.audio_source import load_audio
 
     path = bundled_recordings[0].path
     np.testing.assert_allclose(read_wave(path), load_audio(path), atol=1e-6)

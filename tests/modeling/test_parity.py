@@ -122,7 +122,7 @@ def test_every_back_end_that_runs_here_gives_the_same_ids(
 
 
 def read_recording(path: Path) -> np.ndarray:
-    from whisper_flash_attention.audio.load import load_audio
+    from whisper_flash_attention.audio.audio_source import load_audio
 
     return load_audio(path)
 

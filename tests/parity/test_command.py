@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.parity.checkpoints import write_features
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.parity import models as loading
 
@@ -91,7 +91,7 @@ def test_a_broken_model_is_exit_code_1_with_positions(
 
 
 def test_real_weights_on_real_speech_with_a_bad_file_and_a_transcript(
-    tiny_en: str, bundled_recordings: tuple[Recording, ...], tmp_path: Path
+    tiny_en: str, bundled_recordings: tuple[BundledClip, ...], tmp_path: Path
 ) -> None:
     recording = bundled_recordings[4]
     shutil.copy(recording.path, tmp_path / "talk.wav")
@@ -142,7 +142,7 @@ def test_nothing_that_can_be_read_is_exit_code_2(english_folder: Path, tmp_path:
 
 
 def test_recordings_need_a_processor_and_features_do_not(
-    english_folder: Path, bundled_recordings: tuple[Recording, ...]
+    english_folder: Path, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     ended = call("--model", english_folder, "--audio", bundled_recordings[0].path)
     assert ended.code == 2

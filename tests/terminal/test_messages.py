@@ -30,7 +30,7 @@ def test_bars_that_were_off_stay_off() -> None:
 
 def test_our_warnings_are_told_only_inside(caplog: pytest.LogCaptureFixture) -> None:
     told: list[str] = []
-    logger = logging.getLogger("whisper_flash_attention.audio.load")
+    logger = logging.getLogger("whisper_flash_attention.audio.audio_source")
     with warnings_told(told.append):
         logger.warning("%s: is cut off", "a.wav")
         logger.info("nothing to see")

@@ -8,7 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 
@@ -31,7 +31,7 @@ class FakeTranscriber:
 
     def transcribe(
         self,
-        audio: Sound,
+        audio: AudioSource,
         *,
         on_progress: Callable[[float], None],
         **options: Any,
@@ -48,23 +48,23 @@ class FakeTranscriber:
 
     def transcribe_each(
         self,
-        recordings: Iterable[Sound],
+        recordings: Iterable[AudioSource],
         *,
         on_progress: Callable[[int, float], None],
         **options: Any,
     ) -> Generator[tuple[int, Transcription]]:
         """The last recording that was taken is done first."""
-        taken: list[tuple[int, Sound]] = []
-        for number, sound in enumerate(recordings):
-            taken.append((number, sound))
+        taken: list[tuple[int, AudioSource]] = []
+        for number, audio in enumerate(recordings):
+            taken.append((number, audio))
             if len(taken) == self.side_by_side:
                 yield from self._done(taken, on_progress, options)
         yield from self._done(taken, on_progress, options)
 
     def _done(
-        self, taken: list[tuple[int, Sound]], on_progress: Any, options: dict[str, Any]
+        self, taken: list[tuple[int, AudioSource]], on_progress: Any, options: dict[str, Any]
     ) -> Iterator[tuple[int, Transcription]]:
         while taken:
-            number, sound = taken.pop()
+            number, audio = taken.pop()
             tell = partial(on_progress, number)
-            yield number, self.transcribe(sound, on_progress=tell, **options)
+            yield number, self.transcribe(audio, on_progress=tell, **options)

@@ -21,9 +21,10 @@ from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech
-from whisper_flash_attention.transcribe.reading import Read
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.arguments import RecordingOptions
+from whisper_flash_attention.transcribe.batched import BatchedReader, PendingChunk
+from whisper_flash_attention.transcribe.recording import Recording
+from whisper_flash_attention.transcribe.window_decoder import DecodingResult, WindowDecoder
 
 BATCHED = DecodeOptions(mode="batched")
 
@@ -35,7 +36,7 @@ def speech(bundled_recordings) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def long(bundled_recordings) -> np.ndarray:
-    """Two chunks of speech, 7 and 5 s, behind pauses."""
+    """Two chunks of speech, 7 and 5 s, after pauses."""
     first, second = (load_audio(bundled_recordings[i].path) for i in (0, 2))
     pauses = [np.zeros(seconds * 16_000, np.float32) for seconds in (5, 20, 1)]
     return np.concatenate([pauses[0], first, pauses[1], second, pauses[2]])
@@ -46,7 +47,7 @@ def long_transcript(bundled_recordings) -> str:
     return " ".join(bundled_recordings[i].transcript for i in (0, 2))
 
 
-def test_a_long_recording_is_heard_in_order(transcriber, long, long_transcript) -> None:
+def test_a_long_recording_is_transcribed_in_order(transcriber, long, long_transcript) -> None:
     shares: list[float] = []
     found = transcriber.transcribe(long, options=BATCHED, batch_size=1, on_progress=shares.append)
     assert word_error_rate(long_transcript, found.text) < 0.1
@@ -76,7 +77,7 @@ def test_without_a_detector_all_of_a_recording_is_read(transcriber, speech, monk
     found = transcriber.transcribe(recording, options=options, batch_size=2)
     starts = [segment.start for segment in found.segments]
     assert starts[0] >= 25 and starts[-1] >= 50
-    # Digital silence is not read, and answers that are cut off on purpose are not gone on with.
+    # Digital silence is not read, and results that are cut off on purpose are not gone on with.
     assert sum(len(segment.tokens) for segment in found.segments) == 2 * 9
 
 
@@ -94,10 +95,10 @@ def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
     one, two = (tokenizer.encode(text, add_special_tokens=False) for text in (" one", " two"))
     stamp = [words.timestamp_begin + 50 * second for second in range(4)]
     tokens = (stamp[0], *one, stamp[1], stamp[2], *two)
-    answer = Answer(tokens, "one two", -0.1, None, 1.0, 0.0)
+    result = DecodingResult(tokens, "one two", -0.1, None, 1.0, 0.0)
     chunk = Chunk(10.0, np.zeros(56_000, np.float32))
-    speech = Speech([chunk], 13.5, "transcribe", "en")
-    segments = reader._segments(Item(0, speech, chunk, is_first=True), answer)
+    recording = Recording(None, RecordingOptions(language="en"))
+    segments = reader._segments(PendingChunk(recording, chunk, is_first=True), result)
     assert [(s.start, s.end, s.text) for s in segments] == [
         (10.0, 11.0, "one"),
         (12.0, 13.5, "two"),
@@ -148,14 +149,14 @@ class Scripted:
     """Stands in for the decoder.
 
     Args:
-        answers: tokens by the start and the length of a chunk, in seconds.
+        results: tokens by the start and the length of a chunk, in seconds.
         no_speech: probability of silence in all of them.
     """
 
     def __init__(
-        self, answers: dict[tuple[float, float], list[int]], no_speech: float = 0.0
+        self, results: dict[tuple[float, float], list[int]], no_speech: float = 0.0
     ) -> None:
-        self.answers, self.no_speech = answers, no_speech
+        self.results, self.no_speech = results, no_speech
         self.read: list[float] = []
 
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,8 +165,8 @@ class Scripted:
         def job(decoder, states, prompt, tag):  # the states do not matter
             chunk = tag.owner.chunk
             scripted.read.append(chunk.start)
-            tokens = scripted.answers[round(chunk.start, 1), round(chunk.seconds, 1)]
-            request = decoder._search.request(1, len(prompt), 0.0)
+            tokens = scripted.results[round(chunk.start, 1), round(chunk.seconds, 1)]
+            request = decoder._requests.request(1, len(prompt), 0.0)
             return Finished(Job(states, prompt, request, tag), (*tokens, 50256), -0.1, 0.0)
 
         def stream(engine, jobs, slots, max_length):
@@ -175,13 +176,13 @@ class Scripted:
         def encode(reader, clips):
             return torch.zeros(len(clips), 1, 1)
 
-        def answer(decoder, finished):
+        def result(decoder, finished):
             found = real(decoder, finished)
             return replace(found, no_speech_prob=scripted.no_speech)
 
-        real = WindowDecoder.answer
+        real = WindowDecoder.result
         monkeypatch.setattr(WindowDecoder, "job", job)
-        monkeypatch.setattr(WindowDecoder, "answer", answer)
+        monkeypatch.setattr(WindowDecoder, "result", result)
         monkeypatch.setattr(Engine, "decode_stream", stream)
         monkeypatch.setattr(BatchedReader, "_encode", encode)
 
@@ -202,12 +203,15 @@ ONE = "one two three four five six seven eight nine ten eleven twelve thirteen f
 
 def read_chunks(
     transcriber: Transcriber, chunks: list[Chunk], **options: object
-) -> tuple[list[tuple[float, float, str]], list[Read]]:
+) -> tuple[list[tuple[float, float, str]], list[float]]:
     parts = (transcriber._vocabulary, transcriber._tokenizer)
-    asked = DecodeOptions(mode="batched", **options)  # type: ignore[arg-type]
-    reader = BatchedReader(engine_for(transcriber.model), *parts, asked)
-    reads = list(reader.read([Speech(chunks, 60.0, "transcribe", "en")], 4))
-    return [(s.start, s.end, s.text) for read in reads for s in read.segments], reads
+    decode = DecodeOptions(mode="batched", **options)  # type: ignore[arg-type]
+    reader = BatchedReader(engine_for(transcriber.model), *parts, decode)
+    recording = Recording(None, RecordingOptions(language="en"))
+    recording.begin_chunks(chunks, 60.0)
+    found = [(segments, each.share) for each, segments in reader.read([recording], 4)]
+    texts = [(s.start, s.end, s.text) for segments, _ in found for s in segments]
+    return texts, [share for _, share in found]
 
 
 def sound(start: float, seconds: float, *, is_doubtful: bool = False) -> Chunk:
@@ -224,33 +228,33 @@ def test_what_a_chunk_leaves_is_read_once_more_in_its_place(transcriber, monkeyp
         }
     )
     script.patch(monkeypatch)
-    found, reads = read_chunks(transcriber, [sound(10.0, 10.0), sound(20.0, 4.0)])
+    found, shares = read_chunks(transcriber, [sound(10.0, 10.0), sound(20.0, 4.0)])
     assert [each[0] for each in found] == [10.0, 18.0, 20.0]
     assert found[1] == (18.0, 19.8, "left over")
     assert sorted(script.read) == [10.0, 18.0, 20.0]
     # One for each chunk of the recording, in their order.
-    assert [read.done for read in reads] == [2000, 2400]
+    assert shares == [20 / 60, 24 / 60]
 
 
 def test_too_little_text_gives_way_to_that_of_both_halves(transcriber, monkeypatch) -> None:
     half = text(transcriber, 0.0, ONE, 10.0)
     whole = text(transcriber, 0.0, "one", 20.0)
     Scripted({(0, 20): whole, (0, 10): half, (10, 10): half}).patch(monkeypatch)
-    found, reads = read_chunks(transcriber, [sound(0.0, 20.0)])
-    assert [each[:2] for each in found] == [(0.0, 10.0), (10.0, 20.0)] and len(reads) == 1
+    found, shares = read_chunks(transcriber, [sound(0.0, 20.0)])
+    assert [each[:2] for each in found] == [(0.0, 10.0), (10.0, 20.0)] and len(shares) == 1
 
 
 @pytest.mark.parametrize("no_speech", [0.1, 0.9])
 def test_sound_between_speech_is_judged_by_each_threshold(
     transcriber, monkeypatch, no_speech
 ) -> None:
-    """An answer as likely as these is no silence otherwise."""
+    """A result as likely as these is no silence otherwise."""
     Scripted({(10, 5): text(transcriber, 0.0, ONE, 5.0)}, no_speech).patch(monkeypatch)
     plain, _ = read_chunks(transcriber, [sound(10.0, 5.0)])
     assert len(plain) == 1
     for thresholds in ({}, {"no_speech_threshold": None, "logprob_threshold": None}):
-        found, reads = read_chunks(transcriber, [sound(10.0, 5.0, is_doubtful=True)], **thresholds)
-        assert len(found) == (no_speech < 0.6) and len(reads) == 1
+        found, shares = read_chunks(transcriber, [sound(10.0, 5.0, is_doubtful=True)], **thresholds)
+        assert len(found) == (no_speech < 0.6) and len(shares) == 1
 
 
 @pytest.mark.slow
@@ -271,7 +275,7 @@ def test_without_a_detector_no_word_is_lost(transcriber, shared_audio: Path, opt
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["columbia", "sonnet3"])
 def test_no_sentence_is_left_out(transcriber, shared_audio: Path, name) -> None:
-    """Whisper ends its answers to chunks of 30 s early here."""
+    """Whisper ends its results to chunks of 30 s early here."""
     rows = json.loads((shared_audio / "index.json").read_text("utf-8"))
     (row,) = (each for each in rows if each["id"] == name)
     found = transcriber.transcribe(

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.transcribe.fakes import FakeTranscriber
-from whisper_flash_attention.audio import Recording
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.config import DecodeOptions, VadOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
@@ -44,7 +44,7 @@ def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
 
 
 @pytest.fixture
-def talks(tmp_path: Path, bundled_recordings: tuple[Recording, ...]) -> Path:
+def talks(tmp_path: Path, bundled_recordings: tuple[BundledClip, ...]) -> Path:
     """Three real recordings, two of them with the same name."""
     folder = tmp_path / "talks"
     clip = bundled_recordings[4].path

@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.audio.sound import Sound
-from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
-from whisper_flash_attention.transcribe.work import Outstanding
 
 ONCE = DecodeOptions(temperature=0.0)
 BATCHED = DecodeOptions(mode="batched", temperature=0.0)
@@ -29,7 +27,7 @@ BATCHED = DecodeOptions(mode="batched", temperature=0.0)
 
 @pytest.fixture(scope="module")
 def snippets(bundled_recordings) -> list[np.ndarray]:
-    """3 s of speech, nothing, 33 s of digital silence behind 3 s of speech, 2 s of speech."""
+    """3 s of speech, nothing, 33 s of digital silence after 3 s of speech, 2 s of speech."""
     samples = load_audio(bundled_recordings[0].path)
     silence = np.zeros(33 * 16_000, np.float32)
     long = np.concatenate([samples[48_000:96_000], silence])
@@ -54,18 +52,35 @@ def test_all_are_given_once_with_their_own_words(transcriber, snippets, options)
     assert all(each[0] == 0 and each == sorted(each) and each[-1] < 1 for each in shares.values())
 
 
+def test_silent_windows_in_a_row_end_a_recording_once(transcriber, snippets) -> None:
+    """They are skipped while another recording is decoded, and delivered later."""
+    long = np.concatenate([snippets[3], np.zeros(95 * 16_000, np.float32)])
+    shares: list[float] = []
+    found = list(
+        transcriber.transcribe_each(
+            [long, snippets[0], snippets[3]],
+            options=ONCE,
+            batch_size=2,
+            on_progress=lambda index, share: shares.append(share) if index == 0 else None,
+        )
+    )
+    assert sorted(index for index, _ in found) == [0, 1, 2]
+    assert dict(found)[0].text == transcriber.transcribe(snippets[3], options=ONCE).text
+    assert shares == sorted(set(shares)) and len(shares) >= 4
+
+
 @pytest.fixture
 def threaded(monkeypatch) -> None:
-    """Batches are staged by a thread, one ahead, as for a GPU."""
+    """Batches are prefetched by a thread, one ahead, as for a GPU."""
 
-    def staged(batches: Iterator[Any], clips_of: Any, device: Any) -> Generator[Any]:
+    def prefetched(batches: Iterator[Any], clips_of: Any, device: Any) -> Generator[Any]:
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = thread.submit(next, batches, None)
                 yield batch, clips_of(batch)
 
-    monkeypatch.setattr(batched, "staged_ahead", staged)
+    monkeypatch.setattr(batched, "prefetch", prefetched)
 
 
 @pytest.mark.usefixtures("threaded")
@@ -85,7 +100,7 @@ def test_a_thread_may_take_them(transcriber, snippets) -> None:
 
 @pytest.mark.usefixtures("threaded")
 @pytest.mark.parametrize("in_slots", [False, True])
-def test_behind_an_error_no_thread_takes_more(
+def test_after_an_error_no_thread_takes_more(
     transcriber, snippets, monkeypatch, in_slots: bool
 ) -> None:
     taken = []
@@ -110,15 +125,15 @@ def test_behind_an_error_no_thread_takes_more(
 
 
 def test_recordings_are_taken_as_there_is_room_and_let_go(transcriber, snippets) -> None:
-    taken: list[weakref.ref[Sound]] = []
+    taken: list[weakref.ref[AudioSource]] = []
 
-    def recordings() -> Iterator[Sound]:
+    def recordings() -> Iterator[AudioSource]:
         for _ in range(4):
-            sound = Sound(snippets[3].copy())
+            audio = AudioSource(snippets[3].copy())
             # What is held is the samples; the object around them has no room for a reference.
-            taken.append(weakref.ref(sound.samples))
-            yield sound
-            del sound
+            taken.append(weakref.ref(audio.samples))
+            yield audio
+            del audio
 
     each = transcriber.transcribe_each(recordings(), options=ONCE, batch_size=2)
     next(each)
@@ -139,18 +154,3 @@ def test_samples_that_are_no_sound_end_it(transcriber, snippets) -> None:
     bad = np.full(16_000, np.nan, np.float32)
     with pytest.raises(AudioError, match="not finite"):
         list(transcriber.transcribe_each([snippets[3], bad], options=ONCE, batch_size=1))
-
-
-def test_the_last_chunk_is_known_for_the_last() -> None:
-    samples = np.zeros(1, np.float32)
-    chunks = Outstanding(Chunk(float(start), samples) for start in range(2))
-    assert not chunks.are_done
-    given = iter(chunks)
-    next(given)
-    chunks.answered()
-    assert not chunks.are_done
-    next(given)
-    assert not chunks.are_done
-    chunks.answered()
-    assert chunks.are_done and list(given) == []
-    assert Outstanding([]).are_done

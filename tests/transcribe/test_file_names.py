@@ -18,7 +18,7 @@ def test_names_are_alike_in_case_and_unicode_form() -> None:
     assert alike(["a", "b", "A", "é", "e\u0301", "c"]) == [("a", "A"), ("é", "e\u0301")]
 
 
-def test_a_file_system_is_asked_and_left_as_it_was(
+def test_a_file_system_is_probed_and_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = os.path.normcase("A") != os.path.normcase("a")
@@ -39,7 +39,7 @@ def test_two_recordings_for_one_file_are_refused(
         Destination(folder=tmp_path).prepare(inputs)
 
 
-def test_a_folder_that_is_too_deep_to_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_too_deep_to_be_made_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="cannot be made"):
         Destination(folder=tmp_path / Path(*["d"] * 1_500)).prepare([])
     with pytest.raises(OptionError, match="cannot be made"):

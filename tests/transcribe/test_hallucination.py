@@ -13,14 +13,21 @@ from hypothesis import strategies as st
 from tests.transcribe.test_segmentation import WORDS, at
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
-from whisper_flash_attention.transcribe.hallucination import Heard, looks_invented, skip_silence
-from whisper_flash_attention.transcribe.reading import Reading
+from whisper_flash_attention.transcribe.arguments import RecordingOptions
+from whisper_flash_attention.transcribe.hallucination import (
+    AlignedWindow,
+    looks_invented,
+    skip_silence,
+)
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.sequential import SequentialReader
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords
 
 
-def said(start: float, end: float, *, probability: float = 0.9, words: int = 4) -> Segment:
+def spoken_segment(
+    start: float, end: float, *, probability: float = 0.9, words: int = 4
+) -> Segment:
     """A segment whose words share its time."""
     step = (end - start) / words
     each = [
@@ -30,11 +37,11 @@ def said(start: float, end: float, *, probability: float = 0.9, words: int = 4) 
 
 
 def invented(start: float, end: float) -> Segment:
-    return said(start, end, probability=0.01)
+    return spoken_segment(start, end, probability=0.01)
 
 
-def heard(*segments: Segment, **changes: object) -> Heard:
-    """The window from 30 to 60 s of a recording of 100 s, behind speech up to 29 s."""
+def aligned_window(*segments: Segment, **changes: object) -> AlignedWindow:
+    """The window from 30 to 60 s of a recording of 100 s, after speech up to 29 s."""
     values: dict[str, object] = {
         "segments": segments,
         "start": 3000,
@@ -45,16 +52,16 @@ def heard(*segments: Segment, **changes: object) -> Heard:
         "last_speech": 29.0,
         "ends_in_silence": True,
     }
-    return Heard(**(values | changes))  # type: ignore[arg-type]
+    return AlignedWindow(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("segment", "expected"),
     [
-        (said(0, 2), False),
+        (spoken_segment(0, 2), False),
         (invented(0, 2), True),
-        (said(0, 0.2), True),  # words of 50 ms
-        (said(0, 9, words=2), True),  # of 4.5 s
+        (spoken_segment(0, 0.2), True),  # words of 50 ms
+        (spoken_segment(0, 9, words=2), True),  # of 4.5 s
         (Segment(0.0, 1.0, "without words"), False),
         (Segment(0.0, 1.0, ".", words=(Word(0.0, 1.0, ".", 0.9),)), True),  # no word at all
         (None, False),
@@ -65,34 +72,34 @@ def test_what_looks_invented(segment: Segment | None, expected: bool) -> None:
 
 
 def test_speech_is_left_as_it_is() -> None:
-    segments = said(30.5, 33), said(34, 40), said(41, 59)
-    assert skip_silence(heard(*segments), 2.0) == (segments, 6000)
-    assert skip_silence(heard(), 2.0) == ((), 6000)
+    segments = spoken_segment(30.5, 33), spoken_segment(34, 40), spoken_segment(41, 59)
+    assert skip_silence(aligned_window(*segments), 2.0) == (segments, 6000)
+    assert skip_silence(aligned_window(), 2.0) == ((), 6000)
 
 
 def test_silence_before_an_invented_first_segment_is_skipped() -> None:
-    assert skip_silence(heard(invented(35, 37), said(38, 50)), 2.0) == ((), 3500)
+    assert skip_silence(aligned_window(invented(35, 37), spoken_segment(38, 50)), 2.0) == ((), 3500)
 
 
 def test_what_is_invented_between_silences_is_dropped_with_what_follows() -> None:
-    first = said(30.2, 33)
-    window = heard(first, invented(40, 42), said(50, 58))
+    first = spoken_segment(30.2, 33)
+    window = aligned_window(first, invented(40, 42), spoken_segment(50, 58))
     assert skip_silence(window, 2.0) == ((first,), 4000)
     # Not where speech is near on one side.
-    near = heard(first, invented(34, 42), said(50, 58))
+    near = aligned_window(first, invented(34, 42), spoken_segment(50, 58))
     assert skip_silence(near, 2.0) == (near.segments, 6000)
 
 
 def test_a_recording_that_ends_in_invention_is_done() -> None:
-    first = said(70.2, 73)
-    window = heard(*(first, invented(97, 99)), start=7000, seek=10_000, last_speech=69.0)
+    first = spoken_segment(70.2, 73)
+    window = aligned_window(*(first, invented(97, 99)), start=7000, seek=10_000, last_speech=69.0)
     assert skip_silence(window, 2.0) == ((first,), 10_000)
 
 
 @pytest.mark.parametrize(("end", "seek"), [(45.0, 4500), (59.0, 6000)])
-def test_long_silence_behind_the_last_word_is_read_again(end: float, seek: int) -> None:
-    segments = (said(30.5, 40), said(40.5, end, words=20))
-    window = heard(*segments, ends_in_silence=False, seek=5000)
+def test_long_silence_after_the_last_word_is_decoded_again(end: float, seek: int) -> None:
+    segments = (spoken_segment(30.5, 40), spoken_segment(40.5, end, words=20))
+    window = aligned_window(*segments, ends_in_silence=False, seek=5000)
     assert skip_silence(window, 2.0) == (segments, seek)
 
 
@@ -109,8 +116,10 @@ def test_reading_always_goes_on(
     clock, segments = 3000, []
     for gap, length, is_invented in rows:
         start, clock = clock + gap, clock + gap + length
-        segments.append(said(start / 100, clock / 100, probability=0.01 if is_invented else 0.9))
-    window = heard(*segments, ends_in_silence=ends_in_silence)
+        segments.append(
+            spoken_segment(start / 100, clock / 100, probability=0.01 if is_invented else 0.9)
+        )
+    window = aligned_window(*segments, ends_in_silence=ends_in_silence)
     kept, seek = skip_silence(window, threshold)
     assert kept == window.segments[: len(kept)]
     assert seek > window.start
@@ -124,7 +133,7 @@ ANSWERS = (
 
 
 class TwoWindows:
-    """An engine that gives one answer after the other, and notes its prompts."""
+    """An engine that gives one result after the other, and notes its prompts."""
 
     weights = SimpleNamespace(encoder=SimpleNamespace(positions=torch.zeros(1500, 1)))
 
@@ -137,9 +146,9 @@ class TwoWindows:
     def decode(
         self, states: torch.Tensor, prompt: torch.Tensor, request: Request, meanwhile: object
     ) -> Decoded:
-        answer = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
+        result = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
         self.prompts.append(prompt[0].tolist())
-        return Decoded(torch.cat([prompt, answer], 1), sum_logprobs=torch.tensor([-1.0]))
+        return Decoded(torch.cat([prompt, result], 1), sum_logprobs=torch.tensor([-1.0]))
 
 
 class Doubter:
@@ -150,7 +159,7 @@ class Doubter:
         segments = []
         for each in window.segments:
             doubt = 0.01 if B in each.tokens else 0.9
-            words = said(each.start, each.end, probability=doubt).words
+            words = spoken_segment(each.start, each.end, probability=doubt).words
             segments.append(replace(each, words=words))
         end = segments[-1].end
         return [WindowWords(tuple(segments), end, end)]
@@ -184,12 +193,14 @@ def test_the_reader_goes_back_to_what_it_doubts_and_does_not_repeat_it(
         hallucination_silence_threshold=threshold,
     )
     reader = SequentialReader(engine, WORDS, Letters(), options, Doubter())  # type: ignore[arg-type]
-    reads = list(reader.read([Reading(Ramp(), "transcribe", "en")], 1))
-    tokens = [token for read in reads for segment in read.segments for token in segment.tokens]
+    recording = Recording(None, RecordingOptions(language="en"))
+    recording.begin_windows(Ramp())
+    windows = [(segments, each.share) for each, segments in reader.read([recording], 1)]
+    tokens = [token for segments, _ in windows for each in segments for token in each.tokens]
     spoken = [token for token in tokens if token in (A, B, C)]
     assert spoken == ([A, B, C] if threshold is None else [A, C])
-    assert [read.done for read in reads] == [3000 if threshold is None else 2000, 5000]
+    assert [share for _, share in windows] == [0.6 if threshold is None else 0.4, 1.0]
     assert (B in engine.prompts[1]) is (threshold is None)
     assert A in engine.prompts[1]
-    begins = reads[1].segments[0].start
+    begins = windows[1][0][0].start
     assert begins == (30.0 if threshold is None else 20.0)

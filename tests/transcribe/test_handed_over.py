@@ -13,13 +13,10 @@ import pytest
 import torch
 
 from tests.audio.encoding import read_wave, write_wave
-from whisper_flash_attention.audio.sound import Sound, open_recording
+from whisper_flash_attention.audio.audio_source import AudioSource, open_audio
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, render
-from whisper_flash_attention.transcribe.channels import in_order_of_time
-from whisper_flash_attention.transcribe.reading import Read
 from whisper_flash_attention.transcribe.transcriber import Transcriber as Class
-from whisper_flash_attention.transcribe.work import Work
 
 RATE = 16_000
 
@@ -47,7 +44,7 @@ def slow(transcriber: Transcriber) -> Transcriber:
     return Slow(transcriber.model, transcriber.processor)
 
 
-def test_every_form_of_a_recording_is_heard_alike(transcriber, speech, tmp_path: Path) -> None:
+def test_every_form_of_a_recording_has_the_same_text(transcriber, speech, tmp_path: Path) -> None:
     floats = speech / np.float32(32768)
     write_wave(tmp_path / "a.wav", speech[None], RATE)
     content = (tmp_path / "a.wav").read_bytes()
@@ -69,7 +66,7 @@ def test_every_form_of_a_recording_is_heard_alike(transcriber, speech, tmp_path:
 
 
 @pytest.mark.parametrize("mode", ["sequential", "batched"])
-def test_samples_of_another_scale_are_heard_and_warned_of(
+def test_samples_of_another_scale_are_transcribed_with_a_warning(
     transcriber, speech, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     wanted = transcriber.transcribe(speech, temperature=0.0, mode=mode)
@@ -94,12 +91,14 @@ def silent_recordings() -> dict[str, npt.NDArray[np.float32]]:
     }
 
 
-@pytest.mark.parametrize("asked", [{}, {"mode": "batched"}, {"mode": "batched", "vad_filter": 0}])
-def test_what_holds_no_sound_says_nothing(transcriber, asked: dict) -> None:
-    asked = {name: value or False for name, value in asked.items()}
+@pytest.mark.parametrize(
+    "arguments", [{}, {"mode": "batched"}, {"mode": "batched", "vad_filter": 0}]
+)
+def test_what_holds_no_sound_says_nothing(transcriber, arguments: dict) -> None:
+    arguments = {name: value or False for name, value in arguments.items()}
     given = silent_recordings()
     for found, samples in zip(
-        transcriber.transcribe(list(given.values()), **asked), given.values(), strict=True
+        transcriber.transcribe(list(given.values()), **arguments), given.values(), strict=True
     ):
         assert (found.text, found.segments, found.language) == ("", (), "en")
         assert found.seconds == samples.size / RATE
@@ -118,8 +117,8 @@ def test_nor_does_it_by_generate_or_one_by_one(slow, transcriber) -> None:
 def test_a_silent_recording_that_is_left_in_its_file_is_silent(transcriber, tmp_path: Path) -> None:
     path = tmp_path / "silence.wav"
     write_wave(path, np.zeros((1, 65 * RATE), np.int16), RATE)
-    sound = open_recording(path, held_seconds=30)
-    assert isinstance(sound, Sound) and sound.samples is None
+    sound = open_audio(path, held_seconds=30)
+    assert isinstance(sound, AudioSource) and sound.samples is None
     found = transcriber.transcribe(sound)
     assert (found.text, found.seconds) == ("", 65.0)
 
@@ -142,9 +141,9 @@ def test_each_channel_by_itself_is_merged_by_time(
 ) -> None:
     write_wave(tmp_path / "call.wav", call, RATE)
     audio = tmp_path / "call.wav" if kind == "file" else call
-    asked = {"mode": mode, "temperature": 0.0}
-    found = transcriber.transcribe(audio, channel="each", **asked)
-    alone = [transcriber.transcribe(audio, channel=number, **asked) for number in (1, 2)]
+    arguments = {"mode": mode, "temperature": 0.0}
+    found = transcriber.transcribe(audio, channel="each", **arguments)
+    alone = [transcriber.transcribe(audio, channel=number, **arguments) for number in (1, 2)]
     for number, single in enumerate(alone, 1):
         assert all(segment.channel is None for segment in single.segments)
         mine = [segment.text for segment in found.segments if segment.channel == number]
@@ -156,7 +155,7 @@ def test_each_channel_by_itself_is_merged_by_time(
     turns = 1 + sum(before != after for before, after in pairwise(channels))
     assert len(found.text.splitlines()) == turns
     assert found.seconds == call.shape[1] / RATE
-    streamed = list(transcriber.stream(audio, channel="each", **asked))
+    streamed = list(transcriber.stream(audio, channel="each", **arguments))
     assert [(each.text, each.channel) for each in streamed] == [
         (each.text, each.channel) for each in found.segments
     ]
@@ -164,9 +163,9 @@ def test_each_channel_by_itself_is_merged_by_time(
 
 
 def test_each_channel_goes_with_recordings_beside_it(transcriber, slow, call, speech) -> None:
-    asked = {"temperature": 0.0}
+    arguments = {"temperature": 0.0}
     single, both, none = transcriber.transcribe(
-        [speech, call, call[:, :0:-1][:, :1600]], channel=["mix", "each", 2], **asked
+        [speech, call, call[:, :0:-1][:, :1600]], channel=["mix", "each", 2], **arguments
     )
     assert single.text and {segment.channel for segment in both.segments} == {1, 2}
     assert none.segments == ()
@@ -176,7 +175,7 @@ def test_each_channel_goes_with_recordings_beside_it(transcriber, slow, call, sp
             iter([speech, call]),
             channel="each",
             on_progress=lambda *each: shares.append(each),
-            **asked,
+            **arguments,
         )
     )
     assert found[1].text == both.text
@@ -198,26 +197,6 @@ def test_a_channel_or_track_that_is_not_there_is_an_audio_error(
             with pytest.raises(AudioError, match="track"):
                 transcriber.transcribe(audio, audio_track=track)
     assert transcriber.transcribe(call[:, :1600], audio_track=1).seconds == 0.1
-
-
-def test_segments_of_a_stream_wait_for_what_may_come_before() -> None:
-    class Wish:
-        class options:
-            language = "en"
-
-    works = [Work(b"", Wish(), channel=number, seconds=60.0) for number in (1, 2)]  # type: ignore[arg-type]
-    given: list[str] = []
-
-    def reads():
-        for work, share, starts in [(0, 0.5, (1, 20)), (1, 0.25, (3, 12)), (1, 1.0, (18,))]:
-            works[work].share, works[work].is_done = share, share == 1.0
-            segments = tuple(Segment(start, start + 1.0, f"{work} {start}") for start in starts)
-            yield works[work], Read(work, segments, 1, 1)
-            given.append("read")
-
-    for segment in in_order_of_time(reads(), works):
-        given.append(segment.text)
-    assert given == ["read", "0 1", "1 3", "1 12", "read", "1 18", "0 20", "read"]
 
 
 SEGMENTS = (

@@ -21,7 +21,7 @@ Samples = npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def clip(bundled_recordings):
-    return bundled_recordings[4]  # 3.3 s that tiny.en hears without a mistake
+    return bundled_recordings[4]  # 3.3 s that tiny.en transcribes without an error
 
 
 def noise(seconds: float, level: float) -> Samples:
@@ -59,26 +59,26 @@ def chords(seconds: int) -> Samples:
     ids=["0.1 s", "5 s", "65 s", "a constant", "dithered, 5 s", "dithered, 40 s"],
 )
 @pytest.mark.parametrize("mode", ["sequential", "batched"])
-def test_nothing_is_heard_in_silence(transcriber, samples: Samples, mode: str) -> None:
+def test_silence_has_no_text(transcriber, samples: Samples, mode: str) -> None:
     found = transcriber.transcribe(samples, mode=mode)
     assert found.text == "" and found.segments == ()
     assert found.seconds == samples.size / RATE
 
 
-def test_nothing_is_heard_in_a_file_of_silence(transcriber, tmp_path: Path) -> None:
+def test_a_file_of_silence_has_no_text(transcriber, tmp_path: Path) -> None:
     silence = np.zeros(4 * RATE, np.int16)
     path = encode(tmp_path / "s.mp3", silence, codec="mp3", rate=44_100, layout="stereo")
     assert transcriber.transcribe(path).text == ""
 
 
-def test_speech_that_is_hardly_audible_is_heard(transcriber, clip) -> None:
+def test_speech_that_is_hardly_audible_is_transcribed(transcriber, clip) -> None:
     samples = read_wave(clip.path) / np.float32(32768)
     found = transcriber.transcribe(samples * np.float32(0.005))
     assert word_error_rate(clip.transcript, found.text) < 0.3
 
 
 @pytest.mark.parametrize("level", [0.002, 0.05])
-def test_nothing_is_heard_in_noise(transcriber, level: float) -> None:
+def test_noise_has_no_text(transcriber, level: float) -> None:
     torch.manual_seed(0)
     assert transcriber.transcribe(noise(10, level)).text == ""
     assert transcriber.transcribe(noise(10, level), mode="batched").text == ""
@@ -116,7 +116,7 @@ def test_telephone_and_stereo_sound_become_the_same_words(
         assert found.seconds == pytest.approx(clip.seconds, abs=0.01)
 
 
-def test_what_a_damaged_recording_still_says_is_heard_and_the_rest_is_told(
+def test_what_is_left_of_a_damaged_recording_is_transcribed_with_a_warning(
     transcriber, bundled_recordings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clip = bundled_recordings[0]
@@ -136,8 +136,8 @@ def test_what_a_damaged_recording_still_says_is_heard_and_the_rest_is_told(
             found = transcriber.transcribe(damaged)
         assert found.text.split()[:5] == whole.text.split()[:5]
         assert least * whole.seconds < found.seconds < whole.seconds
-        [told] = [each.getMessage() for each in caplog.records if "damaged" in each.getMessage()]
-        assert told.startswith(f"{damaged}: is damaged or cut off")
+        [warning] = [each.getMessage() for each in caplog.records if "damaged" in each.getMessage()]
+        assert warning.startswith(f"{damaged}: is damaged or cut off")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_what_a_damaged_recording_still_says_is_heard_and_the_rest_is_told(
         (b"This is not a recording.\n" * 40, "is not a recording that can be read"),
         (b"\xff\xfb\x90\x00" + random.Random(0).randbytes(5000), r"broken\.mp3: "),
     ],
-    ids=["empty", "text", "garbage behind an mp3's beginning"],
+    ids=["empty", "text", "garbage after the beginning of an mp3"],
 )
 def test_what_is_no_recording_is_one_clear_error(
     transcriber, tmp_path: Path, content: bytes, reason: str

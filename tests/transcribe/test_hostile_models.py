@@ -81,7 +81,7 @@ def attack(intact: Path, folder: Path, recording: Path, seeds: range) -> None:
         (folder / name).write_bytes(original)
 
 
-@pytest.mark.filterwarnings("ignore")  # Transformers warns of odd values; they are told as errors
+@pytest.mark.filterwarnings("ignore")  # Transformers warns of odd values; they are raised as errors
 def test_damage_is_one_line_and_exit_code_2(intact: Path, folder: Path, recording: Path) -> None:
     attack(intact, folder, recording, range(40))
 

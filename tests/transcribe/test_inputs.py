@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import pytest
 
-from whisper_flash_attention.audio import Recording, load_audio
+from whisper_flash_attention.audio import BundledClip, load_audio
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES, find_inputs
 
@@ -102,7 +102,7 @@ class Piped(io.TextIOWrapper):
 
 
 def test_standard_input_is_read_and_has_a_name(
-    bundled_recordings: tuple[Recording, ...], monkeypatch: pytest.MonkeyPatch
+    bundled_recordings: tuple[BundledClip, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = bundled_recordings[4].path
     monkeypatch.setattr(sys, "stdin", Piped(clip.read_bytes()))

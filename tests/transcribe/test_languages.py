@@ -8,8 +8,8 @@ import pytest
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.recording import mean_probabilities
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
-from whisper_flash_attention.transcribe.work import mean_probabilities
 
 ONCE = {"temperature": 0.0, "condition_on_previous_text": False}
 
@@ -50,10 +50,13 @@ def test_probabilities_are_those_of_transformers(multilingual: Transcriber, clip
     chances = [chance for _, chance in found.all_language_probs]
     assert chances == sorted(chances, reverse=True)
     # Transformers' own forward pass gives the same.
-    from whisper_flash_attention.transcribe.hf_long_form import _language_probabilities
+    from whisper_flash_attention.transcribe.hf_long_form import (
+        features_and_mask,
+        language_probabilities,
+    )
 
-    features, _ = multilingual._features(clip)
-    stock = _language_probabilities(multilingual.model, multilingual._vocabulary, features)
+    features, _ = features_and_mask(multilingual.model, clip)
+    stock = language_probabilities(multilingual.model, multilingual._vocabulary, features)
     assert stock == pytest.approx(dict(found.all_language_probs), abs=1e-4)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.audio.encoding import read_wave, write_wave
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.audio.sound import open_recording
-from whisper_flash_attention.transcribe import Transcriber, work
+from whisper_flash_attention.audio import audio_source, load_audio
+from whisper_flash_attention.audio.audio_source import open_audio
+from whisper_flash_attention.transcribe import Transcriber
 
 
 def speech_at_8_khz(bundled_recordings, path: Path, minutes: int) -> Path:
@@ -62,7 +62,7 @@ def test_three_hours_take_the_memory_of_a_quarter_of_one(
 def test_a_recording_in_its_file_is_read_as_its_samples_are(
     tiny_en: str, bundled_recordings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(work, "open_recording", partial(open_recording, held_seconds=30))
+    monkeypatch.setattr(audio_source, "open_audio", partial(open_audio, held_seconds=30))
     transcriber = Transcriber.from_pretrained(tiny_en, device="cpu")
     samples = np.concatenate([read_wave(each.path) for each in bundled_recordings])
     write_wave(tmp_path / "long.wav", np.tile(samples, 2)[None, : 45 * 16_000], 16_000)

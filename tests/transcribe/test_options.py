@@ -14,7 +14,7 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.asking import Asked
+from whisper_flash_attention.transcribe.arguments import TranscribeArguments
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,10 @@ def clip(bundled_recordings) -> Path:
     return bundled_recordings[4].path  # 3.3 s
 
 
-def test_every_decode_option_can_be_asked_for_by_name() -> None:
-    assert {field.name for field in fields(DecodeOptions)} <= set(Asked.__annotations__)
+def test_every_decode_option_is_a_keyword_argument() -> None:
+    assert {field.name for field in fields(DecodeOptions)} <= set(
+        TranscribeArguments.__annotations__
+    )
 
 
 def test_beams_find_what_transformers_beams_find(transcriber, clip) -> None:
@@ -36,8 +38,8 @@ def test_beams_find_what_transformers_beams_find(transcriber, clip) -> None:
         early_stopping=True,
         renormalize_logits=True,
     )[0].tolist()
-    said = [each for each in found.segments[0].tokens if each < 50256]
-    assert said == [each for each in tokens if each < 50256]
+    found_tokens = [each for each in found.segments[0].tokens if each < 50256]
+    assert found_tokens == [each for each in tokens if each < 50256]
     greedy = transcriber.transcribe(clip, temperature=0.0)
     assert found.segments[0].tokens == greedy.segments[0].tokens
     assert found.segments[0].no_speech_prob == pytest.approx(
@@ -112,7 +114,7 @@ def test_text_without_timestamps_is_one_segment(transcriber, clip, bundled_recor
     assert all(token < 50256 for token in segment.tokens)
 
 
-def test_what_is_suppressed_is_not_said_and_answers_can_be_short(transcriber, clip) -> None:
+def test_suppressed_tokens_do_not_occur_and_results_can_be_short(transcriber, clip) -> None:
     plain = transcriber.transcribe(clip, temperature=0.0)
     banned = next(each for each in plain.segments[0].tokens[2:] if each < 50256)
     found = transcriber.transcribe(clip, temperature=0.0, suppress_tokens=[-1, banned])
@@ -121,7 +123,7 @@ def test_what_is_suppressed_is_not_said_and_answers_can_be_short(transcriber, cl
     assert len(short.segments[0].tokens) == 4
 
 
-def test_nothing_is_said_twice_where_that_is_forbidden(transcriber, bundled_recordings) -> None:
+def test_no_ngram_occurs_twice_where_that_is_forbidden(transcriber, bundled_recordings) -> None:
     samples = np.tile(load_audio(bundled_recordings[4].path), 3)
     again = transcriber.transcribe(samples, temperature=0.0).segments
     tokens = [token for segment in again for token in segment.tokens if token < 50256]
@@ -132,7 +134,7 @@ def test_nothing_is_said_twice_where_that_is_forbidden(transcriber, bundled_reco
 
 
 @pytest.mark.parametrize("mode", ["sequential", "batched"])
-def test_only_the_parts_asked_for_are_read(transcriber, bundled_recordings, mode) -> None:
+def test_only_the_clips_are_transcribed(transcriber, bundled_recordings, mode) -> None:
     clips = [load_audio(each.path) for each in bundled_recordings]
     samples = np.concatenate([clips[0], clips[4], clips[0], clips[4]])
     begin = clips[0].size / 16_000
@@ -163,7 +165,7 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("arguments", "message"),
     [
         ({"beam_sise": 5}, "there is no option 'beam_sise'; did you mean beam_size"),
         ({"language": ["en"]}, "language has 1 values for 2 recordings: give one each"),
@@ -186,9 +188,9 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
         ({"task": ["transcribe", "translate"]}, "'translate' needs a multilingual model"),
     ],
 )
-def test_what_makes_no_sense_is_one_clear_error(transcriber, clip, asked, message) -> None:
+def test_what_makes_no_sense_is_one_clear_error(transcriber, clip, arguments, message) -> None:
     with pytest.raises(OptionError, match=message):
-        transcriber.transcribe_many([clip, clip], **asked)
+        transcriber.transcribe_many([clip, clip], **arguments)
 
 
 def test_what_only_the_engine_can_do_is_refused_without_it(tiny_en, clip) -> None:

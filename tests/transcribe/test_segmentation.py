@@ -1,4 +1,4 @@
-"""Answers cut at their timestamps."""
+"""Decoding results split into token spans at their timestamps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.segmentation import Piece, cut
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.segmentation import TokenSpan, split_at_timestamps
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 WORDS = Vocabulary(
     start=50258,
@@ -28,17 +28,17 @@ def at(seconds: float) -> int:
 
 def test_pairs_of_timestamps_part_segments_and_the_rest_is_read_again() -> None:
     tokens = [at(0), A, at(2), at(2), B, at(4.5), at(5), C]
-    pieces, advance = cut(tokens, 3000, WORDS)
-    assert pieces == [
-        Piece(0.0, 2.0, (at(0), A, at(2))),
-        Piece(2.0, 4.5, (at(2), B, at(4.5))),
+    spans, advance = split_at_timestamps(tokens, 3000, WORDS)
+    assert spans == [
+        TokenSpan(0.0, 2.0, (at(0), A, at(2))),
+        TokenSpan(2.0, 4.5, (at(2), B, at(4.5))),
     ]
     assert advance == 450
 
 
 def test_a_lone_timestamp_at_the_end_ends_the_window() -> None:
-    pieces, advance = cut([at(0), A, at(2), at(2), B, at(4.5)], 3000, WORDS)
-    assert [(piece.start, piece.end) for piece in pieces] == [(0.0, 2.0), (2.0, 4.5)]
+    spans, advance = split_at_timestamps([at(0), A, at(2), at(2), B, at(4.5)], 3000, WORDS)
+    assert [(span.start, span.end) for span in spans] == [(0.0, 2.0), (2.0, 4.5)]
     assert advance == 3000
 
 
@@ -52,7 +52,7 @@ def test_a_lone_timestamp_at_the_end_ends_the_window() -> None:
     ],
 )
 def test_without_pairs_a_window_is_one_segment(tokens: list[int], end: float) -> None:
-    assert cut(tokens, 1200, WORDS) == ([Piece(0.0, end, tuple(tokens))], 1200)
+    assert split_at_timestamps(tokens, 1200, WORDS) == ([TokenSpan(0.0, end, tuple(tokens))], 1200)
 
 
 @given(
@@ -60,14 +60,14 @@ def test_without_pairs_a_window_is_one_segment(tokens: list[int], end: float) ->
     st.integers(1, 3000),
 )
 def test_no_token_is_lost_but_those_that_are_read_again(tokens: list[int], frames: int) -> None:
-    pieces, advance = cut(tokens, frames, WORDS)
-    said = [token for piece in pieces for token in piece.tokens]
-    assert said == tokens[: len(said)]
-    assert advance == frames or len(said) < len(tokens) or tokens[-1] >= WORDS.timestamp_begin
+    spans, advance = split_at_timestamps(tokens, frames, WORDS)
+    kept = [token for span in spans for token in span.tokens]
+    assert kept == tokens[: len(kept)]
+    assert advance == frames or len(kept) < len(tokens) or tokens[-1] >= WORDS.timestamp_begin
     assert 0 <= advance <= max(frames, 3000)
 
 
-def test_prompts_hold_what_was_said_as_far_as_there_is_room() -> None:
+def test_prompts_hold_the_context_as_far_as_there_is_room() -> None:
     assert WORDS.prompt("de", "translate") == [50258, 50261, 50358]
     before = list(range(300))
     prompt = WORDS.prompt("en", "transcribe", before)

@@ -33,8 +33,8 @@ def speech(bundled_recordings) -> Samples:
 
 
 @pytest.fixture(scope="module")
-def heard(transcriber, speech) -> Transcription:
-    """All of it, once, every window told what was said before."""
+def with_context(transcriber, speech) -> Transcription:
+    """All of it, once, every window with its context."""
     return plain(transcriber, speech, conditioned=True)
 
 
@@ -68,8 +68,8 @@ def plain(transcriber: Transcriber, samples: Samples, *, conditioned: bool) -> T
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_the_text_is_that_of_transformers(transcriber, speech, heard, conditioned) -> None:
-    found = heard if conditioned else plain(transcriber, speech, conditioned=False)
+def test_the_text_is_that_of_transformers(transcriber, speech, with_context, conditioned) -> None:
+    found = with_context if conditioned else plain(transcriber, speech, conditioned=False)
     assert found.text == stock(transcriber, speech, conditioned=conditioned)
     assert found.segments[-1].end > 31
 
@@ -89,7 +89,7 @@ def test_the_text_of_many_recordings_is_that_of_transformers(
 
 
 @pytest.mark.slow
-def test_without_end_it_says_as_much_as_openai_whisper_if_that_is_asked_for(
+def test_a_repetition_is_that_of_openai_whisper_with_its_number_of_tokens(
     base: str, shared_audio: Path
 ) -> None:
     """The one text with sound in which the two differ: openai-whisper stops at 224 tokens."""
@@ -106,11 +106,11 @@ def test_without_end_it_says_as_much_as_openai_whisper_if_that_is_asked_for(
     assert found.text == theirs
 
 
-def test_recordings_side_by_side_are_as_each_alone(transcriber, speech, heard) -> None:
+def test_recordings_side_by_side_are_as_each_alone(transcriber, speech, with_context) -> None:
     recordings = [speech[: 3 * 16_000], speech, speech[3 * 16_000 : 7 * 16_000]]
     options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
     first, last = (transcriber.transcribe(recordings[i], options=options) for i in (0, 2))
-    alone = [first, heard, last]
+    alone = [first, with_context, last]
     found = transcriber.transcribe_many(recordings, options=options, batch_size=2)
     assert [each.text for each in found] == [each.text for each in alone]
     assert [each.seconds for each in found] == [each.seconds for each in alone]
@@ -136,7 +136,7 @@ def timed(segment: Segment) -> tuple[object, ...]:
 
 
 def test_parts_words_and_notes_are_the_same_side_by_side(transcriber, speech) -> None:
-    """In slots and in batches; the second part of a recording is told what the first said."""
+    """In slots and in batches; the second clip of a recording has the first as context."""
     options = DecodeOptions(
         word_timestamps=True,
         clip_timestamps=(1.0, 6.0, 7.0, 9.0),
@@ -154,15 +154,15 @@ def test_parts_words_and_notes_are_the_same_side_by_side(transcriber, speech) ->
     assert min(starts) < 6 and max(starts) >= 6.9
 
 
-def test_segments_come_as_windows_are_read(transcriber, speech, heard) -> None:
+def test_segments_come_as_windows_are_read(transcriber, speech, with_context) -> None:
     options = DecodeOptions(**PLAIN)  # type: ignore[arg-type]
     stream = transcriber.stream(speech, options=options)
     first = next(stream)
     assert first.start < 2 and first.no_speech_prob is None and first.temperature == 0
-    assert (first, *stream) == heard.segments
+    assert (first, *stream) == with_context.segments
 
 
-def test_nothing_is_heard_where_there_is_no_sound(transcriber, speech) -> None:
+def test_windows_without_sound_have_no_text(transcriber, speech) -> None:
     silence = np.zeros(40 * 16_000, np.float32)
     assert transcriber.transcribe(silence).segments == ()
     before = transcriber.transcribe(speech[: 4 * 16_000])
@@ -171,7 +171,7 @@ def test_nothing_is_heard_where_there_is_no_sound(transcriber, speech) -> None:
     assert padded.text.split()[:6] == before.text.split()[:6]
 
 
-def test_what_was_said_before_guides_the_spelling(transcriber, bundled_recordings) -> None:
+def test_the_context_guides_the_spelling(transcriber, bundled_recordings) -> None:
     samples = load_audio(bundled_recordings[0].path)
     plain = transcriber.transcribe(samples)
     assert "Dashwood" in plain.text

@@ -14,10 +14,11 @@ from transformers import WhisperForConditionalGeneration
 from tests.audio.encoding import read_wave
 from tests.random_whisper import small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
-from whisper_flash_attention.audio import Recording, load_audio
+from whisper_flash_attention.audio import BundledClip, load_audio
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
 from whisper_flash_attention.transcribe import Transcriber, Transcription
+from whisper_flash_attention.transcribe.hf_long_form import features_and_mask
 
 NORMALISE = jiwer.Compose(
     [
@@ -35,14 +36,14 @@ def word_error_rate(spoken: str, heard: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def speech(bundled_recordings: tuple[Recording, ...]) -> npt.NDArray[np.float32]:
+def speech(bundled_recordings: tuple[BundledClip, ...]) -> npt.NDArray[np.float32]:
     """All clips in one, 24.7 s."""
     joined = np.concatenate([read_wave(recording.path) for recording in bundled_recordings])
     return joined / np.float32(32768)
 
 
 @pytest.fixture(scope="module")
-def transcript(bundled_recordings: tuple[Recording, ...]) -> str:
+def transcript(bundled_recordings: tuple[BundledClip, ...]) -> str:
     return " ".join(recording.transcript for recording in bundled_recordings)
 
 
@@ -68,7 +69,7 @@ def test_a_long_recording_is_read_window_by_window_and_says_how_far_it_is(
     transcriber: Transcriber, speech: npt.NDArray[np.float32], transcript: str
 ) -> None:
     shares: list[float] = []
-    # Told that all of this was said before, a small model hears nothing new.
+    # With all of this as context a small model adds nothing new.
     options = DecodeOptions(condition_on_previous_text=False)
     transcription = transcriber.transcribe(
         np.tile(speech, 2), options=options, on_progress=shares.append
@@ -83,7 +84,7 @@ def test_a_long_recording_is_read_window_by_window_and_says_how_far_it_is(
 
 
 def test_files_arrays_and_tensors_of_any_precision_give_the_same(
-    transcriber: Transcriber, bundled_recordings: tuple[Recording, ...]
+    transcriber: Transcriber, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     path = bundled_recordings[4].path
     samples = read_wave(path) / np.float32(32768)
@@ -95,7 +96,7 @@ def test_files_arrays_and_tensors_of_any_precision_give_the_same(
 
 
 def test_the_samples_of_a_caller_are_not_changed(
-    transcriber: Transcriber, bundled_recordings: tuple[Recording, ...]
+    transcriber: Transcriber, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     samples = read_wave(bundled_recordings[1].path) / np.float32(32768)
     before = samples.copy()
@@ -120,7 +121,7 @@ def test_features_and_their_mask_are_those_of_the_extractor(
     expected = transcriber.processor.feature_extractor(
         samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt", **whole
     )
-    features, mask = transcriber._features(samples)
+    features, mask = features_and_mask(transcriber.model, samples)
     torch.testing.assert_close(features, expected["input_features"], rtol=0, atol=1e-4)
     torch.testing.assert_close(mask, expected["attention_mask"], rtol=0, atol=0)
 
@@ -132,7 +133,7 @@ def test_a_checkpoint_with_other_features_is_refused(transcriber: Transcriber) -
         Transcriber(transcriber.model, processor)
 
 
-def test_what_runs_the_decode_loop_is_told(transcriber: Transcriber) -> None:
+def test_what_runs_the_decode_loop_is_a_property(transcriber: Transcriber) -> None:
     assert transcriber.engine == "decode engine (PyTorch)"
     config = small_whisper_config()
     ours = WhisperFlashAttentionForConditionalGeneration(config)
@@ -192,7 +193,7 @@ def test_a_model_with_an_old_generation_config_is_refused(transcriber: Transcrib
 
 
 def test_a_multilingual_model_hears_which_language_is_spoken(
-    base: str, bundled_recordings: tuple[Recording, ...]
+    base: str, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
     multilingual = Transcriber.from_pretrained(base, device="cpu")
     assert isinstance(multilingual.model, WhisperFlashAttentionForConditionalGeneration)
@@ -208,7 +209,7 @@ def test_a_multilingual_model_hears_which_language_is_spoken(
 
 
 @pytest.mark.slow
-def test_languages_of_many_recordings_are_heard(base: str, shared_audio: Path) -> None:
+def test_languages_of_many_recordings_are_detected(base: str, shared_audio: Path) -> None:
     multilingual = Transcriber.from_pretrained(base, device="cpu")
     rows = json.loads((shared_audio / "index.json").read_text(encoding="utf-8"))
     spoken = {row["file"]: row["language"] for row in rows if row["language"] not in ("en", "none")}

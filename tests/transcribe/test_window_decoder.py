@@ -1,4 +1,4 @@
-"""Windows decoded again at higher temperatures, on an engine that answers from a script."""
+"""Windows decoded again at higher temperatures, on an engine that results from a script."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ GOOD, REPEATS, UNLIKELY = 1, 2, 3
 
 @dataclass
 class ScriptedEngine:
-    """Says by a window's first state what it answers, and notes what it was asked.
+    """Says by a window's first state what it decodes to, and records its requests.
 
     `script[kind]` holds, per temperature, the text's token and the mean log-probability.
     """
 
     script: dict[int, list[tuple[int, float]]]
     silence: float = 0.1
-    asked: list[tuple[float, list[int]]] = field(default_factory=list)
+    requests: list[tuple[float, list[int]]] = field(default_factory=list)
 
     def decode(
         self,
@@ -43,16 +43,16 @@ class ScriptedEngine:
             token, place = request.watch
             assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
             watched = torch.full((len(kinds),), self.silence)
-        self.asked.append((request.temperature if request.sample else 0.0, kinds))
-        step = sum(1 for _, asked in self.asked[:-1] if set(asked) & set(kinds))
+        self.requests.append((request.temperature if request.sample else 0.0, kinds))
+        step = sum(1 for _, requests in self.requests[:-1] if set(requests) & set(kinds))
         rows, sums = [], []
         for kind in kinds:
             token, mean = self.script[kind][min(step, len(self.script[kind]) - 1)]
             rows.append([token] * 5 + [WORDS.end])
             sums.append(mean * 6)
-        answer = torch.tensor(rows)
-        said = torch.cat([prompt, answer], 1)
-        return Decoded(said, sum_logprobs=torch.tensor(sums), watched=watched)
+        result = torch.tensor(rows)
+        sequences = torch.cat([prompt, result], 1)
+        return Decoded(sequences, sum_logprobs=torch.tensor(sums), watched=watched)
 
 
 class Tokenizer:
@@ -79,13 +79,13 @@ SCRIPT = {
 }
 
 
-def test_bad_answers_are_decoded_again_and_only_those() -> None:
+def test_results_that_need_fallback_are_decoded_again_and_only_those() -> None:
     engine = ScriptedEngine(SCRIPT)
     prompt = WORDS.prompt("en", "transcribe")
     found = decoder(engine).decode(states(GOOD, REPEATS, UNLIKELY), [prompt] * 3)
-    assert [answer.temperature for answer in found] == [0.0, 0.4, 0.4]
-    assert [round(answer.avg_logprob, 3) for answer in found] == [-0.2, -0.4, -0.5]
-    assert engine.asked == [
+    assert [result.temperature for result in found] == [0.0, 0.4, 0.4]
+    assert [round(result.avg_logprob, 3) for result in found] == [-0.2, -0.4, -0.5]
+    assert engine.requests == [
         (0.0, [GOOD, REPEATS, UNLIKELY]),
         (0.2, [REPEATS, UNLIKELY]),
         (0.4, [REPEATS, UNLIKELY]),
@@ -94,20 +94,20 @@ def test_bad_answers_are_decoded_again_and_only_those() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "best"),
+    ("results", "best"),
     [
         ([(9, -2.0), (9, -1.5), (9, -3.0)], 0.2),
         ([(7, -0.1), (9, -2.5), (9, -1.8)], 0.8),
         ([(7, -0.3), (7, -0.1), (7, -0.2)], 0.2),
     ],
 )
-def test_among_bad_answers_the_likeliest_that_does_not_repeat_itself_is_taken(
-    answers: list[tuple[int, float]], best: float
+def test_where_all_results_need_fallback_the_likeliest_without_repetition_is_taken(
+    results: list[tuple[int, float]], best: float
 ) -> None:
-    windows = decoder(ScriptedEngine({REPEATS: answers}), temperature=(0.0, 0.2, 0.8))
-    [answer] = windows.decode(states(REPEATS), [[WORDS.start]])
-    assert answer.temperature == best
-    assert windows.is_bad(answer)
+    windows = decoder(ScriptedEngine({REPEATS: results}), temperature=(0.0, 0.2, 0.8))
+    [result] = windows.decode(states(REPEATS), [[WORDS.start]])
+    assert result.temperature == best
+    assert windows.needs_fallback(result)
 
 
 @pytest.mark.parametrize("temperature", [0.0, (0.0, 0.5)])
@@ -117,31 +117,31 @@ def test_the_host_is_given_time_once(temperature: Any) -> None:
     calls: list[int] = []
     later = windows.decode_first(states(GOOD, REPEATS), [short, long], lambda: calls.append(1))
     assert calls == [1]
-    assert [answer.tokens for answer in later()] == [(9,) * 5, (7,) * 5]
+    assert [result.tokens for result in later()] == [(9,) * 5, (7,) * 5]
 
 
 def test_thresholds_may_be_left_out() -> None:
     engine = ScriptedEngine(SCRIPT)
     options = {"compression_ratio_threshold": None, "logprob_threshold": None}
     found = decoder(engine, **options).decode(states(REPEATS, UNLIKELY), [[WORDS.start]] * 2)
-    assert [answer.temperature for answer in found] == [0.0, 0.0]
+    assert [result.temperature for result in found] == [0.0, 0.0]
 
 
 def test_silence_is_not_decoded_again() -> None:
     engine = ScriptedEngine(SCRIPT, silence=0.9)
     windows = decoder(engine)
-    answers = windows.decode(states(UNLIKELY, GOOD), [[WORDS.start]] * 2)
-    assert [answer.temperature for answer in answers] == [0.0, 0.0]
-    assert [windows.is_silent(answer) for answer in answers] == [True, False]
-    assert answers[0].no_speech_prob == pytest.approx(0.9, abs=1e-3)
+    results = windows.decode(states(UNLIKELY, GOOD), [[WORDS.start]] * 2)
+    assert [result.temperature for result in results] == [0.0, 0.0]
+    assert [windows.is_silent(result) for result in results] == [True, False]
+    assert results[0].no_speech_prob == pytest.approx(0.9, abs=1e-3)
 
 
 def test_windows_with_prompts_of_one_length_are_decoded_together() -> None:
     engine = ScriptedEngine(SCRIPT)
     short, long = WORDS.prompt("en", "transcribe"), WORDS.prompt("en", "transcribe", [5, 6])
     found = decoder(engine).decode(states(GOOD, GOOD, GOOD), [short, long, short])
-    assert [len(kinds) for _, kinds in engine.asked] == [2, 1]
-    assert all(answer.tokens == (9,) * 5 for answer in found)
+    assert [len(kinds) for _, kinds in engine.requests] == [2, 1]
+    assert all(result.tokens == (9,) * 5 for result in found)
 
 
 def test_text_that_repeats_itself_compresses_well() -> None:

@@ -56,7 +56,7 @@ def expected_rows(checkpoint: str, place: str) -> list[dict[str, Any]]:
 
 
 def window_features(samples: npt.NDArray[np.float32], row: dict[str, Any]) -> torch.Tensor:
-    """As openai-whisper has them: a slice of the recording's own, zeros behind it."""
+    """As openai-whisper has them: a slice of the recording's own, zeros after it."""
     whole = log_mel_whole(samples, device="cpu")[..., row["seek"] :][..., : row["frames"]]
     return torch.nn.functional.pad(whole, (0, FRAMES - whole.shape[-1]))
 
@@ -80,7 +80,7 @@ def spoken_window(transcriber: Transcriber, features: torch.Tensor, row: Any) ->
 
 
 def silent_features(samples: npt.NDArray[np.float32], row: dict[str, Any]) -> torch.Tensor:
-    """As Transformers has them for short recordings: silence behind the window."""
+    """As Transformers has them for short recordings: silence after the window."""
     samples = samples[row["seek"] * 160 :][: row["frames"] * 160]
     return log_mel(samples, device="cpu")
 
@@ -137,7 +137,7 @@ def test_words_of_bundled_recordings_are_openais(
 
 
 @pytest.mark.slow
-def test_silence_behind_a_window_moves_few_words(
+def test_silence_after_a_window_moves_few_words(
     transcriber: Transcriber, recordings: Recordings
 ) -> None:
     rows = expected_rows("tiny.en", "bundled")
@@ -183,21 +183,21 @@ def test_words_of_further_recordings_and_languages_are_openais(
 def heard_window(
     transcriber: Transcriber, samples: npt.NDArray[np.float32], **options: Any
 ) -> SpokenWindow:
-    """A recording of up to 30 s as `Transcriber` hears it, in silence."""
-    said = transcriber.transcribe(samples, **options)
+    """A recording of up to 30 s as `Transcriber` pads it, with silence."""
+    transcription = transcriber.transcribe(samples, **options)
     states = Engine.of(transcriber.model).encode(log_mel(samples, device="cpu"))
     return SpokenWindow(
         states=states[0],
-        segments=said.segments,
+        segments=transcription.segments,
         start=0.0,
         frames=min(FRAMES, samples.size // 160),
-        seconds=said.seconds,
-        language=said.language,
+        seconds=transcription.seconds,
+        language=transcription.language,
     )
 
 
 @pytest.fixture(scope="module")
-def heard(transcriber: Transcriber, recordings: Recordings) -> SpokenWindow:
+def speech_window(transcriber: Transcriber, recordings: Recordings) -> SpokenWindow:
     samples = recordings["all"]
     return heard_window(transcriber, samples[: samples.size // 2])
 
@@ -207,11 +207,11 @@ def spelled(text: str) -> str:
 
 
 def test_words_are_in_order_within_their_segment_and_spell_it(
-    aligner: WordAligner, heard: SpokenWindow
+    aligner: WordAligner, speech_window: SpokenWindow
 ) -> None:
-    [found] = aligner.add_words([heard])
+    [found] = aligner.add_words([speech_window])
     times = [0.0]
-    for before, segment in zip(heard.segments, found.segments, strict=True):
+    for before, segment in zip(speech_window.segments, found.segments, strict=True):
         assert replace(segment, start=0, end=1, words=()) == replace(before, start=0, end=1)
         assert spelled("".join(word.text for word in segment.words)) == spelled(segment.text)
         assert " ".join(word.text for word in segment.words).count("  ") == 0
@@ -220,19 +220,21 @@ def test_words_are_in_order_within_their_segment_and_spell_it(
             assert 0 < word.probability <= 1
             times += [word.start, word.end]
     assert times == sorted(times)
-    assert times[-1] <= heard.seconds
+    assert times[-1] <= speech_window.seconds
     assert found.last_word_end == found.last_speech == times[-1]
     # The clips are read without long pauses: words fill most of their time.
     spoken = sum(word.end - word.start for each in found.segments for word in each.words)
-    assert spoken > 0.8 * heard.seconds
+    assert spoken > 0.8 * speech_window.seconds
 
 
-def test_windows_do_not_mind_their_neighbours(aligner: WordAligner, heard: SpokenWindow) -> None:
-    half = replace(heard, segments=heard.segments[:1], last_speech=0.0)
-    silent = replace(heard, segments=(), last_speech=3.5)
-    wordless = replace(heard, segments=(Segment(1.0, 2.0, "", (50257, 50363)),))
-    alone = [aligner.add_words([each])[0] for each in (heard, half)]
-    together = aligner.add_words([silent, half, wordless, heard])
+def test_windows_do_not_mind_their_neighbours(
+    aligner: WordAligner, speech_window: SpokenWindow
+) -> None:
+    half = replace(speech_window, segments=speech_window.segments[:1], last_speech=0.0)
+    silent = replace(speech_window, segments=(), last_speech=3.5)
+    wordless = replace(speech_window, segments=(Segment(1.0, 2.0, "", (50257, 50363)),))
+    alone = [aligner.add_words([each])[0] for each in (speech_window, half)]
+    together = aligner.add_words([silent, half, wordless, speech_window])
     for one, other in zip(alone, (together[3], together[1]), strict=True):
         assert one.last_speech == other.last_speech
         for ours, theirs in zip(one.segments, other.segments, strict=True):
@@ -248,16 +250,17 @@ def test_windows_do_not_mind_their_neighbours(aligner: WordAligner, heard: Spoke
 
 
 def test_a_later_window_is_in_the_recordings_time(
-    aligner: WordAligner, heard: SpokenWindow
+    aligner: WordAligner, speech_window: SpokenWindow
 ) -> None:
-    [first] = aligner.add_words([heard])
+    [first] = aligner.add_words([speech_window])
     later = replace(
-        heard,
+        speech_window,
         segments=tuple(
-            replace(each, start=each.start + 60, end=each.end + 60) for each in heard.segments
+            replace(each, start=each.start + 60, end=each.end + 60)
+            for each in speech_window.segments
         ),
         start=60.0,
-        seconds=heard.seconds + 60,
+        seconds=speech_window.seconds + 60,
         last_speech=60.0,
     )
     [found] = aligner.add_words([later])
@@ -267,37 +270,39 @@ def test_a_later_window_is_in_the_recordings_time(
             assert theirs.end == pytest.approx(ours.end + 60, abs=0.011)
 
 
-def test_no_word_reaches_beyond_the_recording(aligner: WordAligner, heard: SpokenWindow) -> None:
-    [found] = aligner.add_words([replace(heard, seconds=20.0)])
+def test_no_word_reaches_beyond_the_recording(
+    aligner: WordAligner, speech_window: SpokenWindow
+) -> None:
+    [found] = aligner.add_words([replace(speech_window, seconds=20.0)])
     words = [word for segment in found.segments for word in segment.words]
     assert max(word.end for word in words) == 20.0
     assert found.last_word_end == found.last_speech == 20.0
 
 
 @pytest.mark.parametrize("frames", [0, 1, 7, 40])
-def test_a_snippet_holds_all_that_was_said(
-    aligner: WordAligner, heard: SpokenWindow, frames: int
+def test_a_snippet_has_all_words(
+    aligner: WordAligner, speech_window: SpokenWindow, frames: int
 ) -> None:
     seconds = max(frames, 1) / 100
     short = replace(
-        heard,
-        segments=tuple(replace(each, start=0.0, end=seconds) for each in heard.segments),
+        speech_window,
+        segments=tuple(replace(each, start=0.0, end=seconds) for each in speech_window.segments),
         frames=frames,
         seconds=seconds,
     )
     [found] = aligner.add_words([short])
     words = [word for segment in found.segments for word in segment.words]
     assert spelled("".join(word.text for word in words)) == spelled(
-        "".join(segment.text for segment in heard.segments)
+        "".join(segment.text for segment in speech_window.segments)
     )
     assert all(word.end <= seconds for word in words)
 
 
 def test_a_text_that_fills_the_models_positions_is_aligned_as_far_as_there_is_room(
-    aligner: WordAligner, heard: SpokenWindow
+    aligner: WordAligner, speech_window: SpokenWindow
 ) -> None:
-    tokens = tuple(t for segment in heard.segments for t in segment.tokens if t < 50256)
-    endless = replace(heard, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:447]),))
+    tokens = tuple(t for segment in speech_window.segments for t in segment.tokens if t < 50256)
+    endless = replace(speech_window, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:447]),))
     [found] = aligner.add_words([endless])
     assert len(found.segments[0].words) > 200
 
@@ -311,7 +316,9 @@ def test_a_translation_is_split_as_english(
     aligner = WordAligner(multilingual.model, multilingual.processor)
     [found] = aligner.add_words([window])
     words = [word.text for segment in found.segments for word in segment.words]
-    assert words == [text.strip() for _, _, said in row["expected"] for text, *_ in said]
+    assert words == [
+        text.strip() for _, _, transcription in row["expected"] for text, *_ in transcription
+    ]
 
 
 def test_heads_default_to_the_last_half_of_the_layers(transcriber: Transcriber) -> None:
@@ -339,9 +346,11 @@ def test_a_model_with_hooks_is_refused(transcriber: Transcriber) -> None:
         handle.remove()
 
 
-def test_an_unknown_language_is_refused(multilingual: Transcriber, heard: SpokenWindow) -> None:
+def test_an_unknown_language_is_refused(
+    multilingual: Transcriber, speech_window: SpokenWindow
+) -> None:
     aligner = WordAligner(multilingual.model, multilingual.processor)
-    window = replace(heard, language="xx", segments=(Segment(0.0, 1.0, "a", (64,)),))
+    window = replace(speech_window, language="xx", segments=(Segment(0.0, 1.0, "a", (64,)),))
     with pytest.raises(OptionError, match="cannot align words of language 'xx'"):
         aligner.add_words([window])
 

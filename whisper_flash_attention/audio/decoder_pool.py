@@ -24,17 +24,13 @@ from threading import BoundedSemaphore, Condition, Event, Lock, Thread
 from types import TracebackType
 from typing import Self
 
+from whisper_flash_attention.audio.audio_source import MOST_SECONDS_HELD, join_blocks
+from whisper_flash_attention.audio.container import name_of
 from whisper_flash_attention.audio.decoder_process import DecoderProcess, ProcessEnded
-from whisper_flash_attention.audio.load import (
-    MOST_SECONDS_HELD,
-    SAMPLING_RATE,
-    Samples,
-    join_blocks,
-    name_of,
-)
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, WhisperFlashError
 
-STREAM_AUDIO = "whisper_flash_attention.audio.load:stream_audio"
+STREAM_AUDIO = "whisper_flash_attention.audio.audio_source:stream_audio"
 DECODE_TIMEOUT = 300.0  # seconds
 # One GPU does not need more, and each takes memory.
 MOST_WORKERS = 16
@@ -82,7 +78,7 @@ class DecodedAudio:
     """Samples of a request, or the exception that decoding it raised.
 
     Args:
-        samples: mono `[T]`; `[channels, T]` where each channel was asked for.
+        samples: mono `[T]`; `[channels, T]` where each channel was requested.
     """
 
     request: DecodeRequest

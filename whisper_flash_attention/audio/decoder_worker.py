@@ -24,8 +24,9 @@ from queue import SimpleQueue
 from threading import Event, Lock, Semaphore, Thread
 from typing import Any, BinaryIO
 
-from whisper_flash_attention.audio.load import chosen_track
-from whisper_flash_attention.audio.sample_ring import SLOT_SAMPLES, SLOTS, SampleRing, Samples
+from whisper_flash_attention.audio.audio_source import chosen_track
+from whisper_flash_attention.audio.decoder_process import SLOT_SAMPLES, SLOTS, SampleRing
+from whisper_flash_attention.audio.samples import Samples
 
 
 def main(arguments: dict[str, Any]) -> None:

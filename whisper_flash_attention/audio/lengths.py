@@ -1,4 +1,4 @@
-"""What a file's own header says about its length, and whether the file bears it out.
+"""The length in the header of a file, and whether the file confirms it.
 
 Recorders write the length of WAV-like files when they begin and again when they end. One that wrote
 into a pipe leaves a placeholder; one that was stopped, or that passed 4 GiB, leaves too little, and
@@ -26,7 +26,7 @@ _MOST_TAGS = 100
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The chunk that holds the samples: where they begin, how many bytes, and where it says so."""
+    """The chunk of samples: where they begin, how many bytes, and where that number is."""
 
     start: int
     size: int
@@ -36,7 +36,7 @@ class _Data:
     shift: int  # what the field counts beyond the samples' bytes
 
     def is_placeholder(self, rest: int) -> bool:
-        """Whether the length says nothing, `rest` being the bytes that the file has beyond it."""
+        """Whether the length is a placeholder, `rest` being the bytes of the file beyond it."""
         if self.size == 0:
             return rest > 0
         counted = self.size + self.shift
@@ -88,7 +88,7 @@ def length_correction(file: BinaryIO) -> Correction | None:
 
 
 def mp3_frames(file: BinaryIO) -> int | None:
-    """Return how many frames an mp3 file says it has (in a Xing, Info or VBRI header).
+    """Return the number of frames in the header of an mp3 file (Xing, Info or VBRI).
 
     FFmpeg estimates lengths of mp3 files without such a header, and of joined ones.
 
@@ -180,7 +180,7 @@ def _find_data(file: BinaryIO, size: int) -> _Data | None:
 
 
 def _find_in_riff(file: BinaryIO, size: int) -> _Data | None:
-    wide: tuple[int, int] | None = None  # RF64: where the length in 64 bits is, and what it says
+    wide: tuple[int, int] | None = None  # RF64: position and value of the 64-bit length
     for position, kind, length in _chunks(file, 12, size, head=8, order="little", pad=2):
         if kind == b"ds64":
             file.seek(position + 16)

@@ -1,17 +1,52 @@
-"""The audio tracks of a recording, and which one is read."""
+"""The audio tracks of a recording, the languages in their tags, and which one is read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from whisper_flash_attention.audio.languages import language_key
-from whisper_flash_attention.audio.pyav import keep_layout
+from whisper_flash_attention.audio.container import keep_layout
 from whisper_flash_attention.errors import AudioError, OptionError
 
 if TYPE_CHECKING:
     from av import AudioStream
     from av.container import InputContainer
+
+# The two-letter code, the three-letter one, and the bibliographic one where it differs.
+_CODES = """
+aa aar|ab abk|ae ave|af afr|ak aka|am amh|an arg|ar ara|as asm|av ava|ay aym|az aze|ba bak|be bel
+bg bul|bi bis|bm bam|bn ben|bo bod tib|br bre|bs bos|ca cat|ce che|ch cha|co cos|cr cre
+cs ces cze|cu chu|cv chv|cy cym wel|da dan|de deu ger|dv div|dz dzo|ee ewe|el ell gre|en eng
+eo epo|es spa|et est|eu eus baq|fa fas per|ff ful|fi fin|fj fij|fo fao|fr fra fre|fy fry|ga gle
+gd gla|gl glg|gn grn|gu guj|gv glv|ha hau|he heb|hi hin|ho hmo|hr hrv|ht hat|hu hun|hy hye arm
+hz her|ia ina|id ind|ie ile|ig ibo|ii iii|ik ipk|io ido|is isl ice|it ita|iu iku|ja jpn|jv jav
+jw jav|ka kat geo|kg kon|ki kik|kj kua|kk kaz|kl kal|km khm|kn kan|ko kor|kr kau|ks kas|ku kur
+kv kom|kw cor|ky kir|la lat|lb ltz|lg lug|li lim|ln lin|lo lao|lt lit|lu lub|lv lav|mg mlg
+mh mah|mi mri mao|mk mkd mac|ml mal|mn mon|mr mar|ms msa may|mt mlt|my mya bur|na nau|nb nob
+nd nde|ne nep|ng ndo|nl nld dut|nn nno|no nor|nr nbl|nv nav|ny nya|oc oci|oj oji|om orm|or ori
+os oss|pa pan|pi pli|pl pol|ps pus|pt por|qu que|rm roh|rn run|ro ron rum|ru rus|rw kin|sa san
+sc srd|sd snd|se sme|sg sag|si sin|sk slk slo|sl slv|sm smo|sn sna|so som|sq sqi alb|sr srp
+ss ssw|st sot|su sun|sv swe|sw swa|ta tam|te tel|tg tgk|th tha|ti tir|tk tuk|tl tgl|tn tsn
+to ton|tr tur|ts tso|tt tat|tw twi|ty tah|ug uig|uk ukr|ur urd|uz uzb|ve ven|vi vie|vo vol
+wa wln|wo wol|xh xho|yi yid|yo yor|za zha|zh zho chi|zu zul
+"""
+
+_THREE_LETTERS = {
+    code: codes[1]
+    for entry in _CODES.replace("\n", "|").split("|")
+    if (codes := entry.split())
+    for code in codes
+}
+
+
+def language_key(tag: str) -> str:
+    """Normalize a language tag so that equal languages compare equal.
+
+    "en", "eng", "EN" and "en-US" give "eng"; "ger" and "de" give "deu". An unknown tag is returned
+    in lower case, without its region.
+    """
+    language = tag.strip().replace("_", "-").split("-")[0].lower()
+    return _THREE_LETTERS.get(language, language)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +139,7 @@ def choose_track(
 
 
 def listing(tracks: list[AudioTrack]) -> str:
-    """What messages say of the tracks that there are: one line each."""
+    """List the tracks for a message, one line each."""
     return "its audio tracks are\n" + "\n".join(f"  {each}" for each in tracks)
 
 
@@ -127,7 +162,7 @@ def _describe(number: int, stream: AudioStream) -> AudioTrack:
 
 
 def _tag(stream: AudioStream, key: str) -> str | None:
-    """A text from the container, in printable characters; None for one that says nothing."""
+    """A text from the container, in printable characters; None for an empty one."""
     text = stream.metadata.get(key, "")
     text = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
     text = text.strip()

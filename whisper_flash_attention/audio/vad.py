@@ -1,14 +1,19 @@
-"""A recording in chunks for Whisper: those of speech, by Silero's detector, or all of it.
+"""A recording in chunks for Whisper: its speech, by Silero's detector, or all of it.
 
 The detector comes with its own package (`silero-vad`, MIT licence), which is optional. Where it
 finds no speech between chunks although the sound stands out from the noise, that is a chunk, too,
-marked as doubtful. Without the detector a recording is cut where it is quietest.
+marked as doubtful. Without the detector a recording is split where it is quietest.
+
+A recording that is not held in memory is read twice: for levels and probabilities of speech, one
+of each per frame, and for the chunks, which are those of `speech_chunks` and `all_chunks` on all of
+its samples.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,18 +24,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from whisper_flash_attention.audio.levels import (
+from whisper_flash_attention.audio.audio_source import AudioSource
+from whisper_flash_attention.audio.frames import (
+    FRAME,
     Decibels,
+    KnownProbabilities,
+    Levels,
+    Voice,
     levels_of,
     quietest,
     runs,
     standing_out,
 )
-from whisper_flash_attention.audio.load import SAMPLING_RATE
-from whisper_flash_attention.audio.silence import is_silence
-from whisper_flash_attention.audio.voice import FRAME, Heard, Voice
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, check_finite, is_silence
 from whisper_flash_attention.config import VadOptions
-from whisper_flash_attention.errors import MissingPackage
+from whisper_flash_attention.errors import AudioError, MissingPackage
 
 # Whisper leaves speech that reaches to the end of its 30 s to the next window; silence after it
 # says that it is whole.
@@ -55,7 +63,7 @@ FRAME_SECONDS = FRAME / SAMPLING_RATE
 
 @dataclass(frozen=True)
 class Span:
-    """What a chunk covers, in samples of its recording.
+    """The stretch that a chunk covers, in samples of its recording.
 
     Args:
         begin, end: first sample, and the one after the last.
@@ -80,7 +88,7 @@ class Chunk:
     """
 
     start: float
-    samples: npt.NDArray[np.float32]
+    samples: Samples
     speech: tuple[tuple[float, float], ...] = ()
     is_doubtful: bool = False
 
@@ -97,7 +105,7 @@ class Chunk:
         return sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.speech)
 
     def part(self, start: float, end: float, *, is_doubtful: bool | None = None) -> Chunk:
-        """What of the chunk is between two times of the recording."""
+        """The part of the chunk between two times of the recording."""
         first = max(0, round((start - self.start) * SAMPLING_RATE))
         last = round(min(end - self.start, self.seconds) * SAMPLING_RATE)
         start = self.start + first / SAMPLING_RATE
@@ -109,14 +117,14 @@ class Chunk:
         return Chunk(start, self.samples[first:last], speech, doubtful)
 
 
-def chunk_of(span: Span, samples: npt.NDArray[np.float32]) -> Chunk:
+def chunk_of(span: Span, samples: Samples) -> Chunk:
     """The chunk of a span, given the span's samples."""
     speech = tuple((a / SAMPLING_RATE, b / SAMPLING_RATE) for a, b in span.speech)
     return Chunk(span.begin / SAMPLING_RATE, samples, speech, span.is_doubtful)
 
 
 def speech_chunks(
-    samples: npt.NDArray[np.float32],
+    samples: Samples,
     max_seconds: float = CHUNK_SECONDS,
     options: VadOptions | None = None,
 ) -> Iterator[Chunk]:
@@ -132,15 +140,13 @@ def speech_chunks(
     """
     if not samples.size:
         return
-    probabilities = Voice(detector()).hear(samples).tolist()
+    probabilities = Voice(detector()).probabilities(samples).tolist()
     levels = levels_of(samples)
     for span in chunk_spans(samples.size, probabilities, levels, max_seconds, options):
         yield chunk_of(span, samples[span.begin : span.end])
 
 
-def all_chunks(
-    samples: npt.NDArray[np.float32], max_seconds: float = CHUNK_SECONDS
-) -> Iterator[Chunk]:
+def all_chunks(samples: Samples, max_seconds: float = CHUNK_SECONDS) -> Iterator[Chunk]:
     """Chunks that follow one another, cut in quiet places, without those that hold no sound.
 
     Args:
@@ -204,8 +210,8 @@ def chunk_spans(
     options = options or VadOptions()
     longest = options.max_speech_duration_s or max_seconds
     max_seconds = min(longest, WINDOW_SECONDS)
-    heard = np.fromiter(probabilities, np.float32)
-    stretches = _stretches(size, heard.tolist(), options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
+    found = np.fromiter(probabilities, np.float32)
+    stretches = _stretches(size, found.tolist(), options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
     pad = round((CHUNK_PAD_MS if options.speech_pad_ms is None else options.speech_pad_ms) * 16)
     groups: list[list[tuple[int, int]]] = []
     for stretch in stretches:
@@ -217,7 +223,7 @@ def chunk_spans(
         Span(group[0][0], group[-1][1], tuple(_without_padding(each, pad) for each in group))
         for group in groups
     ]
-    may_be_speech = heard >= LEAST_SHARE * options.threshold
+    may_be_speech = found >= LEAST_SHARE * options.threshold
     doubtful = _sounding_between(spans, size, levels, may_be_speech, max_seconds)
     return sorted([*spans, *doubtful], key=lambda span: span.begin)
 
@@ -299,7 +305,7 @@ def _stretches(
     found = find(
         # In place of the samples, whose number alone matters once probabilities are known.
         torch.zeros(1).expand(size),
-        Heard(probabilities),
+        KnownProbabilities(probabilities),
         sampling_rate=SAMPLING_RATE,
         threshold=options.threshold,
         neg_threshold=options.neg_threshold,
@@ -334,3 +340,93 @@ def _detector() -> tuple[Any, Any]:
         # The package loads its model in a way that PyTorch wants to give up.
         warnings.simplefilter("ignore", DeprecationWarning)
         return load_silero_vad(), get_speech_timestamps
+
+
+# Of the detector, in a block.
+FRAMES = 1024
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What one pass over a recording gives: its samples' number, and per frame two numbers."""
+
+    size: int
+    levels: Decibels
+    probabilities: array[float]
+
+
+def find_speech(
+    audio: AudioSource, max_seconds: float = CHUNK_SECONDS, options: VadOptions | None = None
+) -> tuple[float, Iterator[Chunk]]:
+    """Length of a recording in seconds, and chunks that hold all its speech, as `speech_chunks`.
+
+    Raises:
+        AudioError: as `AudioSource.blocks`.
+        MissingPackage: Silero's package is not installed.
+    """
+    if audio.samples is not None:
+        check_finite(audio.samples)
+        seconds = audio.samples.size / SAMPLING_RATE
+        return seconds, speech_chunks(audio.samples, max_seconds, options)
+    scan = _scan(audio, Voice(detector()))
+    spans = chunk_spans(scan.size, scan.probabilities, scan.levels, max_seconds, options)
+    return scan.size / SAMPLING_RATE, cut(audio, spans)
+
+
+def find_stretches(
+    audio: AudioSource, options: VadOptions | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Starts and ends of the stretches of speech that are read one after the other, in seconds.
+
+    Raises:
+        AudioError: as `AudioSource.blocks`.
+        MissingPackage: Silero's package is not installed.
+    """
+    if audio.samples is not None:
+        check_finite(audio.samples)
+    scan = _scan(audio, Voice(detector()))
+    spans = speech_spans(scan.size, scan.probabilities, options)
+    return tuple((begin / SAMPLING_RATE, end / SAMPLING_RATE) for begin, end in spans)
+
+
+def cut_all(
+    audio: AudioSource, max_seconds: float = CHUNK_SECONDS
+) -> tuple[float, Iterator[Chunk]]:
+    """Length of a recording in seconds, and all of it in chunks, as `all_chunks`.
+
+    Raises:
+        AudioError: as `AudioSource.blocks`.
+    """
+    if audio.samples is not None:
+        check_finite(audio.samples)
+        seconds = audio.samples.size / SAMPLING_RATE
+        return seconds, all_chunks(audio.samples, max_seconds)
+    scan = _scan(audio)
+    spans = covering_spans(scan.size, scan.levels, max_seconds)
+    chunks = (chunk for chunk in cut(audio, spans) if not is_silence(chunk.samples))
+    return scan.size / SAMPLING_RATE, chunks
+
+
+def _scan(audio: AudioSource, voice: Voice | None = None) -> _Scan:
+    levels, probabilities, size = Levels(), array("f"), 0
+    for block in audio.blocks(FRAME * FRAMES / SAMPLING_RATE):
+        size += block.size
+        levels.add(block)
+        if voice is not None:
+            probabilities.extend(voice.probabilities(block).tolist())
+    return _Scan(size, levels.decibels, probabilities)
+
+
+def cut(audio: AudioSource, spans: Iterable[Span]) -> Iterator[Chunk]:
+    """Chunks of a recording, given their spans in order."""
+    blocks = audio.blocks()
+    room, first = np.zeros(0, np.float32), 0
+    for span in spans:
+        while first + room.size < span.end:
+            kept = room[max(0, span.begin - first) :]
+            first += room.size - kept.size
+            block = next(blocks, None)
+            if block is None:
+                raise AudioError(f"{audio.name}: became shorter while it was read")
+            room = np.concatenate([kept, block])
+        yield chunk_of(span, room[span.begin - first : span.end - first].copy())

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from whisper_flash_attention.audio.load import Samples
-from whisper_flash_attention.audio.sound import Channels
+from whisper_flash_attention.audio.audio_source import ChannelSources
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.transcribe.results import Segment, Transcription
@@ -99,7 +99,7 @@ class Asked:
 
 
 def transcriptions(
-    speech: Speech, samples: Sequence[Samples | Channels], asked: Asked, seed: int
+    speech: Speech, samples: Sequence[Samples | ChannelSources], asked: Asked, seed: int
 ) -> list[Transcription]:
     """Transcribe recordings side by side; raises as `Transcriber` does.
 

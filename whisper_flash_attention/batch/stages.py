@@ -16,9 +16,9 @@ from zlib import crc32
 import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
+from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
-from whisper_flash_attention.audio.load import Samples
-from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
@@ -234,8 +234,8 @@ class TranscribeStage:
         ]
 
 
-def _as_recording(samples: Samples) -> Samples | Channels:
+def _as_recording(samples: Samples) -> Samples | ChannelSources:
     """Samples as `Transcriber` takes them."""
     if samples.ndim == 1:
         return samples
-    return Channels(tuple(Sound(channel) for channel in samples))
+    return ChannelSources(tuple(AudioSource(channel) for channel in samples))

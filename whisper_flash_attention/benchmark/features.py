@@ -71,7 +71,7 @@ def prepare_features(source: str, mel_bins: int, clips: int, path: Path) -> Feat
 
 def bundled_clips(count: int) -> tuple[list[Samples], str]:
     """Clips cut from the package's recordings, joined to a loop, each from another start."""
-    from whisper_flash_attention.audio.recordings import bundled_recordings
+    from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 
     recordings = [read_wave(recording.path) for recording in bundled_recordings()]
     loop = np.concatenate(recordings)
@@ -118,7 +118,7 @@ def librispeech_clips(count: int) -> tuple[list[Samples], str]:
 
 def decode(encoded: bytes) -> Samples:
     """Samples of an audio file that is held in memory."""
-    from whisper_flash_attention.audio.load import load_audio
+    from whisper_flash_attention.audio.audio_source import load_audio
 
     with tempfile.NamedTemporaryFile(suffix=".flac") as file:
         file.write(io.BytesIO(encoded).getbuffer())

@@ -44,10 +44,15 @@ from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.batched import BatchedReader, Item, Speech, spoken_window
-from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.prefetch import staged_ahead
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.arguments import RecordingOptions
+from whisper_flash_attention.transcribe.batched import (
+    BatchedReader,
+    PendingChunk,
+    prefetch,
+    spoken_window,
+)
+from whisper_flash_attention.transcribe.recording import Recording
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.words import WordAligner
 
@@ -352,8 +357,11 @@ class Parts:
             WordAligner(self._model, transcriber.processor) if options.word_timestamps else None
         )
         chunks = [Chunk(i * SECONDS_PER_CLIP, window) for i, window in enumerate(windows)]
-        speech = Speech(chunks, SECONDS_PER_CLIP * len(chunks), "transcribe", "en")
-        self._batch = [Item(0, speech, chunk, is_first=chunk is chunks[0]) for chunk in chunks]
+        recording = Recording(None, RecordingOptions(language="en"))
+        recording.begin_chunks(chunks, SECONDS_PER_CLIP * len(chunks))
+        self._batch = [
+            PendingChunk(recording, chunk, is_first=chunk is chunks[0]) for chunk in chunks
+        ]
 
     def measure(self) -> dict[str, float]:
         """Seconds of every part, the median of a few rounds."""
@@ -374,7 +382,7 @@ class Parts:
 
         samples = [each.chunk.samples for each in self._batch]
         [(_, clips)] = timed(
-            "copies to the device", lambda: list(staged_ahead(iter([samples]), list, device))
+            "copies to the device", lambda: list(prefetch(iter([samples]), list, device))
         )
         bins = weights.encoder.conv1.weight.shape[1]
         features = timed(

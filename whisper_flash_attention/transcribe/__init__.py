@@ -1,10 +1,12 @@
 """From a recording to text with times, and to the files that people read.
 
-This folder owns `Transcriber` (a model and its processor, put to work), the results it returns, the
-formats they are written in (`writers/`) and the command: `inputs.py` finds recordings,
-`destination.py` knows where results go, `session.py` does the work. It stands on `audio/`,
-`weights/` and the modeling file; it must not know attention kernels or the benchmark. Terminals are
-known to the command's modules, `progress.py` and `quiet.py` alone.
+Read `transcriber.py` first: its `_run` passes each `Recording` to a reader, `sequential.py`,
+`batched.py` or, without the engine, `hf_long_form.py`. `window_decoder.py` decodes the windows of
+the first two, with their prompts, language detection and fallback; `segmentation.py` and `words.py`
+turn its results into segments, which `writers/` writes to files. The command is `command.py`:
+`inputs.py` finds recordings, `runner.py` transcribes them, `output.py` writes the results. The room
+stands on `audio/`, `weights/`, `engine/` and `hf/`; it must not know kernels or the benchmark, and
+only modules of the command know terminals.
 """
 
 from whisper_flash_attention.transcribe.results import Segment, Transcription, Word

@@ -1,102 +1,161 @@
-"""Transcribe chunks of speech side by side, wherever in whichever recording they are.
+"""Transcribe chunks of speech side by side, of any number of recordings.
 
 No chunk waits for another, so that one long recording fills a batch as well as many short ones do.
-A chunk has no text before it as context. Its answer is judged and decoded again as in the
+A chunk has no previous text as context. Its result falls back to higher temperatures as in the
 sequential algorithm, and all of it is kept: what follows the last pair of timestamps is a segment,
-too. What the answer leaves out of the chunk (`leftovers`) is read once more, with other chunks.
+too. What the result leaves out of the chunk (`leftovers`) is decoded with other chunks.
+
+On a GPU a thread prepares the next batch and copies it (`prefetch`) while the device works on the
+one before; copies are not interrupted by other Python threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.load import Samples
 from whisper_flash_attention.audio.log_mel import log_mel
-from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.audio.samples import Samples
+from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
 from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.engine.cuda_graphs import copying_stream
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.transcribe.leftovers import leftovers
-from whisper_flash_attention.transcribe.prefetch import staged_ahead
-from whisper_flash_attention.transcribe.prompts import Hints, Prompter
-from whisper_flash_attention.transcribe.reading import Read
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment
-from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND, Piece, cut
-from whisper_flash_attention.transcribe.sequential import segment_of
-from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.segmentation import (
+    FRAMES_PER_SECOND,
+    TokenSpan,
+    chunks_within,
+    leftovers,
+    segment_of,
+    spans_of,
+    split_at_timestamps,
+)
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import (
+    DecodingResult,
+    Window,
+    WindowDecoder,
+)
 from whisper_flash_attention.transcribe.words import SpokenWindow, WordAligner
 
-# Chunks are encoded, and words looked for, in so many groups for all slots.
+Batch = TypeVar("Batch")
+Clip = npt.NDArray[np.float32]
+# Clips that share one piece of pinned memory, which is used again once it is copied.
+CLIPS_AT_A_TIME = 32
+
+
+def prefetch(
+    batches: Iterator[Batch], clips_of: Callable[[Batch], list[Clip]], device: torch.device
+) -> Generator[tuple[Batch, list[Any]]]:
+    """Each batch, and its clips on the device; the next batch is made ready meanwhile.
+
+    What `batches` raises is raised where its batch would come. On a CPU nothing is copied, and
+    nothing is done ahead. Once this generator is closed, no batch is taken any more.
+
+    Args:
+        batches: taken from another thread if there is a GPU.
+        clips_of: a batch's mono clips `[T]`.
+        device: of the copies.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch, list(clips_of(batch))
+        return
+
+    # Made here: a new thread has no CUDA context to make it in.
+    stream = copying_stream(device)
+
+    def make() -> tuple[Batch, _Copies] | None:
+        batch = next(batches, None)
+        return None if batch is None else (batch, _Copies(clips_of(batch), stream))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="whisper-flash-staging") as thread:
+        coming = thread.submit(make)
+        while (made := coming.result()) is not None:
+            coming = thread.submit(make)
+            batch, copies = made
+            yield batch, copies.arrived()
+
+
+class _Copies:
+    """Clips on their way to a GPU, on a stream beside the one that computes."""
+
+    def __init__(self, clips: list[Clip], stream: torch.cuda.Stream) -> None:
+        self._clips: list[Tensor] = []
+        self._rooms: list[Tensor] = []
+        with torch.cuda.stream(stream):
+            for start in range(0, len(clips), CLIPS_AT_A_TIME):
+                self._copy(clips[start : start + CLIPS_AT_A_TIME], stream.device)
+            self._event = stream.record_event()
+
+    def _copy(self, clips: list[Clip], device: torch.device) -> None:
+        room = torch.empty((len(clips), max(len(clip) for clip in clips)), pin_memory=True)
+        for row, clip in zip(room.numpy(), clips, strict=True):
+            row[: len(clip)] = clip
+        there = room.to(device, non_blocking=True)
+        self._rooms.append(there)
+        self._clips += [row[: len(clip)] for row, clip in zip(there, clips, strict=True)]
+
+    def arrived(self) -> list[Tensor]:
+        """The clips, which the current stream does not touch before they are there."""
+        stream = torch.cuda.current_stream(self._rooms[0].device)
+        stream.wait_event(self._event)
+        for room in self._rooms:
+            room.record_stream(stream)
+        return self._clips
+
+
+# Chunks are encoded, and words aligned, in this many groups for all slots.
 GROUPS = 4
-# Leftovers of leftovers are read, too, up to this depth.
+# Leftovers of leftovers are decoded, too, up to this depth.
 MOST_DEPTH = 3
 
 
-@dataclass
-class Speech:
-    """A recording's chunks of speech, and what is asked of it.
-
-    Args:
-        chunks: in order of time.
-        seconds: length of the recording.
-        task: "transcribe" or "translate".
-        language: code of the language spoken; None until it is detected, in the first chunk.
-        hints: what its chunks are told.
-        detected: probabilities of languages by code, of every chunk in which they were detected.
-    """
-
-    chunks: Iterable[Chunk]
-    seconds: float
-    task: str
-    language: str | None
-    hints: Hints = field(default_factory=Hints)
-    detected: list[dict[str, float]] = field(default_factory=list)
-
-
 @dataclass(eq=False)
-class Item:
-    """A chunk on its way.
+class PendingChunk:
+    """A chunk of a recording until it and what its result left out of it are decoded.
 
     Args:
-        index: the number of its recording.
         is_first: whether it is the first of its recording.
         language: of this chunk, if that is detected in every one.
-        whole: the chunk of which this one is left, if it is.
-        segments: what its answer says.
-        parts: what its answer left, on their way, too.
-        is_split: whether these parts are all of the chunk, to take the answer's place.
-        is_read: whether `segments` is known.
+        parent: the chunk of which this one was left, if it was.
+        segments: of its result.
+        parts: chunks that its result left.
+        is_split: whether these parts are all of the chunk, to replace its result.
+        is_decoded: whether `segments` is known.
     """
 
-    index: int
-    owner: Speech
+    recording: Recording
     chunk: Chunk
     is_first: bool
     language: str | None = None
-    whole: Item | None = None
+    parent: PendingChunk | None = None
     segments: tuple[Segment, ...] = ()
-    parts: tuple[Item, ...] = ()
+    parts: tuple[PendingChunk, ...] = ()
     is_split: bool = False
-    is_read: bool = False
+    is_decoded: bool = False
 
     @property
     def depth(self) -> int:
-        """0 for a chunk of the recording, 1 for what its answer left, and so on."""
-        return 0 if self.whole is None else 1 + self.whole.depth
+        """0 for a chunk of the recording, 1 for what its result left, and so on."""
+        return 0 if self.parent is None else 1 + self.parent.depth
 
     @property
     def is_done(self) -> bool:
-        """Whether it and all that it left were read."""
-        return self.is_read and all(part.is_done for part in self.parts)
+        """Whether it and all that it left are decoded."""
+        return self.is_decoded and all(part.is_done for part in self.parts)
 
     def all_segments(self) -> tuple[Segment, ...]:
         """Segments of it and of what it left, in order of time."""
@@ -105,20 +164,29 @@ class Item:
             return max(self.segments, tuple(left), key=_text_length)
         return tuple(sorted([*self.segments, *left], key=lambda segment: segment.start))
 
+    @property
+    def spoken_language(self) -> str:
+        """Code of the language, which is known once it was given or detected."""
+        language = self.language or self.recording.language
+        assert language is not None
+        return language
+
     def __str__(self) -> str:
-        return f"the speech at {self.chunk.start:.1f} s of recording {self.index + 1}"
+        return f"the speech at {self.chunk.start:.1f} s of recording {self.recording.index + 1}"
 
 
 # A batch, and its clips where they are to be encoded.
-_Staged = tuple[list[Item], list[Any]]
+_Prefetched = tuple[list[PendingChunk], list[Any]]
+# A recording, and the segments of one chunk of it.
+ChunkSegments = tuple[Recording, tuple[Segment, ...]]
 
 
 class BatchedReader:
-    """Reads chunks of speech of many recordings on an engine, `batch_size` at a time.
+    """Transcribes chunks of speech of many recordings on an engine, `batch_size` at a time.
 
-    Chunks share slots: one whose answer has ended makes room for the next. Where all answers have
-    one length, or tokens are drawn, they are decoded batch by batch; on a GPU the host is then one
-    batch ahead with samples and one behind with text, so that neither waits for the other.
+    Chunks share slots: one whose result has ended makes room for the next. Where all results have
+    one length, or tokens are sampled, they are decoded batch by batch; on a GPU the host is then
+    one batch ahead with samples and one batch late with text, so that neither waits for the other.
     """
 
     def __init__(
@@ -136,32 +204,51 @@ class BatchedReader:
         self._vocabulary = vocabulary
         self._options = options
         self._decoder = WindowDecoder(
-            engine, vocabulary, tokenizer, options, always_watch_silence=True
+            engine, vocabulary, tokenizer, options, always_probe_no_speech=True
         )
-        # Leftovers whose turn has not come.
-        self._left: deque[Item] = deque()
-        self._prompter = Prompter(vocabulary, tokenizer, options)
+        # Leftovers that are not in a batch.
+        self._left: deque[PendingChunk] = deque()
 
-    def read(self, recordings: Iterable[Speech], batch_size: int) -> Iterator[Read]:
-        """Read all recordings, in their order; every chunk is given as it is done.
+    def prepare(self, recording: Recording) -> Recording:
+        """Find the speech of a recording; where there is none, the recording is done.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            MissingPackage: Silero's package is not installed.
+            OptionError: its initial prompt contains a special token.
+        """
+        self._decoder.begin(recording)
+        assert recording.source is not None
+        if self._options.uses_vad:
+            found = find_speech(recording.source, options=self._options.vad_parameters)
+        else:
+            found = cut_all(recording.source)
+        seconds, chunks = found
+        chunks = chunks_within(chunks, spans_of(self._options.clip_timestamps))
+        recording.begin_chunks(chunks, seconds)
+        return recording
+
+    def read(self, recordings: Iterable[Recording], batch_size: int) -> Iterator[ChunkSegments]:
+        """Transcribe all recordings, in their order; yield the segments of every chunk in turn.
 
         Args:
-            recordings: taken when their first chunk's turn has come.
+            recordings: prepared ones, taken when their first chunk is needed; on a GPU by another
+                thread.
+            batch_size: chunks that are decoded side by side, at most.
         """
         in_slots = self._decoder.fits_slots
         size = max(1, batch_size // GROUPS) if in_slots else batch_size
-        staged = staged_ahead(_batches(recordings, size), _clips, self._engine.weights.device)
-        # Behind an error no thread takes recordings any more.
-        with closing(staged):
+        prefetched = prefetch(_batches(recordings, size), _clips, self._engine.weights.device)
+        # After an error no thread takes recordings any more.
+        with closing(prefetched):
             if in_slots:
-                yield from self._read_in_slots(staged, batch_size)
+                yield from self._read_in_slots(prefetched, batch_size)
             else:
-                yield from self._read_in_batches(staged, size)
+                yield from self._read_in_batches(prefetched, size)
 
-    def _read_in_slots(self, groups: Iterator[_Staged], slots: int) -> Iterator[Read]:
+    def _read_in_slots(self, groups: Iterator[_Prefetched], slots: int) -> Iterator[ChunkSegments]:
         ready: deque[Window] = deque()
-        order: deque[Item] = deque()
-
+        order: deque[PendingChunk] = deque()
         size = max(1, slots // GROUPS)
 
         def more(count: int) -> list[Window]:
@@ -171,118 +258,121 @@ class BatchedReader:
                 group = group or self._take_left(size)
                 if group is None:
                     break
-                order.extend(item for item in group[0] if item.whole is None)
+                order.extend(each for each in group[0] if each.parent is None)
                 ready.extend(self._windows(*group))
             return [ready.popleft() for _ in range(min(count, len(ready)))]
 
-        def with_leftovers() -> Iterator[tuple[Window, Answer]]:
-            # Noted before more windows are asked for.
-            for window, answer in decode_windows(self._engine, self._decoder, more, slots):
-                self._note_left(window.owner, answer)
-                yield window, answer
+        def with_leftovers() -> Iterator[tuple[Window, DecodingResult]]:
+            # Noted before more windows are requested.
+            for window, result in self._decoder.decode_windows(more, slots):
+                self._note_left(window.owner, result)
+                yield window, result
 
-        answered = with_leftovers()
-        # Words are looked for in several chunks together.
-        together = 1 if self._aligner is None else max(1, slots // GROUPS)
-        behind: deque[Iterator[bool]] = deque()
-        while some := list(islice(answered, together)):
-            items = [window.owner for window, _ in some]
+        decoded = with_leftovers()
+        # Words of several chunks are aligned together.
+        together = 1 if self._aligner is None else size
+        late: deque[Iterator[bool]] = deque()
+        while some := list(islice(decoded, together)):
+            chunks = [window.owner for window, _ in some]
             states = [window.states for window, _ in some]
-            answers = [answer for _, answer in some]
-            behind.append(self._follow(items, states, partial(list, answers)))
-            _advance(behind)
-            while behind and not self._follows_later:
-                _advance(behind)
+            results = [result for _, result in some]
+            late.append(self._follow(chunks, states, partial(list, results)))
+            _advance(late)
+            while late and not self._follows_later:
+                _advance(late)
             yield from _in_order(order)
-        while behind:
-            _advance(behind)
+        while late:
+            _advance(late)
         yield from _in_order(order)
 
-    def _take_left(self, most: int) -> _Staged | None:
-        """Leftovers that are read next, and their clips; None if there are none."""
-        items = [self._left.popleft() for _ in range(min(most, len(self._left)))]
-        return (items, _clips(items)) if items else None
+    def _take_left(self, most: int) -> _Prefetched | None:
+        """Leftovers that are decoded next, and their clips; None if there are none."""
+        chunks = [self._left.popleft() for _ in range(min(most, len(self._left)))]
+        return (chunks, _clips(chunks)) if chunks else None
 
-    def _note_left(self, item: Item, answer: Answer) -> None:
-        """Have what an answer leaves out of its chunk read, too."""
-        if item.depth == MOST_DEPTH or not self._is_heard(item.chunk, answer):
+    def _note_left(self, pending: PendingChunk, result: DecodingResult) -> None:
+        """Have what a result leaves out of its chunk decoded, too."""
+        if pending.depth == MOST_DEPTH or not self._counts(pending.chunk, result):
             return
         most = self._options.max_new_tokens
-        if most is not None and len(answer.tokens) >= most:
+        if most is not None and len(result.tokens) >= most:
             return  # cut off on purpose
         left = leftovers(
-            item.chunk,
-            answer.tokens,
-            self._pieces(item.chunk, answer),
+            pending.chunk,
+            result.tokens,
+            self._token_spans(pending.chunk, result),
             self._vocabulary,
             uses_vad=self._options.uses_vad,
         )
-        item.is_split = left.is_split
-        item.parts = tuple(
-            Item(item.index, item.owner, chunk, False, item.language, item) for chunk in left.chunks
+        pending.is_split = left.is_split
+        pending.parts = tuple(
+            PendingChunk(pending.recording, chunk, False, pending.language, pending)
+            for chunk in left.chunks
         )
-        self._left.extend(item.parts)
+        self._left.extend(pending.parts)
 
-    def _windows(self, items: list[Item], clips: list[Any]) -> list[Window]:
-        """Chunks with their states, and what they are told."""
+    def _windows(self, chunks: list[PendingChunk], clips: list[Any]) -> list[Window]:
+        """Windows of chunks, with their encoder states and prompts."""
         states = self._encode(clips)
-        self._detect_languages(items, states)
+        self._detect_languages(chunks, states)
         # States of their own: those of a group would be held until the last of it is done.
         return [
-            Window(row.clone(), self._prompt(item), item)
-            for row, item in zip(states, items, strict=True)
+            Window(row.clone(), self._prompt(each), each)
+            for row, each in zip(states, chunks, strict=True)
         ]
 
-    def _read_in_batches(self, batches: Iterator[_Staged], size: int) -> Iterator[Read]:
-        order: deque[Item] = deque()
-        behind: deque[Iterator[bool]] = deque()
+    def _read_in_batches(
+        self, batches: Iterator[_Prefetched], size: int
+    ) -> Iterator[ChunkSegments]:
+        order: deque[PendingChunk] = deque()
+        late: deque[Iterator[bool]] = deque()
         while True:
             group = next(batches, None) or self._take_left(size)
             if group is None:
-                if not behind:
+                if not late:
                     return
                 # What these leave is known once they are done.
-                _advance(behind)
+                _advance(late)
                 yield from _in_order(order)
                 continue
             batch, clips = group
-            order.extend(item for item in batch if item.whole is None)
+            order.extend(each for each in batch if each.parent is None)
             states = self._encode(clips)
             self._detect_languages(batch, states)
             prompts = [self._prompt(each) for each in batch]
 
             def catch_up() -> None:
-                _advance(behind)
+                _advance(late)
 
             later = self._decoder.decode_first(states, prompts, catch_up)
-            behind.append(self._follow(batch, states, self._noting(batch, later)))
+            late.append(self._follow(batch, states, self._noting(batch, later)))
             yield from _in_order(order)
-            while behind and not self._follows_later:
-                _advance(behind)
+            while late and not self._follows_later:
+                _advance(late)
                 yield from _in_order(order)
 
     def _noting(
-        self, batch: list[Item], later: Callable[[], list[Answer]]
-    ) -> Callable[[], list[Answer]]:
-        """The same answers, of which it is noted what they leave."""
+        self, batch: list[PendingChunk], later: Callable[[], list[DecodingResult]]
+    ) -> Callable[[], list[DecodingResult]]:
+        """The same results, of which it is noted what they leave."""
 
-        def answers() -> list[Answer]:
+        def results() -> list[DecodingResult]:
             found = later()
-            for item, answer in zip(batch, found, strict=True):
-                self._note_left(item, answer)
+            for pending, result in zip(batch, found, strict=True):
+                self._note_left(pending, result)
             return found
 
-        return answers
+        return results
 
     def _follow(
         self,
-        batch: list[Item],
+        batch: list[PendingChunk],
         states: Tensor | list[Tensor],
-        later: Callable[[], list[Answer]],
+        later: Callable[[], list[DecodingResult]],
     ) -> Iterator[bool]:
-        """What the host does of a batch while the device decodes the next; whether it is done.
+        """What the host does of a batch while the device decodes the next; yields whether it ended.
 
-        It is not where the device was asked for more, and the next batch may go first.
+        It yields False where the device was given more to do, and the next batch may go first.
         """
         found = self.segments(batch, later())
         if self._aligner is not None:
@@ -290,8 +380,8 @@ class BatchedReader:
             words = self._aligner.begin(spoken)
             yield False
             found = [each.segments for each in words()]
-        for item, segments in zip(batch, found, strict=True):
-            item.segments, item.is_read = segments, True
+        for pending, segments in zip(batch, found, strict=True):
+            pending.segments, pending.is_decoded = segments, True
         yield True
 
     def _encode(self, clips: list[Any]) -> Tensor:
@@ -304,126 +394,117 @@ class BatchedReader:
         )
         return self._engine.encode(features)
 
-    def _detect_languages(self, items: list[Item], states: Tensor) -> None:
+    def _detect_languages(self, chunks: list[PendingChunk], states: Tensor) -> None:
         """Detect languages that are not known: of recordings in their first chunk, or of chunks.
 
-        What a chunk leaves is short, and in the chunk's language.
+        What a chunk leaves is short, and in the language of the chunk.
         """
         rows: dict[int, int] = {}
-        for row, item in enumerate(items):
-            if self._options.multilingual and item.language is None:
-                rows.setdefault(id(item), row)
-            elif item.owner.language is None:
-                rows.setdefault(id(item.owner), row)
+        for row, pending in enumerate(chunks):
+            if self._options.multilingual and pending.language is None:
+                rows.setdefault(id(pending), row)
+            elif pending.recording.language is None:
+                rows.setdefault(id(pending.recording), row)
         if not rows:
             return
         chosen = list(rows.values())
-        found = self._decoder.language_probabilities(states[chosen])
-        for row, chances in zip(chosen, found, strict=True):
-            item, code = items[row], next(iter(chances))
-            item.owner.detected.append(chances)
-            item.owner.language = code
-            if self._options.multilingual:
-                item.language = code
+        found = self._decoder.detect_languages(
+            [chunks[row].recording for row in chosen], states[chosen]
+        )
+        if self._options.multilingual:
+            for row, language in zip(chosen, found, strict=True):
+                chunks[row].language = language
 
-    def _prompt(self, item: Item) -> list[int]:
-        owner, language = item.owner, _language(item)
-        before = self._prompter.tokens(owner.hints.initial_prompt)
-        return self._prompter.prompt(
-            language, owner.task, before, owner.hints, is_first=item.is_first
+    def _prompt(self, pending: PendingChunk) -> list[int]:
+        return self._decoder.prompt(
+            pending.recording, pending.spoken_language, is_first=pending.is_first
         )
 
     def segments(
-        self, batch: Sequence[Item], answers: Sequence[Answer]
+        self, batch: Sequence[PendingChunk], results: Sequence[DecodingResult]
     ) -> list[tuple[Segment, ...]]:
-        """What each chunk of a batch says, in seconds of its recording."""
-        return [self._segments(*each) for each in zip(batch, answers, strict=True)]
+        """Segments of each chunk of a batch, in seconds of its recording."""
+        return [self._segments(*each) for each in zip(batch, results, strict=True)]
 
-    def _segments(self, item: Item, answer: Answer) -> tuple[Segment, ...]:
-        if not self._is_heard(item.chunk, answer):
+    def _segments(self, pending: PendingChunk, result: DecodingResult) -> tuple[Segment, ...]:
+        chunk = pending.chunk
+        if not self._counts(chunk, result):
             return ()
         found = []
-        for piece in self._pieces(item.chunk, answer):
-            text = self._decoder.text(piece.tokens)
+        for span in self._token_spans(chunk, result):
+            text = self._decoder.text(span.tokens)
             if text:
-                found.append(segment_of(piece, text, item.chunk.start, answer, item.language))
+                found.append(segment_of(span, text, chunk.start, result, pending.language))
         return tuple(found)
 
-    def _is_heard(self, chunk: Chunk, answer: Answer) -> bool:
-        """Whether an answer counts: it is not silence, and believed where speech is doubtful."""
-        if chunk.is_doubtful and not self._decoder.is_credible(answer):
+    def _counts(self, chunk: Chunk, result: DecodingResult) -> bool:
+        """Whether a result counts: it is not silence, and credible where speech is doubtful."""
+        if chunk.is_doubtful and not self._decoder.is_credible(result):
             return False
-        return not self._decoder.is_silent(answer)
+        return not self._decoder.is_silent(result)
 
-    def _pieces(self, chunk: Chunk, answer: Answer) -> list[Piece]:
-        """All that a chunk says, none of it longer than the chunk."""
+    def _token_spans(self, chunk: Chunk, result: DecodingResult) -> list[TokenSpan]:
+        """Spans of all tokens of a chunk, none of them longer than the chunk."""
         frames = round(chunk.seconds * FRAMES_PER_SECOND)
-        pieces, _ = cut(answer.tokens, frames, self._vocabulary)
-        rest = answer.tokens[sum(len(piece.tokens) for piece in pieces) :]
+        spans, _ = split_at_timestamps(result.tokens, frames, self._vocabulary)
+        rest = result.tokens[sum(len(span.tokens) for span in spans) :]
         if rest:
             begins = self._vocabulary.seconds(rest[0])
-            pieces.append(Piece(max(begins, 0.0), chunk.seconds, rest))
-        return [_up_to(chunk.seconds, piece) for piece in pieces]
+            spans.append(TokenSpan(max(begins, 0.0), chunk.seconds, rest))
+        return [_up_to(chunk.seconds, span) for span in spans]
 
 
-def _batches(recordings: Iterable[Speech], size: int) -> Iterator[list[Item]]:
+def _batches(recordings: Iterable[Recording], size: int) -> Iterator[list[PendingChunk]]:
     waiting = (
-        Item(index, owner, chunk, is_first=number == 0)
-        for index, owner in enumerate(recordings)
-        for number, chunk in enumerate(owner.chunks)
+        PendingChunk(recording, chunk, is_first=number == 0)
+        for recording in recordings
+        for number, chunk in enumerate(recording.chunks or ())
     )
     while batch := list(islice(waiting, size)):
         yield batch
 
 
-def _clips(batch: list[Item]) -> list[Samples]:
+def _clips(batch: list[PendingChunk]) -> list[Samples]:
     return [each.chunk.samples for each in batch]
 
 
-def _advance(behind: deque[Iterator[bool]]) -> None:
-    """Take all batches that are behind one step further, and drop those that are done."""
-    for each in list(behind):
+def _advance(late: deque[Iterator[bool]]) -> None:
+    """Take all batches whose text is late one step further, and drop those that ended."""
+    for each in list(late):
         if next(each):
-            behind.remove(each)
+            late.remove(each)
 
 
-def _in_order(order: deque[Item]) -> Iterator[Read]:
-    """What chunks say, as far as all before them are done."""
+def _in_order(order: deque[PendingChunk]) -> Iterator[ChunkSegments]:
+    """Segments of chunks, as far as all chunks before them are done."""
     while order and order[0].is_done:
-        yield _read(order.popleft())
-
-
-def _read(item: Item) -> Read:
-    done = round(item.chunk.end * FRAMES_PER_SECOND)
-    total = round(item.owner.seconds * FRAMES_PER_SECOND)
-    return Read(item.index, item.all_segments(), min(done, total), total)
+        pending = order.popleft()
+        recording, segments = pending.recording, pending.all_segments()
+        recording.add_chunk(segments, min(1.0, pending.chunk.end / recording.seconds))
+        yield recording, segments
 
 
 def _text_length(segments: Sequence[Segment]) -> int:
     return sum(len(segment.text) for segment in segments)
 
 
-def _language(item: Item) -> str:
-    language = item.language or item.owner.language
-    assert language is not None
-    return language
-
-
-def spoken_window(item: Item, states: Tensor, segments: tuple[Segment, ...]) -> SpokenWindow:
-    """What is needed to find the words of a chunk; nobody speaks right before it."""
-    owner, chunk = item.owner, item.chunk
+def spoken_window(
+    pending: PendingChunk, states: Tensor, segments: tuple[Segment, ...]
+) -> SpokenWindow:
+    """What aligning words needs of a chunk; nobody speaks right before it."""
+    recording, chunk = pending.recording, pending.chunk
     return SpokenWindow(
         states=states,
         segments=segments,
         start=chunk.start,
         frames=round(chunk.seconds * FRAMES_PER_SECOND),
-        seconds=min(owner.seconds, chunk.end),
-        language=_language(item),
-        task=owner.task,
+        seconds=min(recording.seconds, chunk.end),
+        language=pending.spoken_language,
+        task=recording.options.task,
         last_speech=chunk.start,
     )
 
 
-def _up_to(end: float, piece: Piece) -> Piece:
-    start = min(piece.start, end)
-    return Piece(start, max(start, min(piece.end, end)), piece.tokens)
+def _up_to(end: float, span: TokenSpan) -> TokenSpan:
+    start = min(span.start, end)
+    return TokenSpan(start, max(start, min(span.end, end)), span.tokens)

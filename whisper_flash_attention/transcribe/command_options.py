@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.batch_size import MOST_ON_GPU, ON_CPU
+from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU
 
 Number = TypeVar("Number", int, float)
 

@@ -22,9 +22,9 @@ def alike(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def tells_apart(folder: Path) -> bool:
-    """Whether a folder's file system tells upper from lower case, and forms of Unicode.
+    """Whether the file system of a folder distinguishes upper and lower case, and Unicode forms.
 
-    It is found out with a file that is there for a moment. Raises `OSError` if that fails.
+    It is tried with a temporary file. Raises `OSError` if that fails.
     """
     name = f".{uuid.uuid4().hex}-\u00e9.tmp"
     probe = folder / name

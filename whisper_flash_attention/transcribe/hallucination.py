@@ -1,8 +1,8 @@
 """Skip silence beside words that look invented, so that it is not read again as speech.
 
-Words that nobody said are improbable, very short or very long. The rules are openai-whisper's
+Invented words are improbable, very short or very long. The rules are openai-whisper's
 (`hallucination_silence_threshold` in whisper/transcribe.py): what looks invented and stands between
-silences is dropped, and the next window begins behind the silence before it.
+silences is dropped, and the next window begins after the silence before it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
-from whisper_flash_attention.transcribe.word_durations import AFTER_A_WORD, BEFORE_A_WORD
+from whisper_flash_attention.transcribe.words import AFTER_A_WORD, BEFORE_A_WORD
 
 # A word is less credible if it is less probable, or of another length (seconds).
 LEAST_PROBABILITY, SHORTEST, LONGEST = 0.15, 0.133, 2.0
 # What each second below the shortest counts; one above the longest counts 1, as improbability does.
 TOO_SHORT = 15.0
-# So many words of a segment are looked at, and so much doubt about them makes it invented.
+# Number of words of a segment that are judged, and the doubt from which it counts as invented.
 FIRST_WORDS, MUCH_DOUBT = 8, 3.0
-# Beside the edges of a window, so many seconds count as silence.
+# Seconds beside the edges of a window that count as silence.
 EDGE = 2.0
 PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """A window that was read, its segments' words found.
+class AlignedWindow:
+    """A decoded window whose segments have words.
 
     Args:
         segments: in order of time.
@@ -36,7 +36,7 @@ class Heard:
         total: frames of the recording.
         seek: where the next window would begin.
         last_speech: where speech ended before this window, in seconds.
-        ends_in_silence: whether it said that nothing follows its last segment.
+        ends_in_silence: whether its result ends with a single timestamp.
     """
 
     segments: tuple[Segment, ...]
@@ -59,13 +59,13 @@ class Heard:
         return (self.start + self.length) / FRAMES_PER_SECOND
 
 
-def skip_silence(window: Heard, threshold: float) -> tuple[tuple[Segment, ...], int]:
+def skip_silence(window: AlignedWindow, threshold: float) -> tuple[tuple[Segment, ...], int]:
     """The segments that are kept, and the frame at which the next window begins.
 
     Args:
         threshold: silence that is longer is skipped, in seconds.
     """
-    seek = _behind_words(window, threshold)
+    seek = _after_words(window, threshold)
     first = _next_with_words(window.segments)
     if first is not None and looks_invented(first):
         gap = first.start - window.offset
@@ -79,16 +79,16 @@ def skip_silence(window: Heard, threshold: float) -> tuple[tuple[Segment, ...], 
         if looks_invented(segment) and _stands_alone(
             window, segment, last_end, following, threshold
         ):
-            behind = max(window.offset + 1, segment.start)
+            after = max(window.offset + 1, segment.start)
             is_last = window.total / FRAMES_PER_SECOND - segment.end < threshold
-            seek = window.total if is_last else round(behind * FRAMES_PER_SECOND)
+            seek = window.total if is_last else round(after * FRAMES_PER_SECOND)
             return window.segments[:index], seek
         last_end = segment.end
     return window.segments, seek
 
 
 def looks_invented(segment: Segment | None) -> bool:
-    """Whether the first words of a segment are such as nobody says."""
+    """Whether the first words of a segment look invented."""
     if segment is None or not segment.words:
         return False
     words = [word for word in segment.words if word.text not in PUNCTUATION][:FIRST_WORDS]
@@ -102,8 +102,8 @@ def _doubt(word: Word) -> float:
     return doubt + max(0.0, SHORTEST - seconds) * TOO_SHORT + max(0.0, seconds - LONGEST)
 
 
-def _behind_words(window: Heard, threshold: float) -> int:
-    """Where the next window begins if nothing is dropped: behind long silence at the end."""
+def _after_words(window: AlignedWindow, threshold: float) -> int:
+    """Where the next window begins if nothing is dropped: after long silence at the end."""
     if window.ends_in_silence or not window.segments:
         return window.seek
     end = last_end(window.segments)
@@ -114,7 +114,7 @@ def _behind_words(window: Heard, threshold: float) -> int:
 
 
 def _stands_alone(
-    window: Heard,
+    window: AlignedWindow,
     segment: Segment,
     last_end: float,
     following: Segment | None,
@@ -130,12 +130,12 @@ def _stands_alone(
         or segment.start < threshold
         or segment.start - window.offset < EDGE
     )
-    is_silent_behind = (
+    is_silent_after = (
         next_start - segment.end > threshold
         or looks_invented(following)
         or window.end - segment.end < EDGE
     )
-    return is_silent_before and is_silent_behind
+    return is_silent_before and is_silent_after
 
 
 def last_end(segments: Sequence[Segment]) -> float:

@@ -1,25 +1,30 @@
-"""Transcribe through the model's own `generate`, where the engine does not run the model.
+"""Transcribe through `generate` of the model, where the engine does not run the model.
 
-That is Transformers' long form: the same algorithm, one recording at a time, with the back-end or
-the adapters that the model has.
+That is the long form of Transformers: the same algorithm, one recording at a time, with the
+attention back-end or the adapters that the model has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.audio.log_mel import HOP, log_mel, log_mel_whole
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.prompts import Hints
+from whisper_flash_attention.transcribe.arguments import RecordingOptions
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 from whisper_flash_attention.transcribe.window_decoder import likeliest_first
 
+# Length of the window that the encoder takes.
+WINDOW_SECONDS = 30
 # What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.
 SHARED = frozenset(
     {
@@ -31,11 +36,11 @@ SHARED = frozenset(
 )
 
 
-def refuse_engine_only(options: DecodeOptions, hints: Hints) -> None:
-    """Raise `OptionError` if something is asked for that only the decode engine can do."""
+def refuse_engine_only(options: DecodeOptions, texts: RecordingOptions) -> None:
+    """Raise `OptionError` if an option needs the decode engine."""
     usual = DecodeOptions()
     for field in fields(options):
-        value = getattr(hints, field.name, None) or getattr(options, field.name)
+        value = getattr(texts, field.name, None) or getattr(options, field.name)
         if field.name not in SHARED and value != getattr(usual, field.name):
             raise OptionError(
                 f"{field.name} {value!r} needs the decode engine, which does not run this model "
@@ -43,53 +48,90 @@ def refuse_engine_only(options: DecodeOptions, hints: Hints) -> None:
             )
 
 
-def transcribe_by_generate(
-    model: Any,
-    processor: Any,
-    vocabulary: Vocabulary,
-    features: Tensor,
-    mask: Tensor,
-    *,
-    seconds: float,
-    language: str | None,
-    task: str,
-    options: DecodeOptions,
-    initial_prompt: str | None,
-    on_progress: Callable[[float], None],
-) -> tuple[str, list[dict[str, float]], tuple[Segment, ...]]:
-    """The language, its probabilities if it was detected, and the segments of one recording.
+class GenerateReader:
+    """Transcribes recordings one after the other, each as a whole.
 
     Args:
-        features, mask: `[1, mel bins, frames]` and `[1, frames]`, as the extractor gives them.
-        seconds: length of the recording.
-        language: code of the language spoken; None detects it.
-        initial_prompt: what the first window is told was said before.
+        model, processor: of one checkpoint.
+        options: those that `generate` cannot do are refused.
     """
-    detected = [] if language else [_language_probabilities(model, vocabulary, features)]
-    spoken = language or next(iter(detected[0]))
-    multilingual = bool(vocabulary.languages)
-    prompt = (initial_prompt or "").strip()
-    generated = model.generate(
-        features,
-        attention_mask=mask,
-        # An English-only model has no tokens for language and task, and `generate` refuses them.
-        language=spoken if multilingual else None,
-        task=task if multilingual else None,
-        return_timestamps=True,
-        return_segments=True,
-        monitor_progress=_monitor(on_progress),
-        prompt_ids=processor.get_prompt_ids(prompt, return_tensors="pt").to(features.device)
-        if prompt
-        else None,
-        **_thresholds(options, features.shape[2]),
-        **_search(options),
+
+    def __init__(
+        self, model: Any, processor: Any, vocabulary: Vocabulary, options: DecodeOptions
+    ) -> None:
+        self._model = model
+        self._processor = processor
+        self._vocabulary = vocabulary
+        self._options = options
+
+    def prepare(self, recording: Recording) -> Recording:
+        """Check the options. Raises `OptionError` if one needs the decode engine."""
+        refuse_engine_only(self._options, recording.options)
+        return recording
+
+    def read(
+        self, recordings: Iterable[Recording], batch_size: int
+    ) -> Iterator[tuple[Recording, tuple[Segment, ...]]]:
+        """Transcribe all recordings; yield the segments of each when it is done.
+
+        Args:
+            recordings: prepared ones.
+            batch_size: without effect: `generate` decodes one recording at a time.
+        """
+        for recording in recordings:
+            segments = self._transcribe(recording)
+            recording.add_all(segments)
+            yield recording, segments
+
+    def _transcribe(self, recording: Recording) -> tuple[Segment, ...]:
+        assert recording.source is not None
+        samples = recording.source.whole()
+        recording.seconds = samples.size / SAMPLING_RATE
+        features, mask = features_and_mask(self._model, samples)
+        if recording.language is None:
+            probabilities = language_probabilities(self._model, self._vocabulary, features)
+            recording.language = next(iter(probabilities))
+            recording.detected.append(probabilities)
+        multilingual = bool(self._vocabulary.languages)
+        generated = self._model.generate(
+            features,
+            attention_mask=mask,
+            # An English-only model has no tokens for these, and `generate` refuses them.
+            language=recording.language if multilingual else None,
+            task=recording.options.task if multilingual else None,
+            return_timestamps=True,
+            return_segments=True,
+            monitor_progress=_monitor(recording.report),
+            prompt_ids=self._prompt_ids(recording.options.initial_prompt),
+            **_thresholds(self._options, features.shape[2]),
+            **_search(self._options),
+        )
+        tokenizer = self._processor.tokenizer
+        return _segments(generated["segments"][0], tokenizer, recording.seconds)
+
+    def _prompt_ids(self, text: str | None) -> Tensor | None:
+        prompt = (text or "").strip()
+        if not prompt:
+            return None
+        ids: Tensor = self._processor.get_prompt_ids(prompt, return_tensors="pt")
+        return ids.to(self._model.device)
+
+
+def features_and_mask(model: Any, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device of a model.
+
+    Up to 30 s it is one window, silent to its end; `generate` takes a longer recording whole.
+    """
+    is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
+    features = (log_mel_whole if is_long else log_mel)(
+        samples, mel_bins=model.config.num_mel_bins, device=model.device, dtype=model.dtype
     )
-    segments = _segments(generated["segments"][0], processor.tokenizer, seconds)
-    return spoken, detected, segments
+    starts = HOP * torch.arange(features.shape[2], device=features.device)
+    return features, (starts < samples.size).to(torch.int32)[None]
 
 
 def _thresholds(options: DecodeOptions, frames: int) -> dict[str, Any]:
-    """The options by Transformers' names; it judges answers only in its long form."""
+    """The options by Transformers' names; it judges results only in its long form."""
     if frames <= 3000:
         return {}
     return {
@@ -120,7 +162,7 @@ def _search(options: DecodeOptions) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _language_probabilities(
+def language_probabilities(
     model: Any, vocabulary: Vocabulary, features: Tensor
 ) -> dict[str, float]:
     """Probabilities of languages in the first window, by code, likeliest first.
@@ -140,7 +182,7 @@ def _language_probabilities(
 def _segments(rows: list[dict[str, Any]], tokenizer: Any, seconds: float) -> tuple[Segment, ...]:
     """Segments of what `generate` returned, none reaching beyond the recording.
 
-    A window is padded with silence, in which Whisper may hear things: those are left out.
+    A window is padded with silence, for which Whisper may invent text: that is left out.
     """
     segments = []
     for row in rows:

@@ -13,8 +13,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, cast
 
-from whisper_flash_attention.audio.load import Source
-from whisper_flash_attention.audio.readable import CHUNK, spool
+from whisper_flash_attention.audio.container import CHUNK, Source, spool
 from whisper_flash_attention.errors import OptionError
 
 STANDARD_INPUT = "-"

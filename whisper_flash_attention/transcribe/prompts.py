@@ -1,44 +1,29 @@
-"""What a window is told before it answers: words to listen for, what was said before, a prefix.
+"""The prompt of a window: hotwords, the context before it, language and task, a prefix.
 
-    <|startofprev|> hotwords, initial prompt, what was said before <|startoftranscript|> language
-    task <|0.00|> prefix
+    <|startofprev|> hotwords, context <|startoftranscript|> language task <|0.00|> prefix
 
-The model takes what follows <|startofprev|> for the text before this window, and goes on in its
-spelling and style; it takes the prefix for the beginning of its answer.
+The context is the initial prompt and the tokens of previous windows. The model takes what follows
+<|startofprev|> for the text before this window, and continues in its spelling and style; it takes
+the prefix for the beginning of its result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.arguments import RecordingOptions
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class Hints:
-    """What the windows of one recording are told.
-
-    Args:
-        initial_prompt: what the first one is told was said before.
-        hotwords: all of them are told these, before what was said before.
-        prefix: the first one's answer begins with it.
-    """
-
-    initial_prompt: str | None = None
-    hotwords: str | None = None
-    prefix: str | None = None
-
-
-class Prompter:
-    """Makes prompts.
+class PromptBuilder:
+    """Builds prompts.
 
     Args:
         tokenizer: a Whisper tokenizer.
-        options: whether timestamps are said and the initial prompt is carried on.
+        options: `without_timestamps` and `carry_initial_prompt` determine the prompts.
     """
 
     def __init__(self, vocabulary: Vocabulary, tokenizer: Any, options: DecodeOptions) -> None:
@@ -47,10 +32,10 @@ class Prompter:
         self._options = options
 
     def tokens(self, text: str | None) -> list[int]:
-        """The tokens of a text that follows another, none if there is none.
+        """Encode a text that follows another; an empty one has no tokens.
 
         Raises:
-            OptionError: the text spells a special token.
+            OptionError: the text contains a special token.
         """
         plain = (text or "").strip()
         if not plain:
@@ -62,36 +47,37 @@ class Prompter:
 
     def prompt(
         self,
+        options: RecordingOptions,
         language: str,
-        task: str,
-        said: Sequence[int],
-        hints: Hints,
+        context: Sequence[int],
         *,
         is_first: bool,
-        forgotten: int = 0,
+        context_start: int = 0,
     ) -> list[int]:
         """The prompt of a window.
 
         Args:
-            said: tokens so far, those of the initial prompt first.
-            is_first: of its recording.
-            forgotten: so many of `said` are not told.
+            options: of the recording.
+            language: code of the language spoken in the window.
+            context: tokens of the recording so far, those of the initial prompt first.
+            is_first: whether the window is the first of its recording.
+            context_start: tokens of `context` before this one are left out.
 
         Raises:
-            OptionError: a text spells a special token, or the prefix is too long.
+            OptionError: a text contains a special token, or the prefix is too long.
         """
         words = self._vocabulary
-        prefix = self._prefix(hints.prefix) if is_first else []
-        always = [] if prefix else self.tokens(hints.hotwords)
+        prefix = self._prefix(options.prefix) if is_first else []
+        always = [] if prefix else self.tokens(options.hotwords)
         if self._options.carry_initial_prompt:
-            initial = self.tokens(hints.initial_prompt)
+            initial = self.tokens(options.initial_prompt)
             always += initial
-            forgotten = max(forgotten, len(initial))
+            context_start = max(context_start, len(initial))
         always = always[: words.room_before]
         room = words.room_before - len(always)
-        before = always + list(said[forgotten:])[max(0, len(said) - forgotten - room) :]
+        recent = list(context[context_start:])[max(0, len(context) - context_start - room) :]
         plain = self._options.without_timestamps
-        prompt = words.prompt(language, task, before, without_timestamps=plain)
+        prompt = words.prompt(language, options.task, always + recent, without_timestamps=plain)
         return prompt + prefix
 
     def _prefix(self, text: str | None) -> list[int]:

@@ -30,19 +30,19 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One stretch of speech, as the model's timestamps cut it.
+    """One stretch of speech, delimited by timestamps of the model.
 
     Args:
         start: seconds from the beginning of the recording.
         end: seconds, not before `start`.
-        text: what was said, without the blank that Whisper's tokens begin with.
-        tokens: the ids behind it, timestamp tokens included.
+        text: without the blank that the tokens of Whisper begin with.
+        tokens: its ids, timestamp tokens included.
         avg_logprob: mean log-probability of the tokens of the window that it comes from.
         no_speech_prob: of that window, the probability that nobody speaks.
         compression_ratio: of that window's text, its length to its length when compressed.
         temperature: at which that window was decoded.
-        words: with their times, if those were asked for.
-        channel: number of the channel that it was heard in, from 1, where the channels of a
+        words: with their times, if those were requested.
+        channel: number of its channel, from 1, where the channels of a
             recording were transcribed one by one; None otherwise.
         language: code of the language spoken, if it was detected in every window.
     """

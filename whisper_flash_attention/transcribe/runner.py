@@ -14,16 +14,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import RLock
-from typing import cast
 
-from whisper_flash_attention.audio.ahead import Opened as Decoded
-from whisper_flash_attention.audio.ahead import open_ahead
-from whisper_flash_attention.audio.sound import Channels, Sound
+from whisper_flash_attention.audio.audio_source import (
+    AudioInput,
+    AudioSource,
+    ChannelSources,
+    open_ahead,
+)
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.transcribe.asking import Asked
-from whisper_flash_attention.transcribe.batch_size import automatic_batch_size
+from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Destination
 from whisper_flash_attention.transcribe.progress import FileProgress
@@ -36,7 +37,7 @@ class Opened:
     """A recording that can be read."""
 
     entry: Input
-    sound: Sound | Channels
+    audio: AudioSource | ChannelSources
 
 
 @dataclass(slots=True)
@@ -96,33 +97,30 @@ class Session:
 
     def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
         """Recordings that can be read, decoded ahead; the others are told."""
-        opened = open_ahead(
-            (entry.source() for entry in inputs),
-            channel=self.options.channel,
-            track=self.options.audio_track,
-        )
-        with closing(cast("Generator[Decoded]", opened)) as sounds:
+        channel, track = self.options.channel, self.options.audio_track
+        opened = open_ahead(AudioInput(entry.source(), channel, track) for entry in inputs)
+        with closing(opened) as sources:
             for entry in inputs:
                 self.progress.begin(entry.name)
-                decoded = next(sounds)
-                if decoded.sound is None:
+                decoded = next(sources)
+                if decoded.audio is None:
                     self._fail(entry, str(decoded.error))
                 else:
-                    yield Opened(entry, decoded.sound)
+                    yield Opened(entry, decoded.audio)
 
     def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
         """Work through recordings side by side, and say whether all were taken."""
         under_way: dict[int, Opened] = {}
 
-        def taken() -> Iterator[Sound | Channels]:
+        def taken() -> Iterator[AudioSource | ChannelSources]:
             for index, opened in enumerate(waiting):
                 under_way[index] = opened
-                yield opened.sound
+                yield opened.audio
 
         found = transcriber.transcribe_each(
             taken(),
             on_progress=lambda index, share: self._show(under_way[index], share),
-            **self._asked(),
+            **self._arguments(),
         )
         try:
             with closing(found):
@@ -139,7 +137,9 @@ class Session:
         entry = opened.entry
         try:
             transcription = transcriber.transcribe(
-                opened.sound, on_progress=lambda share: self._show(opened, share), **self._asked()
+                opened.audio,
+                on_progress=lambda share: self._show(opened, share),
+                **self._arguments(),
             )
         except (AudioError, NotFinite) as error:
             name = printable(entry.name)
@@ -148,9 +148,9 @@ class Session:
             return
         self._deliver(entry, transcription)
 
-    def _asked(self) -> Asked:
+    def _arguments(self) -> TranscribeArguments:
         assert self.batch_size is not None
-        return Asked(
+        return TranscribeArguments(
             language=self.options.language,
             task=self.options.task,
             options=self.decode,
@@ -184,7 +184,7 @@ class Session:
         with self._lock:
             self.progress.advance(opened.entry.name, share)
             # The length of one that is not held is known when it was read.
-            self._reached[opened.entry.name] = share * (opened.sound.seconds or 0.0)
+            self._reached[opened.entry.name] = share * (opened.audio.seconds or 0.0)
             self._measure()
 
     def _measure(self) -> None:

@@ -1,12 +1,12 @@
 """OpenAI's sequential algorithm, for many recordings side by side.
 
-A recording is read window by window: each begins where the last complete segment of the one before
-ended, and may be told what was said before. Windows of one recording follow one another; those of
-several are decoded side by side, in slots where that is possible: a recording whose window has
-ended goes on with its next one, and one that is done makes room for another.
+A recording is decoded window by window: each begins where the last complete segment of the previous
+one ended, with the text so far as its context. Windows of one recording follow one another; those
+of several are decoded side by side, in slots where that is possible: a recording whose window has
+ended continues with its next one, and one that is done makes room for another.
 
-Source: `transcribe` in OpenAI's whisper/transcribe.py. As there and in Transformers' long form,
-features are normalised over the whole recording, and zeros follow its end.
+Source: `transcribe` in whisper/transcribe.py of OpenAI. As there and in the long form of
+Transformers, features are normalized over the whole recording, and zeros follow its end.
 """
 
 from __future__ import annotations
@@ -15,54 +15,92 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from whisper_flash_attention.audio.mel import HOP
-from whisper_flash_attention.audio.silence import SHORTEST
+from whisper_flash_attention.audio.log_mel import HOP, MelWindows
+from whisper_flash_attention.audio.samples import SHORTEST
+from whisper_flash_attention.audio.vad import find_stretches
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.transcribe.hallucination import Heard, last_end, skip_silence
-from whisper_flash_attention.transcribe.prompts import Prompter
-from whisper_flash_attention.transcribe.reading import Read, Reading
-from whisper_flash_attention.transcribe.ready_queue import Turns
+from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence
+from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (
     FRAMES_PER_SECOND,
-    Piece,
-    cut,
+    TokenSpan,
     ends_in_silence,
+    frames_of,
+    segment_of,
+    spans_of,
+    spans_within,
+    split_at_timestamps,
 )
-from whisper_flash_attention.transcribe.streaming import Window, decode_windows
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.window_decoder import Answer, WindowDecoder
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import (
+    DecodingResult,
+    Window,
+    WindowDecoder,
+)
 from whisper_flash_attention.transcribe.words import SpokenWindow, WindowWords, WordAligner
 
-FRAMES = 3000
-# A text that was hard to read is no guide to the next window.
+# Text that needed a higher temperature than this is no context for the next window.
 UNSURE_TEMPERATURE = 0.5
-# Log-mel features of sound within two steps of 16 bits around 0 are less, whatever it is.
+# Log-mel features of sound within two steps of 16 bits around 0 are below this, whatever it is.
 FAINT = -0.75
-# Of what is left of a recording, that may hold a word.
+# Fewer frames than this at the end of a recording hold no word.
 SHORTEST_FRAMES = SHORTEST // HOP
+
+Entry = TypeVar("Entry")
+# A recording, and the segments of one window of it.
+WindowSegments = tuple[Recording, tuple[Segment, ...]]
+
+
+class ReadyQueue(Generic[Entry]):
+    """Recordings whose next window can be decoded now.
+
+    Args:
+        recordings: taken as there is room for them.
+        most: bound of the recordings that have begun and are not done.
+    """
+
+    def __init__(self, recordings: Iterable[Entry], most: int) -> None:
+        self._waiting = iter(recordings)
+        self._room = most
+        self._ready: deque[Entry] = deque()
+
+    def take(self, count: int) -> list[Entry]:
+        """Take at most `count` recordings; those that have begun come first."""
+        known = min(count, len(self._ready))
+        taken = [self._ready.popleft() for _ in range(known)]
+        new = list(islice(self._waiting, min(count - known, self._room)))
+        self._room -= len(new)
+        return taken + new
+
+    def put_back(self, recording: Entry, *, is_done: bool) -> None:
+        """Return a recording that was taken, one window further or decoded to its end."""
+        if is_done:
+            self._room += 1
+        else:
+            self._ready.append(recording)
 
 
 @dataclass(frozen=True)
-class _Owner:
-    """The recording that a window belongs to."""
+class _Position:
+    """Owner of a window, by the name that errors give it."""
 
-    index: int
-    reading: Reading
+    recording: Recording
 
     def __str__(self) -> str:
-        seconds = self.reading.seek / FRAMES_PER_SECOND
-        return f"the window at {seconds:.1f} s of recording {self.index + 1}"
+        seconds = self.recording.seek / FRAMES_PER_SECOND
+        return f"the window at {seconds:.1f} s of recording {self.recording.index + 1}"
 
 
 class SequentialReader:
-    """Reads recordings window by window on an engine."""
+    """Transcribes recordings window by window on an engine."""
 
     def __init__(
         self,
@@ -77,277 +115,280 @@ class SequentialReader:
         self._options = options
         self._aligner = aligner
         self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
-        self._prompter = Prompter(vocabulary, tokenizer, options)
+        # Frames of a window: the second convolution of the encoder halves them.
+        self._length = 2 * engine.weights.encoder.positions.shape[0]
 
-    def read(self, readings: Iterable[Reading], batch_size: int) -> Iterator[Read]:
-        """Read all recordings; every window is given as it is done.
+    def prepare(self, recording: Recording) -> Recording:
+        """Compute what windows of a recording need, and seek to its first clip.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            OptionError: its initial prompt contains a special token.
+        """
+        self._decoder.begin(recording)
+        weights, options = self._engine.weights, self._options
+        assert recording.source is not None
+        features = MelWindows(
+            recording.source,
+            mel_bins=weights.encoder.conv1.weight.shape[1],
+            device=weights.device,
+            dtype=weights.dtype,
+        )
+        recording.seconds = features.seconds
+        clips = spans_of(options.clip_timestamps)
+        if options.uses_vad:
+            clips = spans_within(find_stretches(recording.source, options.vad_parameters), clips)
+        recording.begin_windows(features, frames_of(clips, features.frames))
+        return recording
+
+    def read(self, recordings: Iterable[Recording], batch_size: int) -> Iterator[WindowSegments]:
+        """Transcribe all recordings; yield the segments of every window as it is done.
 
         Args:
-            readings: taken as there is room for them; their state goes on with the windows.
-            batch_size: windows at a time, at most.
+            recordings: prepared ones, taken as there is room for them.
+            batch_size: windows that are decoded side by side, at most.
         """
-        in_slots, waiting = False, iter(readings)
+        in_slots, waiting = False, iter(recordings)
         if batch_size > 1 and self._decoder.fits_slots:
             in_slots, waiting = _several(waiting)
         yield from (self._read_in_slots if in_slots else self._read_together)(waiting, batch_size)
 
-    def _read_in_slots(self, readings: Iterator[Reading], slots: int) -> Iterator[Read]:
-        """A recording goes on with its next window without waiting for the others."""
-        length = 2 * self._engine.weights.encoder.positions.shape[0]
-        turns = Turns(map(self._begin, readings), slots)
-        unheard: deque[Read] = deque()
+    def _read_in_slots(
+        self, recordings: Iterator[Recording], slots: int
+    ) -> Iterator[WindowSegments]:
+        """A recording continues with its next window without waiting for the others."""
+        queue = ReadyQueue(recordings, slots)
+        skipped: deque[tuple[Recording, int]] = deque()
 
         def more(count: int) -> list[Window]:
-            heard: list[tuple[int, Reading]] = []
-            kept: list[Tensor] = []
-            while len(heard) < count and (taken := turns.take(count - len(heard))):
-                windows = torch.stack([reading.window(length) for _, reading in taken])
-                silent = _silent(windows, [reading for _, reading in taken])
-                for owner, window, is_silent in zip(taken, windows, silent, strict=True):
-                    index, reading = owner
+            kept: list[Recording] = []
+            features: list[Tensor] = []
+            while len(kept) < count and (taken := queue.take(count - len(kept))):
+                windows = self._features(taken)
+                for recording, window, is_silent in zip(
+                    taken, windows, _silent(windows, taken), strict=True
+                ):
                     if is_silent:
-                        self._skip(reading, length)
-                        unheard.append(_read(index, reading, ()))
-                        turns.give_back(index, reading, is_done=reading.is_done)
+                        self._skip(recording)
+                        skipped.append((recording, recording.seek))
+                        queue.put_back(recording, is_done=recording.is_at_end)
                     else:
-                        heard.append(owner)
-                        kept.append(window)
-            return self._prepare(heard, torch.stack(kept)) if heard else []
+                        kept.append(recording)
+                        features.append(window)
+            return self._prepare_windows(kept, torch.stack(features)) if kept else []
 
-        for window, answer in decode_windows(self._engine, self._decoder, more, slots):
-            index, reading = window.owner.index, window.owner.reading
-            [segments] = self._finish([reading], window.states[None], [answer], length)
-            yield from _drain(unheard)
-            yield _read(index, reading, segments)
-            turns.give_back(index, reading, is_done=reading.is_done)
-        yield from _drain(unheard)
+        for window, result in self._decoder.decode_windows(more, slots):
+            recording = window.owner.recording
+            [segments] = self._finish([recording], window.states[None], [result])
+            yield from _drain(skipped)
+            recording.add_window(segments, recording.seek)
+            yield recording, segments
+            queue.put_back(recording, is_done=recording.is_at_end)
+        yield from _drain(skipped)
 
-    def _begin(self, reading: Reading) -> Reading:
-        reading.said[:0] = self._prompter.tokens(reading.hints.initial_prompt)
-        return reading
-
-    def _prepare(self, heard: list[tuple[int, Reading]], features: Tensor) -> list[Window]:
+    def _prepare_windows(self, recordings: list[Recording], features: Tensor) -> list[Window]:
         """The next windows of recordings, of features `[B, mel bins, length]`."""
         states = self._engine.encode(features)
-        self._detect_languages([reading for _, reading in heard], states)
+        self._detect_languages(recordings, states)
         # States of their own: those of all would be held until the last of them is done.
         return [
-            Window(row.clone(), self._prompt(reading), _Owner(index, reading))
-            for row, (index, reading) in zip(states, heard, strict=True)
+            Window(row.clone(), self._prompt(recording), _Position(recording))
+            for row, recording in zip(states, recordings, strict=True)
         ]
 
-    def _read_together(self, readings: Iterator[Reading], batch_size: int) -> Iterator[Read]:
-        """All recordings wait for the longest answer of their windows."""
-        waiting = iter(enumerate(readings))
-        active: dict[int, Reading] = {}
+    def _read_together(
+        self, recordings: Iterator[Recording], batch_size: int
+    ) -> Iterator[WindowSegments]:
+        """All recordings wait for the longest result of their windows."""
+        active: list[Recording] = []
         while True:
-            for index, reading in islice(waiting, batch_size - len(active)):
-                active[index] = self._begin(reading)
+            active += islice(recordings, batch_size - len(active))
             if not active:
                 return
-            yield from self._windows(active)
-            active = {index: each for index, each in active.items() if not each.is_done}
+            yield from self._read_windows(active)
+            active = [recording for recording in active if not recording.is_at_end]
 
-    def _skip(self, reading: Reading, length: int) -> None:
-        """Move on behind a window in which there is no sound."""
-        reading.seek = min(reading.seek + length, reading.end)
-        reading.go_on()
-
-    def _windows(self, active: dict[int, Reading]) -> Iterator[Read]:
+    def _read_windows(self, active: list[Recording]) -> Iterator[WindowSegments]:
         """One window of every active recording."""
-        length = 2 * self._engine.weights.encoder.positions.shape[0]
-        windows = torch.stack([each.window(length) for each in active.values()])
-        heard = {
-            index: reading
-            for (index, reading), is_silent in zip(
-                active.items(), _silent(windows, list(active.values())), strict=True
-            )
-            if not is_silent
-        }
-        kept = windows if len(heard) == len(active) else windows[[i in heard for i in active]]
-        taken = self._hear(list(heard.values()), kept) if heard else []
-        segments = dict(zip(heard, taken, strict=True))
-        for index, reading in active.items():
-            if index not in heard:
-                self._skip(reading, length)
-            yield _read(index, reading, segments.get(index, ()))
+        windows = self._features(active)
+        silent = _silent(windows, active)
+        kept = [each for each, is_silent in zip(active, silent, strict=True) if not is_silent]
+        if any(silent):
+            windows = windows[[not is_silent for is_silent in silent]]
+        found = iter(self._transcribe(kept, windows) if kept else ())
+        for recording, is_silent in zip(active, silent, strict=True):
+            segments: tuple[Segment, ...] = ()
+            if is_silent:
+                self._skip(recording)
+            else:
+                segments = next(found)
+            recording.add_window(segments, recording.seek)
+            yield recording, segments
 
-    def _hear(self, readings: list[Reading], windows: Tensor) -> list[tuple[Segment, ...]]:
-        """What windows `[B, mel bins, length]` of so many recordings say."""
+    def _features(self, recordings: Sequence[Recording]) -> Tensor:
+        """Features of the next windows, `[B, mel bins, length]`, zeros after the ends."""
+        return torch.stack([_features_of(each, self._length) for each in recordings])
+
+    def _skip(self, recording: Recording) -> None:
+        """Move on after a window without sound."""
+        recording.seek = min(recording.seek + self._length, recording.end)
+        recording.enter_clip()
+
+    def _transcribe(
+        self, recordings: list[Recording], windows: Tensor
+    ) -> list[tuple[Segment, ...]]:
+        """Segments of windows `[B, mel bins, length]`, one per recording."""
         states = self._engine.encode(windows)
-        self._detect_languages(readings, states)
-        answers = self._decoder.decode(states, [self._prompt(reading) for reading in readings])
-        return self._finish(readings, states, answers, windows.shape[2])
+        self._detect_languages(recordings, states)
+        results = self._decoder.decode(states, [self._prompt(each) for each in recordings])
+        return self._finish(recordings, states, results)
 
     def _finish(
-        self, readings: list[Reading], states: Tensor, answers: list[Answer], length: int
+        self, recordings: list[Recording], states: Tensor, results: list[DecodingResult]
     ) -> list[tuple[Segment, ...]]:
-        """What windows say that have been answered; their recordings move on."""
-        starts = [reading.seek for reading in readings]
+        """Segments of windows that were decoded; their recordings move on."""
+        starts = [recording.seek for recording in recordings]
         taken = [
-            self._take(reading, answer, length)
-            for reading, answer in zip(readings, answers, strict=True)
+            self._take(recording, result)
+            for recording, result in zip(recordings, results, strict=True)
         ]
         if self._aligner is not None:
             spoken = [
-                _window(reading, states[row], taken[row], starts[row], length)
-                for row, reading in enumerate(readings)
+                self._spoken_window(recording, states[row], taken[row], starts[row])
+                for row, recording in enumerate(recordings)
             ]
             for row, found in enumerate(self._aligner.add_words(spoken)):
-                taken[row] = self._go_on_behind_words(
-                    readings[row], answers[row], found, starts[row], length
+                taken[row] = self._seek_after_words(
+                    recordings[row], results[row], found, starts[row]
                 )
-        for reading, answer, segments in zip(readings, answers, taken, strict=True):
-            self._note(reading, answer, segments)
-            reading.go_on()
+        for recording, result, segments in zip(recordings, results, taken, strict=True):
+            self._extend_context(recording, result, segments)
+            recording.enter_clip()
         return taken
 
-    def _detect_languages(self, readings: list[Reading], states: Tensor) -> None:
+    def _detect_languages(self, recordings: list[Recording], states: Tensor) -> None:
         """Detect the languages that are not known, in the first window or in every one."""
         every = self._options.multilingual
-        unknown = [i for i, each in enumerate(readings) if every or each.language is None]
+        unknown = [i for i, each in enumerate(recordings) if every or each.language is None]
         if unknown:
-            found = self._decoder.language_probabilities(states[unknown])
-            for i, chances in zip(unknown, found, strict=True):
-                readings[i].language = next(iter(chances))
-                readings[i].detected.append(chances)
+            self._decoder.detect_languages([recordings[i] for i in unknown], states[unknown])
 
-    def _prompt(self, reading: Reading) -> list[int]:
-        assert reading.language is not None
-        return self._prompter.prompt(
-            reading.language,
-            reading.task,
-            reading.said,
-            reading.hints,
-            is_first=reading.is_first,
-            forgotten=reading.reset,
-        )
+    def _prompt(self, recording: Recording) -> list[int]:
+        assert recording.language is not None
+        return self._decoder.prompt(recording, recording.language, is_first=recording.is_at_start)
 
-    def _take(self, reading: Reading, answer: Answer, length: int) -> tuple[Segment, ...]:
-        """What a window says, if anything; the recording moves on."""
-        frames = min(length, reading.end - reading.seek)
-        if self._decoder.is_silent(answer):
-            reading.seek += frames
+    def _take(self, recording: Recording, result: DecodingResult) -> tuple[Segment, ...]:
+        """Segments of the window at `seek`, if there are any; the recording moves on."""
+        frames = min(self._length, recording.end - recording.seek)
+        if self._decoder.is_silent(result):
+            recording.seek += frames
             return ()
-        offset = reading.seek / FRAMES_PER_SECOND
-        pieces, advance = cut(answer.tokens, frames, self._vocabulary)
-        # A window that says that nothing was complete would be read for ever.
-        reading.seek = min(reading.seek + (advance or frames), reading.end)
-        spoken = [(piece, text) for piece in pieces if (text := self._text(piece))]
-        language = reading.language if self._options.multilingual else None
-        return tuple(segment_of(piece, text, offset, answer, language) for piece, text in spoken)
+        offset = recording.seek / FRAMES_PER_SECOND
+        spans, advance = split_at_timestamps(result.tokens, frames, self._vocabulary)
+        # Without an advance (nothing was complete) the window would be decoded for ever.
+        recording.seek = min(recording.seek + (advance or frames), recording.end)
+        spoken = [(span, text) for span in spans if (text := self._text(span))]
+        language = recording.language if self._options.multilingual else None
+        return tuple(segment_of(span, text, offset, result, language) for span, text in spoken)
 
-    def _go_on_behind_words(
-        self, reading: Reading, answer: Answer, found: WindowWords, start: int, length: int
+    def _seek_after_words(
+        self, recording: Recording, result: DecodingResult, found: WindowWords, start: int
     ) -> tuple[Segment, ...]:
-        """A window's segments with words; what is read again is read from behind the last word."""
-        before, reading.last_speech = reading.last_speech, found.last_speech
-        is_partly = reading.seek < min(start + length, reading.end)
+        """Segments of a window with words; the next window begins after the last word."""
+        before, recording.last_speech = recording.last_speech, found.last_speech
+        is_partly = recording.seek < min(start + self._length, recording.end)
         if is_partly and found.last_word_end is not None:
-            behind = round(found.last_word_end * FRAMES_PER_SECOND)
-            reading.seek = behind if behind > start else reading.seek
+            after = round(found.last_word_end * FRAMES_PER_SECOND)
+            recording.seek = after if after > start else recording.seek
         threshold = self._options.hallucination_silence_threshold
         if threshold is None or not found.segments:
             return found.segments
-        heard = Heard(
+        window = AlignedWindow(
             segments=found.segments,
             start=start,
-            frames=min(length, reading.end - start),
-            length=length,
-            total=reading.frames,
-            seek=reading.seek,
+            frames=min(self._length, recording.end - start),
+            length=self._length,
+            total=recording.frames,
+            seek=recording.seek,
             last_speech=before,
-            ends_in_silence=ends_in_silence(answer.tokens, self._vocabulary),
+            ends_in_silence=ends_in_silence(result.tokens, self._vocabulary),
         )
-        kept, reading.seek = skip_silence(heard, threshold)
-        reading.last_speech = last_end(kept) if kept else before
+        kept, recording.seek = skip_silence(window, threshold)
+        recording.last_speech = last_end(kept) if kept else before
         return kept
 
-    def _note(self, reading: Reading, answer: Answer, segments: tuple[Segment, ...]) -> None:
-        """Remember what a window said, for the next ones, unless it was silent."""
-        if self._decoder.is_silent(answer):
+    def _extend_context(
+        self, recording: Recording, result: DecodingResult, segments: tuple[Segment, ...]
+    ) -> None:
+        """Add the tokens of a window to the context of the next ones, unless it was silent."""
+        if self._decoder.is_silent(result):
             return
         for segment in segments:
-            reading.said += segment.tokens
-        if not self._options.condition_on_previous_text or self._is_unsure(answer):
-            reading.reset = len(reading.said)
+            recording.context += segment.tokens
+        if not self._options.condition_on_previous_text or self._is_unsure(result):
+            recording.context_start = len(recording.context)
 
-    def _is_unsure(self, answer: Answer) -> bool:
-        return answer.temperature > UNSURE_TEMPERATURE or self._decoder.is_bad(answer)
+    def _is_unsure(self, result: DecodingResult) -> bool:
+        return result.temperature > UNSURE_TEMPERATURE or self._decoder.needs_fallback(result)
 
-    def _text(self, piece: Piece) -> str:
-        """What a piece says; nothing if it takes no time."""
-        return "" if piece.start == piece.end else self._decoder.text(piece.tokens)
+    def _text(self, span: TokenSpan) -> str:
+        """Text of a span; empty if it takes no time."""
+        return "" if span.start == span.end else self._decoder.text(span.tokens)
+
+    def _spoken_window(
+        self, recording: Recording, states: Tensor, segments: tuple[Segment, ...], start: int
+    ) -> SpokenWindow:
+        """What aligning words needs of a window that begins at frame `start`."""
+        assert recording.language is not None
+        return SpokenWindow(
+            states=states,
+            segments=segments,
+            start=start / FRAMES_PER_SECOND,
+            frames=min(self._length, recording.end - start),
+            seconds=recording.frames / FRAMES_PER_SECOND,
+            language=recording.language,
+            task=recording.options.task,
+            last_speech=recording.last_speech,
+        )
 
 
-def _several(readings: Iterator[Reading]) -> tuple[bool, Iterator[Reading]]:
+def _several(recordings: Iterator[Recording]) -> tuple[bool, Iterator[Recording]]:
     """Whether there is more than one; and all of them."""
-    first = list(islice(readings, 2))
-    return len(first) > 1, chain(first, readings)
+    first = list(islice(recordings, 2))
+    return len(first) > 1, chain(first, recordings)
 
 
-def _read(index: int, reading: Reading, segments: tuple[Segment, ...]) -> Read:
-    return Read(index, segments, min(reading.seek, reading.frames), reading.frames)
+def _drain(skipped: deque[tuple[Recording, int]]) -> Iterator[WindowSegments]:
+    """Windows that were skipped, each with the frame up to which its recording was decoded."""
+    while skipped:
+        recording, seek = skipped.popleft()
+        recording.add_window((), seek)
+        yield recording, ()
 
 
-def _drain(reads: deque[Read]) -> Iterator[Read]:
-    while reads:
-        yield reads.popleft()
+def _features_of(recording: Recording, length: int) -> Tensor:
+    """Features of the next window, `[mel bins, length]`, zeros after the end of the clip."""
+    features = recording.features
+    assert features is not None
+    if recording.end == recording.frames:
+        return features.window(recording.seek, length)
+    covered = min(length, recording.end - recording.seek)
+    return pad(features.window(recording.seek, covered), (0, length - covered))
 
 
-def _window(
-    reading: Reading, states: Tensor, segments: tuple[Segment, ...], start: int, length: int
-) -> SpokenWindow:
-    """What is needed to find the words of a window that begins at frame `start`."""
-    assert reading.language is not None
-    return SpokenWindow(
-        states=states,
-        segments=segments,
-        start=start / FRAMES_PER_SECOND,
-        frames=min(length, reading.end - start),
-        seconds=reading.frames / FRAMES_PER_SECOND,
-        language=reading.language,
-        task=reading.task,
-        last_speech=reading.last_speech,
-    )
+def _silent(windows: Tensor, recordings: Sequence[Recording]) -> list[bool]:
+    """In which windows `[B, mel bins, T]` there is no sound, for which Whisper invents words.
 
-
-def _silent(windows: Tensor, readings: Sequence[Reading]) -> list[bool]:
-    """In which windows `[B, mel bins, T]` there is no sound; Whisper would invent words for it.
-
-    The sound is one number there (digital silence), or fainter than what rounding to 16 bits makes;
-    or less is left of the recording than a word takes. Beyond the end of a recording features are
-    0.
+    The sound is a single number there (digital silence), or fainter than the noise of rounding to
+    16 bits; or less is left of the recording than a word takes. After the end of a recording
+    features are 0.
     """
     sound = windows.flatten(1)
-    level, is_beyond = sound[:, :1], sound == 0
-    is_flat = ((sound == level) | is_beyond).all(dim=1)
-    is_faint = ((sound < FAINT) | is_beyond).all(dim=1)
+    level, is_padding = sound[:, :1], sound == 0
+    is_flat = ((sound == level) | is_padding).all(dim=1)
+    is_faint = ((sound < FAINT) | is_padding).all(dim=1)
     silent: list[bool] = (is_flat | is_faint).tolist()
     return [
-        is_silent or reading.end - reading.seek < SHORTEST_FRAMES
-        for is_silent, reading in zip(silent, readings, strict=True)
+        is_silent or recording.end - recording.seek < SHORTEST_FRAMES
+        for is_silent, recording in zip(silent, recordings, strict=True)
     ]
-
-
-def segment_of(
-    piece: Piece, text: str, offset: float, answer: Answer, language: str | None = None
-) -> Segment:
-    """The segment that a piece of a window is, if the window begins `offset` seconds in.
-
-    Args:
-        language: of the window, if segments are to carry it.
-    """
-    # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
-    start, end = round(offset + piece.start, 2), round(offset + piece.end, 2)
-    return Segment(
-        start=start,
-        end=max(start, end),
-        text=text,
-        tokens=piece.tokens,
-        avg_logprob=answer.avg_logprob,
-        no_speech_prob=answer.no_speech_prob,
-        compression_ratio=answer.compression_ratio,
-        temperature=answer.temperature,
-        language=language,
-    )

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self, Unpack, overload
+from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
-import numpy as np
-import numpy.typing as npt
-
-from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.load import join_blocks
-from whisper_flash_attention.audio.sound import Sound
+from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
-from whisper_flash_attention.transcribe.asking import Asked, Order
-from whisper_flash_attention.transcribe.channels import in_order_of_time, merged, share_of, split
-from whisper_flash_attention.transcribe.detokenizer import Detokenizer
-from whisper_flash_attention.transcribe.results import Segment, Transcription
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
-from whisper_flash_attention.transcribe.word_splitting import Speller
-from whisper_flash_attention.transcribe.work import (
-    Outstanding,
-    Progress,
-    Work,
-    is_pair,
-    open_sounds,
-    sound_of,
+from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
+from whisper_flash_attention.transcribe.recording import (
+    Recording,
+    are_done,
+    merge_channels,
+    recordings_of,
+    share_of,
+    stream_segments,
 )
+from whisper_flash_attention.transcribe.results import Segment, Transcription
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
-    import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-    from whisper_flash_attention.transcribe.batched import Speech
-    from whisper_flash_attention.transcribe.reading import Read, Reading
-    from whisper_flash_attention.transcribe.work import Audio
-
-    # A recording, and what a window of it gave.
-    Heard = tuple[Work, Read]
-
-# What the encoder sees at once; longer recordings are read window by window.
-WINDOW_SECONDS = 30
 # What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
 WHISPER_FEATURES = MappingProxyType(
     {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
@@ -54,8 +35,9 @@ WHISPER_FEATURES = MappingProxyType(
 class Transcriber:
     """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
 
-    Windows of 30 s follow one another, each from where the last complete segment ended; an answer
-    that repeats itself or is unlikely is decoded again at a higher temperature.
+    Windows of 30 s follow one another, each from where the last complete segment ended; a result
+    that repeats itself or is unlikely is decoded again at a higher temperature. In batched mode
+    chunks of speech are decoded side by side instead.
 
     Args:
         model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`.
@@ -72,7 +54,7 @@ class Transcriber:
         self.processor = processor
         self._vocabulary = Vocabulary.of(model)
         self._tokenizer = Detokenizer(processor.tokenizer)
-        self._speller = Speller(processor.tokenizer)
+        self._splitter = WordSplitter(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -130,7 +112,7 @@ class Transcriber:
         audio: Audio,
         *,
         on_progress: Callable[[float], None] | None = None,
-        **asked: Unpack[Asked],
+        **arguments: Unpack[TranscribeArguments],
     ) -> Transcription: ...
 
     @overload
@@ -139,7 +121,7 @@ class Transcriber:
         audio: list[Audio] | tuple[Audio, ...],
         *,
         on_progress: Callable[[float], None] | None = None,
-        **asked: Unpack[Asked],
+        **arguments: Unpack[TranscribeArguments],
     ) -> list[Transcription]: ...
 
     def transcribe(
@@ -147,311 +129,229 @@ class Transcriber:
         audio: Audio | list[Audio] | tuple[Audio, ...],
         *,
         on_progress: Callable[[float], None] | None = None,
-        **asked: Unpack[Asked],
+        **arguments: Unpack[TranscribeArguments],
     ) -> Transcription | list[Transcription]:
         """Transcribe one recording, or several side by side.
 
         Args:
-            audio: a path, a file's bytes, or a file that is open for reading bytes; an array or
-                tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list of
-                any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
-                types and scales that `audio.waveforms.recording_channels` tells.
-            on_progress: called with the share that is done, from 0.0, as windows are read.
-            **asked: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
-                `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as `Asked`
-                describes them.
+            audio: a path, the bytes of a file, or a file that is open for reading bytes; an array
+                or tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list
+                of any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
+                types and scales that `audio.samples.recording_channels` lists.
+            on_progress: called with the share that is done, from 0.0, as windows are decoded.
+            **arguments: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
+                `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as
+                `TranscribeArguments` describes them.
 
         Returns:
-            A transcription, or a list of them in the order of a list.
+            A transcription, or of a list a list of them in the same order.
 
         Raises:
             AudioError: a file cannot be read, or the samples are not such; nothing is returned.
             MissingPackage: batched mode needs a package that is not installed.
-            OptionError: an option makes no sense, or this model cannot do what is asked.
-            UnsupportedAttention: the back-end asked for by name cannot run this model here.
+            OptionError: an option is unknown or out of range, or this model does not support it.
+            UnsupportedAttention: the back-end requested by name cannot run this model here.
         """
         if isinstance(audio, list) or (isinstance(audio, tuple) and not is_pair(audio)):
-            return self._all(audio, asked, on_progress)  # type: ignore[arg-type]
-        return self._all([audio], asked, on_progress)[0]  # type: ignore[list-item]
+            return self._transcribe_all(audio, arguments, on_progress)  # type: ignore[arg-type]
+        return self._transcribe_all([audio], arguments, on_progress)[0]  # type: ignore[list-item]
 
     def transcribe_many(
-        self, recordings: Sequence[Audio], **asked: Unpack[Asked]
+        self, recordings: Sequence[Audio], **arguments: Unpack[TranscribeArguments]
     ) -> list[Transcription]:
         """Transcribe several recordings, whose windows are decoded side by side.
 
         The arguments and errors are those of `transcribe`. What is the same for all is given once;
-        what differs (language, task, prompts) is a list with one for each.
+        what differs (language, task, prompts) is a list with one value per recording.
         """
-        return self._all(recordings, asked, None)
+        return self._transcribe_all(recordings, arguments, None)
 
-    def stream(self, audio: Audio, **asked: Unpack[Asked]) -> Iterator[Segment]:
-        """The segments of one recording, those of a window as soon as it is read.
+    def stream(self, audio: Audio, **arguments: Unpack[TranscribeArguments]) -> Iterator[Segment]:
+        """Yield the segments of one recording, those of a window as soon as it is decoded.
 
         In batched mode on a GPU those of a batch come when the next one is decoded. Where each
-        channel is transcribed by itself, segments come when all channels are read so far. The
+        channel is transcribed by itself, segments come when all channels are decoded so far. The
         arguments and errors are those of `transcribe`.
         """
-        order = Order.of(asked, 1, self.languages)
-        parts: list[Work] = []
-        reads = self._read_all([Work(audio, order.wishes[0])], order, Progress(1), [parts])
-        yield from in_order_of_time(reads, parts)
+        options = CallOptions.of(arguments, 1, self.languages)
+        channels: list[Recording] = []
+        opened = _open_all([audio], options, [channels])
+        # The windows are closed first: another thread may be taking recordings for them.
+        with closing(opened), closing(self._run(opened, options)) as windows:
+            yield from stream_segments(windows, channels)
 
     def transcribe_each(
         self,
         recordings: Iterable[Audio],
         *,
         on_progress: Callable[[int, float], None] | None = None,
-        **asked: Unpack[Asked],
+        **arguments: Unpack[TranscribeArguments],
     ) -> Generator[tuple[int, Transcription]]:
-        """Transcribe any number of recordings side by side, and give each as soon as it is done.
+        """Transcribe any number of recordings side by side, and yield each as soon as it is done.
 
-        Recordings are taken when there is room for them. About `batch_size` of them are under way
-        at a time, so that memory does not grow with their number. In batched mode on a GPU another
-        thread takes them, ahead, and tells that they begin.
+        Recordings are taken when there is room for them. About `batch_size` of them are in
+        progress at a time, so that memory does not grow with their number. In batched mode on a
+        GPU another thread takes them, ahead, and reports that they begin.
 
         Args:
-            recordings: as for `transcribe`; what is asked is the same for all of them.
-            on_progress: called with a recording's number and the share of it that is done, from
-                0.0, as windows are read.
+            recordings: as for `transcribe`; the options are the same for all of them.
+            on_progress: called with the number of a recording and the share of it that is done,
+                from 0.0, as windows are decoded.
 
         Returns:
             Numbers of recordings, counted from 0, with their transcriptions, in the order in which
             they are done.
 
         Raises:
-            as `transcribe`; what is under way then is lost.
+            as `transcribe`; what is in progress then is lost.
         """
-        order = Order.of(asked, 1, self.languages)
-        note = on_progress or (lambda index, share: None)
-        # Of every recording: itself, or its channels.
-        parts: dict[int, list[Work]] = {}
+        options = CallOptions.of(arguments, 1, self.languages)
+        report = on_progress or (lambda index, share: None)
+        # The channels of every recording that is in progress.
+        groups: dict[int, list[Recording]] = {}
 
-        def opened() -> Iterator[tuple[Work, Sound]]:
+        def report_share(recording: Recording) -> None:
+            channels = groups[recording.index]
+            if not are_done(channels):
+                report(recording.index, share_of(channels))
+
+        def opened() -> Iterator[Recording]:
             for index, audio in enumerate(recordings):
-                note(index, 0.0)
-                work = Work(audio, order.wishes[0], index)
-                found = split(work, sound_of(work))
-                parts[index] = [part for part, _ in found]
-                yield from found
+                report(index, 0.0)
+                [shared] = options.recordings
+                source = AudioInput(audio, shared.channel, shared.audio_track).open()
+                groups[index] = recordings_of(source, shared, index, report_share)
+                del audio, source
+                yield from groups[index]
 
-        def note_share(work: Work) -> None:
-            works = parts[work.number]
-            if not _are_done(works):
-                note(work.number, share_of(works))
+        def take_done() -> Iterator[tuple[int, Transcription]]:
+            # A copy: another thread may add to them.
+            for index in [index for index, group in list(groups.items()) if are_done(group)]:
+                yield index, merge_channels(groups.pop(index), self._tokenizer)
 
-        for _ in self._read(opened(), order, note_share):
-            yield from self._take_done(parts)
-        yield from self._take_done(parts)
+        with closing(self._run(opened(), options)) as windows:
+            for _ in windows:
+                yield from take_done()
+        yield from take_done()
 
-    def _take_done(self, parts: dict[int, list[Work]]) -> Iterator[tuple[int, Transcription]]:
-        # A copy: another thread may add to them.
-        for index in [index for index, works in list(parts.items()) if _are_done(works)]:
-            yield index, merged(parts.pop(index), self._tokenizer)
-
-    def _all(
+    def _transcribe_all(
         self,
-        recordings: Sequence[Audio],
-        asked: Asked,
+        audios: Sequence[Audio],
+        arguments: TranscribeArguments,
         on_progress: Callable[[float], None] | None,
     ) -> list[Transcription]:
-        if isinstance(recordings, str | bytes):
-            raise AudioError(f"several recordings are a list, but got {shown(recordings)}")
-        order = Order.of(asked, len(recordings), self.languages)
-        works = [
-            Work(audio, wish, number)
-            for number, (audio, wish) in enumerate(zip(recordings, order.wishes, strict=True))
-        ]
-        progress = Progress(len(works), on_progress)
-        if works:
-            progress.note(0, 0.0)
-        parts: list[list[Work]] = [[] for _ in works]
-        for _ in self._read_all(works, order, progress, parts):
-            pass
-        return [merged(each, self._tokenizer) for each in parts]
+        if isinstance(audios, str | bytes):
+            raise AudioError(f"several recordings are a list, but got {shown(audios)}")
+        options = CallOptions.of(arguments, len(audios), self.languages)
+        groups: list[list[Recording]] = [[] for _ in audios]
+        progress = _Progress(groups, on_progress)
+        opened = _open_all(audios, options, groups, progress.report)
+        with closing(opened), closing(self._run(opened, options)) as windows:
+            for _ in windows:
+                pass
+        return [merge_channels(channels, self._tokenizer) for channels in groups]
 
-    def _read_all(
-        self,
-        works: Sequence[Work],
-        order: Order,
-        progress: Progress,
-        parts: Sequence[list[Work]],
-    ) -> Iterator[Heard]:
-        """Read recordings that are all known.
+    def _run(
+        self, recordings: Iterable[Recording], options: CallOptions
+    ) -> Generator[tuple[Recording, tuple[Segment, ...]]]:
+        """Transcribe recordings, and yield the segments of every window as it is decoded.
+
+        All methods are views of this generator. Recordings without sound are done at once.
 
         Args:
-            parts: of every recording an empty list, which gets itself, or its channels.
+            recordings: taken as there is room for them; in batched mode on a GPU by another thread.
         """
-        with closing(open_sounds(works)) as sounds:
+        reader = self._reader(options.decode)
+        prepared = map(reader.prepare, _with_sound(recordings))
+        yield from reader.read(prepared, options.batch_size)
 
-            def opened() -> Iterator[tuple[Work, Sound]]:
-                for work, sound in zip(works, sounds, strict=True):
-                    found = split(work, sound)
-                    parts[work.number].extend(part for part, _ in found)
-                    yield from found
+    def _reader(self, options: DecodeOptions) -> Reader:
+        """What transcribes recordings: on the engine, or through `generate`."""
+        if not self.runs_on_engine:
+            from whisper_flash_attention.transcribe.hf_long_form import GenerateReader
 
-            def note(work: Work) -> None:
-                progress.note(work.number, share_of(parts[work.number]))
+            return GenerateReader(self.model, self.processor, self._vocabulary, options)
 
-            yield from self._read(opened(), order, note)
-
-    def _read(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
-    ) -> Iterator[Heard]:
-        """Read recordings, which are taken as there is room, and note what their windows say.
-
-        Args:
-            note: called whenever more of a recording was read.
-        """
-        audible = _audible(opened)
-        if self.runs_on_engine:
-            found = self._on_engine(audible, order)
-        else:
-            found = self._by_generate(audible, order, note)
-        for work, read in found:
-            note(work)
-            yield work, read
-
-    def _on_engine(self, opened: Iterable[tuple[Work, Sound]], order: Order) -> Iterator[Heard]:
         from whisper_flash_attention.hf import Handover
         from whisper_flash_attention.hf.eligibility import engine_for
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
 
-        engine = engine_for(self.model)
+        engine, aligner = engine_for(self.model), None
         assert not isinstance(engine, Handover)
-        options, aligner = order.decode, None
         if options.word_timestamps:
-            aligner = WordAligner(self.model, self.processor, self._speller)
-        parts = (engine, self._vocabulary, self._tokenizer, options, aligner)
-        active: dict[int, Work] = {}
-
-        def begun() -> Iterator[tuple[Work, Sound]]:
-            for index, (work, sound) in enumerate(opened):
-                active[index] = work
-                yield work, sound
-                if work.is_done:
-                    active.pop(index, None)  # nobody speaks in it
-
-        reads: Iterator[Read]
-        if options.mode == "batched":
-            speeches = (self._speech(*each, options) for each in begun())
-            reads = BatchedReader(*parts).read(speeches, order.batch_size)
-        else:
-            readings = (self._reading(*each, options) for each in begun())
-            reads = SequentialReader(*parts).read(readings, order.batch_size)
-        for read in reads:
-            work = active[read.index]
-            work.take(read)
-            if work.is_done:
-                active.pop(read.index, None)
-            yield work, read
-
-    def _reading(self, work: Work, sound: Sound, options: DecodeOptions) -> Reading:
-        from whisper_flash_attention.audio.long_speech import find_stretches
-        from whisper_flash_attention.audio.mel_windows import MelWindows
-        from whisper_flash_attention.transcribe.clips import frames_of, spans_of, spans_within
-        from whisper_flash_attention.transcribe.reading import Reading
-
-        features = MelWindows(
-            sound,
-            mel_bins=self.processor.feature_extractor.feature_size,
-            device=self.model.device,
-            dtype=self.model.dtype,
-        )
-        work.seconds = features.seconds
-        spans = spans_of(options.clip_timestamps)
-        if options.uses_vad:
-            spans = spans_within(find_stretches(sound, options.vad_parameters), spans)
-        parts = frames_of(spans, features.frames)
-        work.reading = Reading(features, work.task, work.language, work.hints, parts)
-        return work.reading
-
-    def _speech(self, work: Work, sound: Sound, options: DecodeOptions) -> Speech:
-        from whisper_flash_attention.audio.long_speech import cut_all, find_speech
-        from whisper_flash_attention.transcribe.batched import Speech
-        from whisper_flash_attention.transcribe.clips import chunks_within, spans_of
-
-        if options.uses_vad:
-            work.seconds, chunks = find_speech(sound, options=options.vad_parameters)
-        else:
-            work.seconds, chunks = cut_all(sound)
-        chunks = chunks_within(chunks, spans_of(options.clip_timestamps))
-        work.chunks = Outstanding(chunks)
-        work.is_done = work.chunks.are_done
-        work.reading = Speech(work.chunks, work.seconds, work.task, work.language, work.hints)
-        return work.reading
-
-    def _by_generate(
-        self, opened: Iterable[tuple[Work, Sound]], order: Order, note: Callable[[Work], None]
-    ) -> Iterator[Heard]:
-        """Read recordings one after the other, each whole, by the model's own `generate`."""
-        from whisper_flash_attention.transcribe.hf_long_form import (
-            refuse_engine_only,
-            transcribe_by_generate,
-        )
-        from whisper_flash_attention.transcribe.reading import Read
-
-        for index, (work, sound) in enumerate(opened):
-            refuse_engine_only(order.decode, work.hints)
-            samples = join_blocks(sound.blocks()) if sound.samples is None else sound.samples
-            work.seconds = samples.size / SAMPLING_RATE
-            features, mask = self._features(samples)
-            work.language, work.detected, segments = transcribe_by_generate(
-                self.model,
-                self.processor,
-                self._vocabulary,
-                features,
-                mask,
-                seconds=work.seconds,
-                language=work.language,
-                task=work.task,
-                options=order.decode,
-                initial_prompt=work.hints.initial_prompt,
-                on_progress=partial(_note_share, note, work),
-            )
-            work.segments += segments
-            work.share, work.is_done = 1.0, True
-            yield work, Read(index, segments, 1, 1)
-
-    def _features(self, samples: npt.NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features `[1, 80|128, frames]` and their mask `[1, frames]` on the device.
-
-        Up to 30 s it is one window, silent to its end; `generate` wants a longer recording whole.
-        """
-        import torch
-
-        from whisper_flash_attention.audio.log_mel import log_mel, log_mel_whole
-        from whisper_flash_attention.audio.mel import HOP
-
-        is_long = samples.size > WINDOW_SECONDS * SAMPLING_RATE
-        features = (log_mel_whole if is_long else log_mel)(
-            samples,
-            mel_bins=self.processor.feature_extractor.feature_size,
-            device=self.model.device,
-            dtype=self.model.dtype,
-        )
-        starts = HOP * torch.arange(features.shape[2], device=features.device)
-        return features, (starts < samples.size).to(torch.int32)[None]
+            aligner = WordAligner(self.model, self.processor, self._splitter)
+        reader = BatchedReader if options.mode == "batched" else SequentialReader
+        return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
 
 
-def _are_done(works: Sequence[Work]) -> bool:
-    return all(work.is_done for work in works)
+class Reader(Protocol):
+    """What transcribes recordings in one way."""
+
+    def prepare(self, recording: Recording) -> Recording:
+        """Compute what the recording needs before its first window."""
+
+    def read(
+        self, recordings: Iterable[Recording], batch_size: int
+    ) -> Iterator[tuple[Recording, tuple[Segment, ...]]]:
+        """Transcribe prepared recordings, and yield the segments of every window."""
 
 
-def _note_share(note: Callable[[Work], None], work: Work, share: float) -> None:
-    work.share = share
-    note(work)
+class _Progress:
+    """Reports the share of all recordings that is done, whenever it grows and is not all.
+
+    Args:
+        groups: of every recording its channels, once it is open.
+    """
+
+    def __init__(
+        self, groups: Sequence[list[Recording]], on_progress: Callable[[float], None] | None
+    ) -> None:
+        self._shares = [0.0] * len(groups)
+        self._groups = groups
+        self._on_progress = on_progress
+        self._reported = -1.0
+        if groups:
+            self._report_mean()
+
+    def report(self, recording: Recording) -> None:
+        self._shares[recording.index] = share_of(self._groups[recording.index])
+        self._report_mean()
+
+    def _report_mean(self) -> None:
+        share = sum(self._shares) / len(self._shares)
+        if self._on_progress is not None and self._reported < share < 1:
+            self._reported = share
+            self._on_progress(share)
 
 
-def _audible(opened: Iterable[tuple[Work, Sound]]) -> Iterator[tuple[Work, Sound]]:
+def _open_all(
+    audios: Sequence[Audio],
+    options: CallOptions,
+    groups: Sequence[list[Recording]],
+    on_progress: Callable[[Recording], None] | None = None,
+) -> Generator[Recording]:
+    """Open recordings in order, files ahead of use; add the channels of each to its group."""
+    inputs = (
+        AudioInput(audio, each.channel, each.audio_track)
+        for audio, each in zip(audios, options.recordings, strict=True)
+    )
+    with closing(open_ahead(inputs)) as opened:
+        for index, (each, channels) in enumerate(zip(options.recordings, groups, strict=True)):
+            channels += recordings_of(next(opened).result(), each, index, on_progress)
+            yield from channels
+
+
+def _with_sound(recordings: Iterable[Recording]) -> Iterator[Recording]:
     """Recordings in which there is sound; the others are done."""
-    for work, sound in opened:
-        silence = sound.seconds_of_silence()
+    for recording in recordings:
+        assert recording.source is not None
+        silence = recording.source.seconds_of_silence()
         if silence is None:
-            yield work, sound
+            yield recording
         else:
-            work.take_silence(silence)
+            recording.add_silence(silence)
 
 
 def _check_features(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:

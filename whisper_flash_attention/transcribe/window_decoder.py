@@ -1,16 +1,24 @@
-"""Decode windows of 30 s, many at a time, and again at higher temperatures where an answer is bad.
+"""Decode windows of 30 s, many at a time, with fallback to higher temperatures where it is needed.
 
-An answer is bad if its text repeats itself (it compresses too well) or if its tokens are unlikely;
-not if nobody speaks. "Robust Speech Recognition via Large-Scale Weak Supervision" (Radford et al.,
-2022), section 4.5, and `decode_with_fallback` in OpenAI's whisper/transcribe.py. The encoder's
-states of a window are computed once, however often it is decoded.
+A result needs fallback if its text repeats itself (it compresses too well) or if its tokens are
+unlikely; not if it is silence. "Robust Speech Recognition via Large-Scale Weak Supervision"
+(Radford et al., 2022), section 4.5, and `decode_with_fallback` in whisper/transcribe.py of OpenAI.
+The encoder states of a window are computed once, however often it is decoded.
+
+At temperature 0 decoding is greedy or a beam search; above it several results may be sampled, side
+by side on the same encoder states, of which the likeliest is kept. All are compared by the
+log-probabilities of their tokens under the scores after the logits processors.
+
+First results differ in length and share slots of the engine (`decode_windows`): a window that has
+ended makes room for the next. Windows that need fallback are few; they are put aside with their
+encoder states until some can be decoded together.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +29,142 @@ from torch import Tensor
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules
-from whisper_flash_attention.engine.request import Request, stays_on_device
+from whisper_flash_attention.engine.logits_processors import (
+    MinLength,
+    NoRepeatNgram,
+    Normalise,
+    RepetitionPenalty,
+    Rule,
+    Rules,
+    Suppress,
+    SuppressAtBegin,
+    Timestamps,
+)
+from whisper_flash_attention.engine.request import Beams, Decoded, Request, stays_on_device
 from whisper_flash_attention.engine.scheduler import Finished, Job
-from whisper_flash_attention.transcribe.request_builder import Search
-from whisper_flash_attention.transcribe.vocabulary import Vocabulary
+from whisper_flash_attention.transcribe.prompts import PromptBuilder
+from whisper_flash_attention.transcribe.recording import Recording
+from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary
+
+# Timestamps from <|0.00|> to <|30.00|>.
+STAMPS = 1501
+
+
+class RequestBuilder:
+    """Builds engine requests from decode options, and selects the best row of what was decoded."""
+
+    def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
+        self._vocabulary = vocabulary
+        self._options = options
+        self._suppressed = _suppressed(vocabulary, options.suppress_tokens)
+
+    def width(self, temperature: float) -> int:
+        """How many rows of a prompt each window takes at a temperature."""
+        wanted = self._options.best_of if temperature > 0 else self._options.beam_size
+        return wanted or 1
+
+    def request(
+        self, begin: int, length: int, temperature: float, probe: tuple[int, int] | None = None
+    ) -> Request:
+        """The request of windows whose prompts have one length.
+
+        Args:
+            begin: where in the prompt the result begins.
+            length: of the prompt.
+            probe: a token id and the position in the prompt at which its probability is read.
+        """
+        words, options = self._vocabulary, self._options
+        most = words.positions
+        if options.max_new_tokens is not None:
+            most = min(most, length + options.max_new_tokens)
+        beams = self._beams() if temperature == 0 and self.width(temperature) > 1 else None
+        rules = self._rules(begin, length)
+        return Request(
+            # Beams add up log-probabilities, which must be those of what the rules left.
+            rules=Rules((*rules, Normalise()) if beams else rules),
+            max_length=most,
+            eos=(words.end,),
+            pad=words.end,
+            sample=temperature > 0,
+            temperature=temperature or 1.0,
+            beams=beams,
+            want_logprobs=beams is None,
+            watch=probe,
+        )
+
+    def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
+        """The best result of every window: its tokens up to the end, and the sum of the
+        log-probabilities of them and of the end.
+
+        Args:
+            length: of the prompt.
+        """
+        end = self._vocabulary.end
+        rows = [_up_to(end, row) for row in decoded.sequences[:, length:].tolist()]
+        penalty = self._options.length_penalty
+        if decoded.beam_indices is not None:
+            assert decoded.sequences_scores is not None
+            counts = (decoded.beam_indices >= 0).sum(dim=1)
+            sums = (decoded.sequences_scores * counts**penalty).tolist()
+            return list(zip(rows, sums, strict=True))
+        assert decoded.sum_logprobs is not None
+        sums = decoded.sum_logprobs.tolist()
+        draws = len(rows) // windows
+        found = []
+        for first in range(0, len(rows), draws):
+            mine = range(first, first + draws)
+            best = max(mine, key=lambda row: sums[row] / (len(rows[row]) + 1) ** penalty)
+            found.append((rows[best], sums[best]))
+        return found
+
+    def _beams(self) -> Beams:
+        size = self.width(0.0)
+        return Beams(
+            num_beams=size,
+            num_return_sequences=1,
+            length_penalty=self._options.length_penalty,
+            # As openai-whisper, which stops when this number of beams has ended.
+            early_stopping=True,
+            candidates=2 * size,
+        )
+
+    def _rules(self, begin: int, length: int) -> tuple[Rule, ...]:
+        options = self._options
+        rules: list[Rule] = []
+        if options.repetition_penalty != 1:
+            rules.append(RepetitionPenalty(options.repetition_penalty, begin))
+        if options.no_repeat_ngram_size:
+            rules.append(NoRepeatNgram(options.no_repeat_ngram_size, begin))
+        rules.append(Suppress(self._suppressed))
+        if options.suppress_blank:
+            rules.append(SuppressAtBegin(self._vocabulary.at_begin, begin))
+        if options.min_new_tokens:
+            rules.append(MinLength(length + options.min_new_tokens, (self._vocabulary.end,)))
+        rules.append(self._timestamps(begin))
+        return tuple(rules)
+
+    def _timestamps(self, begin: int) -> Rule:
+        """The grammar of timestamps, or none of them."""
+        words, latest = self._vocabulary, self._options.max_initial_timestamp
+        if self._options.without_timestamps:
+            return Suppress(tuple(range(words.no_timestamps, words.timestamp_begin + STAMPS)))
+        return Timestamps(
+            timestamp_begin=words.timestamp_begin,
+            begin_index=begin,
+            eos=words.end,
+            no_timestamps=words.no_timestamps,
+            max_initial=None if latest is None else round(latest / PRECISION),
+        )
+
+
+def _suppressed(vocabulary: Vocabulary, given: tuple[int, ...]) -> tuple[int, ...]:
+    """Ids that are never sampled: those given, with the list of the checkpoint in place of -1."""
+    always = vocabulary.suppressed if -1 in given else vocabulary.steering
+    return tuple(dict.fromkeys((*always, *(each for each in given if each >= 0))))
+
+
+def _up_to(end: int, row: list[int]) -> list[int]:
+    return row[: row.index(end)] if end in row else row
 
 
 def _nothing() -> None:
@@ -33,14 +172,14 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a window says.
+class DecodingResult:
+    """What a window was decoded to.
 
     Args:
-        tokens: without the prompt and the end; the prefix that was asked for is the beginning.
+        tokens: without the prompt and the end; a prefix is the beginning.
         text: theirs, without timestamps.
         avg_logprob: mean log-probability of the tokens and the end, without the prefix.
-        no_speech_prob: probability that nobody speaks; None if that was not asked for.
+        no_speech_prob: probability that nobody speaks; None if it was not computed.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
     """
@@ -54,8 +193,8 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """A row as it was decoded: a prefix, tokens up to the end, their log-probabilities' sum."""
+class _DecodedRow:
+    """A decoded row: a prefix, tokens up to the end, and the sum of their log-probabilities."""
 
     prefix: Sequence[int]
     tokens: list[int]
@@ -63,11 +202,34 @@ class _Said:
     no_speech_prob: float | None
 
 
+# Windows that fall back together, as a share of the slots: the slots wait meanwhile, and encoder
+# states are held until then.
+SLOTS_PER_FALLBACK = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A window to be decoded.
+
+    Args:
+        states: the encoder's, `[S, D]`, in memory of their own.
+        prompt: of any length.
+        owner: what it belongs to, by the name that errors give it.
+    """
+
+    states: Tensor
+    prompt: Sequence[int]
+    owner: Any
+
+    def __str__(self) -> str:
+        return str(self.owner)
+
+
 class WindowDecoder:
     """Decodes windows on an engine, each with a prompt of its own.
 
     Args:
-        always_watch_silence: look at the probability of silence though no threshold needs it.
+        always_probe_no_speech: compute the probability of silence even if no threshold needs it.
     """
 
     def __init__(
@@ -77,17 +239,18 @@ class WindowDecoder:
         tokenizer: Any,
         options: DecodeOptions,
         *,
-        always_watch_silence: bool = False,
+        always_probe_no_speech: bool = False,
     ) -> None:
         self._engine = engine
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
-        self._search = Search(vocabulary, options)
-        self._watches = always_watch_silence or options.no_speech_threshold is not None
+        self._requests = RequestBuilder(vocabulary, options)
+        self._prompt_builder = PromptBuilder(vocabulary, tokenizer, options)
+        self._probes_no_speech = always_probe_no_speech or options.no_speech_threshold is not None
 
-    def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[Answer]:
-        """The first good answer of every window; where there is none, the likeliest.
+    def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[DecodingResult]:
+        """The first result of every window that needs no fallback; otherwise the likeliest.
 
         (openai-whisper takes the last one then, which tends to be noise; faster-whisper as here.)
 
@@ -102,28 +265,30 @@ class WindowDecoder:
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         meanwhile: Callable[[], None] = _nothing,
-    ) -> Callable[[], list[Answer]]:
-        """As `decode`, but what the device has no part in is left to the function returned.
+    ) -> Callable[[], list[DecodingResult]]:
+        """As `decode`, but work of the host alone is left to the function returned.
 
-        That is all that follows the first answers if there is only one temperature: otherwise they
-        must be judged at once.
+        That is all that follows the first results if there is only one temperature: otherwise they
+        are judged at once.
 
         Args:
             meanwhile: called once, at a time when the device has work to do.
         """
         first, *others = self._options.temperatures
-        said = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
+        rows = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
         if not others:
-            return lambda: [self._answer(each, first) for each in said]
-        answers = self.decode_again(states, prompts, [self._answer(each, first) for each in said])
-        return lambda: answers
+            return lambda: [self._result(each, first) for each in rows]
+        results = self.decode_with_fallback(
+            states, prompts, [self._result(each, first) for each in rows]
+        )
+        return lambda: results
 
-    def decode_again(
-        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[Answer]
-    ) -> list[Answer]:
-        """As `decode`, of windows that have their first answers, good or bad."""
-        answers = [[answer] for answer in first]
-        waiting = [index for index, answer in enumerate(first) if self.is_bad(answer)]
+    def decode_with_fallback(
+        self, states: Tensor, prompts: Sequence[Sequence[int]], first: Sequence[DecodingResult]
+    ) -> list[DecodingResult]:
+        """As `decode`, of windows that have their first results."""
+        results = [[result] for result in first]
+        waiting = [index for index, result in enumerate(first) if self.needs_fallback(result)]
         for temperature in self._options.temperatures[1:]:
             if not waiting:
                 break
@@ -133,15 +298,15 @@ class WindowDecoder:
                 self._decode_at(temperature, states, prompts, waiting, silence),
                 strict=True,
             ):
-                answers[index].append(self._answer(each, temperature))
-            waiting = [index for index in waiting if self.is_bad(answers[index][-1])]
-        return [self._best(each) for each in answers]
+                results[index].append(self._result(each, temperature))
+            waiting = [index for index in waiting if self.needs_fallback(results[index][-1])]
+        return [self._best(each) for each in results]
 
     @property
     def fits_slots(self) -> bool:
-        """Whether first answers can share slots, and end at different places."""
+        """Whether first results can share slots, and end after different numbers of tokens."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
-        request = self._search.request(1, 1, self._options.temperatures[0])
+        request = self._requests.request(1, 1, self._options.temperatures[0])
         return stays_on_device(request) and (most is None or (least or 0) < most)
 
     @property
@@ -150,29 +315,118 @@ class WindowDecoder:
         return self._vocabulary.positions
 
     def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
-        """What a window, of states `[S, D]`, is decoded by in a slot, to give its first answer."""
-        begin, first = self._vocabulary.answer_begin(prompt), self._options.temperatures[0]
-        request = self._search.request(begin, len(prompt), first, self._watch(prompt))
+        """The job that decodes a window, of states `[S, D]`, in a slot to its first result."""
+        begin, first = self._vocabulary.sample_begin(prompt), self._options.temperatures[0]
+        request = self._requests.request(begin, len(prompt), first, self._probe(prompt))
         return Job(states, prompt, request, tag)
 
-    def answer(self, finished: Finished) -> Answer:
-        """The first answer of a window that was decoded in a slot."""
+    def result(self, finished: Finished) -> DecodingResult:
+        """The first result of a window that was decoded in a slot."""
         prompt, tokens = finished.job.prompt, list(finished.tokens)
         if tokens and tokens[-1] == self._vocabulary.end:
             tokens.pop()
-        prefix = prompt[self._vocabulary.answer_begin(prompt) :]
-        said = _Said(prefix, tokens, finished.sum_logprob, finished.watched)
-        return self._answer(said, self._options.temperatures[0])
+        prefix = prompt[self._vocabulary.sample_begin(prompt) :]
+        row = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.watched)
+        return self._result(row, self._options.temperatures[0])
 
-    def is_last(self, first: Answer) -> bool:
-        """Whether a window is not decoded again after its first answer."""
-        return len(self._options.temperatures) == 1 or not self.is_bad(first)
+    def is_last(self, first: DecodingResult) -> bool:
+        """Whether the first result of a window is final."""
+        return len(self._options.temperatures) == 1 or not self.needs_fallback(first)
 
-    def _best(self, answers: list[Answer]) -> Answer:
-        """The last answer if it is good, else the likeliest that does not repeat itself."""
-        if not self.is_bad(answers[-1]):
-            return answers[-1]
-        return max(answers, key=lambda each: (not self._repeats(each), each.avg_logprob))
+    def decode_windows(
+        self, more: Callable[[int], Sequence[Window]], slots: int
+    ) -> Iterator[tuple[Window, DecodingResult]]:
+        """The result of every window, as `decode` gives it, as soon as it is known.
+
+        The decoder must have `fits_slots`.
+
+        Args:
+            more: gives at most this many windows; it is called again when results have been
+                taken, until it has none after the last result.
+            slots: windows that are decoded side by side.
+
+        Raises:
+            NotFinite: NaN or infinity in the logits of a window.
+        """
+        pending: list[tuple[Window, DecodingResult]] = []
+        most, since = max(1, slots // SLOTS_PER_FALLBACK), 0
+
+        def jobs(count: int) -> list[Job]:
+            return [self.job(each.states, each.prompt, each) for each in more(count)]
+
+        while True:
+            has_any = False
+            for finished in self._engine.decode_stream(jobs, slots, max_length=self.max_length):
+                has_any = True
+                window, result = finished.job.tag, self.result(finished)
+                if self.is_last(result):
+                    yield window, result
+                else:
+                    pending.append((window, result))
+                since = since + 1 if pending else 0
+                # Bounds how long the first of them waits.
+                if len(pending) >= most or since >= slots:
+                    yield from self._fall_back(pending)
+                    pending, since = [], 0
+            if not has_any:
+                return
+            # Further windows may depend on these results.
+            yield from self._fall_back(pending)
+            pending, since = [], 0
+
+    def _fall_back(
+        self, pending: Sequence[tuple[Window, DecodingResult]]
+    ) -> Iterator[tuple[Window, DecodingResult]]:
+        if pending:
+            states = torch.stack([window.states for window, _ in pending])
+            prompts = [window.prompt for window, _ in pending]
+            results = self.decode_with_fallback(states, prompts, [first for _, first in pending])
+            for (window, _), result in zip(pending, results, strict=True):
+                yield window, result
+
+    def _best(self, results: list[DecodingResult]) -> DecodingResult:
+        """The last result if it needs no fallback, else the likeliest without repetition."""
+        if not self.needs_fallback(results[-1]):
+            return results[-1]
+        return max(results, key=lambda each: (not self._repeats(each), each.avg_logprob))
+
+    def begin(self, recording: Recording) -> None:
+        """Make the initial prompt of a recording its context.
+
+        Raises:
+            OptionError: the initial prompt contains a special token.
+        """
+        recording.context[:0] = self._prompt_builder.tokens(recording.options.initial_prompt)
+
+    def prompt(self, recording: Recording, language: str, *, is_first: bool) -> list[int]:
+        """The prompt of a window of a recording.
+
+        Args:
+            language: code of the language spoken in the window.
+            is_first: whether it is the first window of its recording.
+
+        Raises:
+            OptionError: as `PromptBuilder.prompt`.
+        """
+        return self._prompt_builder.prompt(
+            recording.options,
+            language,
+            recording.context,
+            is_first=is_first,
+            context_start=recording.context_start,
+        )
+
+    def detect_languages(self, recordings: Sequence[Recording], states: Tensor) -> list[str]:
+        """Detect the language of a window of each recording; note it there, and return its code.
+
+        Args:
+            states: encoder states `[B, S, D]`, one row per recording.
+        """
+        found = self.language_probabilities(states)
+        for recording, probabilities in zip(recordings, found, strict=True):
+            recording.language = next(iter(probabilities))
+            recording.detected.append(probabilities)
+        return [next(iter(probabilities)) for probabilities in found]
 
     def language_probabilities(self, states: Tensor) -> list[dict[str, float]]:
         """Probabilities of all languages in every window, `[B, S, D]`, by code, likeliest first.
@@ -198,34 +452,34 @@ class WindowDecoder:
         indices: Sequence[int],
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
-    ) -> list[_Said]:
-        """What the windows `indices` say, in that order.
+    ) -> list[_DecodedRow]:
+        """Decode the windows `indices`, in that order.
 
         Args:
-            silence: of each, the probability that nobody speaks, if that was told before.
+            silence: of each, the probability that nobody speaks, if it is known.
         """
-        found: dict[int, _Said] = {}
+        found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
-        width = self._search.width(temperature)
+        width = self._requests.width(temperature)
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
-            begin, length = self._vocabulary.answer_begin(prompts[group[0]]), rows.shape[1]
-            watch = self._watch(prompts[group[0]]) if known is None else None
-            request = self._search.request(begin, length, temperature, watch)
+            begin, length = self._vocabulary.sample_begin(prompts[group[0]]), rows.shape[1]
+            probe = self._probe(prompts[group[0]]) if known is None else None
+            request = self._requests.request(begin, length, temperature, probe)
             rows = rows.repeat_interleave(width, dim=0)
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
             if decoded.watched is not None:
                 silent = decoded.watched[::width].tolist()
-            best = self._search.best(decoded, len(group), length)
+            best = self._requests.best(decoded, len(group), length)
             for index, (tokens, total), probability in zip(group, best, silent, strict=True):
-                found[index] = _Said(prompts[index][begin:], tokens, total, probability)
+                found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
 
-    def _watch(self, prompt: Sequence[int]) -> tuple[int, int] | None:
-        """<|nospeech|> where the answer's start is, if that matters."""
-        if not self._watches:
+    def _probe(self, prompt: Sequence[int]) -> tuple[int, int] | None:
+        """<|nospeech|> at <|startoftranscript|>, if its probability is needed."""
+        if not self._probes_no_speech:
             return None
         return self._vocabulary.no_speech, list(prompt).index(self._vocabulary.start)
 
@@ -237,14 +491,14 @@ class WindowDecoder:
             groups[len(prompt), prompt.index(self._vocabulary.start)].append(index)
         return list(groups.values())
 
-    def _answer(self, said: _Said, temperature: float) -> Answer:
-        tokens = (*said.prefix, *said.tokens)
+    def _result(self, row: _DecodedRow, temperature: float) -> DecodingResult:
+        tokens = (*row.prefix, *row.tokens)
         text = self.text(tokens)
-        return Answer(
+        return DecodingResult(
             tokens=tokens,
             text=text,
-            avg_logprob=said.sum_logprobs / (len(said.tokens) + 1),
-            no_speech_prob=said.no_speech_prob,
+            avg_logprob=row.sum_logprobs / (len(row.tokens) + 1),
+            no_speech_prob=row.no_speech_prob,
             compression_ratio=compression_ratio(text),
             temperature=temperature,
         )
@@ -255,19 +509,19 @@ class WindowDecoder:
         text: str = self._tokenizer.decode(plain)
         return text.strip()
 
-    def is_bad(self, answer: Answer) -> bool:
-        """Whether an answer repeats itself or is unlikely, and is not silence."""
-        if self.is_silent(answer):
+    def needs_fallback(self, result: DecodingResult) -> bool:
+        """Whether a result repeats itself or is unlikely, and is not silence."""
+        if self.is_silent(result):
             return False
         least = self._options.logprob_threshold
-        return self._repeats(answer) or (least is not None and answer.avg_logprob < least)
+        return self._repeats(result) or (least is not None and result.avg_logprob < least)
 
-    def _repeats(self, answer: Answer) -> bool:
+    def _repeats(self, result: DecodingResult) -> bool:
         most = self._options.compression_ratio_threshold
-        return most is not None and answer.compression_ratio > most
+        return most is not None and result.compression_ratio > most
 
-    def is_credible(self, answer: Answer) -> bool:
-        """Whether an answer to sound that may be no speech can be believed.
+    def is_credible(self, result: DecodingResult) -> bool:
+        """Whether a result to sound that may be no speech can be believed.
 
         Each threshold alone can refuse it, whereas other windows are silent by two together; those
         that are switched off have their defaults here.
@@ -278,16 +532,16 @@ class WindowDecoder:
         most = usual.no_speech_threshold if most is None else most
         least = options.logprob_threshold
         least = usual.logprob_threshold if least is None else least
-        is_speech = answer.no_speech_prob is None or answer.no_speech_prob <= most
-        is_first = answer.temperature == options.temperatures[0]
-        return is_speech and is_first and answer.avg_logprob >= least and not self._repeats(answer)
+        is_speech = result.no_speech_prob is None or result.no_speech_prob <= most
+        is_first = result.temperature == options.temperatures[0]
+        return is_speech and is_first and result.avg_logprob >= least and not self._repeats(result)
 
-    def is_silent(self, answer: Answer) -> bool:
-        """Whether nobody speaks: the model says so, and its words are unlikely."""
+    def is_silent(self, result: DecodingResult) -> bool:
+        """Whether the window is silence: by its probability, and its tokens are unlikely."""
         bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
-        if bound is None or answer.no_speech_prob is None or answer.no_speech_prob <= bound:
+        if bound is None or result.no_speech_prob is None or result.no_speech_prob <= bound:
             return False
-        return least is None or answer.avg_logprob < least
+        return least is None or result.avg_logprob < least
 
 
 def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""When each word of a window was said: `WordAligner` gives segments their words.
+"""Word timestamps: `WordAligner` gives the segments of a window their words with times.
 
-The decoder hears the text of a whole window once more, without timestamps, and its alignment heads
-tell where each token is (`engine.align`, `engine.warp`); `spelling` makes words of the tokens and
-`timing` fits them to their segments. All as openai-whisper's `word_timestamps`, whatever attention
+The decoder runs over the text of a window once more, without timestamps, and its alignment heads
+show where each token is (`engine.alignment`, `engine.dtw`). Tokens are split into words, which are
+fitted to their segments: punctuation joins its word, and words that are too long shrink, because
+alignment alone extends a word over the pause beside it. The rules and their order are those of
+`add_word_timestamps` in whisper/timing.py of OpenAI, so that the times agree, whatever attention
 the model itself runs on.
 """
 
@@ -10,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.transcribe import word_durations
 from whisper_flash_attention.transcribe.results import Segment, Word
-from whisper_flash_attention.transcribe.word_durations import Span, Timing
-from whisper_flash_attention.transcribe.word_splitting import Speller
+from whisper_flash_attention.transcribe.tokenizer import WordSplitter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +26,143 @@ if TYPE_CHECKING:
 
     from whisper_flash_attention.engine.alignment import Said, TokenTimes
 
+SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
+BEFORE_A_WORD = "\"'“¿([{-"
+AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+# The most that the usual word may last, in seconds; no word should last twice the usual.
+LONGEST_USUAL = 0.7
+# A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
+TOLERANCE = 0.5
+
+
+@dataclass(slots=True)
+class Timing:
+    """A word whose times are being fitted.
+
+    Args:
+        text: with the blank before it; empty once it has joined a neighbour.
+        count: of its tokens.
+        start, end: seconds from the beginning of the window, later of the recording.
+        probability: mean of its tokens' probabilities.
+    """
+
+    text: str
+    count: int
+    start: float
+    end: float
+    probability: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(slots=True)
+class SegmentTimes:
+    """Seconds of a segment whose words are being fitted, and its number of text tokens."""
+
+    start: float
+    end: float
+    count: int
+
+
+def usual_duration(words: Sequence[Timing]) -> float:
+    """The median of durations above zero, at most `LONGEST_USUAL`; 0 without any. In seconds."""
+    durations = [seconds for word in words if (seconds := word.end - word.start)]
+    return min(LONGEST_USUAL, median(durations)) if durations else 0.0
+
+
+def shorten_beside_sentence_ends(words: Sequence[Timing], usual: float) -> None:
+    """Cut sentence ends, and words after them, to twice the usual duration."""
+    longest = 2 * usual
+    for previous, word in pairwise(words):
+        if word.end - word.start > longest:
+            if word.text in SENTENCE_ENDS:
+                word.end = word.start + longest
+            elif previous.text in SENTENCE_ENDS:
+                word.start = word.end - longest
+
+
+def join_punctuation(words: Sequence[Timing]) -> None:
+    """Let punctuation join its word's text and tokens; the word's times and probability stay."""
+    following = len(words) - 1
+    for index in range(len(words) - 2, -1, -1):
+        mark, word = words[index], words[following]
+        if mark.text.startswith(" ") and mark.text.strip() in BEFORE_A_WORD:
+            word.text, word.count = mark.text + word.text, mark.count + word.count
+            mark.text, mark.count = "", 0
+        else:
+            following = index
+    previous = 0
+    for index in range(1, len(words)):
+        word, mark = words[previous], words[index]
+        if not word.text.endswith(" ") and mark.text in AFTER_A_WORD:
+            word.text, word.count = word.text + mark.text, word.count + mark.count
+            mark.text, mark.count = "", 0
+        else:
+            previous = index
+
+
+def deal_out(words: Sequence[Timing], spans: Sequence[SegmentTimes]) -> list[list[Timing]]:
+    """The words of each span: a word is where its first token is."""
+    rest = list(words)[::-1]
+    dealt: list[list[Timing]] = []
+    for span in spans:
+        mine: list[Timing] = []
+        taken = 0
+        while rest and taken < span.count:
+            word = rest.pop()
+            taken += word.count
+            if word.text:
+                mine.append(word)
+        dealt.append(mine)
+    return dealt
+
+
+def fit_to_segment(
+    words: Sequence[Timing], span: SegmentTimes, usual: float, last_speech: float
+) -> None:
+    """Shorten words beside pauses, and let the span begin and end with its words, or they with it.
+
+    Args:
+        words: of this span, in seconds of the recording, one at least.
+        span: changed, too.
+        usual: the usual duration of a word, in seconds.
+        last_speech: where speech ended before this span, in seconds.
+    """
+    _shorten_after_pause(words, usual, last_speech)
+    first, last = words[0], words[-1]
+    if first.start < span.start - TOLERANCE and span.start < first.end:
+        first.start = max(0.0, min(first.end - usual, span.start))
+    else:
+        span.start = first.start
+    if last.start < span.end and span.end + TOLERANCE < last.end:
+        last.end = max(last.start + usual, span.end)
+    else:
+        span.end = last.end
+
+
+def _shorten_after_pause(words: Sequence[Timing], usual: float, last_speech: float) -> None:
+    """Cut the first and the second word after a pause to twice the usual duration."""
+    longest, first = 2 * usual, words[0]
+    if first.end - last_speech <= 4 * usual:
+        return
+    second = words[1] if len(words) > 1 else None
+    both_too_long = second is not None and second.end - first.start > 2 * longest
+    if first.seconds <= longest and not both_too_long:
+        return
+    if second is not None and second.seconds > longest:
+        boundary = max(second.end / 2, second.end - longest)
+        first.end = second.start = boundary
+    first.start = max(0.0, first.end - longest)
+
+
 POSITIONS_PER_SECOND = 50
 
 
 @dataclass(frozen=True)
 class SpokenWindow:
-    """One window of a recording, and what was said in it.
+    """One window of a recording and its segments.
 
     Args:
         states: the encoder's output [S, D] for the window, on the model's device.
@@ -77,7 +210,7 @@ class WordAligner:
     Args:
         model: any Whisper whose weights are plain tensors.
         processor: the processor of the same checkpoint.
-        speller: of its tokenizer, if there is one that has met tokens before.
+        splitter: of its tokenizer, if there is one, whose cache is used.
 
     Raises:
         OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
@@ -88,7 +221,7 @@ class WordAligner:
         self,
         model: WhisperForConditionalGeneration,
         processor: WhisperProcessor,
-        speller: Speller | None = None,
+        splitter: WordSplitter | None = None,
     ) -> None:
         from whisper_flash_attention.engine.alignment import check_heads
         from whisper_flash_attention.engine.weights import collect
@@ -105,7 +238,7 @@ class WordAligner:
         check_heads(self._weights, self._heads)
         self._config: Any = model.generation_config
         self._end = int(processor.tokenizer.eos_token_id)
-        self._speller = speller or Speller(processor.tokenizer)
+        self._splitter = splitter or WordSplitter(processor.tokenizer)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
         """Give the segments of each window their words; windows are aligned together.
@@ -148,7 +281,9 @@ class WordAligner:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
         from whisper_flash_attention.engine.alignment import token_times
 
-        rows = [self._said(window, text) for window, text in zip(windows, texts, strict=True)]
+        rows = [
+            self._alignment_row(window, text) for window, text in zip(windows, texts, strict=True)
+        ]
         # All prompts are of one length.
         first = len(self._prompt(windows[0])) if windows else 0
         times = token_times(self._weights, rows, self._heads, first=first, text_tokens=self._end)
@@ -161,7 +296,7 @@ class WordAligner:
 
         return finish
 
-    def _said(self, window: SpokenWindow, text: Sequence[int]) -> Said:
+    def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
         from whisper_flash_attention.engine.alignment import Said
 
@@ -190,7 +325,7 @@ class WordAligner:
         # Translations are English, which has blanks.
         language = "en" if window.task == "translate" else window.language
         words, index = [], 0
-        for word in self._speller.words(text, language):
+        for word in self._splitter.words(text, language):
             after = index + word.count
             probability = sum(likely[index:after]) / word.count
             words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
@@ -199,19 +334,19 @@ class WordAligner:
 
     def _finish(self, window: SpokenWindow, words: list[Timing]) -> WindowWords:
         """Fit a window's words to its segments."""
-        usual = word_durations.usual_duration(words)
-        word_durations.shorten_beside_sentence_ends(words, usual)
-        word_durations.join_punctuation(words)
+        usual = usual_duration(words)
+        shorten_beside_sentence_ends(words, usual)
+        join_punctuation(words)
         for word in words:
             word.start = round(window.start + word.start, 2)
             word.end = round(window.start + word.end, 2)
-        spans = [Span(each.start, each.end, len(self._text(each))) for each in window.segments]
+        spans = [
+            SegmentTimes(each.start, each.end, len(self._text(each))) for each in window.segments
+        ]
         finished, last_speech, last_word_end = [], window.last_speech, None
-        for segment, span, mine in zip(
-            window.segments, spans, word_durations.deal_out(words, spans), strict=True
-        ):
+        for segment, span, mine in zip(window.segments, spans, deal_out(words, spans), strict=True):
             if mine:
-                word_durations.fit_to_segment(mine, span, usual, last_speech)
+                fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
             finished.append(_segment(segment, span, mine, window.seconds))
@@ -234,21 +369,23 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> tuple[tuple[int, 
     return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
 
 
-def _segment(segment: Segment, span: Span, words: Sequence[Timing], seconds: float) -> Segment:
+def _segment(
+    segment: Segment, span: SegmentTimes, words: Sequence[Timing], seconds: float
+) -> Segment:
     """The segment with its words, nothing of it beyond the recording."""
     if not words:
         return segment
     start, end = _within(span.start, span.end, seconds)
-    spelled = tuple(
+    word = tuple(
         Word(*_within(word.start, word.end, seconds), text, word.probability)
         for word in words
         if (text := word.text.strip())
     )
-    return replace(segment, start=start, end=end, words=spelled)
+    return replace(segment, start=start, end=end, words=word)
 
 
 def _within(start: float, end: float, seconds: float) -> tuple[float, float]:
-    """Times in hundredths of a second, in order, and within a recording of so many seconds."""
+    """Times in hundredths of a second, in order, and within the length of the recording."""
     # Comparisons instead of calls, for this is done for every word.
     start, end = round(start, 2), round(end, 2)
     if end > seconds:

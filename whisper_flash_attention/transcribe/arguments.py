@@ -1,0 +1,224 @@
+"""Keyword arguments of `Transcriber`, checked: the options of each recording, and the batch size.
+
+The batch size is the number of windows that are decoded side by side. "auto" means few on a CPU,
+where a larger batch saves little and costs memory, and on a GPU as many as half of its free memory
+holds, up to what keeps it busy. In sequential mode each window belongs to another recording, which
+is open meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
+
+from whisper_flash_attention import validation as check
+from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
+from whisper_flash_attention.errors import OptionError
+
+# One for all recordings, or one for each.
+Texts = str | None | Sequence[str | None]
+
+DEFAULT_BATCH_SIZE = 16
+# Decoding memory grows with the number of windows; larger batches gain nothing on any device.
+MOST_WINDOWS = 10_000
+
+
+class TranscribeArguments(TypedDict, total=False):
+    """Keyword arguments of the methods of `Transcriber`, all optional.
+
+    The first seven may be given once for all recordings of a call, or as a list or tuple with one
+    value per recording.
+
+    Args:
+        language: name or code of the language spoken; None detects it in the first 30 s.
+        task: "transcribe", or "translate" into English.
+        channel, audio_track: as in `TranscribeOptions`.
+        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there.
+        options: how windows are decoded; None is OpenAI's sequential algorithm with its
+            thresholds and temperatures.
+        batch_size: windows at a time, at most; 1 to 10,000.
+
+    The others are fields of `DecodeOptions`, which override those of `options`.
+    """
+
+    language: Texts
+    task: str | Sequence[str]
+    channel: int | str | Sequence[int | str]
+    audio_track: int | str | Sequence[int | str | None] | None
+    initial_prompt: Texts
+    hotwords: Texts
+    prefix: Texts
+    options: DecodeOptions | None
+    batch_size: int
+    mode: str
+    temperature: float | tuple[float, ...]
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    beam_size: int | None
+    best_of: int | None
+    length_penalty: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: Iterable[int]
+    suppress_blank: bool
+    min_new_tokens: int | None
+    max_new_tokens: int | None
+    without_timestamps: bool
+    max_initial_timestamp: float | None
+    condition_on_previous_text: bool
+    carry_initial_prompt: bool
+    clip_timestamps: Iterable[float]
+    word_timestamps: bool
+    vad_filter: bool | None
+    vad_parameters: VadOptions | Mapping[str, float] | None
+    multilingual: bool
+    hallucination_silence_threshold: float | None
+
+
+TEXTS = ("initial_prompt", "hotwords", "prefix")
+PER_RECORDING = ("language", "task", "channel", "audio_track", *TEXTS)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingOptions(TranscribeOptions):
+    """Options of one recording: what is read of it, its language and task, and its prompts.
+
+    Args:
+        initial_prompt: given to the first window as its context.
+        hotwords: given to every window, before its context.
+        prefix: text that the result of the first window begins with.
+    """
+
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Options of one call.
+
+    Args:
+        decode: how all recordings are decoded.
+        batch_size: windows that are decoded side by side, at most.
+        recordings: options of every recording, in order.
+    """
+
+    decode: DecodeOptions
+    batch_size: int
+    recordings: tuple[RecordingOptions, ...]
+
+    @classmethod
+    def of(cls, arguments: TranscribeArguments, count: int, languages: Collection[str]) -> Self:
+        """Options of a call.
+
+        Args:
+            arguments: keyword arguments as they were given.
+            count: number of recordings.
+            languages: codes of the languages that the model knows.
+
+        Raises:
+            OptionError: an option is unknown or out of range, the number of values is not that of
+                recordings, or the model does not know the language or task.
+        """
+        given: dict[str, Any] = dict(arguments)
+        columns = {name: _column(name, given.pop(name, None), count) for name in PER_RECORDING}
+        batch_size = given.pop("batch_size", DEFAULT_BATCH_SIZE)
+        batch_size = check.whole_number("batch_size", batch_size, least=1, most=MOST_WINDOWS)
+        options = given.pop("options", None)
+        decode = changed(DecodeOptions() if options is None else options, given)
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        recordings = tuple(_recording_options(row, decode, languages) for row in rows)
+        return cls(decode, batch_size, recordings)
+
+
+def _column(name: str, value: Any, count: int) -> Sequence[Any]:
+    """One value per recording."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise OptionError(f"{name} has {len(value)} values for {count} recordings: give one each")
+    return value
+
+
+def _recording_options(
+    row: dict[str, Any], decode: DecodeOptions, languages: Collection[str]
+) -> RecordingOptions:
+    options = RecordingOptions(
+        language=row["language"],
+        task="transcribe" if row["task"] is None else row["task"],
+        channel="mix" if row["channel"] is None else row["channel"],
+        audio_track=row["audio_track"],
+        **{name: _text(name, row, decode) for name in TEXTS},
+    )
+    options.check_model(languages)
+    if decode.multilingual:
+        _check_multilingual(options, languages)
+    return options
+
+
+def _check_multilingual(options: RecordingOptions, languages: Collection[str]) -> None:
+    if set(languages) == {"en"}:
+        raise OptionError(
+            "multilingual needs a multilingual model, and this one is English-only; take one "
+            "without '.en' in its name"
+        )
+    if options.language is not None:
+        raise OptionError(
+            f"multilingual detects the language in every window, but language "
+            f"{options.language!r} is given: give one of the two"
+        )
+
+
+def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
+    common: str | None = getattr(decode, name)
+    return common if row[name] is None else check.text(name, row[name])
+
+
+ON_CPU = 4
+MOST_ON_GPU = {"sequential": 32, "batched": 128}
+PROMPT_TOKENS = 4
+# Of memory that is free once the model is loaded.
+SHARE_OF_FREE = 0.5
+
+
+def parse_batch_size(text: str) -> int | None:
+    """A number of windows, 1 or more; None for "auto".
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise OptionError(f"batch size is {text!r}: give a whole number, 1 or more, or auto")
+    return int(text)
+
+
+def automatic_batch_size(model: Any, mode: str, beams: int = 1) -> int:
+    """Number of windows that fit beside a model on its device.
+
+    Args:
+        model: its device, and its `plan` if it has one, determine how many fit.
+        mode: "sequential" or "batched".
+        beams: per window.
+    """
+    if model.device.type != "cuda" or not hasattr(model, "plan"):
+        return ON_CPU
+    import torch
+
+    held = sum(each.nbytes for each in model.parameters())
+    free, _ = torch.cuda.mem_get_info(model.device)
+    budget = (held + SHARE_OF_FREE * free) / 1e9
+    try:
+        plan = model.plan(
+            memory_gb=budget,
+            max_new_tokens=model.config.max_target_positions - PROMPT_TOKENS,
+            prompt_tokens=PROMPT_TOKENS,
+            num_beams=beams,
+        )
+    except OptionError:  # adapters or hooks, or hardly any memory is left
+        return ON_CPU
+    return int(max(1, min(plan.batch_size, MOST_ON_GPU[mode])))
