@@ -36,7 +36,7 @@ PACKAGES = ("av", "numpy", "safetensors", "silero-vad", "torch", "transformers",
 # The part that needs no PyTorch: what it imports, and its tests. Of Transformers it needs the names
 # of languages only.
 SMALL = (
-    "av>=14,!=17.1.*,!=18.*",
+    "av>=18",
     "fsspec",
     "hypothesis",
     "numpy",
@@ -45,7 +45,7 @@ SMALL = (
     "safetensors",
     "typer",
 )
-SMALL += ("transformers>=5.17,<5.25",)
+SMALL += ("transformers>=5.17,<5.24",)
 SMALL_TESTS = (
     "tests/audio/test_load.py",
     "tests/audio/test_recordings.py",

@@ -14,6 +14,7 @@ from tests.audio.encoding import write_wave
 from whisper_flash_attention.audio import bundled_recordings, load_audio
 from whisper_flash_attention.audio.long_speech import cut as chunks_between
 from whisper_flash_attention.audio.sound import Sound, open_sound
+from whisper_flash_attention.audio.vad import Span
 from whisper_flash_attention.errors import AudioError
 
 
@@ -90,6 +91,6 @@ def test_a_damaged_recording_is_told_of_once(
     with caplog.at_level(logging.WARNING):
         size = sum(block.size for block in found.blocks())
         assert caplog.text.count("is damaged or cut off") == 1
-        [chunk] = chunks_between(found, [(size - 1000, size)])
+        [chunk] = chunks_between(found, [Span(size - 1000, size)])
     assert chunk.samples.size == 1000
     assert caplog.text.count("is damaged or cut off") == 1

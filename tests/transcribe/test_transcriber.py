@@ -198,10 +198,13 @@ def test_a_multilingual_model_hears_which_language_is_spoken(
     assert isinstance(multilingual.model, WhisperFlashAttentionForConditionalGeneration)
     assert {"en", "de", "ja"} < set(multilingual.languages)
     recording = bundled_recordings[4]
-    heard = multilingual.transcribe(recording.path)
-    assert heard.language == "en"
-    assert heard.text == recording.transcript
-    assert multilingual.transcribe(recording.path, language="English") == heard
+    detected = multilingual.transcribe(recording.path)
+    assert detected.language == "en"
+    assert detected.language_probability is not None and detected.language_probability > 0.9
+    assert detected.text == recording.transcript
+    given = multilingual.transcribe(recording.path, language="English")
+    assert given.language_probability is None
+    assert (given.text, given.segments) == (detected.text, detected.segments)
 
 
 @pytest.mark.slow

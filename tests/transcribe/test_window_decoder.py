@@ -159,7 +159,7 @@ def test_text_that_repeats_itself_compresses_well() -> None:
         ({"max_initial_timestamp": 31.0}, "seconds from 0 to 30"),
         ({"min_new_tokens": -1}, "min_new_tokens is -1"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "max_new_tokens 8"),
-        ({"max_new_tokens": 0}, "at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number, 1 to"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
