@@ -28,6 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 SETS = {"newest": "highest", "oldest": "lowest-direct"}
 TESTS = ("tests/audio", "tests/weights", "tests/test_cli.py", "tests/contract")
+NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+# Compiling all of Transformers takes longer than installing it.
+PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile")
 PACKAGES = ("av", "numpy", "safetensors", "silero-vad", "torch", "transformers", "typer")
 
 # The part that needs no PyTorch: what it imports, and its tests. Of Transformers it needs the names
@@ -70,9 +73,11 @@ class Environment:
 
     def run(self, *arguments: str) -> tuple[bool, str]:
         """Run its Python on the repository; whether it succeeded, and all output."""
-        # The suite's own settings, and no package of the calling environment.
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-        variables = kept | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # The suite's own settings, and no package of the calling environment. Packages are
+        # installed without byte code, which is kept beside them where it is first needed.
+        kept = {k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON}
+        variables = kept | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        variables["PYTHONPYCACHEPREFIX"] = str(self.folder / "pycache")
         done = subprocess.run(
             [str(self.executable), *arguments],
             cwd=ROOT,
@@ -118,7 +123,7 @@ def create(environment: Environment, interpreter: str, requirements: list[str]) 
     else:
         commands = [
             [interpreter, "-m", "venv", "--clear", str(environment.folder)],
-            [str(environment.executable), "-m", "pip", "install", "--quiet", *requirements],
+            [str(environment.executable), *PIP_INSTALL, *requirements],
         ]
     output = ""
     for command in commands:
@@ -191,7 +196,7 @@ def try_next_transformers(environment: Environment) -> None:
     installer = (
         [uv, "pip", "install", "--quiet", "--python", str(environment.executable)]
         if uv
-        else [str(environment.executable), "-m", "pip", "install", "--quiet"]
+        else [str(environment.executable), *PIP_INSTALL]
     )
     before = versions(environment)
     started = time.monotonic()
