@@ -135,7 +135,11 @@ def test_parameters_of_the_detector_are_checked() -> None:
         ({"threshold": float("nan")}, "VAD threshold is nan"),
         ({"neg_threshold": 0.7}, "above threshold 0.5"),
         ({"speech_pad_ms": -1}, "VAD speech_pad_ms is -1: give milliseconds"),
-        ({"min_silence_duration_ms": "1"}, "give milliseconds, 0 or more"),
+        ({"speech_pad_ms": 10**5000}, "VAD speech_pad_ms is a int: give milliseconds"),
+        ({"max_speech_duration_s": "5"}, "VAD max_speech_duration_s is '5': give seconds"),
+        ({10**5000: 1}, "no VAD parameter a int; possible"),
+        (10**5000, "vad_parameters is a int: give VadOptions"),
+        ({"min_silence_duration_ms": "1"}, "give milliseconds, 0 to"),
         ({"max_speech_duration_s": 0.1}, "give seconds, 1 or more"),
         (7, "vad_parameters is 7: give VadOptions"),
     ):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from whisper_flash_attention.config import (
     DecodeOptions,
     TranscribeOptions,
+    VadOptions,
     changed,
     parse_audio_track,
     parse_channel,
@@ -190,6 +191,20 @@ def test_any_values_are_options_or_an_option_error(values: dict[str, Any]) -> No
     assert DecodeOptions(**{each.name: getattr(options, each.name) for each in fields(options)})
     assert hash(options) is not None
     assert all(0 <= each <= 2 for each in options.temperatures)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fixed_dictionaries({}, optional={each.name: ANYTHING for each in fields(VadOptions)}))
+def test_any_parameters_are_those_of_the_detector_or_an_option_error(
+    values: dict[str, Any],
+) -> None:
+    try:
+        options = VadOptions(**values)
+    except OptionError as error:
+        assert len(str(error)) < 500
+        return
+    assert 0 < options.threshold <= 1
+    assert hash(options) is not None
 
 
 @settings(max_examples=200, deadline=None)

@@ -174,6 +174,10 @@ def _temperatures(given: Any) -> float | tuple[float, ...]:
     return tuple(check.number("temperature", each, expected, least=0, most=2) for each in found)
 
 
+# Of a day: no pause or stretch of speech is longer.
+MOST_MILLISECONDS = 86_400_000
+
+
 @dataclass(frozen=True, slots=True)
 class VadOptions:
     """Parameters of the voice activity detector; the names are faster-whisper's.
@@ -203,23 +207,26 @@ class VadOptions:
     speech_pad_ms: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "neg_threshold"):
+        def keep(name: str, expected: str, **bounds: float) -> None:
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 < value < 1):
-                raise OptionError(f"VAD {name} is {value!r}: give a probability between 0 and 1")
+            found = check.optional(check.number, f"VAD {name}", value, expected, **bounds)
+            object.__setattr__(self, name, value if type(value) is int else found)
+
+        if self.threshold is None:
+            raise OptionError("VAD threshold is None: give a probability between 0 and 1")
+        for name in ("threshold", "neg_threshold"):
+            keep(name, "a probability between 0 and 1", above=0, most=1)
         if self.neg_threshold is not None and self.neg_threshold > self.threshold:
             raise OptionError(
                 f"VAD neg_threshold is {self.neg_threshold!r}, above threshold "
                 f"{self.threshold!r}: give a lower one"
             )
         for name in ("min_speech_duration_ms", "min_silence_duration_ms", "speech_pad_ms"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
-                raise OptionError(f"VAD {name} is {value!r}: give milliseconds, 0 or more")
-        longest = self.max_speech_duration_s
+            keep(name, f"milliseconds, 0 to {MOST_MILLISECONDS}", least=0, most=MOST_MILLISECONDS)
+        if self.min_speech_duration_ms is None:
+            raise OptionError("VAD min_speech_duration_ms is None: give milliseconds, 0 or more")
         # Cutting needs some room for the padding on both sides.
-        if longest is not None and not (_is_number(longest) and longest >= 1):
-            raise OptionError(f"VAD max_speech_duration_s is {longest!r}: give seconds, 1 or more")
+        keep("max_speech_duration_s", "seconds, 1 or more", least=1)
 
 
 def vad_options(given: object) -> VadOptions | None:
@@ -233,16 +240,15 @@ def vad_options(given: object) -> VadOptions | None:
     known = [field.name for field in fields(VadOptions)]
     if not isinstance(given, Mapping):
         raise OptionError(
-            f"vad_parameters is {given!r}: give VadOptions, or a mapping of {', '.join(known)}"
+            f"vad_parameters is {check.shown(given)}: give VadOptions, or a mapping of "
+            f"{', '.join(known)}"
         )
     for name in given:
         if name not in known:
-            raise OptionError(f"there is no VAD parameter {name!r}; possible: {', '.join(known)}")
+            raise OptionError(
+                f"there is no VAD parameter {check.shown(name)}; possible: {', '.join(known)}"
+            )
     return VadOptions(**given)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)
