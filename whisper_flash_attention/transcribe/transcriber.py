@@ -245,7 +245,8 @@ class Transcriber:
         options = CallOptions.of(arguments, len(audios), self.languages)
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
-        opened = _open_all(audios, options, groups, progress.report)
+        # Sums over all recordings are for callers alone.
+        opened = _open_all(audios, options, groups, progress.report if on_progress else None)
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
