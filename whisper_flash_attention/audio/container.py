@@ -14,6 +14,7 @@ import io
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -262,6 +263,8 @@ def _chunks_of_pipe(path: Path, stop: threading.Event | None) -> Iterator[bytes]
                 has_begun, deadline = True, time.monotonic() + PIPE_SECONDS
             elif chunk is not None and has_begun:
                 return
+            elif chunk is not None and _had_writer(descriptor):
+                has_begun = True  # and is read once more: it may have written since
             elif time.monotonic() > deadline:
                 raise AudioError(
                     f"{printable(path)}: is a named pipe through which nothing came for "
@@ -271,6 +274,15 @@ def _chunks_of_pipe(path: Path, stop: threading.Event | None) -> Iterator[bytes]
                 _wait(descriptor, has_writer=chunk is None)
     finally:
         os.close(descriptor)
+
+
+def _had_writer(descriptor: int) -> bool:
+    """Whether a writer has come and gone; only Linux tells of one that wrote nothing."""
+    if sys.platform != "linux":
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _wait(descriptor: int, *, has_writer: bool) -> None:

@@ -80,7 +80,7 @@ class AudioTrack:
         parts += [repr(self.title)] * (self.title is not None)
         parts += [f"{self.channels} channel{'' if self.channels == 1 else 's'} ({self.layout})"]
         parts += [f"{self.rate} Hz"]
-        parts += [f"{self.seconds:.1f} s"] * (self.seconds is not None)
+        parts += [] if self.seconds is None else [f"{self.seconds:.1f} s"]
         parts += ["default"] * self.default
         return ", ".join(parts)
 
