@@ -245,6 +245,12 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
     assert not out.exists()
 
 
+def test_a_cluster_is_checked() -> None:
+    for options in ({"address": 1}, {"gpus_per_worker": "1"}, {"gpus_per_worker": np.zeros(2)}):
+        with pytest.raises(OptionError, match="give"):
+            Cluster(**options)  # type: ignore[arg-type]
+
+
 def test_a_model_that_is_not_there_ends_the_run(archive: Path, out: Path) -> None:
     asked = Asked(TranscribeOptions("fr"))
     with pytest.raises(OptionError, match="does not know language 'fr'"):

@@ -58,7 +58,9 @@ def names(folder: Path) -> dict[str, Case]:
             if rng.random() < 0.2:
                 outside = os.path.join(place, any_name(rng).replace("/", "_").lstrip("."))
             arguments += ["-o", outside] if rng.random() < 0.9 else ["--json-lines"]
-            return run_command(["transcribe", *arguments, "--batch-size", "2"])
+            return run_command(
+                ["transcribe", *arguments, "--max-new-tokens", "2", "--temperature", "0"]
+            )
 
     def manifest(rng: random.Random) -> bytes:
         rows, ids = [], []

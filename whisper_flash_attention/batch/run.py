@@ -47,6 +47,13 @@ class Cluster:
     address: str | None = None
     gpus_per_worker: float | None = None
 
+    def __post_init__(self) -> None:
+        check.optional(check.text, "address", self.address)
+        share = check.optional(
+            check.number, "gpus_per_worker", self.gpus_per_worker, "a number, 0 or more", least=0
+        )
+        object.__setattr__(self, "gpus_per_worker", share)
+
 
 def run_batch(
     source: str | Path,
