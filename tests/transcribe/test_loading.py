@@ -12,7 +12,7 @@ from whisper_flash_attention.transcribe.loading import check_attention, explaine
 from whisper_flash_attention.weights import load_processor
 
 
-def test_a_model_that_the_hub_cannot_give_is_one_line_that_says_what_to_do() -> None:
+def test_a_model_that_the_hub_cannot_give_is_one_line_with_a_remedy() -> None:
     with pytest.raises(WeightsError) as caught:
         load("nobody/nothing")
     message = str(caught.value)
