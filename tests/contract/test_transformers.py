@@ -25,7 +25,9 @@ def test_every_private_name_has_the_parameters_we_use() -> None:
 def test_a_lost_parameter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(self: object) -> None: ...
 
-    monkeypatch.setitem(compat.PROMISES, "somewhere.changed", (changed, ("self", "gone")))
+    monkeypatch.setitem(
+        compat.REQUIRED_PARAMETERS, "somewhere.changed", (changed, ("self", "gone"))
+    )
     with pytest.raises(IncompatibleTransformers, match=r"somewhere\.changed has no parameter gone"):
         compat.check()
 

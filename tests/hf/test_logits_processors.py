@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from whisper_flash_attention.engine import logits_processors
-from whisper_flash_attention.hf import Handover, Reason, compat
+from whisper_flash_attention.hf import compat
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 from whisper_flash_attention.hf.logits_processors import (
     translate,
     translate_limits,
@@ -72,28 +73,28 @@ def test_a_subclass_is_not_its_parent() -> None:
     class Hotter(compat.TemperatureLogitsWarper):
         pass
 
-    assert translate_rules([Hotter(2.0)]) == Handover(Reason.PROCESSOR, "Hotter")
+    assert translate_rules([Hotter(2.0)]) == Fallback(FallbackReason.PROCESSOR, "Hotter")
 
 
-def test_a_grammar_that_makes_no_sense_is_handed_over() -> None:
+def test_a_grammar_that_makes_no_sense_falls_back() -> None:
     strange = SimpleNamespace(
         no_timestamps_token_id=20, eos_token_id=40, bos_token_id=40, max_initial_timestamp_index=5
     )
     found = translate_rules([compat.WhisperTimeStampLogitsProcessor(strange, begin_index=3)])
-    assert isinstance(found, Handover)
-    assert "WhisperTimeStampLogitsProcessor" in found.found
+    assert isinstance(found, Fallback)
+    assert "WhisperTimeStampLogitsProcessor" in found.detail
 
 
 def test_criteria_become_limits() -> None:
     lengths = [compat.MaxLengthCriteria(9), compat.MaxLengthCriteria(7)]
     assert translate_limits([*lengths, compat.EosTokenCriteria([5, 6])]) == (7, (5, 6))
     assert translate_limits(lengths) == (7, ())
-    assert translate_limits([]) == Handover(Reason.CRITERION, "no largest length")
+    assert translate_limits([]) == Fallback(FallbackReason.CRITERION, "no largest length")
 
     class Longer(compat.MaxLengthCriteria):
         pass
 
-    assert translate_limits([Longer(9)]) == Handover(Reason.CRITERION, "Longer")
+    assert translate_limits([Longer(9)]) == Fallback(FallbackReason.CRITERION, "Longer")
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
@@ -106,6 +107,6 @@ def test_scores_are_wanted_in_a_dictionary_only(dictionary: bool) -> None:
         _pad_token_tensor=torch.tensor(3),
     )
     request = translate([], [compat.MaxLengthCriteria(9)], config, cross_attention="absorbed")
-    assert not isinstance(request, Handover)
+    assert not isinstance(request, Fallback)
     assert (request.want_scores, request.want_logits, request.sample) == (dictionary, False, True)
     assert (request.pad, request.max_length, request.cross_attention) == (3, 9, "absorbed")
