@@ -18,7 +18,7 @@ from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 DTYPES = tuple(TOLERANCE)
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 
 Loads = Literal["pointers", "descriptors"]
@@ -99,7 +99,7 @@ def skip_what_the_interpreter_cannot(dtype: torch.dtype) -> None:
 
 
 @LOADS
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize(
     ("batch", "length", "heads"),
@@ -263,7 +263,7 @@ def test_compiled_kernels_need_a_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlap", list(Overlap), ids=lambda overlap: overlap.name)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [(1, 6), (1, 20), (4, 16), (8, 20)])
 def test_an_encoder_as_chosen(
     batch: int, heads: int, dtype: torch.dtype, fused: bool, overlap: Overlap

@@ -1,4 +1,4 @@
-"""Step after step, `logits` and `pick` choose what `Rules` and `argmax` choose."""
+"""Step by step, `logits` and `greedy_sample` choose what the logits processors and `argmax` do."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from whisper_flash_attention.engine import logits_processors
 from whisper_flash_attention.engine.logits_processors import (
     History,
+    LogitsProcessor,
+    LogitsProcessors,
     MinLength,
-    Rule,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Timestamps,
 )
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.kernels import greedy_sample as kernel
-from whisper_flash_attention.kernels.greedy_sample import pick
+from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.logits import Config, Partials, logits
 
 VOCABULARY, STAMPS, EOS, PAD = 128, 70, 50, 51
@@ -30,28 +30,30 @@ DOT = Config("dot", 16, 64, 128, 4, 2)
 VARIANTS = pytest.mark.parametrize("config", [GEMV, DOT], ids=["gemv", "dot"])
 
 
-def make_rules(begin: int, *, grammar: bool = True, least: int = 0, detect: bool = True) -> Rules:
-    chain: list[Rule] = [
+def make_rules(
+    begin: int, *, grammar: bool = True, least: int = 0, detect: bool = True
+) -> LogitsProcessors:
+    chain: list[LogitsProcessor] = [
         MinLength(least, (EOS,)),
         SuppressAtBegin((7, EOS), begin),
         Suppress((*range(EOS + 1, STAMPS - 1), 20)),
     ]
     if grammar:
         chain.append(Timestamps(STAMPS, begin, EOS, STAMPS - 1, 20, detect))
-    return Rules(tuple(chain))
+    return LogitsProcessors(tuple(chain))
 
 
 class Slots:
     """A model whose logits are given: x picks a column of the table [V, D], one per call.
 
-    Every step is done by the kernels and by `Rules`, and everything they leave is compared.
+    Every step runs in the kernels and in `LogitsProcessors`; all results are compared.
     """
 
     def __init__(
         self,
         device: torch.device,
         prompts: list[list[int]],
-        rules: list[Rules],
+        rules: list[LogitsProcessors],
         max_length: list[int],
         config: Config = GEMV,
         dtype: torch.dtype = torch.float32,
@@ -77,15 +79,15 @@ class Slots:
         self.failed = torch.zeros(slots, dtype=torch.bool, device=device)
         self.sums = torch.zeros(slots, device=device)
         self.x = torch.full((slots, WIDTH), math.nan, device=device, dtype=dtype)
-        fused = [rule.fused for rule in rules]
-        self.fused = [one for one in fused if one is not None]
-        assert len(self.fused) == slots
-        self.flags = self.fused[0].flags(VOCABULARY, (EOS,), device)
+        fused = [rule.kernel_processors for rule in rules]
+        self.kernel_processors = [one for one in fused if one is not None]
+        assert len(self.kernel_processors) == slots
+        self.flags = self.kernel_processors[0].flags(VOCABULARY, (EOS,), device)
         self.limits = torch.cat([self.limit(slot) for slot in range(slots)])
         self.settings = torch.tensor(
             [
                 one.settings(VOCABULARY, length)
-                for one, length in zip(self.fused, max_length, strict=True)
+                for one, length in zip(self.kernel_processors, max_length, strict=True)
             ],
             dtype=torch.int32,
             device=device,
@@ -96,7 +98,7 @@ class Slots:
         return History(tokens, tokens.shape[1])
 
     def limit(self, slot: int) -> torch.Tensor:
-        return self.fused[slot].limits(self.history(slot), VOCABULARY)
+        return self.kernel_processors[slot].limits(self.history(slot), VOCABULARY)
 
     def step(self, scores: torch.Tensor, tokens_per_slot: int = 1) -> None:
         """One step with these logits [B, V]."""
@@ -121,7 +123,7 @@ class Slots:
             self.follow(slot, table[:, slot].float()[None])
         self.check()
 
-    def pick(self, tokens_per_slot: int = 1, **changes: Any) -> None:
+    def greedy_sample(self, tokens_per_slot: int = 1, **changes: Any) -> None:
         arguments: dict[str, Any] = {
             "tokens": self.tokens,
             "output": self.output,
@@ -135,7 +137,7 @@ class Slots:
             "pad": PAD,
             "tokens_per_slot": tokens_per_slot,
         }
-        pick(self.partials, self.flags, self.limits, self.settings, **arguments | changes)
+        greedy_sample(self.partials, self.flags, self.limits, self.settings, **arguments | changes)
 
     def follow(self, slot: int, scores: torch.Tensor) -> None:
         """Take the step for one slot in plain PyTorch."""
@@ -224,7 +226,7 @@ def test_answers_reach_every_state_of_the_grammar(device: torch.device) -> None:
 def test_a_special_token_after_an_opening_timestamp(device: torch.device) -> None:
     """Rare, but allowed if it is not suppressed; the timestamp may not be repeated after it."""
     grammar = Timestamps(STAMPS, 1, EOS, STAMPS - 1)
-    slots = Slots(device, [[1]], [Rules((grammar,))], [9])
+    slots = Slots(device, [[1]], [LogitsProcessors((grammar,))], [9])
     for token in (STAMPS + 3, 9, STAMPS + 4, EOS + 5, STAMPS + 4):
         scores = torch.zeros(1, VOCABULARY)
         scores[0, token] = 30.0

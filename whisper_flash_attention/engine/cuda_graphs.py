@@ -23,10 +23,10 @@ NON_BLOCKING = 1
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
 # Steps between two looks at whether a decode has ended.
-LOOK_EVERY = 8
+POLL_INTERVAL = 8
 
 
-class Recorder:
+class GraphRecorder:
     """Records passes on one device. They never run at the same time, so that all share one memory.
 
     One stream serves all, too: PyTorch gives cuBLAS 32 MiB for every stream that multiplies.
@@ -63,10 +63,10 @@ class Recorder:
         self._pool = None
 
 
-class Graphs:
+class GraphCache:
     """Recorded passes by name."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: GraphRecorder) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._recorder = recorder
 
@@ -83,7 +83,7 @@ class Graphs:
 def recording(device: torch.device) -> Iterator[None]:
     """Launch on the stream of recordings what goes on after what was launched so far, and before
     what is launched afterwards."""
-    stream, current = recording_stream(device), torch.cuda.current_stream(device)
+    stream, current = capture_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     try:
         with torch.cuda.stream(stream):
@@ -93,13 +93,13 @@ def recording(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def recording_stream(device: torch.device) -> torch.cuda.Stream:
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device on which passes are recorded."""
     return _new_stream(device)
 
 
 @cache
-def copying_stream(device: torch.device) -> torch.cuda.Stream:
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of a device on which samples arrive beside what is computed."""
     return _new_stream(device)
 
@@ -149,7 +149,7 @@ def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     return arrived
 
 
-class Look:
+class CompletionPoll:
     """Whether all of `flags` (bool) hold, as of some steps ago: the host does not wait for a GPU.
 
     On a CPU the answer is the present one.
@@ -160,7 +160,7 @@ class Look:
         self._answer = torch.zeros((), dtype=torch.bool, pin_memory=flags.is_cuda)
         self._event: torch.cuda.Event | None = None
 
-    def all_hold(self, *, wait: bool = False) -> bool:
+    def all_true(self, *, wait: bool = False) -> bool:
         """Read the last copy if it has arrived, and ask for another.
 
         Args:

@@ -129,7 +129,7 @@ def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 LEAST_CAPABILITY = (8, 0)
 # Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
 TENSOR_DESCRIPTORS = (9, 0)
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
@@ -162,12 +162,12 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the encoder runs on Triton kernels with weights of this device and dtype."""
-    if dtype not in HALVES or not has_kernels(device):
+    if dtype not in HALF_DTYPES or not has_kernels(device):
         return False
     return torch.cuda.get_device_capability(device) >= TENSOR_DESCRIPTORS
 
 
-def runs_on(device: torch.device) -> str:
+def backend_name(device: torch.device) -> str:
     """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
     return "PyTorch" if why_no_kernels(device) else "Triton kernels"
 
@@ -277,7 +277,7 @@ def slots_layout(
     return make_layout(weights, sizes, absorbed=is_absorbed(sizes, form))
 
 
-def entry_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
+def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
     """The layout in which prompts of up to `prompt` tokens run before their rows go into `slots`.
 
     There is room for the prompt and two tokens more, for a row that is full has ended.

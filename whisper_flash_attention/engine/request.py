@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from whisper_flash_attention.engine.logits_processors import Rules
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.errors import OptionError
 
 CROSS_ATTENTION = ("auto", "projected", "absorbed")
@@ -59,7 +59,7 @@ class Request:
         on_token: called with the new tokens [B] of every step; slows the decode down.
     """
 
-    rules: Rules
+    processors: LogitsProcessors
     max_length: int
     eos: tuple[int, ...]
     pad: int
@@ -69,7 +69,7 @@ class Request:
     want_scores: bool = False
     want_logits: bool = False
     want_logprobs: bool = False
-    watch: tuple[int, int] | None = None
+    probe: tuple[int, int] | None = None
     cross_attention: str = "auto"
     on_token: Callable[[torch.Tensor], None] | None = field(default=None, compare=False)
 
@@ -82,11 +82,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodeOutput:
     """The tokens of every row, [B, L] int64: prompt, answer, end, padding.
 
     `scores` and `logits` hold a float32 tensor [B, V] per step where they were asked for,
-    `sum_logprobs` and `watched` (a probability) a float32 number per row [B]. A search by beams
+    `sum_logprobs` and `probe_probability` one float32 number per row [B]. A beam search
     also gives, for every token of the answers, the row of the beam that it extended, int32 [B, N]
     with -1 behind the end; the answers' scores [B] float32; and the tokens of the beams that were
     still running at the end.
@@ -96,7 +96,7 @@ class Decoded:
     scores: tuple[torch.Tensor, ...] | None = None
     logits: tuple[torch.Tensor, ...] | None = None
     sum_logprobs: torch.Tensor | None = None
-    watched: torch.Tensor | None = None
+    probe_probability: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
     sequences_scores: torch.Tensor | None = None
     running: torch.Tensor | None = None
@@ -105,7 +105,7 @@ class Decoded:
 def stays_on_device(request: Request) -> bool:
     """Whether the kernels can choose this request's tokens."""
     return (
-        request.rules.fused is not None
+        request.processors.kernel_processors is not None
         and not request.sample
         and request.beams is None
         and not request.want_scores

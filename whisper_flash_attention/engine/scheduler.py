@@ -1,8 +1,8 @@
 """Many clips through few slots: a row that ends makes room for the next clip, others go on.
 
-A slot is a row of the batch, with a prompt, a position and lengths of its own. `serve` keeps the
-slots busy; how a pass over them is made is the business of `plain_slots` (PyTorch, everywhere) and
-`device_slots` (kernels and recordings), which are its `Rows`.
+A slot is a row of the batch, with a prompt, a position and lengths of its own. `run_slots`
+keeps the slots busy; `torch_slots` (PyTorch, every device) and `cuda_slots` (kernels and CUDA
+graphs) implement its `Slots` protocol.
 
 Clips are asked for when slots are free and not before, so that the encoder runs for the next ones
 while the states of few are held.
@@ -22,7 +22,7 @@ from whisper_flash_attention.errors import NotFinite, OptionError
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class DecodeJob:
     """A clip to be decoded.
 
     Args:
@@ -40,46 +40,46 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedJob:
     """What a clip says.
 
     Args:
         job: whose answer it is.
         tokens: without the prompt; the end is the last, if it came before the maximum length.
         sum_logprob: of these tokens, under the scores after the rules.
-        watched: how likely the watched token was (`Request.watch`).
+        probe_probability: probability of the token of `Request.probe`.
     """
 
-    job: Job
+    job: DecodeJob
     tokens: tuple[int, ...]
     sum_logprob: float
-    watched: float | None = None
+    probe_probability: float | None = None
 
 
-class Rows(Protocol):
+class Slots(Protocol):
     """The slots of a stream, and the passes over them."""
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
         """Run the prompts of jobs, of which there are at most as many as free slots."""
 
-    def go_on(self) -> list[Finished]:
-        """Decode a few more tokens; what has ended, whose slots are free now.
+    def advance_all(self) -> list[FinishedJob]:
+        """Decode a few more tokens; what has finished, whose slots are free now.
 
         Raises:
             NotFinite: NaN or infinity in the logits of a job.
         """
 
 
-def serve(
-    jobs: Sequence[Job],
-    more: Callable[[int], Sequence[Job]],
-    rows: Rows,
+def run_slots(
+    jobs: Sequence[DecodeJob],
+    more: Callable[[int], Sequence[DecodeJob]],
+    rows: Slots,
     *,
     slots: int,
     refill: int,
-    check: Callable[[Job], None],
-    turn: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[Finished]:
+    check: Callable[[DecodeJob], None],
+    exclusive: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[FinishedJob]:
     """Decode `jobs` and what `more` gives, and give answers as they are done.
 
     Args:
@@ -90,35 +90,35 @@ def serve(
             a pass of its own that the other slots wait for, so that on a GPU a few clips are
             started together.
         check: raises an error if a job does not belong into this stream.
-        turn: entered for every use of the device.
+        exclusive: entered for every use of the device.
     """
     busy = 0
     while True:
         for job in jobs:
             check(job)
         if jobs:
-            with turn():
+            with exclusive():
                 rows.start(jobs)
             busy += len(jobs)
         if not busy:
             return
-        with turn():
-            ended = rows.go_on()
-        busy -= len(ended)
-        yield from ended
+        with exclusive():
+            finished = rows.advance_all()
+        busy -= len(finished)
+        yield from finished
         free = slots - busy
         jobs = more(free) if free >= refill or not busy else ()
 
 
-class Checks:
+class StreamChecker:
     """What all jobs of a stream must have in common with the first."""
 
-    def __init__(self, first: Job, max_length: int) -> None:
+    def __init__(self, first: DecodeJob, max_length: int) -> None:
         self._max_length = max_length
         self._shape = first.states.shape
-        self._kind = _kind(first.request)
+        self._key = _stream_key(first.request)
 
-    def __call__(self, job: Job) -> None:
+    def __call__(self, job: DecodeJob) -> None:
         """Raise `OptionError` if a job does not fit."""
         length, most = len(job.prompt), min(job.request.max_length, self._max_length)
         if not 0 < length < most:
@@ -131,27 +131,33 @@ class Checks:
             raise OptionError(
                 f"states {list(job.states.shape)} do not go with states {list(self._shape)}"
             )
-        if _kind(job.request) != self._kind:
+        if _stream_key(job.request) != self._key:
             raise OptionError("the requests of a stream must differ in their lengths alone")
 
 
-def _kind(request: Request) -> tuple[object, ...]:
+def _stream_key(request: Request) -> tuple[object, ...]:
     """What the requests of a stream have in common.
 
     Raises:
         OptionError: its tokens cannot be chosen in slots.
     """
-    rules = request.rules.fused
-    if rules is None or not stays_on_device(request):
+    processors = request.processors.kernel_processors
+    if processors is None or not stays_on_device(request):
         raise OptionError(
             "slots decode greedily under rules that the kernels know, and keep no scores"
         )
-    watched = None if request.watch is None else request.watch[0]
+    probe_token = None if request.probe is None else request.probe[0]
     form = request.cross_attention
-    return (rules.kind(request.eos), request.pad, request.want_logprobs, watched, form)
+    return (
+        processors.token_bits(request.eos),
+        request.pad,
+        request.want_logprobs,
+        probe_token,
+        form,
+    )
 
 
-def not_finite(jobs: Sequence[Job]) -> NotFinite:
+def not_finite(jobs: Sequence[DecodeJob]) -> NotFinite:
     """The error of jobs whose logits hold NaN or infinity."""
     names = ", ".join(str(job.tag) for job in jobs[:8])
     return NotFinite(
@@ -160,15 +166,19 @@ def not_finite(jobs: Sequence[Job]) -> NotFinite:
     )
 
 
-def answer_of(job: Job, row: list[int], sum_logprob: float, watched: float | None) -> Finished:
+def finish_job(
+    job: DecodeJob, row: list[int], sum_logprob: float, probe_probability: float | None
+) -> FinishedJob:
     """The answer in a row of tokens, behind the prompt; padding follows its end."""
     answer = row[len(job.prompt) : job.request.max_length]
     ends = [answer.index(end) for end in job.request.eos if end in answer]
     said = answer[: min(ends) + 1] if ends else answer
-    return Finished(job, tuple(said), sum_logprob, watched if job.request.watch else None)
+    return FinishedJob(
+        job, tuple(said), sum_logprob, probe_probability if job.request.probe else None
+    )
 
 
-def by_request(jobs: Sequence[Job]) -> dict[Request, list[int]]:
+def group_by_request(jobs: Sequence[DecodeJob]) -> dict[Request, list[int]]:
     """Which of the jobs have the same request."""
     found: dict[Request, list[int]] = {}
     for index, job in enumerate(jobs):

@@ -14,12 +14,12 @@ from whisper_flash_attention.engine import torch_decoder
 from whisper_flash_attention.engine.kv_cache import DecodeState
 from whisper_flash_attention.engine.layout import length_bucket
 from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.sampling import pick
+from whisper_flash_attention.engine.sampling import sample_token
 from whisper_flash_attention.engine.scheduler import (
-    Finished,
-    Job,
-    answer_of,
-    by_request,
+    DecodeJob,
+    FinishedJob,
+    finish_job,
+    group_by_request,
     not_finite,
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
@@ -32,16 +32,16 @@ MOST_STEPS = 8
 class _Row:
     """A job in a slot: tokens so far, the prompt's included, and whether that is all.
 
-    `watched` is the probability that was asked for.
+    `probe_probability` is the probability that was asked for.
     """
 
-    job: Job
+    job: DecodeJob
     length: int
-    watched: float | None = None
+    probe_probability: float | None = None
     has_ended: bool = False
 
 
-class PlainSlots:
+class TorchSlots:
     """Slots whose passes are PyTorch's operations."""
 
     def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
@@ -49,33 +49,33 @@ class PlainSlots:
         self._state = state
         self._rows: list[_Row | None] = []
         # Positions below this hold finite numbers in all slots, for rows that end before see them.
-        self._clean = 0
+        self._zeroed = 0
 
-    def start(self, jobs: Sequence[Job]) -> None:
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
         """Run the prompts of jobs, in gaps first."""
         gaps = [slot for slot, row in enumerate(self._rows) if row is None][: len(jobs)]
         end = len(self._rows)
         slots = [*gaps, *range(end, end + len(jobs) - len(gaps))]
         self._rows += [None] * (len(jobs) - len(gaps))
-        for begin, length in _runs(slots):
+        for begin, length in _contiguous_runs(slots):
             part, jobs = jobs[:length], jobs[length:]
-            self._enter(part, begin)
+            self._admit(part, begin)
 
-    def go_on(self) -> list[Finished]:
+    def advance_all(self) -> list[FinishedJob]:
         """A few steps, until some row ends."""
         for _ in range(MOST_STEPS):
-            ended = self._leave()
+            ended = self._collect_finished()
             if ended:
                 return ended
             self._close_gaps()
             self._step()
-        return self._leave()
+        return self._collect_finished()
 
-    def _enter(self, jobs: Sequence[Job], begin: int) -> None:
+    def _admit(self, jobs: Sequence[DecodeJob], begin: int) -> None:
         """Run prompts in slots that lie side by side."""
         weights, device = self._weights, self._state.tokens.device
         longest = max(len(job.prompt) for job in jobs)
-        self._make_clean(longest)
+        self._zero_cache(longest)
         state = self._state.rows(begin, begin + len(jobs))
         prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
         for row, job in enumerate(jobs):
@@ -84,25 +84,26 @@ class PlainSlots:
         state.sum_logprobs.zero_()
         torch_decoder.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
         x = torch_decoder.forward(weights, state, prompt.to(device), 0)
-        watched = self._look_at(jobs, x)
+        probe_probabilities = self._read_probe(jobs, x)
         self._rows[begin : begin + len(jobs)] = [
-            _Row(job, len(job.prompt), chance) for job, chance in zip(jobs, watched, strict=True)
+            _Row(job, len(job.prompt), probability)
+            for job, probability in zip(jobs, probe_probabilities, strict=True)
         ]
         lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
         self._choose(
             begin, len(jobs), torch_decoder.logits(weights, torch_decoder.rows_at(x, lasts))
         )
 
-    def _look_at(self, jobs: Sequence[Job], x: torch.Tensor) -> Sequence[float | None]:
+    def _read_probe(self, jobs: Sequence[DecodeJob], x: torch.Tensor) -> Sequence[float | None]:
         """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
-        watches = [job.request.watch for job in jobs if job.request.watch is not None]
-        if not watches:
+        probes = [job.request.probe for job in jobs if job.request.probe is not None]
+        if not probes:
             return [None] * len(jobs)
-        places = torch.tensor([place for _, place in watches], device=x.device)
-        chances = torch_decoder.probability(
-            self._weights, torch_decoder.rows_at(x, places), watches[0][0]
+        positions = torch.tensor([position for _, position in probes], device=x.device)
+        probabilities = torch_decoder.probability(
+            self._weights, torch_decoder.rows_at(x, positions), probes[0][0]
         )
-        found: list[float] = chances.tolist()
+        found: list[float] = probabilities.tolist()
         return found
 
     def _step(self) -> None:
@@ -110,13 +111,14 @@ class PlainSlots:
         rows = [row for row in self._rows if row is not None]
         if not rows:
             return
-        positions = [row.length - 1 for row in rows]
-        first, device = positions[0], self._state.tokens.device
-        self._make_clean(max(positions) + 1)
+        last = [row.length - 1 for row in rows]
+        device = self._state.tokens.device
+        self._zero_cache(max(last) + 1)
         state = self._state.rows(0, len(rows))
-        is_even = all(each == first for each in positions)
-        places = first if is_even else torch_decoder.Places.of(positions, device)
-        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], places)
+        positions: int | torch_decoder.TokenPositions = last[0]
+        if any(position != last[0] for position in last):
+            positions = torch_decoder.TokenPositions.of(last, device)
+        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], positions)
         self._choose(0, len(rows), torch_decoder.logits(self._weights, x[:, -1]))
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
@@ -127,34 +129,34 @@ class PlainSlots:
         if any(bad):
             raise not_finite([job for job, is_bad in zip(jobs, bad, strict=True) if is_bad])
         state = self._state.rows(begin, begin + count)
-        for request, members in by_request(jobs).items():
+        for request, members in group_by_request(jobs).items():
             whole = len(members) == count
             at = torch.tensor(members, device=logits.device)
             scores = logits if whole else logits[at]
             lengths = torch.tensor([rows[each].length for each in members], device=logits.device)
-            is_even = all(rows[each].length == rows[members[0]].length for each in members)
-            length = rows[members[0]].length if is_even else lengths
+            same_length = all(rows[each].length == rows[members[0]].length for each in members)
+            length = rows[members[0]].length if same_length else lengths
             output = state.output if whole else state.output[at]
-            scores = request.rules.apply(scores, History(output, length))
-            tokens = pick(scores, sample=False)
+            scores = request.processors.apply(scores, History(output, length))
+            tokens = sample_token(scores, sample=False)
             state.tokens[at] = tokens
             state.output[at, lengths] = tokens
             if request.want_logprobs:
                 logprobs = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])
                 state.sum_logprobs[at] += logprobs[:, 0]
-            for each, token in zip(members, tokens.tolist(), strict=True):
-                row = rows[each]
+            for member, token in zip(members, tokens.tolist(), strict=True):
+                row = rows[member]
                 row.length += 1
                 row.has_ended = token in request.eos or row.length >= request.max_length
 
-    def _leave(self) -> list[Finished]:
+    def _collect_finished(self) -> list[FinishedJob]:
         """Answers of rows that have ended; they leave gaps."""
         state, found = self._state, []
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
                 tokens = state.output[slot, : row.length].tolist()
                 total = float(state.sum_logprobs[slot])
-                found.append(answer_of(row.job, tokens, total, row.watched))
+                found.append(finish_job(row.job, tokens, total, row.probe_probability))
                 self._rows[slot] = None
         return found
 
@@ -168,16 +170,16 @@ class PlainSlots:
             self._rows[gap] = last
             self._state.move(len(self._rows), gap, last.length)
 
-    def _make_clean(self, end: int) -> None:
+    def _zero_cache(self, end: int) -> None:
         """Have finite keys and values in all slots up to position `end`."""
-        if end > self._clean:
-            clean = min(length_bucket(end), self._state.layout.positions)
-            self._state.keys[:, :, :, self._clean : clean].zero_()
-            self._state.values[:, :, :, self._clean : clean].zero_()
-            self._clean = clean
+        if end > self._zeroed:
+            end = min(length_bucket(end), self._state.layout.positions)
+            self._state.keys[:, :, :, self._zeroed : end].zero_()
+            self._state.values[:, :, :, self._zeroed : end].zero_()
+            self._zeroed = end
 
 
-def _runs(slots: list[int]) -> list[tuple[int, int]]:
+def _contiguous_runs(slots: list[int]) -> list[tuple[int, int]]:
     """Slots in ascending order as first slots and lengths of runs without a gap."""
     runs: list[tuple[int, int]] = []
     for slot in slots:

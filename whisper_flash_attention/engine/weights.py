@@ -3,7 +3,7 @@
 Nothing is copied or fused: every tensor here is a parameter of the model, so there is never a
 second copy in memory, and a change of values in place (an optimiser's step, `load_state_dict`) is
 seen at once. A change of place (`.to()`, `.half()`, a replaced module or parameter) is seen by
-`Watch`.
+`WeightsSnapshot`.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Weights:
         return self.decoder.embedding.dtype
 
 
-class Watch:
+class WeightsSnapshot:
     """Remembers of which modules and parameters a model is built, and where the parameters lie.
 
     The parameters' storage must be kept alive meanwhile (`Weights` does): then nothing new can come
@@ -141,7 +141,7 @@ class Watch:
         return list(children), list(parameters)
 
     def unchanged(self) -> bool:
-        """Whether nothing that `collect` reads was replaced, moved, cast or reshaped."""
+        """Whether nothing that `collect_weights` reads was replaced, moved, cast or reshaped."""
         children, parameters = self._current_parts()
         return (
             _same_objects(children, self._children)
@@ -165,7 +165,7 @@ def _layouts(
     return [(each.data_ptr(), each.shape, each.stride()) for each in parameters if each is not None]
 
 
-def collect(model: Any) -> Weights:
+def collect_weights(model: Any) -> Weights:
     """Read the weights of a Whisper model (Transformers' module names), without a copy."""
     encoder, decoder = model.model.encoder, model.model.decoder
     return Weights(

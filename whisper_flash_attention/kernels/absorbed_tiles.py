@@ -34,7 +34,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_of(
+def tile_bounds(
     tile,
     finished,
     n_keys,
@@ -64,7 +64,7 @@ def tile_of(
 
 
 @triton.jit
-def turned(k, first, last, KEYS: tl.constexpr, BACKWARDS: tl.constexpr):
+def key_block(k, first, last, KEYS: tl.constexpr, BACKWARDS: tl.constexpr):
     """The block of keys that has block k's turn: k itself, or the one as near to the end."""
     if BACKWARDS:
         k = first + (tl.cdiv(last - first, KEYS) - 1) * KEYS - (k - first)
@@ -141,7 +141,7 @@ def rows_kernel(
     D: tl.constexpr = D0 + D1
     release(PDL)
     wait(PDL)
-    clip, start, count, first, last = tile_of(
+    clip, start, count, first, last = tile_bounds(
         tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
         FINISHED,
     )  # fmt: skip
@@ -157,7 +157,7 @@ def rows_kernel(
     key = tl.arange(0, KEYS)
     clip_states = states + clip.to(tl.int64) * n_keys * D
     for block in tl.range(first, last, KEYS, num_stages=STAGES):
-        k = turned(block, first, last, KEYS, BACKWARDS)
+        k = key_block(block, first, last, KEYS, BACKWARDS)
         seen = k + key < last
         at = clip_states + (k + key)[:, None] * D
         e0 = tl.load(at + tl.arange(0, D0)[None, :], mask=seen[:, None], other=0.0)
@@ -207,7 +207,7 @@ def wgmma_kernel(
     D: tl.constexpr = D0 + D1
     release(PDL)
     wait(PDL)
-    clip, start, count, first, last = tile_of(
+    clip, start, count, first, last = tile_bounds(
         tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
         FINISHED,
     )  # fmt: skip
@@ -221,7 +221,7 @@ def wgmma_kernel(
     highest = tl.full((M,), -float("inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     for block in tl.range(first, last, KEYS, num_stages=STAGES):
-        k = turned(block, first, last, KEYS, BACKWARDS)
+        k = key_block(block, first, last, KEYS, BACKWARDS)
         e0 = tl.reshape(states0.load([clip, k, 0]), (KEYS, D0))
         scores = tl.dot(e0, q0)
         if D1 > 0:
@@ -270,7 +270,7 @@ def blocks_kernel(
     BLOCKS: tl.constexpr = D // BLOCK
     release(PDL)
     wait(PDL)
-    clip, start, count, first, last = tile_of(
+    clip, start, count, first, last = tile_bounds(
         tl.program_id(0) // BLOCKS, finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M,
         KEYS,
         FINISHED,
@@ -284,8 +284,8 @@ def blocks_kernel(
     key = tl.arange(0, KEYS)
     clip_states = states + clip.to(tl.int64) * n_keys * D
     tile_queries = queries + (start + query).to(tl.int64) * D + column
-    for turn in range(first, last, KEYS):
-        k = turned(turn, first, last, KEYS, BACKWARDS)
+    for step in range(first, last, KEYS):
+        k = key_block(step, first, last, KEYS, BACKWARDS)
         seen = k + key < last
         at = clip_states + (k + key)[:, None] * D
         scores = tl.zeros((M, KEYS), tl.float32)

@@ -104,7 +104,7 @@ def _part(split, keys_count, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _behind_mixtures(partials, rows_per_clip, SPLITS: tl.constexpr):
+def _statistics_offsets(partials, rows_per_clip, SPLITS: tl.constexpr):
     """Where maxima and sums of weights begin in `partials`: each is [rows, heads, SPLITS], behind
     the weighted sums of values [rows, heads, SPLITS, 64]."""
     cells = tl.num_programs(2) * rows_per_clip * tl.num_programs(1) * SPLITS
@@ -185,7 +185,7 @@ def _attend_row(
     writes = 64  # columns
     if SPLITS > 1:
         pair = row * tl.num_programs(1) + head
-        maxima, sums = _behind_mixtures(partials, rows_per_clip, SPLITS)
+        maxima, sums = _statistics_offsets(partials, rows_per_clip, SPLITS)
         cell = pair * SPLITS + split
         tl.store(partials + cell * 64 + column, mixed)
         tl.store(maxima + cell, top)
@@ -280,7 +280,7 @@ def _attend_rows(
     writes = rows_per_clip
     if SPLITS > 1:
         pair = row * tl.num_programs(1) + head
-        maxima, sums = _behind_mixtures(partials, rows_per_clip, SPLITS)
+        maxima, sums = _statistics_offsets(partials, rows_per_clip, SPLITS)
         cell = pair * SPLITS + split
         tl.store(partials + cell[:, None] * 64 + column[None, :], mixed, mask=here[:, None])
         tl.store(maxima + cell, top, mask=here)

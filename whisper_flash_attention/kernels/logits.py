@@ -1,10 +1,10 @@
 """The decoder's last layer norm, the logits, and what greedy choice needs to know of them.
 
-One pass over the embedding's rows, which is all that it costs: [V, D], 106 MB for D 1024 in half
-precision. Logits are not stored (unless asked for): each block of the vocabulary leaves, per slot,
-the best text token, the best timestamp, and the two sums of exponentials; `pick` puts the blocks
-together. Two variants: "gemv" for one or two slots, without tensor cores, the weights in flight
-before the input is known; "dot" for more.
+One pass over the embedding [V, D] (106 MB at D 1024 in half precision) takes all the time. Logits
+are stored only on request: each block of the vocabulary leaves, per slot, the best text token, the
+best timestamp and the two sums of exponentials, which `greedy_sample` merges. Two variants: "gemv"
+for one or two slots, without tensor cores, whose weights are loaded before the input is known;
+"dot" for more.
 
 Tokens are forbidden by data, so that a captured CUDA graph serves any rules:
 

@@ -67,7 +67,7 @@ def load_tile(rows, offsets, valid, CACHE: tl.constexpr = tl.constexpr("")):
 
 
 @triton.jit
-def all_on_their_way():
+def keep_loads_above():
     """Keep loads above from being moved below, behind a wait for those that are used first."""
     tl.debug_barrier()
 
@@ -155,7 +155,7 @@ def _self_attention(
         v_at += owner.to(tl.int64) * value_slot
     k = load_tile(keys, k_at, wanted)
     v = load_tile(values, v_at, wanted)
-    all_on_their_way()
+    keep_loads_above()
     if EAGER:  # what no one has written yet may be NaN, and 0 * NaN is NaN
         v = tl.where(valid[:, None], v, 0.0)
     top = tl.full([BLOCK], LOWEST, tl.float32)

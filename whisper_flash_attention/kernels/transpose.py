@@ -15,7 +15,7 @@ from whisper_flash_attention.kernels.launch import launch, pdl, release, release
 _TIMES = 64
 
 
-def time_first(features: Tensor, out: Tensor) -> None:
+def transpose(features: Tensor, out: Tensor) -> None:
     """out[:, 1 : 1 + T] = features transposed; out's other rows become zeros.
 
     Args:
@@ -35,7 +35,7 @@ def time_first(features: Tensor, out: Tensor) -> None:
         raise OptionError("features must be dense over time, and out contiguous")
     if (features.dtype, features.device) != (out.dtype, out.device):
         raise OptionError(f"features are {features.dtype}, out is {out.dtype}")
-    launch(time_first_kernel, (triton.cdiv(length, _TIMES), clips))(
+    launch(transpose_kernel, (triton.cdiv(length, _TIMES), clips))(
         features,
         out,
         times,
@@ -50,7 +50,7 @@ def time_first(features: Tensor, out: Tensor) -> None:
 
 
 @triton.jit
-def time_first_kernel(
+def transpose_kernel(
     features,
     out,
     times,
