@@ -18,7 +18,7 @@ from whisper_flash_attention.engine.logits_processors import (
     SuppressAtBegin,
     Timestamps,
 )
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels import greedy_sample as kernel
 from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.logits import Config, Partials, logits
@@ -118,12 +118,12 @@ class Slots:
             self.partials,
             tokens_per_slot=tokens_per_slot,
         )
-        self.pick(tokens_per_slot)
+        self.sample(tokens_per_slot)
         for slot in range(self.slots):
             self.follow(slot, table[:, slot].float()[None])
         self.check()
 
-    def greedy_sample(self, tokens_per_slot: int = 1, **changes: Any) -> None:
+    def sample(self, tokens_per_slot: int = 1, **changes: Any) -> None:
         arguments: dict[str, Any] = {
             "tokens": self.tokens,
             "output": self.output,
@@ -254,7 +254,7 @@ def test_everything_forbidden_gives_token_0(device: torch.device) -> None:
     slots = Slots(device, [[1]], [make_rules(1)], [9])
     slots.flags[:] |= logits_processors.SUPPRESSED
     logits_of_zero(slots)
-    slots.pick()
+    slots.sample()
     assert slots.tokens.tolist() == [0] and not slots.failed.any()
     assert slots.sums.tolist() == [-math.inf]
 
@@ -280,11 +280,11 @@ def test_nan_fails_its_slot_only(device: torch.device) -> None:
     logits_of_zero(slots)
     slots.partials.values[1, [0, 2], 0] = math.nan
     slots.partials.values[3, 3, 1] = math.nan
-    slots.pick()
+    slots.sample()
     assert slots.failed.tolist() == [True, False, False, True]
     slots.partials.values[:] = torch.tensor([1.0, 1.0, -math.inf, 0.0])[:, None, None]
     slots.partials.ids.zero_()
-    slots.pick()
+    slots.sample()
     assert slots.failed.tolist() == [True, False, False, True]
 
 
@@ -295,7 +295,7 @@ def test_a_slot_without_room_stays_where_it_is(device: torch.device) -> None:
     slots.settings[1] = 0
     before = slots.output.clone()
     logits_of_zero(slots)
-    slots.pick()
+    slots.sample()
     assert torch.equal(slots.output, before)
     assert slots.positions.tolist() == [CAPACITY - 1, 0]
     assert slots.tokens.tolist() == [PAD, PAD] and slots.finished.all()
@@ -309,10 +309,10 @@ def test_the_bits_are_those_of_the_rules() -> None:
 
 def test_misfits_are_refused(device: torch.device) -> None:
     slots = Slots(device, [[1]], [make_rules(1)], [9])
-    with pytest.raises(OptionError, match="do not fit"):
-        slots.pick(pad=VOCABULARY)
-    with pytest.raises(OptionError, match="do not fit"):
-        slots.pick(x=slots.x[:, :64])
+    with pytest.raises(KernelShapeError, match="do not fit"):
+        slots.sample(pad=VOCABULARY)
+    with pytest.raises(KernelShapeError, match="do not fit"):
+        slots.sample(x=slots.x[:, :64])
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.launch import interpreted
 from whisper_flash_attention.kernels.matmul import Config, choose, matmul
 
@@ -166,5 +166,5 @@ def test_refuses_with_reasons(change, message) -> None:
         "biases": [None],
         "out": torch.zeros(1, 8, 16).half(),
     } | change
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         matmul(**arguments)

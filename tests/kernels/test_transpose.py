@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.transpose import transpose
 
 
@@ -28,5 +28,5 @@ def test_rows_are_times_between_zeros(device, dtype, channels, times, rows) -> N
     ],
 )
 def test_refuses_with_reasons(features, out, message) -> None:
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         transpose(features, out)

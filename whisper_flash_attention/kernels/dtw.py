@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from whisper_flash_attention.kernels._checks import check_dtw
 from whisper_flash_attention.kernels.launch import launch
 
 BLOCK = 128
@@ -38,7 +39,7 @@ def token_costs(
         costs: [B, N, P'] float32, contiguous, P' >= P; written where a row has anything.
     """
     rows, heads, tokens, positions = attention.shape
-    assert attention.is_contiguous() and costs.is_contiguous() and moments.is_contiguous()
+    check_dtw(attention, moments, costs)
     tiles = triton.cdiv(positions, BLOCK)
     launch(_moments, (rows * heads, tiles))(
         attention, moments, lengths, rows * heads, heads, tokens, positions, BLOCK=BLOCK

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels._checks import check_greedy_sample
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.logits import LIMITS, NOWHERE, SETTINGS, Partials
 
@@ -76,15 +76,11 @@ def greedy_sample(
         pad: what an ended slot gets.
 
     Raises:
-        OptionError: shapes do not go together.
+        KernelShapeError: shapes do not go together.
     """
     slots, blocks = partials.values.shape[1:]
-    rows, width = embedding.shape
-    if x.shape != (slots, width) or output.shape[0] != slots or not 0 <= pad < rows:
-        raise OptionError(
-            f"x {tuple(x.shape)}, output {tuple(output.shape)} and pad {pad} do not fit {slots} "
-            f"slots and an embedding {tuple(embedding.shape)}"
-        )
+    width = embedding.shape[1]
+    check_greedy_sample(x, output, embedding, slots, pad)
     launch(_greedy_sample, (slots,))(
         partials.values,
         partials.ids,
