@@ -146,7 +146,7 @@ def test_greedy_answers_under_masks(weights: DecoderWeights, absorbed: bool) -> 
     assert wanted[1, -1] == 280 != wanted[0, -1]
     decoder, graphs = on_kernels(weights, absorbed=absorbed)
     assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
-    assert graphs.keys == [("prompt", "pick 280", 2), *[("step", 280)] * 3]
+    assert graphs.keys == [("prompt", "greedy 280", 2), *[("step", 280)] * 3]
     state = decoder.state
     assert state.finished[3] and not state.failed[3] and state.sum_logprobs[3] == 0
 
@@ -161,9 +161,9 @@ def test_the_next_answer_has_other_rules_rows_and_padding(weights: DecoderWeight
         assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
         assert (wanted[:, 1] >= STAMPS).all() == (rules is grammar)
     assert graphs.keys == [
-        ("prompt", "pick 280", 1),
+        ("prompt", "greedy 280", 1),
         ("step", 280),
-        ("prompt", "pick 281", 1),
+        ("prompt", "greedy 281", 1),
         ("step", 281),
     ]
 
@@ -208,8 +208,8 @@ def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
     # Another place is another recording, and none at all the one without.
     unwatched = decoder.greedy(*inputs, Request(masks, length + 2, (), 0))
     assert unwatched.probe_probability is None
-    assert ("prompt", "pick 0", 2, place) in graphs.keys or length > 2
-    assert ("prompt", "pick 0", 2) in graphs.keys or length > 2
+    assert ("prompt", "greedy 0", 2, place) in graphs.keys or length > 2
+    assert ("prompt", "greedy 0", 2) in graphs.keys or length > 2
 
 
 def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
@@ -221,7 +221,7 @@ def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     request = Request(LogitsProcessors(), 16, (7, first), 0)
     found = decoder.greedy(*inputs, request).sequences
     assert found.tolist() == [[*inputs[1][0].tolist(), first]]
-    assert graphs.keys == [("prompt", "pick 0", 2)]
+    assert graphs.keys == [("prompt", "greedy 0", 2)]
 
 
 @pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (8, None, 5)])
@@ -254,7 +254,7 @@ def test_a_prompt_too_long_for_the_kernels(weights: DecoderWeights, absorbed: bo
     wanted = expected(weights, inputs, request, absorbed).sequences
     decoder, graphs = on_kernels(weights, absorbed=absorbed, slots=3, prompt=1)
     assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
-    assert graphs.keys == [("long prompt", "pick 0"), ("step", 0)]
+    assert graphs.keys == [("long prompt", "greedy 0"), ("step", 0)]
 
 
 def test_logits_after_a_prompt_too_long_for_the_kernels(weights: DecoderWeights) -> None:
