@@ -295,11 +295,11 @@ def test_a_stream_leaves_its_memory_to_the_next(engine: Engine) -> None:
     ("change", "message"),
     [
         ({"prompt": []}, "prompt of 0 tokens"),
-        ({"prompt": [5] * 9}, "prompt of 9 tokens leaves no room for an answer in 3"),
-        ({"states": torch.zeros(KEYS + 1, WIDTH)}, "do not go with states"),
+        ({"prompt": [5] * 9}, "prompt of 9 tokens leaves no room for new tokens in 3"),
+        ({"states": torch.zeros(KEYS + 1, WIDTH)}, "do not match the stream's"),
         (
             {"request": Request(LogitsProcessors(), 9, (4,), 3)},
-            "must differ in their lengths alone",
+            "may differ only in lengths and positions",
         ),
         ({"request": request(1, MOST)}, "more than the stream's 20"),
         ({"request": request(1, 2, sample=True)}, "decode greedily"),

@@ -1,10 +1,10 @@
-"""Where in the audio the decoder looks while it says given tokens: the ground of word timestamps.
+"""Align given tokens with audio by the decoder's cross-attention, for word timestamps.
 
-One teacher-forced pass in plain PyTorch, on every device, beside whatever runs the decode. Layers
+One teacher-forced pass in PyTorch, on every device. Layers
 with alignment heads compute those heads' attention once more, explicitly and in float32; all else
 goes through PyTorch's fused attention.
 
-What is read is what OpenAI's `whisper/timing.py` (`find_alignment`) reads: scores of the positions
+The quantities are those of OpenAI's `whisper/timing.py` (`find_alignment`): scores of the positions
 with audio only, softmax over those; and probabilities of tokens among the text tokens only.
 """
 
@@ -44,7 +44,7 @@ FRAMES_PER_POSITION = 2
 
 @dataclass(frozen=True)
 class AlignmentInput:
-    """Tokens that were said in one window of audio.
+    """Tokens of one window of audio.
 
     Args:
         states: the encoder's output [S, D].
@@ -59,7 +59,7 @@ class AlignmentInput:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What the decoder made of them.
+    """Attention and probabilities of one row.
 
     Args:
         attention: [heads, L, P] float32, P the encoder's positions with audio; sums to 1 over P.
@@ -73,10 +73,10 @@ class Alignment:
 
 @dataclass(frozen=True)
 class AlignmentBatch:
-    """What the decoder made of several rows, of which each has its own lengths.
+    """Attention and probabilities of several rows of different lengths.
 
     Args:
-        rows: what was said.
+        rows: the inputs.
         attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
         probabilities: [B, L] float32.
         is_finite: bool [], on the device: whether all that the model computed is.
@@ -182,7 +182,7 @@ def check_heads(weights: DecoderWeights, heads: Sequence[tuple[int, int]]) -> No
 
 
 def positions_with_audio(row: AlignmentInput) -> int:
-    """How many of the encoder's positions saw audio: one at least."""
+    """Return the number of encoder positions with audio, at least one."""
     return max(1, min(row.frames // FRAMES_PER_POSITION, len(row.states)))
 
 
@@ -231,7 +231,7 @@ class _AlignmentPass:
         audio = [positions_with_audio(row) for row in rows]
         shape = (len(rows), len(heads), max(lengths), max(audio))
         self._attention = torch.empty(shape, device=device)
-        # Which positions saw no audio, if any: [B, 1, 1, P].
+        # Positions without audio, if any: [B, 1, 1, P].
         self._padding: Tensor | None = None
         if min(audio) < max(audio):
             seen = to_device(np.array(audio), device)[:, None, None, None]
@@ -308,7 +308,7 @@ def _keys_and_values(attention: Attention, states: Tensor) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class TokenTimestamps:
-    """Of one window's tokens from the first that was asked for to the end.
+    """Timestamps of one window's tokens after the prompt, the end included.
 
     Args:
         starts: int64 [N], ascending: the encoder's position at which each begins.
@@ -327,11 +327,11 @@ def token_timestamps(
     first: int,
     text_tokens: int,
 ) -> Callable[[], list[TokenTimestamps]]:
-    """Have the device begin, and return the function that waits for its answer.
+    """Queue the work on the device; return the function that waits for the result.
 
     Args:
         weights, rows, heads, text_tokens: as for `align_batches`.
-        first: how many tokens of each row are its prompt's.
+        first: number of prompt tokens of each row.
 
     Raises:
         OptionError: as `align_batches`.
@@ -358,7 +358,7 @@ def _one_by_one(
         rows, align(weights, rows, heads, text_tokens=text_tokens), strict=True
     ):
         end = len(row.tokens) - 1
-        # A token is where the decoder looks from the token before it.
+        # A token is located by the attention of the token before it.
         costs.append(token_costs(alignment.attention, first - 1, end).cpu().numpy())
         probabilities.append(alignment.probabilities[first:end].cpu().numpy())
     return [

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest sequences of several that are extended side by side.
+"""Beam search.
 
 The arithmetic is that of Transformers' `_beam_search` (transformers/generation/utils.py, 5.17 to
 5.23), operation by operation, so that ties break alike: per clip the best `candidates` of all
@@ -8,9 +8,8 @@ by length-normalised score, for `num_beams` places among the finished.
 A beam that descends from another slot copies nothing: `state.ancestors[b, t]` says in which slot
 position t of slot b lies, and only those numbers are re-ordered.
 
-On a GPU the host does not wait: it looks every few steps whether the search is over, and steps
-beyond the end change nothing. Beam sampling is looked at in every step, because each step draws
-random numbers.
+On a GPU the host polls every few steps for the end of the search without waiting; steps beyond the
+end change nothing. Beam sampling is checked in every step, because each step draws random numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import Decoder, check_finite
 from whisper_flash_attention.errors import OptionError
 
-# What is taken off a score that must not win, as in Transformers.
+# Added to scores that must not win, as in Transformers.
 EXCLUDED = -1.0e9
 
 
@@ -77,7 +76,7 @@ def search(
 
 
 def steps_between_polls(prompt: Tensor) -> int:
-    """How many steps may run before the host looks whether the search is over."""
+    """Return the number of steps between two polls for the end of the search."""
     return POLL_INTERVAL if prompt.is_cuda else 1
 
 

@@ -1,9 +1,9 @@
 """The decoder on an NVIDIA GPU: kernels in CUDA graphs, tokens chosen without the host.
 
-Greedy decoding with plain rules never leaves the device: a recorded step ends with the choice of
-the next token and the next input row, and the host only replays it, looking every few steps at
-whether all rows have ended. With other rules, sampling, scores or beams a step ends with the
-logits, and the choice is made by PyTorch's operations.
+Greedy decoding with processors that the kernels support stays on the device: a recorded step ends
+with the next token and the next input row, which the host replays, polling every few steps for the
+end. With other processors, sampling, scores or beams a step ends with the logits, and PyTorch
+operations choose the token.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.logits import logits
 
-# So many steps are given to the device before it is waited for.
+# Steps queued on the device before the host waits for it.
 HEAD_START = 32
 
 
 class CudaDecoder:
-    """Turns tokens into logits, or a prompt into an answer, on one state's buffers.
+    """Turns tokens into logits, or decodes greedily, on one state's buffers.
 
-    Rows of the batch take the first slots of the state; the others count as ended and cost next to
-    nothing.
+    Rows of the batch take the first slots of the state; the others count as finished and cost
+    next to nothing.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CudaDecoder:
         self._flags_key: tuple[object, ...] | None = None
         self._rows = 0
         self._compiled = False
-        # What was last watched, [B] float32.
+        # Probability of the last probe, [B] float32.
         self.probe_probability: torch.Tensor | None = None
 
     @property
@@ -87,7 +87,7 @@ class CudaDecoder:
         request: Request,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> DecodeOutput:
-        """The whole answer by the best token of every step, under rules that kernels know.
+        """Decode greedily with processors that the kernels support.
 
         `meanwhile` is called once the device has been given work: all of it, or where rows may end
         `HEAD_START` steps.
@@ -114,8 +114,8 @@ class CudaDecoder:
     def _run_steps(self, steps: range, pad: int, poll: CompletionPoll | None) -> bool:
         """Take steps, which are counted from 0; True if all rows had ended before the last.
 
-        Beyond `HEAD_START` the host waits at every look for the look before: it would otherwise ask
-        for all steps before the device has done the few that the answers need.
+        Beyond `HEAD_START` the host waits at each poll for the previous one: otherwise it would
+        queue all steps before the device has run the few that are needed.
         """
         for done in steps:
             waits = done >= HEAD_START
@@ -267,7 +267,7 @@ class CudaDecoder:
         self._read_probe(probe, batch)
 
     def _read_probe(self, probe: tuple[int, int] | None, batch: int) -> None:
-        """How likely the watched token was, from what the prompt's pass kept of its place."""
+        """Compute the probe's probability from the residual rows that the prompt pass kept."""
         if probe is not None:
             rows = self._work.probe_rows[:batch]
             self.probe_probability = torch_decoder.probability(self._weights, rows, probe[0])
@@ -314,7 +314,7 @@ class CudaDecoder:
             self._work.probe_rows.copy_(probe_probability)
 
     def _set_probe_positions(self, places: torch.Tensor) -> None:
-        """Which token of a row in a pass, [B] int64, is the one behind which another is watched."""
+        """Store the probe's position of each row in the pass, [B] int64."""
         self._work.probe_positions.zero_()
         self._work.probe_positions[: len(places)] = places
 

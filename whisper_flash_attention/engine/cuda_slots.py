@@ -1,12 +1,10 @@
-"""Slots on an NVIDIA GPU: one recorded step for all of them, prompts beside it.
+"""Slots on an NVIDIA GPU: one recorded step for all slots, prompts in a separate decoder.
 
-Newcomers run their prompts in a decoder of their own, the prefill, which is as large as one refill
-and lives in the memory that other decodes use; then their rows are copied into their slots. So
-what is recorded for the slots knows nothing of who is in them, and the others' rows are not
-touched.
+Prompts of new clips run in a prefill decoder, which is as large as one refill and uses the memory
+of other decodes; their rows are then copied into free slots. The recorded step therefore does not
+depend on which clips are in the slots, and the other rows are not touched.
 
-The host looks at copies of what the slots hold, a few steps behind: the GPU always has steps to
-run while the host reads.
+The host reads copies of the slots' state a few steps late, so that the GPU always has work queued.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from whisper_flash_attention.engine.scheduler import (
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Steps between two looks. A slot that ends is noticed between one and two looks later, and idle
-# until then; looks cost a copy of all tokens.
+# Steps between two polls. A finished slot is noticed one to two polls later and idle until then;
+# each poll copies all tokens.
 STEPS_PER_POLL = 4
 
 
 class CudaSlots:
-    """Slots whose steps are recorded."""
+    """Slots whose steps are CUDA graphs."""
 
     def __init__(
         self,
@@ -61,19 +59,19 @@ class CudaSlots:
         decoder.clear(kernel_processors_of(first.request), first.request)
 
     def start(self, jobs: Sequence[DecodeJob]) -> None:
-        """Run the prompts of jobs, as many at a time as are started together in a refill."""
+        """Run the prompts of jobs, at most `refill` at a time."""
         for begin in range(0, len(jobs), self._refill):
             self._admit(jobs[begin : begin + self._refill])
 
     def advance_all(self) -> list[FinishedJob]:
-        """A few steps; what had ended before them."""
+        """Take a few steps; return the jobs that had finished before them."""
         for _ in range(STEPS_PER_POLL):
             self._decoder.step(self._pad)
         before, self._poll = self._poll, self._start_poll()
         return [] if before is None else self._ended(before)
 
     def _start_poll(self) -> _Poll:
-        """Have everything copied once the steps so far have run."""
+        """Start copying the slots' state to the host, after the steps so far."""
         state = self._decoder.state
         held = (
             state.finished,
@@ -87,7 +85,7 @@ class CudaSlots:
     def _ended(self, poll: _Poll) -> list[FinishedJob]:
         finished, failed, *values = poll.wait()
         is_finished, has_failed = finished.tolist(), failed.tolist()
-        # A look may show who was in a slot before those who are there now.
+        # A poll may show an earlier job of a slot.
         current = [
             (slot, job)
             for slot, job in enumerate(self._jobs)
@@ -136,7 +134,7 @@ class _Poll:
 def ragged_prompts(
     jobs: Sequence[DecodeJob], longest: int, vocabulary: int, device: torch.device
 ) -> RaggedPrompts:
-    """Prompts and tables of jobs, made on the host."""
+    """Build the prompts and tables of jobs on the host."""
     prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
     settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
     limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
@@ -158,7 +156,7 @@ def ragged_prompts(
 
 
 def kernel_processors_of(request: Request) -> KernelProcessors:
-    """Its rules as the kernels take them; there are such."""
+    """Return the request's processors as kernel data; the caller has checked that they fit."""
     processors = request.processors.kernel_processors
     assert processors is not None
     return processors

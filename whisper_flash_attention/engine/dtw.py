@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MEDIAN_WIDTH = 7
-# Matrices that are warped side by side.
+# Matrices aligned at a time.
 MOST_MATRICES = 8
 
 Floats = npt.NDArray[np.float32]

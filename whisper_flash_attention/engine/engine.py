@@ -1,15 +1,15 @@
-"""The story: features become encoder states, states and a prompt become tokens.
+"""Run a model: features to encoder states, encoder states and a prompt to tokens.
 
-    engine = Engine.of(model)                 # reads the weights in place, watches them
+    engine = Engine.of(model)                 # reads the weights in place
     states = engine.encode(features)          # [clips, 1500, D]
     decoded = engine.decode(states, prompt, request)
     for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
 
-A decode takes buffers (`cache`) cut from one arena, a decoder that turns tokens into logits
-(`plain` in PyTorch everywhere, `device` with Triton kernels and CUDA graphs on NVIDIA's GPUs), and
-chooses tokens: on the device without the host (`device`), with any rules (`choose`), or by beams
-(`beam`). `plan` says what a decode takes, before it is run. `slots` lets many clips, one after
-another, share the rows of one batch.
+A decode uses buffers from one arena (`kv_cache`, `workspace`) and a decoder that turns tokens into
+logits: `torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
+NVIDIA GPUs. Tokens are chosen on the device (`cuda_decoder`), with any logits processors
+(`sampling`), or by beam search (`beam`). `scheduler` lets a stream of clips share the rows of one
+batch; `memory_plan` computes what a decode needs before it runs.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ MOST_LAYOUTS = 8
 
 
 class Engine:
-    """Runs one model's weights. Calls from several threads wait for one another.
+    """Run one model's weights. Calls from several threads run one after another.
 
     Nothing of the model is copied. The buffers of the largest decode so far, those of one stream,
-    and the CUDA graphs on them, are kept for the next one; `release` gives them back.
+    and the CUDA graphs on them, are kept for the next call; `release` frees them.
     """
 
     _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
@@ -78,16 +78,16 @@ class Engine:
         Engine._alive.add(self)
 
     def _reset_buffers(self) -> None:
-        """Begin without buffers and graphs."""
+        """Start without buffers and graphs."""
         self._recorder = GraphRecorder()
         self._buffers = Buffers(self.weights, self._recorder)
-        # Of a stream that has ended: while one runs, what it has in its slots is its own.
+        # Buffers of finished streams; those of a running stream are not shared.
         self._idle: list[Buffers] = []
         self._encoder = encoder_for(self.weights.encoder, self._recorder)
 
     @classmethod
     def of(cls, model: Any) -> Engine:
-        """The model's engine; a new one if its parameters moved or modules were replaced."""
+        """Return the model's engine, a new one if parameters moved or modules were replaced."""
         with cls._registry_lock:
             engine = cls._engines.get(model)
             if engine is None or not engine._snapshot.unchanged():
@@ -105,8 +105,8 @@ class Engine:
     def _renew_after_fork(cls) -> None:
         """Replace locks and buffers in a child process.
 
-        No thread of the child will release what other threads of its parent held, or finish what
-        they were doing to the buffers. Those of a GPU, which a child cannot use, are left alone.
+        Locks held by other threads of the parent are never released in the child, and their work on
+        the buffers is never finished. GPU buffers, unusable in a child, are left alone.
         """
         cls._registry_lock = threading.Lock()
         for engine in list(cls._alive):
@@ -149,16 +149,15 @@ class Engine:
     ) -> DecodeOutput:
         """Tokens for every row of `prompt` [B, P], given encoder states [clips, S, D].
 
-        Row r belongs to clip r // (B // clips). In a search by beams the rows of one search stand
-        side by side.
+        Row r belongs to clip r // (B // clips). The rows of one beam search are adjacent.
 
         Args:
-            meanwhile: called once: where kernels choose the tokens, when the device has work to do
-                and before it is waited for; otherwise at first. What it raises is raised.
+            meanwhile: called once, before the host waits for the device: where kernels choose the
+                tokens, after work was queued; otherwise before decoding. Its errors are raised.
 
         Raises:
             NotFinite: NaN or infinity in the logits.
-            OptionError: the rows are not those of whole searches by beams.
+            OptionError: the rows do not form whole beam searches.
         """
         with self._lock, self._on_device():
             layout = layout_for(self.weights.decoder, states, prompt, request)
@@ -182,20 +181,20 @@ class Engine:
         max_length: int,
         refill: int | None = None,
     ) -> Iterator[FinishedJob]:
-        """Decode clip after clip in so many slots, and give every answer as soon as it is there.
+        """Decode a stream of clips in `slots` slots; yield each result as soon as it is complete.
 
-        Other calls of the engine may come between two answers, and within `more`.
+        Other calls of the engine may run between two results, and within `more`.
 
         Args:
-            more: asked for so many jobs or fewer whenever slots are free; the stream ends when it
-                gives none and all slots are free.
-            max_length: tokens per clip at most, prompt included.
-            refill: so many slots must be free, or all, before more jobs are asked for; where the
-                kernels run, an eighth of the slots if it is not given, and else one.
+            more: returns at most the given number of jobs, called whenever slots are free; the
+                stream ends when it returns none and all slots are free.
+            max_length: maximum number of tokens per clip, prompt included.
+            refill: number of free slots before more jobs are requested; by default an eighth of
+                the slots with kernels, otherwise 1.
 
         Raises:
             NotFinite: NaN or infinity in the logits; the message has the job's tag.
-            OptionError: a job does not fit, or a number makes no sense.
+            OptionError: a job does not fit the stream, or `slots` or `refill` is out of range.
         """
         if slots < 1 or not (refill is None or 1 <= refill <= slots):
             raise OptionError(f"slots {slots}, refill {refill}: give 1 or more, refill up to slots")
@@ -238,7 +237,7 @@ class Engine:
 
     @contextmanager
     def _stream_buffers(self) -> Iterator[Buffers]:
-        """Buffers for one stream; those of one are kept."""
+        """Lend buffers to one stream; those of one finished stream are kept."""
         with self._lock:
             buffers = self._idle.pop() if self._idle else Buffers(self.weights, self._recorder)
         try:
@@ -248,12 +247,12 @@ class Engine:
                 self._idle = [buffers]
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        """Launches go to the current device: make it the weights'."""
+        """Make the weights' device current, where kernels are launched."""
         device = self.weights.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def release(self) -> None:
-        """Give back the buffers and graphs that are kept between calls."""
+        """Free the buffers and graphs that are kept between calls."""
         with self._lock:
             self._buffers.release()
             self._idle.clear()
@@ -269,7 +268,7 @@ if TYPE_CHECKING:
 
 
 class Buffers:
-    """Hands out states and decoders. What was handed out before is void: one decode at a time."""
+    """Provide states and decoders for one decode at a time; each call invalidates the last."""
 
     def __init__(self, weights: Weights, recorder: GraphRecorder) -> None:
         self._weights = weights
@@ -279,11 +278,11 @@ class Buffers:
         self._last: Layout | None = None
 
     def state(self, layout: Layout) -> DecodeState:
-        """A state of this layout for the plain decoder."""
+        """Return a state of this layout for `TorchDecoder`."""
         return DecodeState.allocate(layout, self._arena_for(layout, state_bytes(layout)))
 
     def cuda_decoder(self, layout: Layout) -> CudaDecoder:
-        """A decoder of this layout on kernels, with the graphs that it recorded before."""
+        """Return a decoder of this layout on kernels, with its recorded graphs."""
         from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
         from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
 
@@ -298,7 +297,7 @@ class Buffers:
                 self._decoders.popitem(last=False)
         self._decoders.move_to_end(layout)
         if layout != self._last:
-            # Another layout may have written over this one's tables.
+            # Another layout may have overwritten this one's tables.
             decoder.prepare()
             self._last = layout
         return decoder
@@ -317,7 +316,7 @@ class Buffers:
 
 
 def encoder_for(weights: EncoderWeights, recorder: GraphRecorder) -> Encoder:
-    """The encoder that is fastest where these weights are."""
+    """Return the fastest encoder for the device and dtype of these weights."""
     if has_encoder_kernels(weights.positions.device, weights.positions.dtype):
         from whisper_flash_attention.engine.triton_encoder import TritonEncoder
 

@@ -1,4 +1,4 @@
-"""The decoder's state: buffers that never move while a clip is decoded, cut from one arena.
+"""The decoder's state: buffers at fixed addresses, allocated from one arena.
 
 A CUDA graph remembers addresses, so everything that a step reads or writes lies in buffers that
 are allocated once. All of them are cut from one block of memory, the arena, which is as large as
@@ -91,7 +91,7 @@ class DecodeState:
         """Copy the first N rows of another state, a clip with each, into `slots` [N] int64.
 
         Args:
-            length: so many tokens and their keys and values are copied.
+            length: number of tokens whose ids, keys and values are copied.
         """
         for axis, mine, theirs in self._pairs(other, length):
             mine.index_copy_(axis, slots, theirs.narrow(axis, 0, len(slots)))

@@ -1,4 +1,4 @@
-"""How a decode runs: on kernels or PyTorch, with which cross-attention and which buffers."""
+"""Choose kernels or PyTorch, the form of cross-attention, and the sizes of all buffers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch_bucket(batch: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that the sizes of a state's buffers follow from.
+    """Sizes that determine a state's buffers.
 
     Args:
         layers, heads, width, vocabulary: the decoder's dimensions; width is D.
@@ -92,7 +92,7 @@ class Layout:
 
 
 class Arena:
-    """One block of memory on a device, handed out in aligned pieces.
+    """One block of device memory, allocated in aligned parts.
 
     On a GPU it is taken from the driver and goes back to it as a whole. PyTorch's allocator would
     cut it out of what the encoder has just freed and soon needs again, and then reserve that twice.
@@ -133,7 +133,7 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
-# From so many clips the encoder's states are read faster than projected keys and values.
+# From this many clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
 
@@ -174,14 +174,14 @@ def backend_name(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a decode's buffers follow from, besides the weights.
+    """Sizes that determine the decode buffers, besides the weights.
 
     Args:
         clips: recordings.
         slots: rows of the prompt, beams included; a multiple of `clips`.
         keys: S, the encoder's states per clip.
-        prompt: tokens per row before the answer.
-        max_length: tokens per row at most, the prompt included.
+        prompt: prompt tokens per row.
+        max_length: maximum number of tokens per row, prompt included.
         raw: logits are stored, and tokens chosen by PyTorch's operations.
         kernels: the Triton kernels run it.
     """

@@ -1,4 +1,4 @@
-"""Rules: what the scores of the next token go through before one is picked.
+"""Logits processors: transform the scores of the next token before one is chosen.
 
 Every class corresponds to one logits processor of Transformers and does the same float32
 operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
@@ -33,7 +33,7 @@ ENDS = 16
 
 @dataclass(frozen=True)
 class History:
-    """What rules may look at: the tokens so far, the prompt's included.
+    """Tokens so far, prompt included, as processors see them.
 
     Args:
         tokens: [B, T] int64; a buffer of fixed capacity, of which what lies beyond `length` is
@@ -79,7 +79,7 @@ class History:
 
 
 class LogitsProcessor(Protocol):
-    """One step on the way from the model's logits to what is picked."""
+    """One transformation of the scores of the next token."""
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         """New scores [B, V] float32; `scores` itself is left as it was."""
@@ -245,7 +245,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """No `size` tokens in a row twice behind the first `ignore` (`NoRepeatNGram...`)."""
+    """Forbid repeating an n-gram of `size` after the first `ignore` tokens (`NoRepeatNGram...`)."""
 
     size: int
     ignore: int = 0
@@ -336,19 +336,19 @@ class Normalise:
 
 @dataclass(frozen=True)
 class LogitsProcessors:
-    """Rules in the order in which they are applied."""
+    """Processors in the order in which they are applied."""
 
     steps: tuple[LogitsProcessor, ...] = ()
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        """Scores [B, V] float32 after all rules; the argument is left as it was."""
+        """Scores [B, V] float32 after all processors; the argument is unchanged."""
         for step in self.steps:
             scores = step.apply(scores, history)
         return scores
 
     @cached_property
     def kernel_processors(self) -> KernelProcessors | None:
-        """The rules as the greedy kernels take them; None where they cannot.
+        """The processors as data for the greedy kernels; None if they are not supported.
 
         They can take `Suppress`, `SuppressAtBegin` and `MinLength` in any order (these commute),
         then `Timestamps` at most once, which looks at what those left over.
@@ -396,7 +396,7 @@ def _token_tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class KernelProcessors:
-    """Rules that only forbid tokens, as data for the kernels `logits` and `greedy_sample`.
+    """Processors that only forbid tokens, as data for the kernels `logits` and `greedy_sample`.
 
     Args:
         suppress, suppress_at_begin, waiting: token ids that are forbidden always, where

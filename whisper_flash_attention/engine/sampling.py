@@ -1,4 +1,4 @@
-"""Token by token with any rules: greedy or sampled, scores kept where they are asked for."""
+"""Choose tokens with any logits processors: greedy or sampled, optionally keeping scores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from whisper_flash_attention.errors import NotFinite
 
 
 class Decoder(Protocol):
-    """Turns tokens into logits; `plain.TorchDecoder` and `device.CudaDecoder` do."""
+    """Turns tokens into logits: `TorchDecoder` or `CudaDecoder`."""
 
     probe_probability: torch.Tensor | None
 

@@ -1,4 +1,4 @@
-"""The decoder as plain PyTorch: what the CPU, and devices without Triton, run."""
+"""The decoder in PyTorch, for CPUs and devices without Triton."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TorchDecoder:
         self._weights = weights
         self._state = state
         self._length = 0
-        # What was last watched, [B] float32.
+        # Probability of the last probe, [B] float32.
         self.probe_probability: torch.Tensor | None = None
 
     @property
@@ -140,7 +140,7 @@ def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
 
 
 def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
-    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    """Unprocessed probability of a token after residual rows x [B, D]: float32 [B]."""
     return logits(weights, x).softmax(dim=-1)[:, token]
 
 

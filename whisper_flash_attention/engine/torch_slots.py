@@ -1,6 +1,6 @@
-"""Slots in plain PyTorch: rows lie side by side, and passes run on those that are there.
+"""Slots in PyTorch: rows are adjacent, and passes run on the active rows only.
 
-A row that ends leaves a gap. The next clip takes it; if there is none, the last row moves there.
+A finished row leaves a gap, which the next clip fills; without one, the last row moves there.
 """
 
 from __future__ import annotations
@@ -24,16 +24,13 @@ from whisper_flash_attention.engine.scheduler import (
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Steps after which newcomers are let in though nobody has ended.
+# Steps after which new clips are admitted although no row has finished.
 MOST_STEPS = 8
 
 
 @dataclass
 class _Row:
-    """A job in a slot: tokens so far, the prompt's included, and whether that is all.
-
-    `probe_probability` is the probability that was asked for.
-    """
+    """A job in a slot; `length` counts its tokens so far, prompt included."""
 
     job: DecodeJob
     length: int
@@ -42,17 +39,17 @@ class _Row:
 
 
 class TorchSlots:
-    """Slots whose passes are PyTorch's operations."""
+    """Slots whose passes are PyTorch operations."""
 
     def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
         self._weights = weights
         self._state = state
         self._rows: list[_Row | None] = []
-        # Positions below this hold finite numbers in all slots, for rows that end before see them.
+        # Positions below this are finite in all slots: shorter rows multiply them by zero weights.
         self._zeroed = 0
 
     def start(self, jobs: Sequence[DecodeJob]) -> None:
-        """Run the prompts of jobs, in gaps first."""
+        """Run the prompts of jobs, filling gaps first."""
         gaps = [slot for slot, row in enumerate(self._rows) if row is None][: len(jobs)]
         end = len(self._rows)
         slots = [*gaps, *range(end, end + len(jobs) - len(gaps))]
@@ -62,7 +59,7 @@ class TorchSlots:
             self._admit(part, begin)
 
     def advance_all(self) -> list[FinishedJob]:
-        """A few steps, until some row ends."""
+        """Take a few steps, until a row finishes."""
         for _ in range(MOST_STEPS):
             ended = self._collect_finished()
             if ended:
@@ -72,7 +69,7 @@ class TorchSlots:
         return self._collect_finished()
 
     def _admit(self, jobs: Sequence[DecodeJob], begin: int) -> None:
-        """Run prompts in slots that lie side by side."""
+        """Run prompts in adjacent slots."""
         weights, device = self._weights, self._state.tokens.device
         longest = max(len(job.prompt) for job in jobs)
         self._zero_cache(longest)
@@ -95,7 +92,7 @@ class TorchSlots:
         )
 
     def _read_probe(self, jobs: Sequence[DecodeJob], x: torch.Tensor) -> Sequence[float | None]:
-        """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
+        """Return the probe probabilities from the prompts' residual rows x [B, P, D]."""
         probes = [job.request.probe for job in jobs if job.request.probe is not None]
         if not probes:
             return [None] * len(jobs)
@@ -107,7 +104,7 @@ class TorchSlots:
         return found
 
     def _step(self) -> None:
-        """One token more in every row."""
+        """Decode one token in every row."""
         rows = [row for row in self._rows if row is not None]
         if not rows:
             return
@@ -122,7 +119,7 @@ class TorchSlots:
         self._choose(0, len(rows), torch_decoder.logits(self._weights, x[:, -1]))
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
-        """Take the best token of so many rows by their logits [N, V]."""
+        """Choose the best token of `count` rows from their logits [N, V]."""
         rows = [row for row in self._rows[begin : begin + count] if row is not None]
         jobs = [row.job for row in rows]
         bad = (~torch.isfinite(logits.sum(dim=-1))).tolist()
@@ -150,7 +147,7 @@ class TorchSlots:
                 row.has_ended = token in request.eos or row.length >= request.max_length
 
     def _collect_finished(self) -> list[FinishedJob]:
-        """Answers of rows that have ended; they leave gaps."""
+        """Return the results of finished rows and free their slots."""
         state, found = self._state, []
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
@@ -161,7 +158,7 @@ class TorchSlots:
         return found
 
     def _close_gaps(self) -> None:
-        """Move rows from the end to where none is."""
+        """Move rows from the end into gaps."""
         while None in self._rows:
             last = self._rows.pop()
             if last is None:
@@ -171,7 +168,7 @@ class TorchSlots:
             self._state.move(len(self._rows), gap, last.length)
 
     def _zero_cache(self, end: int) -> None:
-        """Have finite keys and values in all slots up to position `end`."""
+        """Zero the keys and values of all slots up to position `end`, once."""
         if end > self._zeroed:
             end = min(length_bucket(end), self._state.layout.positions)
             self._state.keys[:, :, :, self._zeroed : end].zero_()

@@ -1,4 +1,4 @@
-"""Whisper's weights as the engine reads them: tensors in plain dataclasses, and a watch on them.
+"""Whisper's weights as tensors in plain dataclasses, and a snapshot to detect changes.
 
 Nothing is copied or fused: every tensor here is a parameter of the model, so there is never a
 second copy in memory, and a change of values in place (an optimiser's step, `load_state_dict`) is
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 HEAD_WIDTH = 64
-# Up to so many rows a tall weight is best multiplied from the left.
+# Up to this many rows, a tall weight is multiplied from the left.
 FEW_ROWS = 4
 
 
@@ -119,7 +119,7 @@ class Weights:
 
 
 class WeightsSnapshot:
-    """Remembers of which modules and parameters a model is built, and where the parameters lie.
+    """Detect replaced modules and parameters, and moved parameter storage.
 
     The parameters' storage must be kept alive meanwhile (`Weights` does): then nothing new can come
     to lie at a remembered address. The model itself is not kept alive.
@@ -235,10 +235,10 @@ def linear(x: torch.Tensor, layer: Linear) -> torch.Tensor:
     n, k = layer.weight.shape
     if n >= k and x.numel() <= FEW_ROWS * k:
         return _few_rows(x.reshape(-1, k), layer).view(*x.shape[:-1], n)
-    answer: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
         x, layer.weight, layer.bias, "none", [], ""
     )
-    return answer
+    return result
 
 
 def _by_onednn(x: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What the Triton kernels of a pass write for one another, cut from the arena with the state."""
+"""Intermediate buffers of the Triton kernels, allocated from the state's arena."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from whisper_flash_attention.engine.layout import Arena, Layout, Spec, aligned_b
 from whisper_flash_attention.kernels import absorbed_attention, cross_attention
 from whisper_flash_attention.kernels import logits as logits_kernel
 
-# Up to so many clips the projection of their keys and values is part of a recorded pass: its
-# temporaries, which a recording keeps, are small then.
+# Up to this many clips, the recorded pass includes the projection of keys and values: a graph keeps
+# its temporaries, which are small then.
 RECORDED_CLIPS = 4
 
 
@@ -123,7 +123,7 @@ class Workspace:
         return cls(layout=layout, **tensors)
 
     def prepare(self) -> None:
-        """Set what must hold sense before the first pass, or after others used the memory."""
+        """Initialise what the first pass reads; also needed after others used the memory."""
         for tensor in (self.prompt, self.counters, self.limits, self.settings, self.flags):
             if tensor is not None:
                 tensor.zero_()
