@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "validation"},
     "flash_attention": {"errors"},
     "kernels": {"errors"},
-    "weights": {"errors"},
+    "weights": {"errors", "validation"},
     "audio": {"config", "errors", "terminal", "validation"},
     "engine": {"errors", "flash_attention", "kernels", "validation"},
     "hf": {"engine", "errors", "flash_attention"},

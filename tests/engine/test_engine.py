@@ -343,7 +343,7 @@ def test_a_fork_while_another_thread_is_in_generate() -> None:
         halted = pool.submit(lambda: model.generate(clip, streamer=streamer, **options))
         try:
             assert streamer.halted.wait(60)
-            assert pool.submit(Engine._making.acquire).result(60)
+            assert pool.submit(Engine._registry_lock.acquire).result(60)
             with warnings.catch_warnings():
                 # Python 3.12 warns that this may end in a deadlock: it must not.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -354,7 +354,7 @@ def test_a_fork_while_another_thread_is_in_generate() -> None:
                 same = torch.equal(model.generate(clip, **options), expected)
                 os._exit(0 if same else 1)
         finally:
-            Engine._making.release()
+            Engine._registry_lock.release()
             streamer.may_go_on.set()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert torch.equal(halted.result(60), expected)

@@ -70,7 +70,12 @@ def any_sizes(draw: st.DrawFn, most_clips: int = 700) -> Sizes:
 
 
 def request(**changes: Any) -> Request:
-    options: dict[str, Any] = {"rules": LogitsProcessors(), "max_length": 30, "eos": (1,), "pad": 1}
+    options: dict[str, Any] = {
+        "processors": LogitsProcessors(),
+        "max_length": 30,
+        "eos": (1,),
+        "pad": 1,
+    }
     return Request(**(options | changes))
 
 
@@ -200,7 +205,7 @@ def test_sizes_are_those_of_states_prompt_and_request() -> None:
         {"want_scores": True},
         {"want_logits": True},
         {"on_token": lambda tokens: None},
-        {"rules": LogitsProcessors((NoRepeatNgram(2),))},
+        {"processors": LogitsProcessors((NoRepeatNgram(2),))},
     ],
     ids=lambda changes: next(iter(changes)),
 )
