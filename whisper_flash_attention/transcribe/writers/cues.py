@@ -40,7 +40,7 @@ class SubtitleOptions:
         max_line_width: the most characters of a line, or None for any number. A longer word has
             a line of its own.
         max_line_count: the most lines of a cue, or None for any number. With words that have
-            times, cues then go on from one segment into the next, as openai-whisper's do.
+            times, cues then continue from one segment into the next, as openai-whisper's do.
         max_gap: seconds of silence between two words above which a new cue starts, or None for
             never. Without word timestamps it has no effect.
         highlight_words: a cue for each word that has times, in which that word is underlined.
