@@ -11,8 +11,8 @@ import torch
 from whisper_flash_attention.audio import load_audio, vad
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, find_stretches, speech_chunks
-from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
+from whisper_flash_attention.options import VadOptions
 
 
 @pytest.fixture(scope="module")

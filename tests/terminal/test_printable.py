@@ -27,10 +27,10 @@ from tests.batch.test_results import bad
 from tests.conftest import REPOSITORY
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.batch import command as batch_command
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli import batch as batch_command
 from whisper_flash_attention.terminal import json_line, print_line, printable
 from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, command, render
 from whisper_flash_attention.transcribe.progress import FileProgress

@@ -37,8 +37,8 @@ from whisper_flash_attention.audio.frames import (
     standing_out,
 )
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, check_finite, is_silence
-from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import AudioError, MissingPackage
+from whisper_flash_attention.options import VadOptions
 
 # Whisper leaves speech that reaches to the end of its 30 s to the next window; silence after it
 # says that it is whole.

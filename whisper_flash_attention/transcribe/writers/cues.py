@@ -17,9 +17,9 @@ from heapq import heappop, heappush
 from itertools import chain, pairwise
 from unicodedata import category
 
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Segment
-from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 # Kana, ideographs and their punctuation; Hangul is written with blanks.
 _UNSPACED = re.compile(

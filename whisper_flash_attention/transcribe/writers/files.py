@@ -6,9 +6,9 @@ import uuid
 from pathlib import Path
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers.formats import render
-from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 
 def write(

@@ -7,33 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.config import (
+from whisper_flash_attention.cli.parameters import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Preset,
+    decode_options,
+    options_of,
+    takes,
+)
+from whisper_flash_attention.options import (
+    DECODING_PANEL,
+    DecodeOptions,
+    ModelOptions,
+    SubtitleOptions,
     TranscribeOptions,
-    parse_audio_track,
-    parse_channel,
-    preset,
 )
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
-from whisper_flash_attention.transcribe import command_options as opt
-from whisper_flash_attention.transcribe.arguments import parse_batch_size
+from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Destination, chosen_formats
 from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.runner import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
-from whisper_flash_attention.transcribe.writers import SubtitleOptions
-
-EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-SUBTITLE_PANEL = "Subtitles (srt, vtt)"
 
 
+@takes("transcribe", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
 def transcribe_command(
     files: Annotated[
         list[str],
@@ -43,33 +49,17 @@ def transcribe_command(
             "patterns ('talks/**/*.mp3'), or - for standard input.",
         ),
     ],
-    model: Annotated[
+    preset: Preset = "balanced",
+    *,
+    batch_size: Annotated[
         str,
         typer.Option(
-            "--model",
-            "-m",
-            help="Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder "
-            "(Transformers or faster-whisper), OpenAI .pt file, or package:tiny.en.",
+            metavar="N",
+            help="Windows that are decoded at a time: of as many recordings, or chunks of speech "
+            f"in batched mode. auto is {ON_CPU} on a CPU; on a GPU what fits into half of its free "
+            f"memory, at most {MOST_ON_GPU['sequential']}, or {MOST_ON_GPU['batched']} chunks.",
+            rich_help_panel=DECODING_PANEL,
         ),
-    ] = "small",
-    language: Annotated[
-        str | None,
-        typer.Option(
-            "--language", "-l", help="Spoken language: german or de. Detected if left out."
-        ),
-    ] = None,
-    task: Annotated[
-        str, typer.Option(help="transcribe, or translate (into English).")
-    ] = "transcribe",
-    channel: opt.Channel = "mix",
-    audio_track: opt.AudioTrack = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(help="auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16."),
-    ] = "auto",
-    attention: Annotated[
-        str, typer.Option(help="Attention back-end, as `whisper-flash doctor` lists them.")
     ] = "auto",
     output_format: Annotated[
         list[str] | None,
@@ -84,77 +74,20 @@ def transcribe_command(
         Path | None,
         typer.Option(
             *("--output-dir", "-o"),
-            help="Write files here instead of standard output. What is there already is skipped.",
+            help="Write files here instead of standard output. Existing files are skipped.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there already.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json_lines: Annotated[
         bool,
         typer.Option(
             "--json-lines", help="Print a line of JSON per segment as each recording is done."
         ),
     ] = False,
-    preset_name: opt.PresetName = "balanced",
-    mode: opt.Mode = None,
-    vad: opt.Vad = None,
-    vad_parameters: opt.VadParameters = None,
-    multilingual: opt.Multilingual = None,
-    batch_size: opt.BatchSize = "auto",
-    word_timestamps: opt.WordTimestamps = None,
-    initial_prompt: opt.InitialPrompt = None,
-    carry_initial_prompt: opt.CarryInitialPrompt = None,
-    hotwords: opt.Hotwords = None,
-    prefix: opt.Prefix = None,
-    condition_on_previous_text: opt.ConditionOnPreviousText = None,
-    without_timestamps: opt.WithoutTimestamps = None,
-    max_new_tokens: opt.MaxNewTokens = None,
-    clip_timestamps: opt.ClipTimestamps = None,
-    hallucination_silence_threshold: opt.HallucinationSilence = None,
-    temperature: opt.Temperature = None,
-    beam_size: opt.BeamSize = None,
-    best_of: opt.BestOf = None,
-    length_penalty: opt.LengthPenalty = None,
-    repetition_penalty: opt.RepetitionPenalty = None,
-    no_repeat_ngram_size: opt.NoRepeatNgramSize = None,
-    suppress_tokens: opt.SuppressTokens = None,
-    compression_ratio_threshold: opt.CompressionRatioThreshold = None,
-    logprob_threshold: opt.LogprobThreshold = None,
-    no_speech_threshold: opt.NoSpeechThreshold = None,
-    max_line_width: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="The most characters of a line.", rich_help_panel=SUBTITLE_PANEL
-        ),
-    ] = None,
-    max_line_count: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="The most lines at a time; needs --max-line-width.",
-            rich_help_panel=SUBTITLE_PANEL,
-        ),
-    ] = None,
-    max_gap: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="Silence between words that have times, above which a new cue starts.",
-            rich_help_panel=SUBTITLE_PANEL,
-        ),
-    ] = 3.0,
-    highlight_words: Annotated[
-        bool,
-        typer.Option(
-            "--highlight-words",
-            help="Underline each word that has times while it is spoken.",
-            rich_help_panel=SUBTITLE_PANEL,
-        ),
-    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show Transformers' own messages, too.")
     ] = False,
+    **given: Any,
 ) -> None:
     """Turn recordings into text or subtitles.
 
@@ -185,45 +118,17 @@ def transcribe_command(
     loaded; 130 interrupted.
     """
     inputs = find_inputs(files)
+    subtitles = options_of(SubtitleOptions, given)
     destination = Destination(
-        *(chosen_formats(output_format or ()), output_dir),
-        SubtitleOptions(max_line_width, max_line_count, max_gap, highlight_words),
+        *(chosen_formats(output_format or ()), output_dir, subtitles),
         overwrite=overwrite,
         json_lines=json_lines,
     )
-    options = TranscribeOptions(
-        language=language,
-        task=task,
-        channel=parse_channel(channel),
-        audio_track=None if audio_track is None else parse_audio_track(audio_track),
-    )
-    decode = preset(
-        preset_name,
-        mode=mode,
-        vad_filter=vad,
-        vad_parameters=opt.vad_parameters(vad_parameters),
-        multilingual=multilingual,
-        word_timestamps=word_timestamps or highlight_words or None,
-        initial_prompt=initial_prompt,
-        carry_initial_prompt=carry_initial_prompt,
-        hotwords=hotwords,
-        prefix=prefix,
-        condition_on_previous_text=condition_on_previous_text,
-        without_timestamps=without_timestamps,
-        max_new_tokens=max_new_tokens,
-        clip_timestamps=opt.seconds(clip_timestamps),
-        hallucination_silence_threshold=hallucination_silence_threshold,
-        temperature=tuple(temperature) if temperature else None,
-        beam_size=beam_size,
-        best_of=best_of,
-        length_penalty=length_penalty,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        suppress_tokens=opt.token_ids(suppress_tokens),
-        compression_ratio_threshold=compression_ratio_threshold,
-        logprob_threshold=logprob_threshold,
-        no_speech_threshold=no_speech_threshold,
-    )
+    model = options_of(ModelOptions, given)
+    options = options_of(TranscribeOptions, given)
+    if subtitles.highlight_words:
+        given["word_timestamps"] = True
+    decode = decode_options(preset, given)
     windows = parse_batch_size(batch_size)
     destination.prepare(inputs)
     todo = [entry for entry in inputs if not destination.is_done(entry)]
@@ -236,18 +141,16 @@ def transcribe_command(
             def open_model() -> Transcriber:
                 if not verbose:
                     stack.enter_context(quiet_transformers())
-                return Transcriber.from_pretrained(
-                    model, device=device, dtype=dtype, attention=attention
-                )
+                return Transcriber.from_pretrained(**asdict(model))
 
             session.run(todo, open_model)
     except KeyboardInterrupt as error:
         print_line(console, _interruption(session, len(inputs), len(todo)))
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    for line in _summary(session, model, len(inputs), len(todo)):
+    for line in _summary(session, model.source, len(inputs), len(todo)):
         print_line(console, line)
     if session.failures:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _summary(session: Session, model: str, total: int, todo: int) -> Sequence[str]:
