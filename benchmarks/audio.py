@@ -228,7 +228,8 @@ def measure_host(segments: int, words: bool, windows: list[Samples]) -> float:
     options = DecodeOptions(
         mode="batched", vad_filter=False, temperature=0.0, word_timestamps=words
     )
-    engine, instant = Engine.of(model), InstantEngine(Vocabulary.of(model), segments)
+    vocabulary = Vocabulary.of(model.config, model.generation_config)
+    engine, instant = Engine.of(model), InstantEngine(vocabulary, segments)
     features = torch.zeros(1).expand(BATCH, 80, 1)
     with (
         mock.patch.object(engine, "encode", instant.encode),

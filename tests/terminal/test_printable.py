@@ -32,8 +32,8 @@ from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.cli import batch as batch_command
 from whisper_flash_attention.terminal import json_line, print_line, printable
+from whisper_flash_attention.terminal.progress import FileProgress
 from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, command, render
-from whisper_flash_attention.transcribe.progress import FileProgress
 
 PACKAGE = Path(whisper_flash_attention.__file__).parent
 # Retitles a terminal, clears it, imitates a message, reorders what follows, is not UTF-8.
@@ -236,7 +236,7 @@ def test_transcribe_shows_evil_names_in_their_printable_form(
 def test_batch_shows_evil_names_in_their_printable_form(
     evil_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_command, "Model", lambda source, *where: FakeModel(source))
+    monkeypatch.setattr(batch_command, "Model", lambda source, **where: FakeModel(source))
     out = tmp_path / f"out{evil_name('')}"
     code, stdout, stderr = invoke("batch", evil_folder, "-o", out, "--subtitles", "srt,vtt")
     assert (code, stdout) == (1, "")

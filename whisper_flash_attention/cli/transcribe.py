@@ -31,10 +31,10 @@ from whisper_flash_attention.options import (
 )
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
+from whisper_flash_attention.terminal.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Destination, chosen_formats
-from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.runner import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 

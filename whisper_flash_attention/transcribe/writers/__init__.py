@@ -1,7 +1,7 @@
 """A transcription as a file: plain text, JSON, subtitles, a table, lyrics.
 
-`cues` decides what a subtitle shows and when; `formats` spells it and the other
-formats out; `files` puts them on the disk. None of them knows recordings, models or terminals.
+`cues` determines what a subtitle shows and when; `formats` renders subtitles and the other formats;
+`files` writes them to disk. None of them knows recordings, models or terminals.
 """
 
 from whisper_flash_attention.options import SubtitleOptions
