@@ -30,8 +30,8 @@ NORMALISE = jiwer.Compose(
 )
 
 
-def word_error_rate(spoken: str, heard: str) -> float:
-    rate = jiwer.wer(spoken, heard, reference_transform=NORMALISE, hypothesis_transform=NORMALISE)
+def word_error_rate(reference: str, text: str) -> float:
+    rate = jiwer.wer(reference, text, reference_transform=NORMALISE, hypothesis_transform=NORMALISE)
     return float(rate)
 
 
@@ -235,7 +235,7 @@ def test_one_window_has_the_tokens_of_stock_whisper(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_a_gpu_hears_the_same_words(
+def test_a_gpu_gives_the_same_words(
     tiny_en: str, speech: npt.NDArray[np.float32], transcript: str, dtype: str
 ) -> None:
     on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", dtype=dtype)

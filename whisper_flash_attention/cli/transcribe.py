@@ -34,8 +34,8 @@ from whisper_flash_attention.terminal.messages import quiet_transformers, warnin
 from whisper_flash_attention.terminal.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
-from whisper_flash_attention.transcribe.output import Destination, chosen_formats
-from whisper_flash_attention.transcribe.runner import Session
+from whisper_flash_attention.transcribe.output import Output, chosen_formats
+from whisper_flash_attention.transcribe.runner import Runner
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 
 
@@ -119,7 +119,7 @@ def transcribe_command(
     """
     inputs = find_inputs(files)
     subtitles = options_of(SubtitleOptions, given)
-    destination = Destination(
+    output = Output(
         *(chosen_formats(output_format or ()), output_dir, subtitles),
         overwrite=overwrite,
         json_lines=json_lines,
@@ -130,11 +130,11 @@ def transcribe_command(
         given["word_timestamps"] = True
     decode = decode_options(preset, given)
     windows = parse_batch_size(batch_size)
-    destination.prepare(inputs)
-    todo = [entry for entry in inputs if not destination.is_done(entry)]
+    output.prepare(inputs)
+    todo = [entry for entry in inputs if not output.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo])
-    session = Session(*(options, decode, windows, destination, progress), headed=len(inputs) > 1)
+    runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
     try:
         with ExitStack() as stack, warnings_told(progress.tell):
 
@@ -143,38 +143,38 @@ def transcribe_command(
                     stack.enter_context(quiet_transformers())
                 return Transcriber.from_pretrained(**asdict(model))
 
-            session.run(todo, open_model)
+            runner.run(todo, open_model)
     except KeyboardInterrupt as error:
-        print_line(console, _interruption(session, len(inputs), len(todo)))
+        print_line(console, _interruption(runner, len(inputs), len(todo)))
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    for line in _summary(session, model.source, len(inputs), len(todo)):
+    for line in _summary(runner, model.source, len(inputs), len(todo)):
         print_line(console, line)
-    if session.failures:
+    if runner.failures:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _summary(session: Session, model: str, total: int, todo: int) -> Sequence[str]:
+def _summary(runner: Runner, model: str, total: int, todo: int) -> Sequence[str]:
     """Lines that say what ran, how fast, and what did not."""
     lines = []
-    if session.transcriber is not None:
-        lines.append(f"{model}: {describe(session.transcriber)}")
-    if session.audio_seconds:
-        lines.append(describe_speed(session.audio_seconds, session.work_seconds))
+    if runner.transcriber is not None:
+        lines.append(f"{model}: {describe(runner.transcriber)}")
+    if runner.audio_seconds:
+        lines.append(describe_speed(runner.audio_seconds, runner.work_seconds))
     if todo < total:
         lines.append(f"{total - todo} {'was' if total - todo == 1 else 'were'} there already")
-    if session.failures and total > 1:
-        lines.append(f"{session.failures} of {total} failed")
+    if runner.failures and total > 1:
+        lines.append(f"{runner.failures} of {total} failed")
     return lines
 
 
-def _interruption(session: Session, total: int, todo: int) -> str:
+def _interruption(runner: Runner, total: int, todo: int) -> str:
     """One line that says how far it is, and how to go on."""
-    done = total - todo + session.done
-    if session.destination.resumes:
+    done = total - todo + runner.done
+    if runner.output.resumes:
         further = "the same command goes on with the others"
     elif total == 1:
         further = "the same command starts it again"
-    elif session.destination.folder is not None:
+    elif runner.output.folder is not None:
         further = "to go on, name the others"
     else:
         further = "to go on, name the others (into --output-dir, the same command would go on)"
