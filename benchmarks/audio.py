@@ -58,10 +58,10 @@ from whisper_flash_attention.benchmark.random_weights import (
     talking_config,
 )
 from whisper_flash_attention.benchmark.settings import ModelSize
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe import words as words_module
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
@@ -25,8 +26,8 @@ from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.storage import check_protocols, is_url
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
-from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
 
@@ -46,6 +47,13 @@ class Cluster:
     address: str | None = None
     gpus_per_worker: float | None = None
 
+    def __post_init__(self) -> None:
+        check.optional(check.text, "address", self.address)
+        share = check.optional(
+            check.number, "gpus_per_worker", self.gpus_per_worker, "a number, 0 or more", least=0
+        )
+        object.__setattr__(self, "gpus_per_worker", share)
+
 
 def run_batch(
     source: str | Path,
@@ -60,6 +68,7 @@ def run_batch(
     group_files: int | None = None,
     output_format: str = "jsonl",
     subtitles: Sequence[str] = (),
+    subtitle_options: SubtitleOptions = SubtitleOptions(),
     resume: bool = True,
     retry_errors: bool = False,
     limit: int | None = None,
@@ -81,6 +90,7 @@ def run_batch(
             that are decoded at a time. (Of a small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
         subtitles: "srt", "vtt" or both, as files below `output/subtitles`.
+        subtitle_options: how these are cut.
         resume: keep what earlier runs finished; otherwise their results are set aside.
         retry_errors: do recordings again whose rows have an error.
         limit: the most recordings of this run.
@@ -100,8 +110,10 @@ def run_batch(
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
+    check.instance("asked", asked, Asked)
+    check.instance("cluster", cluster, Cluster)
     work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
-    _check(str(output), engine, output_format, subtitles, limit)
+    _check(str(output), engine, output_format, subtitles, subtitle_options, limit)
     if engine != "ray" and cluster != Cluster():
         raise OptionError("address and gpus_per_worker are for engine 'ray'")
     shown = console or Console(quiet=True)
@@ -112,7 +124,7 @@ def run_batch(
     with held(folder):
         finished = prepare(
             folder,
-            _settings(opener, asked, subtitles),
+            _settings(opener, asked, subtitles, subtitle_options),
             resume=resume,
             retry_errors=retry_errors,
             tell=lambda line: print_line(shown, line),
@@ -124,7 +136,12 @@ def run_batch(
                 shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
             )
         ids = (item.id for item in archive.items)
-        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles), ids=ids)
+        sink = Sink(
+            *(folder, finished, output_format),
+            subtitles=tuple(subtitles),
+            subtitle_options=subtitle_options,
+            ids=ids,
+        )
         if todo:
             rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
             _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
@@ -161,16 +178,21 @@ def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row
 
 
 def _check(
-    output: str, engine: str, output_format: str, subtitles: Sequence[str], limit: int | None
+    output: str,
+    engine: str,
+    output_format: str,
+    subtitles: Sequence[str],
+    subtitle_options: SubtitleOptions,
+    limit: int | None,
 ) -> None:
-    if engine not in ENGINES:
-        raise OptionError(f"unknown engine {engine!r}; possible: {', '.join(ENGINES)}")
+    check.one_of("engine", engine, ENGINES)
     check_format(output_format)
-    for name in subtitles:
-        if name not in SUBTITLES:
-            raise OptionError(f"unknown subtitles {name!r}; possible: {', '.join(SUBTITLES)}")
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit must be at least 1, got {limit}")
+    check.instance("subtitle_options", subtitle_options, SubtitleOptions)
+    if subtitle_options != SubtitleOptions() and not subtitles:
+        raise OptionError("lines and cues are for subtitles: choose formats of these, too")
+    for name in check.values("subtitles", subtitles, "a list of srt and vtt"):
+        check.one_of("subtitles", name, SUBTITLES)
+    check.optional(check.whole_number, "limit", limit, least=1)
     if is_url(output):
         raise OptionError(
             f"{output}: results are written to a local folder, with renames and a lock that a "
@@ -178,13 +200,16 @@ def _check(
         )
 
 
-def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
+def _settings(
+    opener: Opener, asked: Asked, subtitles: Sequence[str], subtitle_options: SubtitleOptions
+) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
-    usual = asdict(TranscribeOptions())
-    # Folders of earlier releases know neither channels nor tracks.
+    usual = asdict(TranscribeOptions()) | asdict(SubtitleOptions())
+    given = asdict(asked.options) | asdict(subtitle_options)
+    # Folders of earlier releases know neither channels nor tracks, nor how subtitles are cut.
     options = {
         name: value
-        for name, value in asdict(asked.options).items()
+        for name, value in given.items()
         if name in ("language", "task") or value != usual[name]
     }
     return {

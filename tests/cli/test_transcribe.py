@@ -1,4 +1,4 @@
-"""The command with a transcriber that loads nothing; `tests/test_cli.py` has it with a model."""
+"""The command with a transcriber that loads nothing; `test_main.py` has it with a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import BundledClip
-from whisper_flash_attention.cli import app
-from whisper_flash_attention.config import DecodeOptions, VadOptions
+from whisper_flash_attention.cli import app, transcribe
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
-from whisper_flash_attention.transcribe import Segment, Word, command
+from whisper_flash_attention.options import DecodeOptions, VadOptions
+from whisper_flash_attention.transcribe import Segment, Word
 
 
 class Outcome(NamedTuple):
@@ -37,9 +37,9 @@ def call(*arguments: str | Path, stdin: bytes | None = None) -> Outcome:
 def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
     fake = FakeTranscriber()
     monkeypatch.setattr(
-        command.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
+        transcribe.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
     )
-    monkeypatch.setattr(command, "describe", lambda transcriber: "no model")
+    monkeypatch.setattr(transcribe, "describe", lambda transcriber: "no model")
     return fake
 
 
@@ -218,7 +218,7 @@ def test_recordings_are_delivered_as_they_are_done(
     assert files_in(tmp_path / "out") == ["one/talk.txt", "two/talk.txt", "z.txt"]
     assert transcriber.calls[0]["batch_size"] == 4
     outcome = call(talks, "--batch-size", "0")
-    assert outcome.code == 2 and "batch size is '0': give a whole number" in outcome.stderr
+    assert outcome.code == 2 and "batch size is 0: give a whole number" in outcome.stderr
 
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_others(
@@ -279,9 +279,9 @@ def test_options_out_of_range_are_reported_before_any_work(talks: Path) -> None:
         (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
         (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),
         (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 to 100"),
-        (("-f", "srt", "--max-line-width", "0"), "max_line_width must be at least 1, got 0"),
+        (("-f", "srt", "--max-line-width", "0"), "max_line_width is 0: give a whole number"),
         (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
-        (("-f", "srt", "--max-gap", "-1"), "max_gap must be seconds"),
+        (("-f", "srt", "--max-gap", "-1"), "max_gap is -1.0: give seconds"),
         (("--max-line-width", "40"), "lines and cues are for srt and vtt"),
     ):
         outcome = call(talks / "z.wav", *options)
