@@ -58,11 +58,12 @@ from whisper_flash_attention.benchmark.random_weights import (
     talking_config,
 )
 from whisper_flash_attention.benchmark.settings import ModelSize
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber, batched
+from whisper_flash_attention.transcribe import words as words_module
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 Samples = npt.NDArray[np.float32]
@@ -235,7 +236,7 @@ def measure_host(segments: int, words: bool, windows: list[Samples]) -> float:
         mock.patch.object(engine, "encode", instant.encode),
         mock.patch.object(engine, "decode_stream", instant.decode_stream),
         mock.patch.object(batched, "log_mel", lambda clips, **_: features[: len(clips)]),
-        mock.patch.object(alignment, "token_timestamps", even_times),
+        mock.patch.object(words_module, "token_timestamps", even_times),
     ):
         return seconds_per_window(
             # Each a recording of its own: a longer one is cut where it is quiet, not every 30 s.

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.transcribe.test_segmentation import WORDS
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
 
 GOOD, REPEATS, UNLIKELY = 1, 2, 3
@@ -38,11 +38,11 @@ class ScriptedEngine:
     ) -> DecodeOutput:
         meanwhile()
         kinds = states[:, 0, 0].int().tolist()
-        probe_probability = None
+        watched = None
         if request.probe is not None:
             token, place = request.probe
             assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
-            probe_probability = torch.full((len(kinds),), self.silence)
+            watched = torch.full((len(kinds),), self.silence)
         self.requests.append((request.temperature if request.sample else 0.0, kinds))
         step = sum(1 for _, requests in self.requests[:-1] if set(requests) & set(kinds))
         rows, sums = [], []
@@ -52,9 +52,7 @@ class ScriptedEngine:
             sums.append(mean * 6)
         result = torch.tensor(rows)
         sequences = torch.cat([prompt, result], 1)
-        return DecodeOutput(
-            sequences, sum_logprobs=torch.tensor(sums), probe_probability=probe_probability
-        )
+        return DecodeOutput(sequences, sum_logprobs=torch.tensor(sums), probe_probability=watched)
 
 
 class Tokenizer:

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (
@@ -42,6 +41,7 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request, stays_on_device
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary
@@ -181,7 +181,7 @@ class DecodingResult:
         tokens: without the prompt and the end; a prefix is the beginning.
         text: theirs, without timestamps.
         avg_logprob: mean log-probability of the tokens and the end, without the prefix.
-        no_speech_prob: probability that nobody speaks; None if it was not computed.
+        no_speech_prob: probability that there is no speech; None if it was not computed.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
     """
@@ -455,7 +455,7 @@ class WindowDecoder:
         """Decode the windows `indices`, in that order.
 
         Args:
-            silence: of each, the probability that nobody speaks, if it is known.
+            silence: of each, the probability that there is no speech, if it is known.
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
