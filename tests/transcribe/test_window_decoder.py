@@ -38,11 +38,11 @@ class ScriptedEngine:
     ) -> DecodeOutput:
         meanwhile()
         kinds = states[:, 0, 0].int().tolist()
-        watched = None
+        probability = None
         if request.probe is not None:
             token, place = request.probe
             assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
-            watched = torch.full((len(kinds),), self.silence)
+            probability = torch.full((len(kinds),), self.silence)
         self.requests.append((request.temperature if request.sample else 0.0, kinds))
         step = sum(1 for _, requests in self.requests[:-1] if set(requests) & set(kinds))
         rows, sums = [], []
@@ -52,7 +52,9 @@ class ScriptedEngine:
             sums.append(mean * 6)
         result = torch.tensor(rows)
         sequences = torch.cat([prompt, result], 1)
-        return DecodeOutput(sequences, sum_logprobs=torch.tensor(sums), probe_probability=watched)
+        return DecodeOutput(
+            sequences, sum_logprobs=torch.tensor(sums), probe_probability=probability
+        )
 
 
 class Tokenizer:
