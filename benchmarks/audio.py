@@ -58,11 +58,12 @@ from whisper_flash_attention.benchmark.random_weights import (
     talking_config,
 )
 from whisper_flash_attention.benchmark.settings import ModelSize
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber, batched
+from whisper_flash_attention.transcribe import words as words_module
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
 Samples = npt.NDArray[np.float32]
@@ -190,23 +191,23 @@ class InstantEngine:
         return self._states[: len(features)]
 
     def decode_stream(
-        self, more: Callable[[int], Sequence[Job]], slots: int, **_: object
-    ) -> Iterator[Finished]:
+        self, more: Callable[[int], Sequence[DecodeJob]], slots: int, **_: object
+    ) -> Iterator[FinishedJob]:
         while jobs := more(slots):
             for job in jobs:
-                yield Finished(job, next(self._texts), sum_logprob=-30.0, watched=0.0)
+                yield FinishedJob(job, next(self._texts), sum_logprob=-30.0, probe_probability=0.0)
 
 
 def even_times(
     weights: Any, rows: Sequence[Any], heads: Any, *, first: int, text_tokens: int
 ) -> Callable[[], list[Any]]:
-    """Like `token_times`, with tokens that follow one another evenly."""
+    """Like `token_timestamps`, with tokens that follow one another evenly."""
     found = []
     for row in rows:
         count = len(row.tokens) - first
         starts = np.arange(count) * (1500 // count)
         probabilities = np.full(count - 1, 0.5, np.float32)
-        found.append(alignment.TokenTimes(starts, probabilities))
+        found.append(alignment.TokenTimestamps(starts, probabilities))
     return lambda: found
 
 
@@ -235,7 +236,7 @@ def measure_host(segments: int, words: bool, windows: list[Samples]) -> float:
         mock.patch.object(engine, "encode", instant.encode),
         mock.patch.object(engine, "decode_stream", instant.decode_stream),
         mock.patch.object(batched, "log_mel", lambda clips, **_: features[: len(clips)]),
-        mock.patch.object(alignment, "token_times", even_times),
+        mock.patch.object(words_module, "token_timestamps", even_times),
     ):
         return seconds_per_window(
             # Each a recording of its own: a longer one is cut where it is quiet, not every 30 s.

@@ -69,9 +69,9 @@ from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules, Suppress
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors, Suppress
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import Job
+from whisper_flash_attention.engine.scheduler import DecodeJob
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.weights import load_processor, read_checkpoint
 
@@ -417,7 +417,7 @@ def measure_step(
     states = torch.randn(batch, 1500, MODEL_SIZES[checkpoint].d_model, device="cuda").half()
     prompt = torch.tensor([STEP_PROMPT] * batch, device="cuda")
     length = len(STEP_PROMPT) + tokens
-    request = Request(Rules(), length, (), 50257, cross_attention=cross_attention)
+    request = Request(LogitsProcessors(), length, (), 50257, cross_attention=cross_attention)
     engine.decode(states, prompt, request)
     (decoder,) = engine._buffers._decoders.values()
     state = decoder._state
@@ -478,10 +478,10 @@ def step(
 def request_of(tokens: int) -> Request:
     """A request for exactly this many tokens."""
     length = len(SLOTS_PROMPT) + tokens
-    return Request(Rules((Suppress((1, 2)),)), length, (), 0, want_logprobs=True)
+    return Request(LogitsProcessors((Suppress((1, 2)),)), length, (), 0, want_logprobs=True)
 
 
-def mixed_jobs(clips: int, engine: Engine, distinct: int) -> list[Job]:
+def mixed_jobs(clips: int, engine: Engine, distinct: int) -> list[DecodeJob]:
     """Clips with texts of mixed lengths, on `distinct` different encoder states."""
     weights = engine.weights
     generator = torch.Generator().manual_seed(0)
@@ -490,12 +490,12 @@ def mixed_jobs(clips: int, engine: Engine, distinct: int) -> list[Job]:
     shape = (distinct, *weights.encoder.positions.shape)
     states = torch.randn(shape, generator=generator).to(weights.device, weights.dtype)
     return [
-        Job(states[number % distinct], SLOTS_PROMPT, request_of(length), number)
+        DecodeJob(states[number % distinct], SLOTS_PROMPT, request_of(length), number)
         for number, length in enumerate(lengths)
     ]
 
 
-def by_batches(engine: Engine, jobs: list[Job], size: int) -> int:
+def by_batches(engine: Engine, jobs: list[DecodeJob], size: int) -> int:
     """Decode batch by batch, each to its longest text; the count of requested tokens."""
     tokens = 0
     for start in range(0, len(jobs), size):
@@ -511,7 +511,7 @@ def by_batches(engine: Engine, jobs: list[Job], size: int) -> int:
     return tokens
 
 
-def by_slots(engine: Engine, jobs: list[Job], slots: int, refill: int) -> int:
+def by_slots(engine: Engine, jobs: list[DecodeJob], slots: int, refill: int) -> int:
     """Decode in slots; the count of requested tokens."""
     waiting = iter(jobs)
     results = engine.decode_stream(

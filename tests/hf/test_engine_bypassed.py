@@ -126,10 +126,10 @@ def test_processors_that_transformers_makes_of_options_are_known() -> None:
     from transformers.generation import logits_process
     from transformers.generation.utils import GenerationMixin as Mixin
 
-    from whisper_flash_attention.hf.logits_processors import RULES
+    from whisper_flash_attention.hf.logits_processors import PROCESSOR_TRANSLATIONS
 
     names = Mixin._get_logits_processor.__code__.co_names
     made = {name for name in names if isinstance(getattr(logits_process, name, None), type)}
     made = {n for n in made if issubclass(getattr(logits_process, n), LogitsProcessor)}
-    translated = {kind.__name__ for kind in RULES}
+    translated = {kind.__name__ for kind in PROCESSOR_TRANSLATIONS}
     assert made - translated <= eligibility.PROCESSORS_OF_OPTIONS

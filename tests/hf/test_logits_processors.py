@@ -1,4 +1,4 @@
-"""Processors and criteria become rules and limits, by exact type."""
+"""Translation of processors and criteria, by exact type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 from whisper_flash_attention.hf.logits_processors import (
     translate,
     translate_limits,
-    translate_rules,
+    translate_processors,
 )
 
 ENDS = torch.tensor([40, 41])
@@ -41,14 +41,16 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_each_processor_has_its_rule(processor) -> None:
-    assert translate_rules([processor]) == logits_processors.Rules((PROCESSORS[processor],))
+    assert translate_processors([processor]) == logits_processors.LogitsProcessors(
+        (PROCESSORS[processor],)
+    )
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_a_rule_does_what_its_processor_does(processor) -> None:
     generator = torch.Generator().manual_seed(1)
-    translated = translate_rules([processor])
-    assert isinstance(translated, logits_processors.Rules)
+    translated = translate_processors([processor])
+    assert isinstance(translated, logits_processors.LogitsProcessors)
     for length in range(2, 12):
         tokens = torch.randint(0, 80, (2, length), generator=generator)
         scores = torch.randn(2, 80, generator=generator)
@@ -64,7 +66,7 @@ def test_order_is_kept_and_silence_left_out() -> None:
         compat.WhisperNoSpeechDetection(59, begin_index=1),
         compat.TemperatureLogitsWarper(2.0),
     ]
-    assert translate_rules(listed) == logits_processors.Rules(
+    assert translate_processors(listed) == logits_processors.LogitsProcessors(
         (logits_processors.TopK(4), logits_processors.Temperature(2.0))
     )
 
@@ -73,14 +75,14 @@ def test_a_subclass_is_not_its_parent() -> None:
     class Hotter(compat.TemperatureLogitsWarper):
         pass
 
-    assert translate_rules([Hotter(2.0)]) == Fallback(FallbackReason.PROCESSOR, "Hotter")
+    assert translate_processors([Hotter(2.0)]) == Fallback(FallbackReason.PROCESSOR, "Hotter")
 
 
 def test_a_grammar_that_makes_no_sense_falls_back() -> None:
     strange = SimpleNamespace(
         no_timestamps_token_id=20, eos_token_id=40, bos_token_id=40, max_initial_timestamp_index=5
     )
-    found = translate_rules([compat.WhisperTimeStampLogitsProcessor(strange, begin_index=3)])
+    found = translate_processors([compat.WhisperTimeStampLogitsProcessor(strange, begin_index=3)])
     assert isinstance(found, Fallback)
     assert "WhisperTimeStampLogitsProcessor" in found.detail
 

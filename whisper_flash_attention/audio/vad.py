@@ -31,8 +31,8 @@ from torch import Tensor
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
-from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import AudioError, MissingPackage
+from whisper_flash_attention.options import VadOptions
 
 # Samples per frame, and how many before it the network takes, too.
 FRAME, BEFORE = 512, 64
@@ -147,7 +147,7 @@ class Chunk:
     def has_speech(self, start: float, end: float, seconds: float) -> bool:
         """Whether there are at least `seconds` of speech between two times of the recording.
 
-        Speech is not looked for where the times are too close to each other.
+        Speech is not computed where the times are closer than that.
         """
         start, end = max(start, self.start), min(end, self.end)
         if end - start < seconds:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.hf.compat import (
     CACHE,
     BaseModelOutput,
@@ -49,7 +49,7 @@ class EngineDecode:
     prompt: torch.Tensor
     request: Request
     states: torch.Tensor
-    decoded: Decoded
+    decoded: DecodeOutput
     config: Any
     repeatable: bool
 
@@ -135,7 +135,7 @@ def record_languages(detected: torch.Tensor) -> None:
 
 
 def to_model_output(
-    model: Any, states: torch.Tensor, decoded: Decoded
+    model: Any, states: torch.Tensor, decoded: DecodeOutput
 ) -> GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:
     """The `ModelOutput` that stock returns for a decode; fields not requested are None."""
     # Transformers declares tuples of one tensor here.

@@ -13,11 +13,11 @@ import torch
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessor,
+    LogitsProcessors,
     MinLength,
     NoRepeatNgram,
     RepetitionPenalty,
-    Rule,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Temperature,
@@ -57,7 +57,7 @@ def _ignored_prompt(prompt: int | torch.Tensor | None) -> int | tuple[int, ...]:
     return prompt or 0
 
 
-RULES: dict[type, Callable[[Any], Rule]] = {
+PROCESSOR_TRANSLATIONS: dict[type, Callable[[Any], LogitsProcessor]] = {
     SuppressTokensLogitsProcessor: lambda p: Suppress(_tokens(p.suppress_tokens)),
     SuppressTokensAtBeginLogitsProcessor: lambda p: SuppressAtBegin(
         _tokens(p.begin_suppress_tokens), p.begin_index
@@ -84,23 +84,23 @@ RULES: dict[type, Callable[[Any], Rule]] = {
 }
 
 
-def translate_rules(processors: Iterable[Any]) -> Rules | Fallback:
-    """The rules that do what these processors do, in their order.
+def translate_processors(processors: Iterable[Any]) -> LogitsProcessors | Fallback:
+    """The engine's counterparts of these processors, in their order.
 
     `WhisperNoSpeechDetection` changes no score and is left out; `detect_no_speech` runs it.
     """
-    rules = []
+    translated: list[LogitsProcessor] = []
     for processor in processors:
         kind = type(processor)
         if kind is WhisperNoSpeechDetection:
             continue
-        if kind not in RULES:
+        if kind not in PROCESSOR_TRANSLATIONS:
             return Fallback(FallbackReason.PROCESSOR, kind.__name__)
         try:
-            rules.append(RULES[kind](processor))
+            translated.append(PROCESSOR_TRANSLATIONS[kind](processor))
         except OptionError as error:
             return Fallback(FallbackReason.PROCESSOR, f"{kind.__name__}: {error}")
-    return Rules(tuple(rules))
+    return LogitsProcessors(tuple(translated))
 
 
 def translate_limits(criteria: Iterable[Any]) -> tuple[int, tuple[int, ...]] | Fallback:
@@ -149,9 +149,9 @@ def translate(
         by_beams: for `_beam_search`.
         **more: further fields of the request.
     """
-    rules = translate_rules(processors)
-    if isinstance(rules, Fallback):
-        return rules
+    logits_processors = translate_processors(processors)
+    if isinstance(logits_processors, Fallback):
+        return logits_processors
     limits = translate_limits(criteria)
     if isinstance(limits, Fallback):
         return limits
@@ -162,7 +162,7 @@ def translate(
         pad = eos[0]
     wants_dictionary = bool(config.return_dict_in_generate)
     return Request(
-        rules=rules,
+        processors=logits_processors,
         max_length=max_length,
         eos=eos,
         pad=pad,
@@ -222,7 +222,7 @@ def _first_logits(
     """The model's logits `[B, V]` after the prompt, float32."""
     one_step = replace(
         request,
-        rules=Rules(),
+        processors=LogitsProcessors(),
         max_length=prompt.shape[1] + 1,
         sample=False,
         beams=None,
