@@ -202,7 +202,8 @@ def openai_model(transcriber: Transcriber) -> Any:
     }
     model.load_state_dict(tensors)
     heads = torch.zeros(config.decoder_layers, config.decoder_attention_heads, dtype=torch.bool)
-    for layer, head in alignment_heads(stock):
+    named = getattr(stock.generation_config, "alignment_heads", None)
+    for layer, head in alignment_heads(named, layers=heads.shape[0], heads=heads.shape[1]):
         heads[layer, head] = True
     model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
     return model.eval().to(stock.device)

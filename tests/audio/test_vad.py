@@ -10,7 +10,13 @@ import torch
 
 from whisper_flash_attention.audio import load_audio, vad
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.vad import all_chunks, chunk_spans, find_stretches, speech_chunks
+from whisper_flash_attention.audio.vad import (
+    Chunk,
+    chunk_spans,
+    cut_all,
+    find_speech,
+    find_stretches,
+)
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
 
@@ -20,10 +26,20 @@ def speech(bundled_recordings) -> np.ndarray:
     return np.concatenate([load_audio(recording.path) for recording in bundled_recordings])
 
 
+def speech_chunks(samples: np.ndarray, **options: object) -> list[Chunk]:
+    seconds, chunks = find_speech(AudioSource(samples), **options)  # type: ignore[arg-type]
+    assert seconds == samples.size / 16_000
+    return list(chunks)
+
+
+def all_chunks(samples: np.ndarray) -> list[Chunk]:
+    return list(cut_all(AudioSource(samples))[1])
+
+
 def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
     silence = np.zeros(8 * 16_000, np.float32)
     recording = np.concatenate([silence, speech, silence, speech, silence])
-    chunks = list(speech_chunks(recording))
+    chunks = speech_chunks(recording)
     assert all(chunk.seconds <= 27 for chunk in chunks)
     covered = sum(chunk.seconds for chunk in chunks)
     assert 0.85 * 2 * speech.size / 16_000 < covered < 2 * speech.size / 16_000 + 9
@@ -35,28 +51,28 @@ def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
 
 
 def test_chunks_are_as_long_as_they_may_be(speech) -> None:
-    many = list(speech_chunks(np.tile(speech, 2), max_seconds=8))
+    many = speech_chunks(np.tile(speech, 2), max_seconds=8)
     assert all(chunk.seconds <= 8 for chunk in many)
-    few = list(speech_chunks(np.tile(speech, 2)))
+    few = speech_chunks(np.tile(speech, 2))
     assert len(few) < len(many)
     assert all(chunk.seconds > 15 for chunk in few[:-1])
 
 
 def test_nobody_speaks_in_silence() -> None:
-    assert list(speech_chunks(np.zeros(16_000, np.float32))) == []
+    assert speech_chunks(np.zeros(16_000, np.float32)) == []
 
 
 def test_all_of_a_recording_is_in_chunks_that_are_cut_in_quiet_places() -> None:
     sound = np.random.default_rng(0).standard_normal(100 * 16_000).astype(np.float32) * 0.1
     for pause in (12, 25.5, 40, 51, 69, 70.2):
         sound[round(pause * 16_000) :][:6400] *= 0.01
-    chunks = list(all_chunks(sound))
+    chunks = all_chunks(sound)
     assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks]), sound)
     cuts = [chunk.start for chunk in chunks[1:]]
     assert cuts == pytest.approx([25.7, 51.2, 76.7], abs=1.6) and len(cuts) == 3
     assert cuts[:2] == pytest.approx([25.7, 51.2], abs=0.1)
     assert all(chunk.seconds <= 27 for chunk in chunks[:-1]) and chunks[-1].seconds <= 30
-    whole = list(all_chunks(sound[: 30 * 16_000]))
+    whole = all_chunks(sound[: 30 * 16_000])
     assert [chunk.seconds for chunk in whole] == [30]
 
 
@@ -64,12 +80,12 @@ def test_digital_silence_is_in_no_chunk() -> None:
     sound = np.zeros(110 * 16_000, np.float32)
     sound[: 3 * 16_000] = 0.25 * np.sin(np.arange(48_000, dtype=np.float32))
     sound[100 * 16_000 + 7] = 0.26  # a click that a look at a few samples misses
-    chunks = list(all_chunks(sound))
+    chunks = all_chunks(sound)
     assert len(chunks) == 2 and chunks[0].start == 0
     assert chunks[1].start < 100 < chunks[1].end
     # What is too short for a word is no sound.
     assert [c.samples.size for c in all_chunks(sound[:1600])] == [1600]
-    assert list(all_chunks(sound[:1599])) == []
+    assert all_chunks(sound[:1599]) == []
 
 
 def test_speech_is_known_within_chunks(speech) -> None:
@@ -77,7 +93,8 @@ def test_speech_is_known_within_chunks(speech) -> None:
     [chunk] = speech_chunks(np.concatenate([silence, speech[: 6 * 16_000], silence]))
     first, last = chunk.speech[0][0], chunk.speech[-1][1]
     assert chunk.start + 0.15 < first < 3 and 7 < last <= chunk.end - 0.15
-    assert chunk.speech_within(0, 2) == 0 and 3 < chunk.speech_within(2, 8) < 6.5
+    assert not chunk.has_speech(0, 2, 0.1)
+    assert chunk.has_speech(2, 8, 3) and not chunk.has_speech(0, 10, 6.5)
     part = chunk.part(first + 1, first + 2, is_doubtful=True)
     assert part.seconds == pytest.approx(1, abs=1e-3) and part.is_doubtful
     assert part.speech[0][0] >= part.start and part.speech[-1][1] <= part.end
@@ -95,14 +112,18 @@ def test_sound_between_chunks_of_speech_may_be_read(chance, level, is_read) -> N
     for part in (slice(0, 156), slice(469, 625)):
         probabilities[part], levels[part] = 0.9, -20
     probabilities[281:375], levels[281:375] = chance, level
-    spans = chunk_spans(frames * 512, probabilities, levels, max_seconds=10)
+
+    def between(first: int, end: int) -> np.ndarray:
+        return levels[first:end]
+
+    spans = chunk_spans(frames * 512, probabilities, between, max_seconds=10)
     assert [span.is_doubtful for span in spans] == [False, *[True] * is_read, False]
     if is_read:
         assert spans[1].begin / 16_000 == pytest.approx(8.8, abs=0.1)
         assert spans[1].end / 16_000 == pytest.approx(12.2, abs=0.1)
         assert spans[1].speech == ((281 * 512, 375 * 512),)
     # Without any speech there is nothing to be as loud as.
-    assert chunk_spans(frames * 512, 0.1 * probabilities, levels) == []
+    assert chunk_spans(frames * 512, 0.1 * probabilities, between) == []
 
 
 def test_nothing_is_read_in_noise() -> None:
@@ -113,7 +134,7 @@ def test_nothing_is_read_in_noise() -> None:
     for wave in (0.5 * white, 0.01 * white, brown, 0.2 * np.sin(314 * times)):
         swelling = wave * (np.sin(2 * np.pi * times / 3) > 0.3)
         for sound in (wave, swelling):
-            assert list(speech_chunks(sound.astype(np.float32))) == []
+            assert speech_chunks(sound.astype(np.float32)) == []
 
 
 def test_the_detector_takes_its_parameters(speech) -> None:
@@ -130,14 +151,14 @@ def test_the_detector_takes_its_parameters(speech) -> None:
     assert longest < 4.5
     assert stretches(min_speech_duration_ms=60_000) == []
     few = [chunk.seconds for chunk in speech_chunks(speech)]
-    many = list(speech_chunks(speech, options=VadOptions(max_speech_duration_s=6)))
+    many = speech_chunks(speech, options=VadOptions(max_speech_duration_s=6))
     assert len(many) > len(few) and all(chunk.seconds <= 6.4 for chunk in many)
 
 
 def test_pytorch_keeps_its_threads(speech) -> None:
     before = torch.get_num_threads()
     vad._detector.cache_clear()
-    list(speech_chunks(speech[:16_000]))
+    speech_chunks(speech[:16_000])
     assert torch.get_num_threads() == before
 
 
@@ -145,4 +166,4 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "silero_vad", None)
     vad._detector.cache_clear()
     with pytest.raises(MissingPackage, match=r"whisper-flash-attention\[vad\]"):
-        list(speech_chunks(np.zeros(16_000, np.float32)))
+        speech_chunks(np.zeros(16_000, np.float32))

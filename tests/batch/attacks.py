@@ -33,8 +33,8 @@ from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
 from whisper_flash_attention.errors import BatchError, OptionError, WhisperFlashError
 from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.transcribe.file_names import folded
 from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.writers.files import folded
 
 SETTINGS = {"model": "tiny", "language": None, "task": "transcribe"}
 

@@ -32,8 +32,8 @@ from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.terminal import json_line, print_line, printable
+from whisper_flash_attention.terminal.progress import FileProgress
 from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, command, render
-from whisper_flash_attention.transcribe.progress import FileProgress
 
 PACKAGE = Path(whisper_flash_attention.__file__).parent
 # Retitles a terminal, clears it, imitates a message, reorders what follows, is not UTF-8.

@@ -14,7 +14,7 @@ import torch
 
 from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.audio.vad import Chunk, Speech
 from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
@@ -216,7 +216,8 @@ def read_chunks(
 
 def sound(start: float, seconds: float, *, is_doubtful: bool = False) -> Chunk:
     samples = np.zeros(round(seconds * 16_000), np.float32)
-    return Chunk(start, samples, ((start, start + seconds),), is_doubtful)
+    speech = Speech(lambda: [(start, start + seconds)])
+    return Chunk(start, samples, speech, is_doubtful)
 
 
 def test_what_a_chunk_leaves_is_read_once_more_in_its_place(transcriber, monkeypatch) -> None:

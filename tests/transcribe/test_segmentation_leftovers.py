@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.transcribe.test_segmentation import WORDS, A, B, at
-from whisper_flash_attention.audio.vad import Chunk
+from whisper_flash_attention.audio.vad import Chunk, Speech
 from whisper_flash_attention.transcribe.segmentation import (
     Leftovers,
     TokenSpan,
@@ -18,7 +18,7 @@ TEXT = [A] * 30
 
 
 def chunk(*speech: tuple[float, float], seconds: float = 20.0) -> Chunk:
-    return Chunk(100.0, np.zeros(round(seconds * 16_000), np.float32), speech)
+    return Chunk(100.0, np.zeros(round(seconds * 16_000), np.float32), Speech(lambda: speech))
 
 
 def left(whole: Chunk, tokens: list[int], *, uses_vad: bool = True) -> Leftovers:

@@ -32,9 +32,14 @@ Features = Callable[[npt.NDArray[np.float32], dict[str, Any]], torch.Tensor]
 TOLERANCE = 0.1
 
 
+def aligner_of(transcriber: Transcriber) -> WordAligner:
+    engine, heads = Engine.of(transcriber.model), transcriber._alignment_heads
+    return WordAligner(engine, transcriber._vocabulary, heads, transcriber._splitter)
+
+
 @pytest.fixture(scope="module")
 def aligner(transcriber: Transcriber) -> WordAligner:
-    return WordAligner(transcriber.model, transcriber.processor)
+    return aligner_of(transcriber)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def differences(
     features: Features = window_features,
 ) -> npt.NDArray[np.float64]:
     """[words, 3], of all rows, aligned three windows at a time."""
-    aligner = WordAligner(transcriber.model, transcriber.processor)
+    aligner = aligner_of(transcriber)
     found: list[tuple[float, float, float]] = []
     for first in range(0, len(rows), 3):
         some = rows[first : first + 3]
@@ -313,7 +318,7 @@ def test_a_translation_is_split_as_english(
     [row] = [r for r in expected_rows("base", "bundled") if r["recording"] == "austen_0880"]
     features = window_features(recordings["austen_0880"], row)
     window = replace(spoken_window(multilingual, features, row), language="ja", task="translate")
-    aligner = WordAligner(multilingual.model, multilingual.processor)
+    aligner = aligner_of(multilingual)
     [found] = aligner.add_words([window])
     words = [word.text for segment in found.segments for word in segment.words]
     assert words == [
@@ -322,26 +327,22 @@ def test_a_translation_is_split_as_english(
 
 
 def test_heads_default_to_the_last_half_of_the_layers(transcriber: Transcriber) -> None:
-    model = transcriber.model
-    named = model.generation_config.alignment_heads
-    assert alignment_heads(model) == tuple(map(tuple, named))
-    try:
-        model.generation_config.alignment_heads = None
-        assert alignment_heads(model) == tuple((i, j) for i in (2, 3) for j in range(6))
-        WordAligner(model, transcriber.processor)
-        model.generation_config.alignment_heads = [[4, 0]]
-        with pytest.raises(OptionError, match=r"alignment heads \[\(4, 0\)\]: the model has"):
-            WordAligner(model, transcriber.processor)
-    finally:
-        model.generation_config.alignment_heads = named
+    named = transcriber.model.generation_config.alignment_heads
+    assert alignment_heads(named, layers=4, heads=6) == tuple(map(tuple, named))
+    default = alignment_heads(None, layers=4, heads=6)
+    assert default == tuple((i, j) for i in (2, 3) for j in range(6))
+    parts = (transcriber._vocabulary, None, transcriber._splitter)
+    assert WordAligner(Engine.of(transcriber.model), *parts)._heads == default
+    with pytest.raises(OptionError, match=r"alignment heads \[\(4, 0\)\]: the model has"):
+        WordAligner(Engine.of(transcriber.model), parts[0], [[4, 0]], parts[2])
 
 
 def test_a_model_with_hooks_is_refused(transcriber: Transcriber) -> None:
     layer = transcriber.model.model.decoder.layers[0]
     handle = layer.register_forward_hook(lambda *_: None)
     try:
-        with pytest.raises(OptionError, match=r"and this one has a hook on model.decoder.layers.0"):
-            WordAligner(transcriber.model, transcriber.processor)
+        with pytest.raises(OptionError, match="word_timestamps True needs the decode engine"):
+            transcriber.transcribe(np.sin(np.arange(16_000.0)), word_timestamps=True)
     finally:
         handle.remove()
 
@@ -349,7 +350,7 @@ def test_a_model_with_hooks_is_refused(transcriber: Transcriber) -> None:
 def test_an_unknown_language_is_refused(
     multilingual: Transcriber, speech_window: SpokenWindow
 ) -> None:
-    aligner = WordAligner(multilingual.model, multilingual.processor)
+    aligner = aligner_of(multilingual)
     window = replace(speech_window, language="xx", segments=(Segment(0.0, 1.0, "a", (64,)),))
     with pytest.raises(OptionError, match="cannot align words of language 'xx'"):
         aligner.add_words([window])

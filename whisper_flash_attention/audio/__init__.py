@@ -7,8 +7,8 @@ index of the bundled clips. It must not know models, tokens or the command line.
 
 from whisper_flash_attention.audio.audio_source import audio_tracks, load_audio, stream_audio
 from whisper_flash_attention.audio.bundled_clips import BundledClip, bundled_recordings
+from whisper_flash_attention.audio.container import AudioTrack
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
-from whisper_flash_attention.audio.tracks import AudioTrack
 
 __all__ = [
     "SAMPLING_RATE",

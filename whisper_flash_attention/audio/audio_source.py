@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
-from whisper_flash_attention.audio.container import Source, name_of, open_container, readable
+from whisper_flash_attention.audio.container import (
+    AudioTrack,
+    Source,
+    check_track,
+    choose_track,
+    name_of,
+    open_container,
+    readable,
+    tracks_of,
+)
 from whisper_flash_attention.audio.decode import (
     HIGHEST_RATE,
     LOWEST_RATE,
@@ -38,7 +47,6 @@ from whisper_flash_attention.audio.samples import (
     mix,
     recording_channels,
 )
-from whisper_flash_attention.audio.tracks import AudioTrack, check_track, choose_track, tracks_of
 from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.validation import shown
 

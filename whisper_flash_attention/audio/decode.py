@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from whisper_flash_attention.audio.container import OpenedContainer, keep_layout
+from whisper_flash_attention.audio.container import (
+    AudioTrack,
+    OpenedContainer,
+    keep_layout,
+    listing,
+    tracks_of,
+)
 from whisper_flash_attention.audio.lengths import id3_size
 from whisper_flash_attention.audio.samples import ChannelMixer, Samples
-from whisper_flash_attention.audio.tracks import AudioTrack, listing, tracks_of
 from whisper_flash_attention.errors import AudioError
 
 if TYPE_CHECKING:

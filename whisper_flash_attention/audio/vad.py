@@ -4,61 +4,73 @@ The detector comes with its own package (`silero-vad`, MIT licence), which is op
 finds no speech between chunks although the sound stands out from the noise, that is a chunk, too,
 marked as doubtful. Without the detector a recording is split where it is quietest.
 
-A recording that is not held in memory is read twice: for levels and probabilities of speech, one
-of each per frame, and for the chunks, which are those of `speech_chunks` and `all_chunks` on all of
-its samples.
+Frames are 512 samples (32 ms). The package calls the detector's network once per frame; the network
+encodes frames independently and then runs over their sequence, so that here many frames are encoded
+together and only the short recurrent step is sequential. Probabilities are those of the package's
+own calls, up to rounding.
+
+Levels are mean powers of frames in decibels of full scale. Of samples in memory they are computed
+where they are needed; a recording that is not held is read twice, for probabilities and levels, and
+for the chunks.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.audio.frames import (
-    FRAME,
-    Decibels,
-    KnownProbabilities,
-    Levels,
-    Voice,
-    levels_of,
-    quietest,
-    runs,
-    standing_out,
-)
-from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, check_finite, is_silence
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
 from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import AudioError, MissingPackage
 
+# Samples per frame, and how many before it the network takes, too.
+FRAME, BEFORE = 512, 64
+FRAME_SECONDS = FRAME / SAMPLING_RATE
+# Frames that are encoded at a time, and that are read at a time; bounds memory.
+FRAMES_AT_ONCE, FRAMES_PER_BLOCK = 512, 1024
+
 # Whisper leaves speech that reaches to the end of its 30 s to the next window; silence after it
-# says that it is whole.
+# marks it as complete.
 CHUNK_SECONDS = 27.0
 # A chunk without the detector ends in the quietest place after this many seconds.
 EARLIEST_CUT = 24.0
-# What Whisper sees at once.
+# Length of Whisper's window.
 WINDOW_SECONDS = 30.0
 # Pauses that do not end a stretch of speech, and padding around it: in chunks, which hold several
 # stretches, and in sequential mode, where every stretch begins a window.
 CHUNK_PAUSE_MS, CHUNK_PAD_MS = 500, 200
 STRETCH_PAUSE_MS, STRETCH_PAD_MS = 2000, 400
-# Sound between chunks: joined across shorter pauses, read if there are this many frames of it, with
-# this many frames around it.
+
+# Digital silence, and dither around it: below one step of 16 bits.
+SILENT_DB = -90.0
+# The level that a tenth of the frames with sound do not reach counts as the recording's noise.
+NOISE_PERCENTILE = 10
+# Sound stands out if it is this much above the noise, and not this much below the speech.
+ABOVE_NOISE_DB, BELOW_SPEECH_DB = 10.0, 22.0
+# Recordings are cut in the middle of the quietest stretch of this many frames (0.29 s).
+PAUSE_FRAMES = 9
+# Sound between chunks: joined across shorter pauses, decoded if there are this many frames of it,
+# with this many frames around it.
 SOUND_PAUSE, SOUND_FRAMES, SOUND_PAD = 16, 16, 6
 # Its highest probability of speech, as a share of the detector's threshold: noise, hum and chords
 # stay below 0.13, speech that is missed over a radio reaches 0.4.
 LEAST_SHARE = 0.3
 
-FRAME_SECONDS = FRAME / SAMPLING_RATE
+Decibels = Samples
+Flags = npt.NDArray[np.bool_]
+# Levels of the frames from one to before another: `[N]`.
+Levels: TypeAlias = Callable[[int, int], Decibels]
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,8 @@ class Span:
 
     Args:
         begin, end: first sample, and the one after the last.
-        speech: first samples and ends of what is speech in it, or without a detector of what stands
-            out from the noise; in order, without padding.
+        speech: first samples and ends of the detected speech in it, in order, without padding; of a
+            doubtful span, of its sound.
         is_doubtful: whether the detector found no speech in it.
     """
 
@@ -79,17 +91,44 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Speech:
+    """Stretches of speech in a recording; without a detector, of what stands out from the noise.
+
+    Args:
+        find: returns their starts and ends in order, in seconds; called when they are first needed.
+    """
+
+    find: Callable[[], Iterable[tuple[float, float]]] = tuple
+
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.float64]:
+        return np.array([*self.find()], np.float64).reshape(-1, 2)
+
+    def within(self, start: float, end: float) -> tuple[tuple[float, float], ...]:
+        """Starts and ends of the stretches between two times."""
+        clipped = self._bounds.clip(start, end)
+        return tuple((a, b) for a, b in clipped[clipped[:, 0] < clipped[:, 1]].tolist())
+
+    def seconds_within(self, start: float, end: float) -> float:
+        """Seconds of speech between two times."""
+        return float(np.diff(self._bounds.clip(start, end)).sum()) if start < end else 0.0
+
+
+NO_SPEECH = Speech()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A stretch of a recording to transcribe at once: mono samples `[T]`, from `start` s on.
 
     Args:
-        speech: starts and ends of the speech in it, in seconds of the recording, as in `Span`.
+        recording_speech: speech of the whole recording.
         is_doubtful: as in `Span`.
     """
 
     start: float
     samples: Samples
-    speech: tuple[tuple[float, float], ...] = ()
+    recording_speech: Speech = NO_SPEECH
     is_doubtful: bool = False
 
     @property
@@ -100,101 +139,151 @@ class Chunk:
     def end(self) -> float:
         return self.start + self.seconds
 
-    def speech_within(self, start: float, end: float) -> float:
-        """Seconds of speech between two times of the recording."""
-        return sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.speech)
+    @property
+    def speech(self) -> tuple[tuple[float, float], ...]:
+        """Starts and ends of the speech in it, in seconds of the recording."""
+        return self.recording_speech.within(self.start, self.end)
+
+    def has_speech(self, start: float, end: float, seconds: float) -> bool:
+        """Whether there are at least `seconds` of speech between two times of the recording.
+
+        Speech is not looked for where the times are too close to each other.
+        """
+        start, end = max(start, self.start), min(end, self.end)
+        if end - start < seconds:
+            return False
+        return self.recording_speech.seconds_within(start, end) >= seconds
 
     def part(self, start: float, end: float, *, is_doubtful: bool | None = None) -> Chunk:
         """The part of the chunk between two times of the recording."""
         first = max(0, round((start - self.start) * SAMPLING_RATE))
         last = round(min(end - self.start, self.seconds) * SAMPLING_RATE)
-        start = self.start + first / SAMPLING_RATE
-        end = self.start + last / SAMPLING_RATE
-        speech = tuple(
-            (max(start, a), min(end, b)) for a, b in self.speech if a < end and b > start
-        )
         doubtful = self.is_doubtful if is_doubtful is None else is_doubtful
-        return Chunk(start, self.samples[first:last], speech, doubtful)
+        start = self.start + first / SAMPLING_RATE
+        return Chunk(start, self.samples[first:last], self.recording_speech, doubtful)
 
 
-def chunk_of(span: Span, samples: Samples) -> Chunk:
-    """The chunk of a span, given the span's samples."""
-    speech = tuple((a / SAMPLING_RATE, b / SAMPLING_RATE) for a, b in span.speech)
-    return Chunk(span.begin / SAMPLING_RATE, samples, speech, span.is_doubtful)
+def find_speech(
+    audio: AudioSource, max_seconds: float = CHUNK_SECONDS, options: VadOptions | None = None
+) -> tuple[float, Iterator[Chunk]]:
+    """Length of a recording in seconds, and chunks that hold all its speech.
 
-
-def speech_chunks(
-    samples: Samples,
-    max_seconds: float = CHUNK_SECONDS,
-    options: VadOptions | None = None,
-) -> Iterator[Chunk]:
-    """Chunks that hold all speech of a recording, each as long as fits between two pauses.
+    Each is as long as fits between two pauses.
 
     Args:
-        samples: mono `[T]` at 16 kHz.
         max_seconds: of a chunk; speech without a pause is cut there.
         options: of the detector.
 
     Raises:
+        AudioError: as `AudioSource.blocks`.
         MissingPackage: Silero's package is not installed.
     """
-    if not samples.size:
-        return
-    probabilities = Voice(detector()).probabilities(samples).tolist()
-    levels = levels_of(samples)
-    for span in chunk_spans(samples.size, probabilities, levels, max_seconds, options):
-        yield chunk_of(span, samples[span.begin : span.end])
+    size, probabilities, levels = _scan(audio, Voice(detector()))
+    spans = chunk_spans(size, probabilities, levels, max_seconds, options)
+    stretches = [(a / SAMPLING_RATE, b / SAMPLING_RATE) for span in spans for a, b in span.speech]
+    return size / SAMPLING_RATE, cut(audio, spans, Speech(lambda: stretches))
 
 
-def all_chunks(samples: Samples, max_seconds: float = CHUNK_SECONDS) -> Iterator[Chunk]:
-    """Chunks that follow one another, cut in quiet places, without those that hold no sound.
+def find_stretches(
+    audio: AudioSource, options: VadOptions | None = None
+) -> tuple[tuple[float, float], ...]:
+    """Starts and ends of the stretches of speech that are read one after the other, in seconds.
 
-    Args:
-        samples: mono `[T]` at 16 kHz.
-        max_seconds: of a chunk; the last may have as much as Whisper sees at once.
+    Raises:
+        AudioError: as `AudioSource.blocks`.
+        MissingPackage: Silero's package is not installed.
     """
-    for span in covering_spans(samples.size, levels_of(samples), max_seconds):
-        chunk = chunk_of(span, samples[span.begin : span.end])
-        if not is_silence(chunk.samples):
-            yield chunk
+    options = options or VadOptions()
+    size, probabilities, _ = _scan(audio, Voice(detector()))
+    longest = options.max_speech_duration_s or math.inf
+    found = _stretches(size, probabilities, options, longest, STRETCH_PAUSE_MS, STRETCH_PAD_MS)
+    return tuple((begin / SAMPLING_RATE, end / SAMPLING_RATE) for begin, end in found)
 
 
-def covering_spans(size: int, levels: Decibels, max_seconds: float = CHUNK_SECONDS) -> list[Span]:
-    """Spans that cover a recording without a gap, cut in its quiet places.
+def cut_all(
+    audio: AudioSource, max_seconds: float = CHUNK_SECONDS
+) -> tuple[float, Iterator[Chunk]]:
+    """Length of a recording in seconds, and chunks of all of it, cut in quiet places.
+
+    Chunks without sound are left out.
 
     Args:
-        size: samples of the recording.
-        levels: of its frames.
-        max_seconds: of a span; the last may have as much as Whisper sees at once.
+        max_seconds: of a chunk; the last may be as long as Whisper's window.
+
+    Raises:
+        AudioError: as `AudioSource.blocks`.
+    """
+    size, _, levels = _scan(audio)
+    frames = -(-size // FRAME)
+
+    def sounding() -> Iterable[tuple[float, float]]:
+        found: Iterable[tuple[float, float]]
+        found = (FRAME_SECONDS * runs(standing_out(levels(0, frames)), pause=2)).tolist()
+        return found
+
+    chunks = cut(audio, covering_spans(size, levels, max_seconds), Speech(sounding))
+    return size / SAMPLING_RATE, (chunk for chunk in chunks if not is_silence(chunk.samples))
+
+
+def _scan(
+    audio: AudioSource, voice: Voice | None = None
+) -> tuple[int, npt.NDArray[np.float32], Levels]:
+    """Number of samples, and of every frame the probability of speech and the level."""
+    held = audio.samples
+    size, probabilities, known = 0, [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    if held is None or voice is not None:
+        for block in audio.blocks(FRAME_SECONDS * FRAMES_PER_BLOCK):
+            size += block.size
+            if held is None:
+                known.append(levels_of(block))
+            if voice is not None:
+                probabilities.append(voice.probabilities(block).numpy())
+    chances = np.concatenate(probabilities)
+    if held is not None:
+        samples = held
+        return held.size, chances, lambda a, b: levels_of(samples[a * FRAME : b * FRAME])
+    levels = np.concatenate(known)
+    return size, chances, lambda a, b: levels[a:b]
+
+
+def cut(audio: AudioSource, spans: Iterable[Span], speech: Speech = NO_SPEECH) -> Iterator[Chunk]:
+    """Chunks of a recording, given their spans in order, and its speech."""
+    held = audio.samples
+    blocks = audio.blocks() if held is None else iter(())
+    room, first = np.zeros(0, np.float32) if held is None else held, 0
+    for span in spans:
+        while first + room.size < span.end:
+            kept = room[max(0, span.begin - first) :]
+            first += room.size - kept.size
+            block = next(blocks, None)
+            if block is None:
+                raise AudioError(f"{audio.name}: became shorter while it was read")
+            room = np.concatenate([kept, block])
+        samples = room[span.begin - first : span.end - first]
+        samples = samples.copy() if held is None else samples
+        yield Chunk(span.begin / SAMPLING_RATE, samples, speech, span.is_doubtful)
+
+
+def covering_spans(size: int, levels: Levels, max_seconds: float = CHUNK_SECONDS) -> list[Span]:
+    """Spans that cover a recording of `size` samples without a gap, cut in its quiet places.
+
+    Args:
+        max_seconds: of a span; the last may be as long as Whisper's window.
     """
     most = max(1, int(max_seconds / FRAME_SECONDS))
     least = max(1, int(most * EARLIEST_CUT / CHUNK_SECONDS))
     rest = round(max(max_seconds, min(WINDOW_SECONDS, max_seconds + 3)) * SAMPLING_RATE)
-    sounding = runs(standing_out(levels), pause=2)
     cuts, first = [0], 0
     while size - first * FRAME > rest:
-        first = quietest(levels, first + least, first + most)
+        first += least + quietest(levels(first + least, first + most))
         cuts.append(first * FRAME)
-    bounds = [*cuts, size]
-    return [
-        Span(begin, end, _frames_within(sounding, begin, end))
-        for begin, end in pairwise(bounds)
-        if begin < end
-    ]
-
-
-def _frames_within(
-    found: Sequence[tuple[int, int]], begin: int, end: int
-) -> tuple[tuple[int, int], ...]:
-    """Runs of frames as samples, as far as they are between two samples."""
-    samples = ((first * FRAME, last * FRAME) for first, last in found)
-    return tuple((max(a, begin), min(b, end)) for a, b in samples if a < end and b > begin)
+    return [Span(begin, end) for begin, end in pairwise([*cuts, size]) if begin < end]
 
 
 def chunk_spans(
     size: int,
-    probabilities: Iterable[float],
-    levels: Decibels,
+    probabilities: npt.NDArray[np.float32],
+    levels: Levels,
     max_seconds: float = CHUNK_SECONDS,
     options: VadOptions | None = None,
 ) -> list[Span]:
@@ -202,16 +291,13 @@ def chunk_spans(
 
     Args:
         size: samples of the recording.
-        probabilities: of speech in its frames.
-        levels: of its frames.
+        probabilities: of speech in its frames, `[N]`.
         max_seconds: of a span.
         options: of the detector; its longest speech is the longest span, too.
     """
     options = options or VadOptions()
-    longest = options.max_speech_duration_s or max_seconds
-    max_seconds = min(longest, WINDOW_SECONDS)
-    found = np.fromiter(probabilities, np.float32)
-    stretches = _stretches(size, found.tolist(), options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
+    max_seconds = min(options.max_speech_duration_s or max_seconds, WINDOW_SECONDS)
+    stretches = _stretches(size, probabilities, options, max_seconds, CHUNK_PAUSE_MS, CHUNK_PAD_MS)
     pad = round((CHUNK_PAD_MS if options.speech_pad_ms is None else options.speech_pad_ms) * 16)
     groups: list[list[tuple[int, int]]] = []
     for stretch in stretches:
@@ -223,7 +309,7 @@ def chunk_spans(
         Span(group[0][0], group[-1][1], tuple(_without_padding(each, pad) for each in group))
         for group in groups
     ]
-    may_be_speech = found >= LEAST_SHARE * options.threshold
+    may_be_speech = probabilities >= LEAST_SHARE * options.threshold
     doubtful = _sounding_between(spans, size, levels, may_be_speech, max_seconds)
     return sorted([*spans, *doubtful], key=lambda span: span.begin)
 
@@ -234,24 +320,21 @@ def _without_padding(stretch: tuple[int, int], pad: int) -> tuple[int, int]:
 
 
 def _sounding_between(
-    spans: Sequence[Span],
-    size: int,
-    levels: Decibels,
-    may_be_speech: npt.NDArray[np.bool_],
-    max_seconds: float,
+    spans: Sequence[Span], size: int, levels: Levels, may_be_speech: Flags, max_seconds: float
 ) -> Iterator[Span]:
     """Spans of sound that stands out from the noise and may be speech, outside of all chunks.
 
     Where there is no speech at all, there is no level to compare with, and there are none.
     """
-    if not spans:
-        return
-    speech, free = np.zeros(levels.size, bool), np.ones(levels.size, bool)
+    frames = may_be_speech.size
+    speech, free = np.zeros(frames, bool), np.ones(frames, bool)
     for span in spans:
         free[span.begin // FRAME : -(-span.end // FRAME)] = False
         for begin, end in span.speech:
             speech[begin // FRAME : -(-end // FRAME)] = True
-    loud = np.array(standing_out(levels, speech), bool) & free
+    if not spans or not (may_be_speech & free).any():
+        return
+    loud = standing_out(levels(0, frames), speech) & free
     most = int(max_seconds / FRAME_SECONDS) - 2 * SOUND_PAD
     for first, last in _outside(runs(loud, SOUND_PAUSE), free):
         for begin in range(first, last, most):
@@ -261,39 +344,22 @@ def _sounding_between(
             low, high = begin, end
             while low > max(0, begin - SOUND_PAD) and begin == first and free[low - 1]:
                 low -= 1
-            while high < min(levels.size, end + SOUND_PAD) and end == last and free[high]:
+            while high < min(frames, end + SOUND_PAD) and end == last and free[high]:
                 high += 1
             sound = (begin * FRAME, min(end * FRAME, size))
             yield Span(low * FRAME, min(high * FRAME, size), (sound,), is_doubtful=True)
 
 
-def _outside(
-    found: Sequence[tuple[int, int]], free: npt.NDArray[np.bool_]
-) -> Iterator[tuple[int, int]]:
-    """Runs of frames without those that are not free."""
-    for first, last in found:
-        for begin, end in runs(free[first:last].tolist(), pause=1):
+def _outside(found: npt.NDArray[np.int64], free: Flags) -> Iterator[tuple[int, int]]:
+    """Runs of frames `[N, 2]` without those that are not free."""
+    for first, last in found.tolist():
+        for begin, end in runs(free[first:last], pause=1).tolist():
             yield first + begin, first + end
-
-
-def speech_spans(
-    size: int, probabilities: Iterable[float], options: VadOptions | None = None
-) -> list[tuple[int, int]]:
-    """First samples and ends of stretches of speech that are read one after the other.
-
-    Args:
-        size: samples of the recording.
-        probabilities: of speech in its frames.
-        options: of the detector.
-    """
-    options = options or VadOptions()
-    longest = options.max_speech_duration_s or math.inf
-    return _stretches(size, probabilities, options, longest, STRETCH_PAUSE_MS, STRETCH_PAD_MS)
 
 
 def _stretches(
     size: int,
-    probabilities: Iterable[float],
+    probabilities: npt.NDArray[np.float32],
     options: VadOptions,
     max_seconds: float,
     pause_ms: int,
@@ -305,7 +371,7 @@ def _stretches(
     found = find(
         # In place of the samples, whose number alone matters once probabilities are known.
         torch.zeros(1).expand(size),
-        KnownProbabilities(probabilities),
+        KnownProbabilities(probabilities.tolist()),
         sampling_rate=SAMPLING_RATE,
         threshold=options.threshold,
         neg_threshold=options.neg_threshold,
@@ -315,6 +381,57 @@ def _stretches(
         speech_pad_ms=pad_ms if pad is None else pad,
     )
     return [(int(stretch["start"]), int(stretch["end"])) for stretch in found]
+
+
+def levels_of(samples: Samples) -> Decibels:
+    """Levels of the frames of samples `[T]`; the last may be shorter."""
+    whole = samples.size // FRAME * FRAME
+    # Without a copy; a frame's sum needs no more than single precision.
+    frames = samples[:whole].reshape(-1, FRAME)
+    power = np.einsum("nt,nt->n", frames, frames) / np.float32(FRAME)
+    if samples.size > whole:
+        rest = np.mean(np.square(samples[whole:], dtype=np.float64))
+        power = np.append(power, np.float32(rest))
+    return np.asarray(10 * np.log10(np.maximum(power, np.float32(1e-12))), np.float32)
+
+
+def standing_out(levels: Decibels, speech: Flags | None = None) -> Flags:
+    """Whether each frame is well above the noise, and about as loud as the speech: `[N]`.
+
+    Args:
+        levels: of a whole recording, `[N]`.
+        speech: which frames are known to be speech, `[N]`; None takes the loudest tenth for it.
+    """
+    sounding = levels[levels > SILENT_DB]
+    if not sounding.size:
+        return np.zeros(levels.size, bool)
+    noise, loud = np.percentile(sounding, [NOISE_PERCENTILE, 100 - NOISE_PERCENTILE]).tolist()
+    if speech is not None:
+        loud = float(np.median(levels[speech])) if speech.any() else math.inf
+    # In steady sound the first bound is above all levels.
+    bound = max(noise + ABOVE_NOISE_DB, loud - BELOW_SPEECH_DB, SILENT_DB)
+    found: Flags = levels >= bound
+    return found
+
+
+def runs(flags: Flags, pause: int) -> npt.NDArray[np.int64]:
+    """First frames and ends `[N, 2]` of stretches of True; fewer than `pause` False join them."""
+    bounds = np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
+    parts = bounds[1:, 0] - bounds[:-1, 1] >= pause
+    begins = bounds[np.concatenate([[True], parts])[: len(bounds)], 0]
+    ends = bounds[np.concatenate([parts, [True]])[: len(bounds)], 1]
+    return np.stack([begins, ends], axis=1)
+
+
+def quietest(levels: Decibels) -> int:
+    """The frame in the middle of the quietest pause in levels `[N]`, the latest of equals."""
+    power = 10 ** (levels.astype(np.float64) / 10)
+    if power.size <= PAUSE_FRAMES:
+        return power.size // 2
+    total = np.concatenate([[0.0], np.cumsum(power)])
+    pauses = total[PAUSE_FRAMES:] - total[:-PAUSE_FRAMES]
+    # Differences of sums are not exactly 0 in silence.
+    return int(np.flatnonzero(pauses <= pauses.min() + 1e-12)[-1]) + PAUSE_FRAMES // 2
 
 
 def detector() -> Any:
@@ -337,96 +454,84 @@ def _detector() -> tuple[Any, Any]:
         # Importing it sets PyTorch to one thread.
         torch.set_num_threads(threads)
     with warnings.catch_warnings():
-        # The package loads its model in a way that PyTorch wants to give up.
+        # The package loads its model by a function that PyTorch has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         return load_silero_vad(), get_speech_timestamps
 
 
-# Of the detector, in a block.
-FRAMES = 1024
+class Voice:
+    """Probabilities of speech in one recording, block by block.
 
-
-@dataclass(frozen=True)
-class _Scan:
-    """What one pass over a recording gives: its samples' number, and per frame two numbers."""
-
-    size: int
-    levels: Decibels
-    probabilities: array[float]
-
-
-def find_speech(
-    audio: AudioSource, max_seconds: float = CHUNK_SECONDS, options: VadOptions | None = None
-) -> tuple[float, Iterator[Chunk]]:
-    """Length of a recording in seconds, and chunks that hold all its speech, as `speech_chunks`.
-
-    Raises:
-        AudioError: as `AudioSource.blocks`.
-        MissingPackage: Silero's package is not installed.
+    Args:
+        detector: what `silero_vad.load_silero_vad` returns.
     """
-    if audio.samples is not None:
-        check_finite(audio.samples)
-        seconds = audio.samples.size / SAMPLING_RATE
-        return seconds, speech_chunks(audio.samples, max_seconds, options)
-    scan = _scan(audio, Voice(detector()))
-    spans = chunk_spans(scan.size, scan.probabilities, scan.levels, max_seconds, options)
-    return scan.size / SAMPLING_RATE, cut(audio, spans)
+
+    def __init__(self, detector: Any) -> None:
+        self._before = np.zeros(BEFORE, np.float32)
+        try:
+            self._network: _Network | _FrameByFrame = _Network(detector)
+        except AttributeError:  # a release of the package with another structure
+            self._network = _FrameByFrame(detector)
+
+    def probabilities(self, block: Samples) -> Tensor:
+        """Probabilities of speech, `[N]` float32, in the next frames.
+
+        Args:
+            block: mono `[T]` at 16 kHz, T above 0 and, but in the last block, a multiple of
+                `FRAME`; silence is added to fill the last frame.
+        """
+        silence = np.zeros(-block.size % FRAME, np.float32)
+        room = np.concatenate([self._before, block, silence])
+        self._before = room[-BEFORE:].copy()
+        frames = torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
+        with torch.inference_mode():
+            parts = torch.split(frames, FRAMES_AT_ONCE)
+            return torch.cat([self._network.probabilities(part) for part in parts])
 
 
-def find_stretches(
-    audio: AudioSource, options: VadOptions | None = None
-) -> tuple[tuple[float, float], ...]:
-    """Starts and ends of the stretches of speech that are read one after the other, in seconds.
+class KnownProbabilities:
+    """Stands in for the detector where its probabilities are known: returns them one by one."""
 
-    Raises:
-        AudioError: as `AudioSource.blocks`.
-        MissingPackage: Silero's package is not installed.
-    """
-    if audio.samples is not None:
-        check_finite(audio.samples)
-    scan = _scan(audio, Voice(detector()))
-    spans = speech_spans(scan.size, scan.probabilities, options)
-    return tuple((begin / SAMPLING_RATE, end / SAMPLING_RATE) for begin, end in spans)
+    def __init__(self, probabilities: Iterable[float]) -> None:
+        self._probabilities = iter(probabilities)
+
+    def reset_states(self) -> None:
+        """Called before the first frame, when there is nothing to forget."""
+
+    def __call__(self, frame: Tensor, sampling_rate: int) -> Tensor:
+        return torch.tensor(next(self._probabilities))
 
 
-def cut_all(
-    audio: AudioSource, max_seconds: float = CHUNK_SECONDS
-) -> tuple[float, Iterator[Chunk]]:
-    """Length of a recording in seconds, and all of it in chunks, as `all_chunks`.
+class _Network:
+    """The detector's network for 16 kHz, in parts; it keeps the state of its recurrent layer."""
 
-    Raises:
-        AudioError: as `AudioSource.blocks`.
-    """
-    if audio.samples is not None:
-        check_finite(audio.samples)
-        seconds = audio.samples.size / SAMPLING_RATE
-        return seconds, all_chunks(audio.samples, max_seconds)
-    scan = _scan(audio)
-    spans = covering_spans(scan.size, scan.levels, max_seconds)
-    chunks = (chunk for chunk in cut(audio, spans) if not is_silence(chunk.samples))
-    return scan.size / SAMPLING_RATE, chunks
+    def __init__(self, detector: Any) -> None:
+        network = detector._model
+        self._spectrum, self._encoder = network.run_extractors, network.encoder
+        self._output = network.decoder.decoder
+        cell = network.decoder.rnn
+        inputs, hidden = cell.weight_ih.shape[1], cell.weight_hh.shape[1]
+        self._memory = torch.nn.LSTM(inputs, hidden).requires_grad_(False)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(self._memory, f"{name}_l0").copy_(getattr(cell, name))
+        self._state: tuple[Tensor, Tensor] | None = None
 
-
-def _scan(audio: AudioSource, voice: Voice | None = None) -> _Scan:
-    levels, probabilities, size = Levels(), array("f"), 0
-    for block in audio.blocks(FRAME * FRAMES / SAMPLING_RATE):
-        size += block.size
-        levels.add(block)
-        if voice is not None:
-            probabilities.extend(voice.probabilities(block).tolist())
-    return _Scan(size, levels.decibels, probabilities)
+    def probabilities(self, frames: Tensor) -> Tensor:
+        """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
+        encoded = self._encoder(self._spectrum(frames)).squeeze(-1)
+        hidden, self._state = self._memory(encoded, self._state)
+        found: Tensor = self._output(hidden.unsqueeze(-1)).flatten()
+        return found
 
 
-def cut(audio: AudioSource, spans: Iterable[Span]) -> Iterator[Chunk]:
-    """Chunks of a recording, given their spans in order."""
-    blocks = audio.blocks()
-    room, first = np.zeros(0, np.float32), 0
-    for span in spans:
-        while first + room.size < span.end:
-            kept = room[max(0, span.begin - first) :]
-            first += room.size - kept.size
-            block = next(blocks, None)
-            if block is None:
-                raise AudioError(f"{audio.name}: became shorter while it was read")
-            room = np.concatenate([kept, block])
-        yield chunk_of(span, room[span.begin - first : span.end - first].copy())
+class _FrameByFrame:
+    """The same by the package's own call for each frame."""
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+        detector.reset_states()
+
+    def probabilities(self, frames: Tensor) -> Tensor:
+        """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
+        found = (self._detector(frame, SAMPLING_RATE) for frame in frames[:, BEFORE:])
+        return torch.stack([each.reshape(()) for each in found])

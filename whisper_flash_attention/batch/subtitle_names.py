@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from whisper_flash_attention.terminal.printable import UNPRINTABLE
-from whisper_flash_attention.transcribe import file_names
-from whisper_flash_attention.transcribe.writers import SUBTITLES
+from whisper_flash_attention.transcribe.writers import SUBTITLES, files
 
 NAME_BYTES = 180  # of a file's name, of which file systems allow 255
 # Of a path, of which operating systems allow 1,024 to 4,096 bytes with the results' own folder.
@@ -51,14 +50,14 @@ def alike(ids: Iterable[str]) -> set[str]:
     `a`), or in how Unicode composes a character.
     """
     by_path = {str(subtitle_path(Path(), each, "")): each for each in ids}
-    return {by_path[path] for pair in file_names.alike(by_path) for path in pair}
+    return {by_path[path] for pair in files.alike(by_path) for path in pair}
 
 
 def _folder_name(part: str) -> str:
     name = _encoded(part)
     if name[-1] in ". ":  # Windows drops these
         name = f"{name[:-1]}{_percent(name[-1])}"
-    if file_names.folded(name).endswith(_SUFFIXES):  # or it could be the name of another id's file
+    if files.folded(name).endswith(_SUFFIXES):  # or it could be the name of another id's file
         name += "%-"
     return _fitting(name, part)
 

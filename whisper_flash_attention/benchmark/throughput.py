@@ -52,7 +52,7 @@ from whisper_flash_attention.transcribe.batched import (
     spoken_window,
 )
 from whisper_flash_attention.transcribe.recording import Recording
-from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 from whisper_flash_attention.transcribe.words import WordAligner
 
@@ -349,12 +349,17 @@ class Parts:
     ) -> None:
         self._model: Any = transcriber.model
         self._engine = Engine.of(self._model)
-        self._vocabulary = Vocabulary.of(self._model)
+        generation = self._model.generation_config
+        self._vocabulary = Vocabulary.of(self._model.config, generation)
         tokenizer = Detokenizer(transcriber.processor.tokenizer)
         parts = (self._engine, self._vocabulary, tokenizer, options)
         self._reader, self._decoder = BatchedReader(*parts), WindowDecoder(*parts)
+        splitter = WordSplitter(transcriber.processor.tokenizer)
+        heads = getattr(generation, "alignment_heads", None)
         self._aligner = (
-            WordAligner(self._model, transcriber.processor) if options.word_timestamps else None
+            WordAligner(self._engine, self._vocabulary, heads, splitter)
+            if options.word_timestamps
+            else None
         )
         chunks = [Chunk(i * SECONDS_PER_CLIP, window) for i, window in enumerate(windows)]
         recording = Recording(None, RecordingOptions(language="en"))

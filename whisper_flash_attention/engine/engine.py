@@ -35,6 +35,7 @@ from whisper_flash_attention.engine.layout import (
     layout_for,
     slots_layout,
 )
+from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.engine.sampling import choose_tokens
 from whisper_flash_attention.engine.scheduler import Checks, Finished, Job, Rows, serve
@@ -108,6 +109,22 @@ class Engine:
         features = features.to(self.weights.dtype)
         with self._lock, self._on_device():
             return self._encoder.run(features)
+
+    def language_logits(
+        self, states: torch.Tensor, start: int, languages: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits `[B, N]` of the languages' tokens after the token that starts a prompt.
+
+        Args:
+            states: encoder states `[B, S, D]`.
+            start: id of <|startoftranscript|>.
+            languages: ids, int64 `[N]` on the device of the states.
+        """
+        prompt = languages.new_full((states.shape[0], 1), start)
+        request = Request(rules=Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        logits = self.decode(states, prompt, request).logits
+        assert logits is not None
+        return logits[0][:, languages]
 
     @torch.no_grad()
     def decode(

@@ -25,7 +25,6 @@ import torch
 from transformers import GenerationConfig
 
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.hf.compat import StockWhisper
 from whisper_flash_attention.hf.decode_hooks import Decode, Scope, as_dictionary, call_scope
@@ -89,11 +88,7 @@ class Language:
 
     def detect(self, engine: Engine, states: torch.Tensor) -> torch.Tensor:
         """The likeliest language's token for every clip of states `[B, S, D]`, int64 `[B]`."""
-        prompt = self.ids.new_full((states.shape[0], 1), self.start)
-        request = Request(rules=Rules(), max_length=2, eos=(), pad=0, want_logits=True)
-        logits = engine.decode(states, prompt, request).logits
-        assert logits is not None
-        return self.ids[logits[0][:, self.ids].argmax(dim=-1)]
+        return self.ids[engine.language_logits(states, self.start, self.ids).argmax(dim=-1)]
 
 
 @dataclass(frozen=True)

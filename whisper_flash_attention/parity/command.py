@@ -205,7 +205,7 @@ def _read(
 ) -> Clips:
     """The clips, of which there must be some."""
     from whisper_flash_attention.parity.cases import read_features, read_recordings
-    from whisper_flash_attention.transcribe.progress import FileProgress
+    from whisper_flash_attention.terminal.progress import FileProgress
 
     def report(line: str) -> None:
         print_line(console, line)

@@ -203,8 +203,11 @@ class BatchedReader:
         self._aligner = aligner
         self._vocabulary = vocabulary
         self._options = options
+        most = options.max_new_tokens
+        # Results that are all cut off leave nothing: without a detector no chunk is doubtful then.
+        has_doubtful = options.uses_vad or most is None or (options.min_new_tokens or 0) < most
         self._decoder = WindowDecoder(
-            engine, vocabulary, tokenizer, options, always_probe_no_speech=True
+            engine, vocabulary, tokenizer, options, always_probe_no_speech=has_doubtful
         )
         # Leftovers that are not in a batch.
         self._left: deque[PendingChunk] = deque()

@@ -21,11 +21,11 @@ from whisper_flash_attention.config import (
 )
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
+from whisper_flash_attention.terminal.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.arguments import parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Destination, chosen_formats
-from whisper_flash_attention.transcribe.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.runner import Session
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions

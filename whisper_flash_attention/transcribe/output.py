@@ -11,7 +11,6 @@ import typer
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import json_line, printable
-from whisper_flash_attention.transcribe.file_names import alike, tells_apart
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers import (
@@ -21,6 +20,7 @@ from whisper_flash_attention.transcribe.writers import (
     render,
     write,
 )
+from whisper_flash_attention.transcribe.writers.files import alike, tells_apart
 
 
 def chosen_formats(values: Sequence[str]) -> tuple[str, ...]:

@@ -24,10 +24,10 @@ from whisper_flash_attention.audio.audio_source import (
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.terminal import printable
+from whisper_flash_attention.terminal.progress import FileProgress
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Destination
-from whisper_flash_attention.transcribe.progress import FileProgress
 from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 

@@ -196,16 +196,16 @@ def leftovers(
     found = []
     for before, after in pairwise(spoken):
         start, end = chunk.start + before.end, chunk.start + after.start
-        if chunk.speech_within(start, end) >= BETWEEN_SEGMENTS:
+        if chunk.has_speech(start, end, BETWEEN_SEGMENTS):
             found.append(chunk.part(start, end, is_doubtful=True))
     rest = _rest(chunk, tokens, vocabulary, uses_vad=uses_vad)
     return Leftovers((*found, *(() if rest is None else (rest,))))
 
 
 def _is_sparse(chunk: Chunk, span: TokenSpan, vocabulary: Vocabulary) -> bool:
-    speech = chunk.speech_within(chunk.start + span.start, chunk.start + span.end)
-    text = _text_tokens(span.tokens, vocabulary)
-    return speech >= LONG_SPEECH and text < LEAST_TOKENS_PER_SECOND * speech
+    enough_for = _text_tokens(span.tokens, vocabulary) / LEAST_TOKENS_PER_SECOND
+    least = max(LONG_SPEECH, math.nextafter(enough_for, math.inf))
+    return chunk.has_speech(chunk.start + span.start, chunk.start + span.end, least)
 
 
 def _text_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> int:
@@ -231,9 +231,11 @@ def _rest(
     if not tokens or tokens[-1] <= vocabulary.timestamp_begin:
         return None  # text to the end, or a timestamp at the beginning of the chunk
     start = chunk.start + vocabulary.seconds(tokens[-1])
-    speech = chunk.speech_within(start, chunk.end)
     if ends_in_silence(tokens, vocabulary):
-        is_left = speech >= AFTER_AN_END
+        is_left = chunk.has_speech(start, chunk.end, AFTER_AN_END)
         return chunk.part(start, chunk.end, is_doubtful=True) if is_left else None
-    is_left = (speech if uses_vad else chunk.end - start) >= AFTER_A_BEGINNING
+    if uses_vad:
+        is_left = chunk.has_speech(start, chunk.end, AFTER_A_BEGINNING)
+    else:
+        is_left = chunk.end - start >= AFTER_A_BEGINNING
     return chunk.part(start, chunk.end) if is_left else None

@@ -13,7 +13,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any
+from typing import Any, Self
 
 from whisper_flash_attention.errors import WeightsError
 
@@ -44,45 +44,48 @@ class Vocabulary:
     positions: int
 
     @classmethod
-    def of(cls, model: Any) -> Vocabulary:
-        """The ids that a model's generation config names.
+    def of(cls, model: Any, generation: Any) -> Self:
+        """The ids that a generation config names.
+
+        Args:
+            model, generation: a model's `WhisperConfig` and `GenerationConfig`, or what has the
+                same attributes.
 
         Raises:
             WeightsError: the config is too old to know timestamps or languages, or names no single
                 token for the start, the end or <|notimestamps|>.
         """
-        config = model.generation_config
-        multilingual = getattr(config, "is_multilingual", None)
-        if multilingual is None or not hasattr(config, "no_timestamps_token_id"):
+        multilingual = getattr(generation, "is_multilingual", None)
+        if multilingual is None or not hasattr(generation, "no_timestamps_token_id"):
             raise _too_old("is_multilingual or no_timestamps_token_id")
-        languages = getattr(config, "lang_to_id", None) or {}
+        languages = getattr(generation, "lang_to_id", None) or {}
         if multilingual and not languages:
             raise _too_old("lang_to_id")
         for name in ("decoder_start_token_id", "eos_token_id", "no_timestamps_token_id"):
-            if type(getattr(config, name, None)) is not int:
+            value = getattr(generation, name, None)
+            if type(value) is not int:
                 raise WeightsError(
-                    f"the model's generation config has {name} {getattr(config, name, None)!r}, "
-                    "expected one token id"
+                    f"the model's generation config has {name} {value!r}, expected one token id"
                 )
-        tasks = dict(getattr(config, "task_to_id", None) or {}) if multilingual else {}
+        tasks = dict(getattr(generation, "task_to_id", None) or {}) if multilingual else {}
         if multilingual and not {"transcribe", "translate"} <= tasks.keys():
             raise _too_old("task_to_id")
         # The four ids before <|notimestamps|> are special, too, and the timestamps follow it.
-        if not 4 <= config.no_timestamps_token_id < model.config.vocab_size - 1:
+        if not 4 <= generation.no_timestamps_token_id < model.vocab_size - 1:
             raise WeightsError(
                 f"the model's generation config has no_timestamps_token_id "
-                f"{config.no_timestamps_token_id}, of {model.config.vocab_size} tokens"
+                f"{generation.no_timestamps_token_id}, of {model.vocab_size} tokens"
             )
         codes = {token.strip("<|>"): number for token, number in languages.items()}
         return cls(
-            start=config.decoder_start_token_id,
-            end=config.eos_token_id,
-            no_timestamps=config.no_timestamps_token_id,
+            start=generation.decoder_start_token_id,
+            end=generation.eos_token_id,
+            no_timestamps=generation.no_timestamps_token_id,
             languages=codes if multilingual else {},
             tasks=tasks,
-            suppressed=tuple(config.suppress_tokens or ()),
-            at_begin=tuple(config.begin_suppress_tokens or ()),
-            positions=model.config.max_target_positions,
+            suppressed=tuple(generation.suppress_tokens or ()),
+            at_begin=tuple(generation.begin_suppress_tokens or ()),
+            positions=model.max_target_positions,
         )
 
     @property

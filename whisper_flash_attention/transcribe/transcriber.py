@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
 from whisper_flash_attention.config import DecodeOptions
@@ -25,6 +25,8 @@ from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from whisper_flash_attention.engine.engine import Engine
 
 # What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
 WHISPER_FEATURES = MappingProxyType(
@@ -49,12 +51,14 @@ class Transcriber:
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-        _check_features(model, processor)
+        generation = model.generation_config
+        _check_features(processor.feature_extractor, model.config.num_mel_bins)
         self.model = model
         self.processor = processor
-        self._vocabulary = Vocabulary.of(model)
+        self._vocabulary = Vocabulary.of(model.config, generation)
         self._tokenizer = Detokenizer(processor.tokenizer)
         self._splitter = WordSplitter(processor.tokenizer)
+        self._alignment_heads = getattr(generation, "alignment_heads", None)
 
     @classmethod
     def from_pretrained(
@@ -83,14 +87,23 @@ class Transcriber:
 
         return cls(*load(source, device=device, dtype=dtype, attention=attention))
 
-    @property
-    def runs_on_engine(self) -> bool:
-        """Whether this package's decode engine can run the model as it is now."""
+    def _engine(self) -> Engine | None:
+        """The decode engine on the model's weights; None where Transformers must decode.
+
+        Of the model, this and `GenerateReader` alone use more than its configuration.
+        """
+        if not hasattr(self.model, "attention_backend"):  # Transformers' own class
+            return None
         from whisper_flash_attention.hf import Handover
         from whisper_flash_attention.hf.eligibility import engine_for
 
-        ours = hasattr(self.model, "attention_backend")
-        return ours and not isinstance(engine_for(self.model), Handover)
+        found = engine_for(self.model)
+        return None if isinstance(found, Handover) else found
+
+    @property
+    def runs_on_engine(self) -> bool:
+        """Whether this package's decode engine can run the model as it is now."""
+        return self._engine() is not None
 
     @property
     def engine(self) -> str:
@@ -245,7 +258,8 @@ class Transcriber:
         options = CallOptions.of(arguments, len(audios), self.languages)
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
-        opened = _open_all(audios, options, groups, progress.report)
+        # Sums over all recordings are for callers alone.
+        opened = _open_all(audios, options, groups, progress.report if on_progress else None)
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
@@ -267,21 +281,19 @@ class Transcriber:
 
     def _reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
-        if not self.runs_on_engine:
+        engine = self._engine()
+        if engine is None:
             from whisper_flash_attention.transcribe.hf_long_form import GenerateReader
 
             return GenerateReader(self.model, self.processor, self._vocabulary, options)
 
-        from whisper_flash_attention.hf import Handover
-        from whisper_flash_attention.hf.eligibility import engine_for
         from whisper_flash_attention.transcribe.batched import BatchedReader
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
 
-        engine, aligner = engine_for(self.model), None
-        assert not isinstance(engine, Handover)
+        aligner = None
         if options.word_timestamps:
-            aligner = WordAligner(self.model, self.processor, self._splitter)
+            aligner = WordAligner(engine, self._vocabulary, self._alignment_heads, self._splitter)
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
 
@@ -354,18 +366,18 @@ def _with_sound(recordings: Iterable[Recording]) -> Iterator[Recording]:
             recording.add_silence(silence)
 
 
-def _check_features(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+def _check_features(extractor: Any, mel_bins: int) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
     for name, value in WHISPER_FEATURES.items():
-        found = getattr(processor.feature_extractor, name)
+        found = getattr(extractor, name)
         if found != value:
             raise WeightsError(
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"
             )
-    found, bins = processor.feature_extractor.feature_size, model.config.num_mel_bins
-    if found != bins:
+    if extractor.feature_size != mel_bins:
         raise WeightsError(
-            f"the checkpoint's preprocessor_config.json has feature_size {found!r}, but its model "
-            f"takes {bins} mel bins: they do not belong together"
+            f"the checkpoint's preprocessor_config.json has feature_size "
+            f"{extractor.feature_size!r}, but its model takes {mel_bins} mel bins: they do not "
+            "belong together"
         )

@@ -436,13 +436,10 @@ class WindowDecoder:
         known = self._vocabulary.languages
         if not known:
             return [{"en": 1.0} for _ in range(len(states))]
-        start = torch.full((len(states), 1), self._vocabulary.start, device=states.device)
-        request = Request(Rules(), max_length=2, eos=(), pad=0, want_logits=True)
-        logits = self._engine.decode(states, start, request).logits
-        assert logits is not None
-        codes, ids = list(known), list(known.values())
-        chances = logits[0][:, ids].double().softmax(dim=-1).tolist()
-        return [likeliest_first(zip(codes, row, strict=True)) for row in chances]
+        ids = torch.tensor(list(known.values()), device=states.device)
+        logits = self._engine.language_logits(states, self._vocabulary.start, ids)
+        chances = logits.double().softmax(dim=-1).tolist()
+        return [likeliest_first(zip(known, row, strict=True)) for row in chances]
 
     def _decode_at(
         self,

@@ -14,17 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from whisper_flash_attention.engine.alignment import Said, TokenTimes, check_heads, token_times
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.results import Segment, Word
-from whisper_flash_attention.transcribe.tokenizer import WordSplitter
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-    from whisper_flash_attention.engine.alignment import Said, TokenTimes
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary, WordSplitter
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 BEFORE_A_WORD = "\"'“¿([{-"
@@ -202,43 +199,29 @@ class WindowWords:
 
 
 class WordAligner:
-    """Aligns words by one model's weights, which it reads in place, beside the model's modules.
-
-    Where the checkpoint names no alignment heads all heads of the last half of the layers count,
-    as in openai-whisper.
+    """Aligns words by an engine's weights.
 
     Args:
-        model: any Whisper whose weights are plain tensors.
-        processor: the processor of the same checkpoint.
-        splitter: of its tokenizer, if there is one, whose cache is used.
+        heads: (layer, head) pairs of cross-attention that the checkpoint names, see
+            `alignment_heads`.
+        splitter: of the model's tokenizer.
 
     Raises:
-        OptionError: the model's modules are not plain (adapters, quantisation, hooks), or its
-            `generation_config.alignment_heads` names heads that it does not have.
+        OptionError: the model does not have these heads.
     """
 
     def __init__(
         self,
-        model: WhisperForConditionalGeneration,
-        processor: WhisperProcessor,
-        splitter: WordSplitter | None = None,
+        engine: Engine,
+        vocabulary: Vocabulary,
+        heads: Sequence[Sequence[int]] | None,
+        splitter: WordSplitter,
     ) -> None:
-        from whisper_flash_attention.engine.alignment import check_heads
-        from whisper_flash_attention.engine.weights import collect
-        from whisper_flash_attention.hf.stock_modules import why_not
-
-        reason = why_not(model)
-        if reason is not None:
-            raise OptionError(
-                f"word timestamps need a model of plain weights, and this one has {reason}; merge "
-                "adapters, remove hooks, or leave word timestamps out"
-            )
-        self._weights = collect(model).decoder
-        self._heads = alignment_heads(model)
-        check_heads(self._weights, self._heads)
-        self._config: Any = model.generation_config
-        self._end = int(processor.tokenizer.eos_token_id)
-        self._splitter = splitter or WordSplitter(processor.tokenizer)
+        self._weights = weights = engine.weights.decoder
+        self._vocabulary = vocabulary
+        self._heads = alignment_heads(heads, layers=len(weights.layers), heads=weights.heads)
+        self._splitter = splitter
+        check_heads(weights, self._heads)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
         """Give the segments of each window their words; windows are aligned together.
@@ -273,20 +256,20 @@ class WordAligner:
         return finish
 
     def _text(self, segment: Segment) -> list[int]:
-        return [token for token in segment.tokens if token < self._end]
+        return [token for token in segment.tokens if token < self._vocabulary.end]
 
     def _align(
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
     ) -> Callable[[], list[list[Timing]]]:
         """Have the device begin; what is returned gives words, in seconds of their windows."""
-        from whisper_flash_attention.engine.alignment import token_times
-
         rows = [
             self._alignment_row(window, text) for window, text in zip(windows, texts, strict=True)
         ]
         # All prompts are of one length.
         first = len(self._prompt(windows[0])) if windows else 0
-        times = token_times(self._weights, rows, self._heads, first=first, text_tokens=self._end)
+        times = token_times(
+            self._weights, rows, self._heads, first=first, text_tokens=self._vocabulary.end
+        )
 
         def finish() -> list[list[Timing]]:
             return [
@@ -298,25 +281,20 @@ class WordAligner:
 
     def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> Said:
         """The text between a prompt without timestamps and the end, as far as there is room."""
-        from whisper_flash_attention.engine.alignment import Said
-
         prompt = self._prompt(window)
         room = len(self._weights.positions) - len(prompt) - 1
-        return Said(window.states, (*prompt, *text[:room], self._end), window.frames)
+        return Said(window.states, (*prompt, *text[:room], self._vocabulary.end), window.frames)
 
     def _prompt(self, window: SpokenWindow) -> tuple[int, ...]:
-        config = self._config
-        start, plain = config.decoder_start_token_id, config.no_timestamps_token_id
-        if not config.is_multilingual:
-            return start, plain
-        language = config.lang_to_id.get(f"<|{window.language}|>")
-        task = config.task_to_id.get(window.task)
-        if language is None or task is None:
+        vocabulary, language, task = self._vocabulary, window.language, window.task
+        if vocabulary.languages and not (
+            language in vocabulary.languages and task in vocabulary.tasks
+        ):
             raise OptionError(
-                f"cannot align words of language {window.language!r} and task {window.task!r}: the "
-                "model's generation_config.json knows no such language or task"
+                f"cannot align words of language {language!r} and task {task!r}: the model's "
+                "generation_config.json knows no such language or task"
             )
-        return start, language, task, plain
+        return tuple(vocabulary.prompt(language, task, without_timestamps=True))
 
     def _words(self, window: SpokenWindow, text: Sequence[int], times: TokenTimes) -> list[Timing]:
         """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
@@ -357,15 +335,19 @@ class WordAligner:
         return WindowWords(tuple(finished), last_word_end, last_speech)
 
 
-def alignment_heads(model: WhisperForConditionalGeneration) -> tuple[tuple[int, int], ...]:
-    """The (layer, head) pairs that the checkpoint names, or all of the last half of the layers.
+def alignment_heads(
+    named: Sequence[Sequence[int]] | None, *, layers: int, heads: int
+) -> tuple[tuple[int, int], ...]:
+    """The (layer, head) pairs that a checkpoint names, or all of the last half of the layers.
 
     The latter are those of openai-whisper (`whisper/model.py`) for models that it does not know.
+
+    Args:
+        named: `alignment_heads` of the generation config, or None.
+        layers, heads: of the decoder.
     """
-    named = getattr(model.generation_config, "alignment_heads", None)
     if named:
         return tuple((int(layer), int(head)) for layer, head in named)
-    layers, heads = model.config.decoder_layers, model.config.decoder_attention_heads
     return tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
 
 

@@ -1,11 +1,11 @@
 """A transcription as a file: plain text, JSON, subtitles, a table, lyrics.
 
-`cues` decides what a subtitle shows and when, under `options`; `formats` spells it and the other
-formats out; `files` puts them on the disk. None of them knows recordings, models or terminals.
+`cues` determines what a subtitle shows and when; `formats` renders subtitles and the other formats;
+`files` writes them to disk. None of them knows recordings, models or terminals.
 """
 
+from whisper_flash_attention.transcribe.writers.cues import SubtitleOptions
 from whisper_flash_attention.transcribe.writers.files import write
 from whisper_flash_attention.transcribe.writers.formats import FORMATS, SUBTITLES, render
-from whisper_flash_attention.transcribe.writers.options import SubtitleOptions
 
 __all__ = ["FORMATS", "SUBTITLES", "SubtitleOptions", "render", "write"]

@@ -10,7 +10,7 @@ import pytest
 from tests.audio.encoding import mux_tracks, write_wave
 from whisper_flash_attention.audio import AudioTrack, audio_tracks, load_audio, stream_audio
 from whisper_flash_attention.audio.audio_source import chosen_track
-from whisper_flash_attention.audio.tracks import language_key
+from whisper_flash_attention.audio.container import language_key
 from whisper_flash_attention.errors import AudioError, OptionError
 
 

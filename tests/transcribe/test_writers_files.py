@@ -9,9 +9,9 @@ import pytest
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import output
-from whisper_flash_attention.transcribe.file_names import alike, tells_apart
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Destination
+from whisper_flash_attention.transcribe.writers.files import alike, tells_apart
 
 
 def test_names_are_alike_in_case_and_unicode_form() -> None:
