@@ -134,7 +134,7 @@ def read_all(folder: Path, first: int, count: int, seed: int) -> None:
 
 
 def attack(count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """Read so many mutated recordings; return outcomes, and a line for each that is a fault."""
+    """Read mutated recordings; return outcomes, and a line for each that is a fault."""
     outcomes: Counter[str] = Counter()
     faults = []
     with tempfile.TemporaryDirectory() as folder:

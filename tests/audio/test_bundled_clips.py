@@ -16,7 +16,7 @@ def test_every_recording_is_the_file_that_the_index_describes() -> None:
             assert file.getnframes() / 16_000 == recording.seconds
 
 
-def test_every_recording_says_what_is_spoken_and_whose_it_is() -> None:
+def test_every_clip_has_a_transcript_and_a_licence() -> None:
     for recording in bundled_recordings():
         assert recording.transcript[-1] in ".,"
         assert "LibriVox" in recording.source

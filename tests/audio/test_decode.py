@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import random
 import subprocess
@@ -99,24 +98,26 @@ def test_an_error_of_the_container_in_the_middle_is_damage(
 
 
 # Each ran PyAV beyond the planes of a frame, which ends the process.
-@pytest.mark.parametrize(
-    ("name", "codec", "layout"),
-    [
-        ("a.wav", "pcm_s16le", "7.1"),
-        ("a.flac", "flac", "7.1"),
-        ("a.m4a", "alac", "7.1(wide)"),
-        ("a.m4a", "aac", "7.1"),
-        ("a.caf", "alac", "7.1(wide)"),
-        ("a.caf", "pcm_s16le", "7.1"),
-        ("a.mka", "pcm_f32le", "hexadecagonal"),
-        ("a.opus", "libopus", "7.1"),
-    ],
+MANY_CHANNELS = (
+    ("pcm.wav", "pcm_s16le", "7.1"),
+    ("flac.flac", "flac", "7.1"),
+    ("alac.m4a", "alac", "7.1(wide)"),
+    ("aac.m4a", "aac", "7.1"),
+    ("alac.caf", "alac", "7.1(wide)"),
+    ("pcm.caf", "pcm_s16le", "7.1"),
+    ("floats.mka", "pcm_f32le", "hexadecagonal"),
+    ("opus.opus", "libopus", "7.1"),
 )
-def test_many_channels_do_not_end_the_process(
-    tmp_path: Path, speech: Samples, name: str, codec: str, layout: str
-) -> None:
-    path = encode(tmp_path / name, speech, codec=codec, rate=48_000, layout=layout)
-    assert sizes_in_a_process([path]) == [pytest.approx(speech.size, abs=800)]
+
+
+def test_many_channels_do_not_end_the_process(tmp_path: Path, speech: Samples) -> None:
+    short = speech[: 2 * 16_000]
+    paths = [
+        encode(tmp_path / name, short, codec=codec, rate=48_000, layout=layout)
+        for name, codec, layout in MANY_CHANNELS
+    ]
+    expected = pytest.approx(short.size, abs=800)
+    assert sizes_in_a_process(paths) == [expected] * len(paths)
 
 
 def test_more_channels_than_any_layout_has_do_not_end_the_process(tmp_path: Path) -> None:
@@ -131,9 +132,12 @@ def test_more_channels_than_any_layout_has_do_not_end_the_process(tmp_path: Path
 
 
 def sizes_in_a_process(paths: list[Path]) -> list[int | None]:
-    """Samples of each recording, None for an error, as read in another process."""
+    """Samples of each recording, None for an error, as read in another process.
+
+    A process that ends early has printed one line for every recording before.
+    """
     code = (
-        "import json, sys\n"
+        "import sys\n"
         "from whisper_flash_attention.audio import load_audio\n"
         "from whisper_flash_attention.errors import AudioError\n"
         "def size(path):\n"
@@ -141,13 +145,14 @@ def sizes_in_a_process(paths: list[Path]) -> list[int | None]:
         "        return load_audio(path).size\n"
         "    except AudioError:\n"
         "        return None\n"
-        "print(json.dumps([size(path) for path in sys.argv[1:]]))\n"
+        "for path in sys.argv[1:]:\n"
+        "    print(size(path), flush=True)\n"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code, *map(str, paths)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True
     )
-    found: list[int | None] = json.loads(run.stdout)
-    return found
+    assert run.returncode == 0, run
+    return [None if line == "None" else int(line) for line in run.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, 1), (16, 1), (24, 1), (32, 1), (32, 3), (64, 3)])
@@ -184,14 +189,14 @@ def test_a_recording_that_goes_on_for_too_long_is_an_error(
         load_audio(tmp_path / "long.wav")
 
 
-def test_hours_of_silence_in_few_bytes_are_a_recording(tmp_path: Path) -> None:
+def test_silence_in_few_bytes_are_a_recording(tmp_path: Path) -> None:
     path = tmp_path / "night.flac"
-    encode(path, np.zeros(16_000 * 600, np.int16), codec="flac", rate=16_000, layout="mono")
-    assert path.stat().st_size < 500_000  # a thousandth
-    assert sum(block.size for block in stream_audio(path)) == 16_000 * 600
+    encode(path, np.zeros(16_000 * 120, np.int16), codec="flac", rate=16_000, layout="mono")
+    assert path.stat().st_size < 100_000  # a fortieth
+    assert sum(block.size for block in stream_audio(path)) == 16_000 * 120
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(
         [
@@ -239,9 +244,9 @@ def test_noise_that_a_decoder_takes_for_sound_is_refused() -> None:
 
 
 def test_mutated_recordings_give_samples_or_an_error() -> None:
-    outcomes, faults = attack(400, seed=3)
+    outcomes, faults = attack(200, seed=3)
     assert not faults
-    assert min(outcomes["samples"], outcomes["AudioError"]) > 50
+    assert min(outcomes["samples"], outcomes["AudioError"]) > 25
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def windows(
     st.lists(st.integers(0, 3500), max_size=4),
     st.sampled_from([3000, 200]),
 )
-# The last frame of a piece is reflected, and a piece of one frame is left.
+# The last frame of a block is reflected, and a block of one frame is left.
 @example(60 * SECOND + 39, [2999, 1], 3000)
 @example(60 * SECOND + 40, [3000, 2999], 3000)
 @example(60 * SECOND + 160, [5000], 3000)

@@ -87,7 +87,7 @@ def test_any_text_has_a_printable_form_at_length(text: str) -> None:
 @pytest.mark.parametrize("output_format", FORMATS)
 @settings(deadline=None, max_examples=200)
 @given(text=ANY_TEXT)
-def test_nothing_that_a_model_says_acts_on_a_terminal(output_format: str, text: str) -> None:
+def test_no_text_of_a_model_acts_on_a_terminal(output_format: str, text: str) -> None:
     segments = (Segment(0.0, 1.0, text), Segment(1.0, 2.0, "then"))
     rendered = render(Transcription(text, "en", segments, 2.0), output_format)
     kept = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

@@ -59,7 +59,7 @@ def test_text_for_standard_output_does_not_end_up_on_the_bar(
     assert "the text" not in screen.getvalue()
 
 
-def test_in_a_terminal_the_bar_says_how_fast_it_goes() -> None:
+def test_in_a_terminal_the_bar_shows_the_speed() -> None:
     name = f"{'folder/' * 20}a.wav"
     progress, screen = progress_on(True, name)
     with progress:
@@ -72,7 +72,7 @@ def test_in_a_terminal_the_bar_says_how_fast_it_goes() -> None:
     assert "/folder/a.wav " in screen.getvalue()
 
 
-def test_a_thread_that_tells_something_waits_for_what_is_printed() -> None:
+def test_a_thread_with_a_message_waits_for_what_is_printed() -> None:
     progress, screen = progress_on(False, "a.wav")
     with progress:
         with progress.aside():

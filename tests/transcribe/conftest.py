@@ -14,6 +14,11 @@ def transcriber(tiny_en: str) -> Transcriber:
     return Transcriber.from_pretrained(tiny_en, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def multilingual(base: str) -> Transcriber:
+    return Transcriber.from_pretrained(base, device="cpu")
+
+
 @pytest.fixture(scope="package", autouse=True)
 def windows_are_encoded_once() -> Iterator[None]:
     try:

@@ -14,15 +14,15 @@ from whisper_flash_attention.transcribe import Segment, Transcription
 
 @dataclass
 class FakeTranscriber:
-    """Hears one segment in each recording, and keeps what it was asked.
+    """Gives every recording one segment, and records its calls.
 
     Args:
-        before: called with the number of recordings heard before, and may raise.
-        bad: lengths of recordings, in seconds, that cannot be heard, and why.
+        before: called with the number of recordings transcribed before, and may raise.
+        bad: lengths of recordings, in seconds, that cannot be transcribed, and why.
         side_by_side: how many recordings are taken before the first of them is done.
     """
 
-    before: Callable[[int], None] = lambda heard: None
+    before: Callable[[int], None] = lambda count: None
     segment: Segment = field(default_factory=lambda: Segment(0.0, 1.0, "one two three", (1, 2)))
     calls: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[float, Exception] = field(default_factory=dict)

@@ -118,9 +118,9 @@ def test_what_follows_later_is_the_same_in_the_same_order(
     transcriber, speech, monkeypatch, words
 ) -> None:
     options = DecodeOptions(
-        mode="batched", vad_filter=False, temperature=0.0, max_new_tokens=20, word_timestamps=words
+        mode="batched", vad_filter=False, temperature=0.0, max_new_tokens=12, word_timestamps=words
     )
-    recordings = [np.concatenate([speech, speech[::-1], speech]), speech[: 5 * 16_000]]
+    recordings = [np.concatenate([speech, speech])[: 34 * 16_000], speech[: 5 * 16_000]]
     made = BatchedReader.__init__
     found = []
     for later, slots in ((True, False), (False, True), (True, True)):
@@ -133,7 +133,7 @@ def test_what_follows_later_is_the_same_in_the_same_order(
         monkeypatch.setattr(BatchedReader, "__init__", make)
         found.append(transcriber.transcribe_many(recordings, options=options, batch_size=1))
     assert found[0] == found[1] == found[2]
-    assert len(found[0][0].segments) > 2 and found[0][1].segments
+    assert len(found[0][0].segments) > 1 and found[0][1].segments
 
 
 def test_words_have_times_in_their_chunks(transcriber, long) -> None:

@@ -106,7 +106,7 @@ def test_the_same_command_does_only_what_is_missing(
     assert (out / "z.txt").read_text() == "one two three\n"
 
 
-def test_one_named_recording_is_not_done_again_unless_asked(
+def test_one_named_recording_is_not_done_again_unless_requested(
     transcriber: FakeTranscriber, talks: Path, tmp_path: Path
 ) -> None:
     arguments = (talks / "z.wav", "--output-dir", tmp_path / "out")
@@ -114,7 +114,7 @@ def test_one_named_recording_is_not_done_again_unless_asked(
     outcome = call(*arguments)
     assert outcome.code == 2
     assert outcome.stderr == (
-        f"error: {tmp_path / 'out' / 'z.txt'}: is there already; --overwrite replaces it\n"
+        f"error: {tmp_path / 'out' / 'z.txt'}: exists already; --overwrite replaces it\n"
     )
     assert call(*arguments, "--overwrite").code == 0
 
@@ -133,7 +133,7 @@ def test_standard_input_is_a_recording(
     assert asked["options"] == DecodeOptions()
 
 
-def test_decoding_is_as_asked(transcriber: FakeTranscriber, talks: Path) -> None:
+def test_decoding_options_reach_the_transcriber(transcriber: FakeTranscriber, talks: Path) -> None:
     arguments = ("--preset", "fast", "--no-vad", "--batch-size", "4", "--word-timestamps")
     more = ("--initial-prompt", "Names.", "--temperature", "0", "--temperature", "0.4")
     assert call(talks / "z.wav", *arguments, *more).code == 0
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_others(
     assert files_in(tmp_path / "out") == ["two/talk.txt", "z.txt"]
 
 
-def test_what_is_wrong_with_every_recording_is_told_once(
+def test_what_is_wrong_with_every_recording_is_reported_once(
     transcriber: FakeTranscriber, talks: Path
 ) -> None:
     def refuse(heard: int) -> None:
@@ -251,7 +251,7 @@ def test_what_is_wrong_with_every_recording_is_told_once(
         ((), "to go on, name the others (into --output-dir, the same command would go on)"),
     ],
 )
-def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
+def test_ctrl_c_leaves_whole_files_and_shows_how_to_continue(
     transcriber: FakeTranscriber,
     talks: Path,
     tmp_path: Path,
@@ -274,7 +274,7 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(
         assert outcome.stdout == f"==> {talks / 'one/talk.wav'} <==\none two three\n"
 
 
-def test_options_out_of_range_are_told_before_any_work(talks: Path) -> None:
+def test_options_out_of_range_are_reported_before_any_work(talks: Path) -> None:
     for options, expected in (
         (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
         (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),

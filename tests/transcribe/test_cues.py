@@ -223,5 +223,5 @@ def test_what_is_highlighted_is_a_word(segments: list[Segment], options: Subtitl
     for cue in build_cues(segments, options):
         if cue.spoken is not None:
             assert options.highlight_words
-            line, first, behind = cue.spoken
-            assert cue.lines[line][first:behind] in words
+            line, first, end = cue.spoken
+            assert cue.lines[line][first:end] in words

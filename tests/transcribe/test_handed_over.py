@@ -94,7 +94,7 @@ def silent_recordings() -> dict[str, npt.NDArray[np.float32]]:
 @pytest.mark.parametrize(
     "arguments", [{}, {"mode": "batched"}, {"mode": "batched", "vad_filter": 0}]
 )
-def test_what_holds_no_sound_says_nothing(transcriber, arguments: dict) -> None:
+def test_what_holds_no_sound_has_no_text(transcriber, arguments: dict) -> None:
     arguments = {name: value or False for name, value in arguments.items()}
     given = silent_recordings()
     for found, samples in zip(

@@ -73,7 +73,7 @@ def test_nothing_is_taken_twice(talks: Path) -> None:
     ("argument", "expected"),
     [("pictures", "holds no recordings"), ("*.flac", "matches no recordings")],
 )
-def test_a_place_without_recordings_is_told(talks: Path, argument: str, expected: str) -> None:
+def test_a_place_without_recordings_is_reported(talks: Path, argument: str, expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
         find_inputs([str(talks / argument)])
 
@@ -81,7 +81,7 @@ def test_a_place_without_recordings_is_told(talks: Path, argument: str, expected
 @pytest.mark.skipif(
     os.name != "posix" or os.geteuid() == 0, reason="needs a user who may not read everything"
 )
-def test_a_folder_that_cannot_be_read_is_told(talks: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_reported(talks: Path) -> None:
     (talks / "2024").chmod(0)
     try:
         with pytest.raises(OptionError, match="2024: cannot be read"):

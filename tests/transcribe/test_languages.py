@@ -15,11 +15,6 @@ ONCE = {"temperature": 0.0, "condition_on_previous_text": False}
 
 
 @pytest.fixture(scope="module")
-def multilingual(base: str) -> Transcriber:
-    return Transcriber.from_pretrained(base, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def clip(bundled_recordings) -> np.ndarray:
     return load_audio(bundled_recordings[4].path)[: 3 * 16_000]
 

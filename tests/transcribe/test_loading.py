@@ -10,7 +10,7 @@ from whisper_flash_attention.errors import AudioError, DeviceError, OptionError,
 from whisper_flash_attention.transcribe.loading import check_attention, explained, load
 
 
-def test_a_model_that_the_hub_cannot_give_is_one_line_that_says_what_to_do() -> None:
+def test_a_model_that_the_hub_cannot_give_is_one_line_with_a_remedy() -> None:
     with pytest.raises(WeightsError) as caught:
         load("nobody/nothing")
     message = str(caught.value)

@@ -8,12 +8,12 @@ import pytest
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import FORMATS, Segment, SubtitleOptions, Transcription
 from whisper_flash_attention.transcribe.inputs import Input
-from whisper_flash_attention.transcribe.output import Destination, chosen_formats
+from whisper_flash_attention.transcribe.output import Output, chosen_formats
 
 TALK = Input("talks/2024/talk.v1.mp3", Path("2024/talk.v1.mp3"), named=False)
 OTHER = Input("talks/2025/talk.v1.mp3", Path("2025/talk.v1.mp3"), named=False)
 NAMED = Input("talks/2024/talk.v1.mp3", Path("talk.v1.mp3"))
-HEARD = Transcription("Grüße.", "de", (Segment(0.0, 1.0, "Grüße.", (1,)),), 1.0)
+TRANSCRIPTION = Transcription("Grüße.", "de", (Segment(0.0, 1.0, "Grüße.", (1,)),), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_an_unknown_format_is_refused(value: str) -> None:
 
 
 def test_files_keep_their_folders_and_the_rest_of_their_names(tmp_path: Path) -> None:
-    destination = Destination(("srt", "txt"), tmp_path / "out")
-    destination.prepare([TALK, OTHER])
-    destination.deliver(TALK, HEARD, headed=True)
-    destination.deliver(OTHER, HEARD, headed=True)
+    output = Output(("srt", "txt"), tmp_path / "out")
+    output.prepare([TALK, OTHER])
+    output.deliver(TALK, TRANSCRIPTION, headed=True)
+    output.deliver(OTHER, TRANSCRIPTION, headed=True)
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(map(Path.as_posix, written)) == [
         *("out/2024/talk.v1.srt", "out/2024/talk.v1.txt"),
@@ -50,76 +50,79 @@ def test_files_keep_their_folders_and_the_rest_of_their_names(tmp_path: Path) ->
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_written(tmp_path: Path) -> None:
-    destination = Destination(("srt", "txt"), tmp_path)
+    output = Output(("srt", "txt"), tmp_path)
     by_hand = tmp_path / "2024" / "talk.v1.srt"
     by_hand.parent.mkdir()
     by_hand.write_text("by hand")
-    destination.prepare([TALK])
-    assert not destination.is_done(TALK)
-    destination.deliver(TALK, HEARD, headed=False)
+    output.prepare([TALK])
+    assert not output.is_done(TALK)
+    output.deliver(TALK, TRANSCRIPTION, headed=False)
     assert by_hand.read_text() == "by hand"
-    assert destination.is_done(TALK)
-    assert destination.resumes
-    again = Destination(("srt", "txt"), tmp_path, overwrite=True)
+    assert output.is_done(TALK)
+    assert output.resumes
+    again = Output(("srt", "txt"), tmp_path, overwrite=True)
     assert not again.is_done(TALK)
     assert not again.resumes
-    again.deliver(TALK, HEARD, headed=False)
+    again.deliver(TALK, TRANSCRIPTION, headed=False)
     assert "Grüße." in by_hand.read_text(encoding="utf-8")
 
 
 def test_the_only_recording_named_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "talk.v1.txt").touch()
-    with pytest.raises(OptionError, match=r"talk.v1.txt: is there already; --overwrite replaces"):
-        Destination(folder=tmp_path).prepare([NAMED])
-    Destination(folder=tmp_path, overwrite=True).prepare([NAMED])
-    Destination(folder=tmp_path).prepare([NAMED, OTHER])
+    with pytest.raises(OptionError, match=r"talk.v1.txt: exists already; --overwrite replaces"):
+        Output(folder=tmp_path).prepare([NAMED])
+    Output(folder=tmp_path, overwrite=True).prepare([NAMED])
+    Output(folder=tmp_path).prepare([NAMED, OTHER])
 
 
 def test_a_line_of_json_per_segment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for destination in (
-        Destination(json_lines=True),
-        Destination(("srt",), tmp_path, json_lines=True),
+    for output in (
+        Output(json_lines=True),
+        Output(("srt",), tmp_path, json_lines=True),
     ):
-        destination.prepare([NAMED])
-        destination.deliver(NAMED, HEARD, headed=True)
+        output.prepare([NAMED])
+        output.deliver(NAMED, TRANSCRIPTION, headed=True)
         [line] = capsys.readouterr().out.splitlines()
         assert "Grüße" in line
-        assert json.loads(line) == {"file": NAMED.name, "segment": HEARD.to_dict()["segments"][0]}
+        assert json.loads(line) == {
+            "file": NAMED.name,
+            "segment": TRANSCRIPTION.to_dict()["segments"][0],
+        }
     assert (tmp_path / "talk.v1.srt").is_file()
 
 
 @pytest.mark.parametrize("headed", [True, False])
 def test_text_on_standard_output(capsys: pytest.CaptureFixture[str], headed: bool) -> None:
-    Destination().deliver(TALK, HEARD, headed=headed)
+    Output().deliver(TALK, TRANSCRIPTION, headed=headed)
     heading = f"==> {TALK.name} <==\n" if headed else ""
     assert capsys.readouterr().out == f"{heading}Grüße.\n"
 
 
 @pytest.mark.parametrize(
-    ("destination", "expected"),
+    ("output", "expected"),
     [
-        (Destination(("srt",)), "srt of several files needs --output-dir"),
-        (Destination(("srt", "txt")), r"several formats \(srt, txt\) need --output-dir"),
-        (Destination(("srt",), json_lines=True), "srt beside --json-lines needs --output-dir"),
-        (Destination(overwrite=True), "--overwrite is about files"),
+        (Output(("srt",)), "srt of several files needs --output-dir"),
+        (Output(("srt", "txt")), r"several formats \(srt, txt\) need --output-dir"),
+        (Output(("srt",), json_lines=True), "srt beside --json-lines needs --output-dir"),
+        (Output(overwrite=True), "--overwrite is about files"),
         (
-            Destination(("txt", "lrc"), subtitles=SubtitleOptions(max_line_width=9)),
+            Output(("txt", "lrc"), subtitles=SubtitleOptions(max_line_width=9)),
             "lines and cues are for srt and vtt, and the output is txt, lrc",
         ),
     ],
 )
-def test_options_that_do_not_go_together(destination: Destination, expected: str) -> None:
+def test_options_that_do_not_go_together(output: Output, expected: str) -> None:
     with pytest.raises(OptionError, match=expected):
-        destination.prepare([TALK, OTHER])
+        output.prepare([TALK, OTHER])
 
 
 def test_two_recordings_for_one_file_are_refused(tmp_path: Path) -> None:
     twin = Input("talks/2024/talk.v1.wav", Path("2024/talk.v1.wav"), named=False)
     with pytest.raises(OptionError, match=r"talk.v1.mp3 and .*talk.v1.wav would both be written"):
-        Destination(folder=tmp_path).prepare([TALK, twin])
+        Output(folder=tmp_path).prepare([TALK, twin])
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "2024").touch()
     with pytest.raises(OptionError, match="2024: cannot be made"):
-        Destination(folder=tmp_path).deliver(TALK, HEARD, headed=False)
+        Output(folder=tmp_path).deliver(TALK, TRANSCRIPTION, headed=False)

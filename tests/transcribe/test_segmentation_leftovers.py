@@ -36,7 +36,7 @@ def test_a_result_that_ends_where_a_segment_begins_leaves_the_rest() -> None:
     assert rest.speech == ((rest.start, 120),) and not rest.is_doubtful
 
 
-def test_where_the_detector_hears_no_speech_nothing_is_left() -> None:
+def test_where_the_detector_finds_no_speech_nothing_is_left() -> None:
     tokens = [at(0), *TEXT, at(17.6), at(17.6)]
     assert left(chunk((100, 117.7)), tokens) == Leftovers()
     assert left(chunk((100, 117.7)), tokens, uses_vad=False).chunks

@@ -186,10 +186,11 @@ def test_a_model_that_the_engine_does_not_run_takes_the_same_options(
     slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
     assert not slow.runs_on_engine
     torch.manual_seed(0)
-    short, options = speech[: 16_000 * 6], DecodeOptions(temperature=0.0)
+    short = speech[: 16_000 * 3]
+    options = DecodeOptions(temperature=0.0, max_new_tokens=12)
     found = slow.transcribe(short, options=options)
     assert found.text == transcriber.transcribe(short, options=options).text
-    assert next(slow.stream(short)).start < 1
+    assert next(slow.stream(short, options=options)).start < 1
 
 
 def test_words_have_times_and_spell_the_segments(transcriber, speech) -> None:
@@ -203,8 +204,7 @@ def test_words_have_times_and_spell_the_segments(transcriber, speech) -> None:
     words = [word for segment in found.segments for word in segment.words]
     times = [time for word in words for time in (word.start, word.end)]
     assert times == sorted(times)
-    slow = Transcriber(transcriber.model, transcriber.processor)
-    assert slow.transcribe(speech[: 6 * 16_000]).segments[0].words == ()
+    assert transcriber.transcribe(speech[: 2 * 16_000]).segments[0].words == ()
 
 
 def test_many_recordings_take_turns(transcriber, speech) -> None:

@@ -30,8 +30,8 @@ NORMALISE = jiwer.Compose(
 )
 
 
-def word_error_rate(spoken: str, heard: str) -> float:
-    rate = jiwer.wer(spoken, heard, reference_transform=NORMALISE, hypothesis_transform=NORMALISE)
+def word_error_rate(reference: str, text: str) -> float:
+    rate = jiwer.wer(reference, text, reference_transform=NORMALISE, hypothesis_transform=NORMALISE)
     return float(rate)
 
 
@@ -65,18 +65,21 @@ def test_a_short_recording_becomes_its_transcript(
     assert " ".join(segment.text for segment in transcription.segments) == transcription.text
 
 
-def test_a_long_recording_is_read_window_by_window_and_says_how_far_it_is(
-    transcriber: Transcriber, speech: npt.NDArray[np.float32], transcript: str
+def test_a_long_recording_is_decoded_window_by_window_and_reports_its_progress(
+    transcriber: Transcriber,
+    bundled_recordings: tuple[BundledClip, ...],
+    speech: npt.NDArray[np.float32],
+    transcript: str,
 ) -> None:
     shares: list[float] = []
     # With all of this as context a small model adds nothing new.
-    options = DecodeOptions(condition_on_previous_text=False)
-    transcription = transcriber.transcribe(
-        np.tile(speech, 2), options=options, on_progress=shares.append
-    )
-    assert word_error_rate(f"{transcript} {transcript}", transcription.text) < 0.10
+    options = DecodeOptions(condition_on_previous_text=False, temperature=0.0)
+    first = bundled_recordings[0]
+    samples = np.concatenate([speech, load_audio(first.path)])
+    transcription = transcriber.transcribe(samples, options=options, on_progress=shares.append)
+    assert word_error_rate(f"{transcript} {first.transcript}", transcription.text) < 0.10
     assert_in_order(transcription)
-    assert transcription.segments[-1].end > 45
+    assert transcription.segments[-1].end > 30
     assert len(shares) >= 2
     assert shares[0] == 0
     assert shares == sorted(set(shares))
@@ -192,10 +195,9 @@ def test_a_model_with_an_old_generation_config_is_refused(transcriber: Transcrib
         Transcriber(model, transcriber.processor)
 
 
-def test_a_multilingual_model_hears_which_language_is_spoken(
-    base: str, bundled_recordings: tuple[BundledClip, ...]
+def test_a_multilingual_model_detects_which_language_is_spoken(
+    multilingual: Transcriber, bundled_recordings: tuple[BundledClip, ...]
 ) -> None:
-    multilingual = Transcriber.from_pretrained(base, device="cpu")
     assert isinstance(multilingual.model, WhisperFlashAttentionForConditionalGeneration)
     assert {"en", "de", "ja"} < set(multilingual.languages)
     recording = bundled_recordings[4]
@@ -209,8 +211,9 @@ def test_a_multilingual_model_hears_which_language_is_spoken(
 
 
 @pytest.mark.slow
-def test_languages_of_many_recordings_are_detected(base: str, shared_audio: Path) -> None:
-    multilingual = Transcriber.from_pretrained(base, device="cpu")
+def test_languages_of_many_recordings_are_detected(
+    multilingual: Transcriber, shared_audio: Path
+) -> None:
     rows = json.loads((shared_audio / "index.json").read_text(encoding="utf-8"))
     spoken = {row["file"]: row["language"] for row in rows if row["language"] not in ("en", "none")}
     assert {"de", "es", "ja", "sv", "zh"} <= set(spoken.values())
@@ -232,7 +235,7 @@ def test_one_window_has_the_tokens_of_stock_whisper(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_a_gpu_hears_the_same_words(
+def test_a_gpu_gives_the_same_words(
     tiny_en: str, speech: npt.NDArray[np.float32], transcript: str, dtype: str
 ) -> None:
     on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", dtype=dtype)

@@ -43,11 +43,6 @@ def aligner(transcriber: Transcriber) -> WordAligner:
 
 
 @pytest.fixture(scope="module")
-def multilingual(base: str) -> Transcriber:
-    return Transcriber.from_pretrained(base, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def recordings() -> Recordings:
     return bundled_samples()
 

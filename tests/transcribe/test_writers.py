@@ -183,10 +183,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "talk.txt"
     path.write_text("by hand")
-    with pytest.raises(OptionError, match=r"talk\.txt: is there already"):
+    with pytest.raises(OptionError, match=r"talk\.txt: exists already"):
         write(SPOKEN, path, "txt")
     assert path.read_text() == "by hand"
     write(SPOKEN, path, "txt", overwrite=True)

@@ -209,16 +209,16 @@ def _blocks(
         decoding.report(recording, chosen)
 
 
-def _regrouped(pieces: Iterable[Samples], size: int) -> Iterator[Samples]:
+def _regrouped(parts: Iterable[Samples], size: int) -> Iterator[Samples]:
     """New arrays of `size` samples each, the last with what is left."""
     kept: list[Samples] = []
     missing = size
-    for piece in pieces:
-        while len(piece) >= missing:
-            yield np.concatenate([*kept, piece[:missing]])
-            kept, piece, missing = [], piece[missing:], size
-        kept.append(piece)
-        missing -= len(piece)
+    for part in parts:
+        while len(part) >= missing:
+            yield np.concatenate([*kept, part[:missing]])
+            kept, part, missing = [], part[missing:], size
+        kept.append(part)
+        missing -= len(part)
     if missing < size:
         yield np.concatenate(kept)
 

@@ -187,7 +187,7 @@ class Decoding:
     _names: tuple[str, ...] = ()
 
     def run(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Samples]:
-        """Yield mono samples, in pieces of any length, until `last` or the recording's end.
+        """Yield mono samples, in blocks of any length, until `last` or the recording's end.
 
         Raises:
             AudioError: it cannot be decoded, has no such channel, has a sampling rate that no sound
@@ -199,19 +199,19 @@ class Decoding:
             self._timeline.origin = container.start_time / 1e6
         if recording.announces_length and container.duration is not None:
             self._timeline.announced = container.duration / 1e6
-        for piece in self._pieces(recording, stream):
+        for block in self._blocks(recording, stream):
             before = self.made
-            self.made += len(piece)
+            self.made += len(block)
             if self.made > self.first:
                 stop = None if self.last is None else self.last - before
-                yield piece[max(0, self.first - before) : stop]
+                yield block[max(0, self.first - before) : stop]
             if self._reached_last():
                 return
 
     def _reached_last(self) -> bool:
         return self.last is not None and self.made >= self.last
 
-    def _pieces(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Samples]:
+    def _blocks(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[Samples]:
         frames = self._checked(self._frames(recording, stream), recording.name, stream)
         for frame, gap in self._timeline.place(frames):
             if gap > 0:

@@ -339,9 +339,9 @@ def _check_finite(peaks: list[Tensor]) -> None:
 
 
 # Frames that are computed at once.
-PIECE = 3000
-# Samples that a piece looks at.
-ENOUGH = (PIECE - 1) * HOP + WINDOW
+BLOCK = 3000
+# Samples that a block is computed from.
+ENOUGH = (BLOCK - 1) * HOP + WINDOW
 
 
 class MelWindows:
@@ -370,7 +370,7 @@ class MelWindows:
         self._bank = mel_bank(mel_bins, device)
         self._device, self._dtype = device, dtype
         self._coming: Iterator[Tensor] = iter(())
-        self._pieces: deque[Tensor] = deque()
+        self._kept: deque[Tensor] = deque()
         self._begin = 0  # the frame at which these begin
         self._peak = torch.full((), SILENCE, device=device)
         held = audio.samples
@@ -380,7 +380,7 @@ class MelWindows:
             self.samples = held.size
         else:
             self.samples = 0
-            self._whole = self._listen()
+            self._whole = self._scan()
         self.frames = max(1, self.samples // HOP)
         if self._whole is None:
             self._coming = _log_power(_first(self.samples, audio), self._bank, device)
@@ -410,15 +410,15 @@ class MelWindows:
         return torch.nn.functional.pad(part, (0, length - part.shape[1]))
 
     @torch.no_grad()
-    def _listen(self) -> Tensor | None:
+    def _scan(self) -> Tensor | None:
         """Go through the recording for its length and its peak; the features if it is held."""
         seconds = self._sound.seconds
         is_held = seconds is not None and seconds <= HELD_SECONDS
         kept = []
-        for piece in _log_power(self._counted(), self._bank, self._device):
-            self._peak = torch.maximum(self._peak, piece.amax())
+        for block in _log_power(self._counted(), self._bank, self._device):
+            self._peak = torch.maximum(self._peak, block.amax())
             if is_held:
-                kept.append(piece)
+                kept.append(block)
         if not bool(self._peak.isfinite()):
             raise AudioError("the samples hold numbers that are not finite, or too large for sound")
         return scale_(torch.cat(kept, dim=1), self._peak).to(self._dtype) if kept else None
@@ -432,11 +432,11 @@ class MelWindows:
         """Logarithms of the mel power of frames `start` to `end`; those before are dropped."""
         if start < self._begin:
             raise ValueError(f"frame {start} was passed: windows begin at {self._begin} or later")
-        while self._begin + sum(piece.shape[1] for piece in self._pieces) < end:
-            self._pieces.append(next(self._coming))
-            while self._pieces and self._begin + self._pieces[0].shape[1] <= start:
-                self._begin += self._pieces.popleft().shape[1]
-        found = [self._peak.new_empty(self._bank.mel_bins, 0), *self._pieces]
+        while self._begin + sum(block.shape[1] for block in self._kept) < end:
+            self._kept.append(next(self._coming))
+            while self._kept and self._begin + self._kept[0].shape[1] <= start:
+                self._begin += self._kept.popleft().shape[1]
+        found = [self._peak.new_empty(self._bank.mel_bins, 0), *self._kept]
         return torch.cat(found, dim=1)[:, start - self._begin : end - self._begin]
 
 
@@ -452,7 +452,7 @@ def _first(count: int, audio: AudioSource) -> Iterator[Samples]:
 
 
 def _log_power(blocks: Iterator[Samples], bank: MelBank, device: torch.device) -> Iterator[Tensor]:
-    """Logarithm of the mel power of all frames, `[mel_bins, PIECE]` float32 and a rest at a time.
+    """Logarithm of the mel power of all frames, `[mel_bins, BLOCK]` float32 and a rest at a time.
 
     Frame i is centred on sample 160 i; the recording is reflected at its ends. There are as many as
     whole hops.
@@ -468,18 +468,18 @@ def _log_power(blocks: Iterator[Samples], bank: MelBank, device: torch.device) -
             room = np.concatenate([room[REACH:0:-1], room])
             is_first = False
         while room.size >= ENOUGH:
-            yield _piece(room[:ENOUGH], bank, device)
-            room = room[PIECE * HOP :]
+            yield _block(room[:ENOUGH], bank, device)
+            room = room[BLOCK * HOP :]
     frames = (room.size - REACH) // HOP
     if is_first or frames < 1:
         return
     beyond = (frames - 1) * HOP + WINDOW - room.size
     if beyond > 0:
         room = np.concatenate([room, room[-2 : -2 - beyond : -1]])
-    yield _piece(room[: (frames - 1) * HOP + WINDOW], bank, device)
+    yield _block(room[: (frames - 1) * HOP + WINDOW], bank, device)
 
 
-def _piece(padded: Samples, bank: MelBank, device: torch.device) -> Tensor:
+def _block(padded: Samples, bank: MelBank, device: torch.device) -> Tensor:
     frames = (padded.size - WINDOW) // HOP + 1
     out = torch.empty((1, bank.mel_bins, frames), device=device)
     with torch.no_grad():

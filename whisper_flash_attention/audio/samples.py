@@ -308,8 +308,8 @@ def _resampled(samples: Samples, rate: int, wanted_rate: int) -> Samples:
         frame.sample_rate = rate
         frames += resampler.resample(frame)
     frames += resampler.resample(None)
-    pieces = [each.to_ndarray()[0] for each in frames]
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    parts = [each.to_ndarray()[0] for each in frames]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 # Weights of ITU-R BS.775's mix to mono: against left and right the centre, which both loudspeakers
@@ -347,11 +347,11 @@ def mix_weights(names: Sequence[str]) -> Samples:
 
 @dataclass(slots=True)
 class ChannelMixer:
-    """Make one channel of many, piece after piece of a recording.
+    """Make one channel of many, block by block of a recording.
 
     Where channels cancel each other (a microphone cable with swapped wires turns the phase of one
     side), the mix would lose what they hold. The loudest channel is then used instead, until the
-    mix is sound again. This is decided for each piece from the pieces before it, so that it is
+    mix is sound again. This is decided for each block from the blocks before it, so that it is
     decided the same whenever a recording is read with the same sampling rate.
 
     Args:
@@ -370,7 +370,7 @@ class ChannelMixer:
     _substitute: int | None = None
 
     def mix(self, samples: Samples, names: tuple[str, ...]) -> Samples:
-        """Return one channel `[T]` of a piece `[T, channels]`."""
+        """Return one channel `[T]` of a block `[T, channels]`."""
         if self.channel is not None:
             if self.channel <= samples.shape[1]:
                 return samples[:, self.channel - 1]

@@ -50,7 +50,7 @@ def alike(ids: Iterable[str]) -> set[str]:
     `a`), or in how Unicode composes a character.
     """
     by_path = {str(subtitle_path(Path(), each, "")): each for each in ids}
-    return {by_path[path] for pair in files.alike(by_path) for path in pair}
+    return {by_path[path] for pair in files.colliding(by_path) for path in pair}
 
 
 def _folder_name(part: str) -> str:

@@ -25,8 +25,8 @@ from whisper_flash_attention.terminal.progress import FileProgress, describe_spe
 from whisper_flash_attention.transcribe import command_options as opt
 from whisper_flash_attention.transcribe.arguments import parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
-from whisper_flash_attention.transcribe.output import Destination, chosen_formats
-from whisper_flash_attention.transcribe.runner import Session
+from whisper_flash_attention.transcribe.output import Output, chosen_formats
+from whisper_flash_attention.transcribe.runner import Runner
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.writers import SubtitleOptions
 
@@ -185,7 +185,7 @@ def transcribe_command(
     loaded; 130 interrupted.
     """
     inputs = find_inputs(files)
-    destination = Destination(
+    destination = Output(
         *(chosen_formats(output_format or ()), output_dir),
         SubtitleOptions(max_line_width, max_line_count, max_gap, highlight_words),
         overwrite=overwrite,
@@ -229,7 +229,7 @@ def transcribe_command(
     todo = [entry for entry in inputs if not destination.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo])
-    session = Session(*(options, decode, windows, destination, progress), headed=len(inputs) > 1)
+    session = Runner(*(options, decode, windows, destination, progress), headed=len(inputs) > 1)
     try:
         with ExitStack() as stack, warnings_told(progress.tell):
 
@@ -250,7 +250,7 @@ def transcribe_command(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _summary(session: Session, model: str, total: int, todo: int) -> Sequence[str]:
+def _summary(session: Runner, model: str, total: int, todo: int) -> Sequence[str]:
     """Lines that say what ran, how fast, and what did not."""
     lines = []
     if session.transcriber is not None:
@@ -264,14 +264,14 @@ def _summary(session: Session, model: str, total: int, todo: int) -> Sequence[st
     return lines
 
 
-def _interruption(session: Session, total: int, todo: int) -> str:
+def _interruption(session: Runner, total: int, todo: int) -> str:
     """One line that says how far it is, and how to go on."""
     done = total - todo + session.done
-    if session.destination.resumes:
+    if session.output.resumes:
         further = "the same command goes on with the others"
     elif total == 1:
         further = "the same command starts it again"
-    elif session.destination.folder is not None:
+    elif session.output.folder is not None:
         further = "to go on, name the others"
     else:
         further = "to go on, name the others (into --output-dir, the same command would go on)"

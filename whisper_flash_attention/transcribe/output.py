@@ -1,4 +1,4 @@
-"""Where results go: standard output, or files in a folder that is like the one they come from."""
+"""Where results are written: standard output, or a folder with the layout of the recordings'."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from whisper_flash_attention.transcribe.writers import (
     render,
     write,
 )
-from whisper_flash_attention.transcribe.writers.files import alike, tells_apart
+from whisper_flash_attention.transcribe.writers.files import colliding, distinguishes_names
 
 
 def chosen_formats(values: Sequence[str]) -> tuple[str, ...]:
@@ -38,13 +38,13 @@ def chosen_formats(values: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """What is made of a transcription, and where it goes.
+class Output:
+    """The formats of a transcription, and where they are written.
 
     Args:
         formats: of `FORMATS`.
         folder: for files; None for standard output.
-        subtitles: how they are cut.
+        subtitles: how they are laid out.
         overwrite: replace files that are there.
         json_lines: write each segment to standard output, as a line of JSON.
     """
@@ -79,9 +79,9 @@ class Destination:
                 taken[target] = entry.name
         if len(inputs) == 1 and inputs[0].named and not self.overwrite:
             for target in filter(os.path.isfile, taken):
-                raise OptionError(f"{target}: is there already; --overwrite replaces it")
+                raise OptionError(f"{target}: exists already; --overwrite replaces it")
         _make(self.folder)
-        _check_told_apart(self.folder, taken)
+        _check_distinct(self.folder, taken)
 
     def _check_standard_output(self, several: bool) -> None:
         if self.overwrite:
@@ -113,11 +113,11 @@ class Destination:
         return self.resumes and all(map(os.path.isfile, self.targets(entry).values()))
 
     def deliver(self, entry: Input, transcription: Transcription, *, headed: bool) -> None:
-        """Write all that is asked for; of files that are to be kept, those that are missing.
+        """Write every output; of files that are to be kept, those that are missing.
 
         Args:
             entry: the recording.
-            transcription: what was said in it.
+            transcription: of the recording.
             headed: whether text on standard output says which recording it is of.
 
         Raises:
@@ -141,12 +141,12 @@ class Destination:
             typer.echo(render(transcription, self.formats[0], self.subtitles), nl=False)
 
 
-def _check_told_apart(folder: Path, targets: Mapping[Path, str]) -> None:
+def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
     """Raise `OptionError` for targets that are one file on the file system that they are on."""
     by_name = {str(target): name for target, name in targets.items()}
-    pairs = alike(by_name)
+    pairs = colliding(by_name)
     try:
-        if not pairs or tells_apart(folder):
+        if not pairs or distinguishes_names(folder):
             return
     except OSError as error:
         raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error

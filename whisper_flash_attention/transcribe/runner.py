@@ -1,9 +1,8 @@
-"""One run of the command: decode ahead, transcribe, deliver, go on after a bad recording.
+"""One run of the command: decode ahead, transcribe, write, continue after a failed recording.
 
-Recordings are under way side by side, and each is delivered as soon as it is done. What brings all
-of them down, such as a file that turns out to be damaged in its midst, is found by doing those that
-were under way once more, one by one. Recordings may be taken by another thread than that which
-delivers them.
+Recordings are transcribed side by side, and each is written as soon as it is done. An error that
+stops all of them, such as damage in the middle of a file, is located by transcribing those in
+progress once more, one by one. One thread may take recordings while another writes results.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.terminal.progress import FileProgress
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
-from whisper_flash_attention.transcribe.output import Destination
+from whisper_flash_attention.transcribe.output import Output
 from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 
@@ -41,14 +40,14 @@ class Opened:
 
 
 @dataclass(slots=True)
-class Session:
-    """What is to be done, and how far it is.
+class Runner:
+    """Transcribes the recordings of a command line.
 
     Args:
         options, decode: for every recording.
         batch_size: windows at a time; None is what suits the device.
-        destination: of the results, prepared.
-        progress: where it is shown.
+        output: of the results, prepared.
+        progress: shows it.
         headed: whether there are several recordings, whose text on standard output has a heading.
 
     Attributes:
@@ -56,13 +55,13 @@ class Session:
         done, failures: numbers of recordings.
         audio_seconds: length of those that were transcribed.
         work_seconds: since the model was there.
-        words_missing: whether words were to be highlighted, and a recording had none with times.
+        words_missing: whether the warning about words without times was given.
     """
 
     options: TranscribeOptions
     decode: DecodeOptions
     batch_size: int | None
-    destination: Destination
+    output: Output
     progress: FileProgress
     headed: bool = False
     transcriber: Transcriber | None = None
@@ -79,7 +78,7 @@ class Session:
         return time.perf_counter() - self._began if self._began else 0.0
 
     def run(self, inputs: Sequence[Input], open_model: Callable[[], Transcriber]) -> None:
-        """Work through the recordings; a bad one is told, and the others go on.
+        """Transcribe the recordings; a failure is reported, and the others continue.
 
         Raises what `open_model` raises, and what would be the same for every recording.
         """
@@ -96,7 +95,7 @@ class Session:
                 pass
 
     def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
-        """Recordings that can be read, decoded ahead; the others are told."""
+        """Recordings that can be read, decoded ahead; the others are reported."""
         channel, track = self.options.channel, self.options.audio_track
         opened = open_ahead(AudioInput(entry.source(), channel, track) for entry in inputs)
         with closing(opened) as sources:
@@ -109,31 +108,31 @@ class Session:
                     yield Opened(entry, decoded.audio)
 
     def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
-        """Work through recordings side by side, and say whether all were taken."""
-        under_way: dict[int, Opened] = {}
+        """Transcribe recordings side by side; False if some were not taken."""
+        in_progress: dict[int, Opened] = {}
 
         def taken() -> Iterator[AudioSource | ChannelSources]:
             for index, opened in enumerate(waiting):
-                under_way[index] = opened
+                in_progress[index] = opened
                 yield opened.audio
 
         found = transcriber.transcribe_each(
             taken(),
-            on_progress=lambda index, share: self._show(under_way[index], share),
+            on_progress=lambda index, share: self._show(in_progress[index], share),
             **self._arguments(),
         )
         try:
             with closing(found):
                 for index, transcription in found:
-                    self._deliver(under_way.pop(index).entry, transcription)
+                    self._deliver(in_progress.pop(index).entry, transcription)
         except (AudioError, NotFinite):
-            for opened in under_way.values():
+            for opened in in_progress.values():
                 self._alone(transcriber, opened)
             return False
         return True
 
     def _alone(self, transcriber: Transcriber, opened: Opened) -> None:
-        """Do one recording by itself."""
+        """Transcribe one recording by itself."""
         entry = opened.entry
         try:
             transcription = transcriber.transcribe(
@@ -166,7 +165,7 @@ class Session:
         self._warn_of_words(transcription)
         try:
             with self.progress.aside():
-                self.destination.deliver(entry, transcription, headed=self.headed)
+                self.output.deliver(entry, transcription, headed=self.headed)
         except OptionError as error:  # a file that cannot be written
             self._fail(entry, str(error))
             return
@@ -192,8 +191,8 @@ class Session:
         self.progress.measure(reached, self.work_seconds)
 
     def _warn_of_words(self, transcription: Transcription) -> None:
-        """Tell once that words were to be highlighted, and have no times."""
-        if self.words_missing or not self.destination.subtitles.highlight_words:
+        """Warn once that words were to be highlighted, and have no times."""
+        if self.words_missing or not self.output.subtitles.highlight_words:
             return
         segments = transcription.segments
         self.words_missing = bool(segments) and not any(segment.words for segment in segments)

@@ -1,8 +1,8 @@
 """What subtitles show and when: segments cut into cues and lines.
 
-A segment's text is a row of pieces between which a line may end. Where its words have times and
-spell its text, a piece is a word. Otherwise pieces are what blanks separate (and the characters of
-scripts that have none), and share the segment's time in proportion to their characters.
+A segment's text is a row of fragments between which a line may end. Where its words have times and
+spell its text, a fragment is a word. Otherwise fragments are what blanks separate (and characters
+of scripts that have none), and share the segment's time in proportion to their characters.
 
 Whatever the times of segments and words, a cue ends after it starts, and cues of segments that do
 not overlap do not overlap.
@@ -34,7 +34,7 @@ _NOT_LAST = frozenset({"Ps", "Pi"})
 
 @dataclass(frozen=True, slots=True)
 class SubtitleOptions:
-    """How `srt` and `vtt` are cut into cues and lines; by default a segment is a cue of one line.
+    """How `srt` and `vtt` are split into cues and lines; by default a segment is a cue of one line.
 
     Args:
         max_line_width: the most characters of a line, or None for any number. A longer word has
@@ -42,7 +42,7 @@ class SubtitleOptions:
         max_line_count: the most lines of a cue, or None for any number. With words that have
             times, cues then go on from one segment into the next, as openai-whisper's do.
         max_gap: seconds of silence between two words above which a new cue starts, or None for
-            never. Only words that have times can tell.
+            never. Without word timestamps it has no effect.
         highlight_words: a cue for each word that has times, in which that word is underlined.
 
     Raises:
@@ -73,8 +73,7 @@ class Cue:
     Args:
         start, end: milliseconds from the beginning of the recording, the end after the start.
         lines: of text, at least one and none of them blank.
-        spoken: where the word is that is being said: its line, its first character there, and the
-            one behind it; None if that is not shown.
+        spoken: line, first character and end of the word that is spoken; None if it is not shown.
     """
 
     start: int
@@ -84,7 +83,7 @@ class Cue:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Fragment:
     """Text in front of which a line may begin; times in milliseconds."""
 
     text: str
@@ -93,7 +92,7 @@ class _Piece:
     end: int
 
 
-_Lines = list[list[_Piece]]
+_Lines = list[list[_Fragment]]
 
 
 @dataclass(slots=True)
@@ -102,7 +101,7 @@ class _Run:
 
     start: float
     end: float
-    pieces: list[_Piece]
+    fragments: list[_Fragment]
     timed: bool  # by words
     label: str  # in front of every cue
 
@@ -154,17 +153,17 @@ def _runs(segments: Iterable[Segment], options: SubtitleOptions) -> list[_Run]:
     for segment in sorted(segments, key=lambda segment: segment.start):
         text = one_line(segment.text)
         spoken = _words(segment, text)
-        pieces = spoken or _shares(segment, text)
-        if not pieces:
+        fragments = spoken or _shares(segment, text)
+        if not fragments:
             continue
         label = label_of(segment)
         fills = options.max_line_count is not None and bool(spoken) and bool(runs)
         if fills and _may_go_on(runs[-1], segment, label):
-            blank = _is_spaced(runs[-1].pieces[-1].text[-1], text[0])
-            runs[-1].pieces += [replace(pieces[0], blank=blank), *pieces[1:]]
+            blank = _is_spaced(runs[-1].fragments[-1].text[-1], text[0])
+            runs[-1].fragments += [replace(fragments[0], blank=blank), *fragments[1:]]
             runs[-1].end = segment.end
         else:
-            runs.append(_Run(segment.start, segment.end, pieces, bool(spoken), label))
+            runs.append(_Run(segment.start, segment.end, fragments, bool(spoken), label))
     return runs
 
 
@@ -173,9 +172,9 @@ def _may_go_on(run: _Run, segment: Segment, label: str) -> bool:
     return run.timed and run.end <= segment.start and run.label == label
 
 
-def _words(segment: Segment, text: str) -> list[_Piece]:
-    """A segment's words as pieces; none if they do not spell its text."""
-    pieces: list[_Piece] = []
+def _words(segment: Segment, text: str) -> list[_Fragment]:
+    """A segment's words as fragments; none if they do not spell its text."""
+    fragments: list[_Fragment] = []
     at, reached, last = 0, _milliseconds(segment.start), _milliseconds(segment.end)
     for word in segment.words:
         spelled = one_line(word.text)
@@ -187,16 +186,16 @@ def _words(segment: Segment, text: str) -> list[_Piece]:
         start = min(max(_milliseconds(word.start), reached), last)
         reached = min(max(_milliseconds(word.end), start), last)
         if spelled:
-            pieces.append(_Piece(spelled, blank, start, reached))
-    return pieces if at == len(text) else []
+            fragments.append(_Fragment(spelled, blank, start, reached))
+    return fragments if at == len(text) else []
 
 
-def _shares(segment: Segment, text: str) -> list[_Piece]:
-    """A text's pieces, each with its share of the segment's time."""
+def _shares(segment: Segment, text: str) -> list[_Fragment]:
+    """A text's fragments, each with its share of the segment's time."""
     start, end = _milliseconds(segment.start), _milliseconds(segment.end)
     begins = [at for at in range(len(text)) if _may_begin(text, at)]
     return [
-        _Piece(
+        _Fragment(
             text[at:following].rstrip(),
             blank=text[at - 1 : at] == " ",
             start=start + (end - start) * at // len(text),
@@ -221,26 +220,26 @@ def _is_spaced(before: str, after: str) -> bool:
 
 
 def _laid_out(run: _Run, options: SubtitleOptions) -> Iterator[_Lines]:
-    """Fill lines with pieces, and cues with lines."""
+    """Fill lines with fragments, and cues with lines."""
     cue: _Lines = []
     width = 0
-    for piece in run.pieces:
-        if cue and run.timed and _is_pause(cue[-1][-1], piece, options.max_gap):
+    for fragment in run.fragments:
+        if cue and run.timed and _is_pause(cue[-1][-1], fragment, options.max_gap):
             yield cue
             cue = []
-        width += piece.blank + len(piece.text)
+        width += fragment.blank + len(fragment.text)
         if cue and (options.max_line_width is None or width <= options.max_line_width):
-            cue[-1].append(piece)
+            cue[-1].append(fragment)
             continue
         if len(cue) == options.max_line_count:
             yield cue
             cue = []
-        width = len(piece.text) + (0 if cue else len(run.label))
-        cue.append([piece])
+        width = len(fragment.text) + (0 if cue else len(run.label))
+        cue.append([fragment])
     yield cue
 
 
-def _is_pause(before: _Piece, after: _Piece, max_gap: float | None) -> bool:
+def _is_pause(before: _Fragment, after: _Fragment, max_gap: float | None) -> bool:
     return max_gap is not None and after.start - before.end > max_gap * 1000
 
 
@@ -252,11 +251,11 @@ def _timed(cues: Sequence[_Lines], free: int) -> Iterator[tuple[Cue, _Lines]]:
         if following is not None:
             end = min(end, following[0][0].start)
         free = max(end, start + 1)
-        yield Cue(start, free, tuple(map(_spelled, lines))), lines
+        yield Cue(start, free, tuple(map(_joined, lines))), lines
 
 
-def _spelled(line: Sequence[_Piece]) -> str:
-    return line[0].text + "".join(" " * piece.blank + piece.text for piece in line[1:])
+def _joined(line: Sequence[_Fragment]) -> str:
+    return line[0].text + "".join(" " * fragment.blank + fragment.text for fragment in line[1:])
 
 
 def _highlighted(cue: Cue, lines: _Lines) -> Iterator[Cue]:
@@ -266,15 +265,15 @@ def _highlighted(cue: Cue, lines: _Lines) -> Iterator[Cue]:
     """
     reached = cue.start
     for number, line in enumerate(lines):
-        for place, piece in enumerate(line):
-            start = max(piece.start, reached)
-            end = min(max(piece.end, start + 1), cue.end)
+        for place, fragment in enumerate(line):
+            start = max(fragment.start, reached)
+            end = min(max(fragment.end, start + 1), cue.end)
             if start >= end:
                 continue
             if start > reached:
                 yield replace(cue, start=reached, end=start)
-            behind = len(_spelled(line[: place + 1]))
-            spoken = (number, behind - len(piece.text), behind)
+            last = len(_joined(line[: place + 1]))
+            spoken = (number, last - len(fragment.text), last)
             yield replace(cue, start=start, end=end, spoken=spoken)
             reached = end
     if reached < cue.end:

@@ -28,10 +28,10 @@ def write(
     """Write `path` in UTF-8, whole or not at all: an interrupted write leaves what was there.
 
     Args:
-        transcription: what was said.
+        transcription: of one recording.
         path: in a folder that exists.
         output_format: one of `FORMATS`.
-        options: how subtitles are cut.
+        options: the layout of subtitles.
         overwrite: replace a file that is there.
 
     Raises:
@@ -43,7 +43,7 @@ def write(
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         if not overwrite and path.is_file():
-            raise OptionError(f"{path}: is there already; overwrite must be asked for")
+            raise OptionError(f"{path}: exists already; overwrite was not requested")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:
@@ -58,14 +58,14 @@ def folded(name: str) -> str:
     return normalize("NFKC", normalize("NFKC", name).casefold())
 
 
-def alike(names: Iterable[str]) -> list[tuple[str, str]]:
+def colliding(names: Iterable[str]) -> list[tuple[str, str]]:
     """Return the names that fold into an earlier one's text, each with that earlier one."""
     first: dict[str, str] = {}
     pairs = ((first.setdefault(folded(name), name), name) for name in names)
     return [(earlier, name) for earlier, name in pairs if earlier != name]
 
 
-def tells_apart(folder: Path) -> bool:
+def distinguishes_names(folder: Path) -> bool:
     """Whether the file system of a folder distinguishes upper and lower case, and Unicode forms.
 
     It is tried with a temporary file. Raises `OSError` if that fails.

@@ -30,9 +30,9 @@ def render(
     """Return the whole file's text; what is not empty ends with a newline.
 
     Args:
-        transcription: what was said.
+        transcription: of one recording.
         output_format: one of `FORMATS`.
-        options: how subtitles (srt and vtt) are cut; the other formats do not look at them.
+        options: the layout of subtitles (srt and vtt); without effect on other formats.
 
     Raises:
         OptionError: the format is unknown.
@@ -110,9 +110,9 @@ def _lyrics_clock(seconds: float) -> str:
 def _text(cue: Cue, clean: Callable[[str], str]) -> str:
     lines = list(map(clean, cue.lines))
     if cue.spoken is not None:
-        number, first, behind = cue.spoken
+        number, first, end = cue.spoken
         line = cue.lines[number]
-        before, word, after = line[:first], line[first:behind], line[behind:]
+        before, word, after = line[:first], line[first:end], line[end:]
         lines[number] = f"{clean(before)}<u>{clean(word)}</u>{clean(after)}"
     return "\n".join(lines)
 
