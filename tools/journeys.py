@@ -44,6 +44,7 @@ import os, sys, threading
 from pathlib import Path
 
 PACKAGE, NOTES = os.environ["JOURNEY_PACKAGE"], os.environ["JOURNEY_NOTES"]
+STACK = "(on the stack)"
 seen = set()
 
 def profile(frame, event, argument):
@@ -59,7 +60,13 @@ def profile(frame, event, argument):
         outer = outer.f_back
     seen.add(code)
     with open(NOTES, "a") as notes:
-        print(Path(code.co_filename).relative_to(PACKAGE), code.co_name, file=notes)
+        module = Path(code.co_filename).relative_to(PACKAGE)
+        print(module, code.co_name, file=notes)
+        if module.name in ("torch_decoder.py", "plain.py") and code.co_name == "forward":
+            while frame is not None:
+                if frame.f_code.co_filename.startswith(PACKAGE):
+                    print(Path(frame.f_code.co_filename).relative_to(PACKAGE), STACK, file=notes)
+                frame = frame.f_back
 
 def begin():
     threading.setprofile(profile)
@@ -82,6 +89,7 @@ sitecustomize.begin()
 model.generate(features, max_new_tokens=4)
 """
 COMMAND = f"from {PACKAGE}.cli import main; main()"
+ON_STACK = "(on the stack)"
 FIRST_KERNEL = ("flash_attention/dispatch.py", "attend")
 DECODER_BEGINS = ("engine/torch_decoder.py", "forward")
 # Names of today by names of earlier versions.
@@ -126,6 +134,8 @@ def modules_until(
     """Distinct modules, up to and including that of the function `end`."""
     modules: dict[str, None] = {}
     for module, function in functions:
+        if function == ON_STACK:
+            continue
         modules[module] = None
         if (EARLIER.get(module, module), function) == end:
             break
@@ -147,10 +157,12 @@ def journeys(tree: Path) -> dict[str, list[str]]:
             "local",
         ],
     }
-    found = {
-        name: modules_until(functions_of_run(tree, ["-c", COMMAND, *arguments], at_once=True))
-        for name, arguments in commands.items()
-    }
+    found = {}
+    for name, arguments in commands.items():
+        functions = functions_of_run(tree, ["-c", COMMAND, *arguments], at_once=True)
+        found[name] = modules_until(functions)
+        stack = dict.fromkeys(module for module, function in functions if function == ON_STACK)
+        found[f"{name}, on the stack when the decoder begins"] = list(stack)[::-1]
     for state in ("warm", "cold"):
         functions = functions_of_run(tree, ["-c", GENERATE, state], at_once=False)
         for name, end in (("first kernel", FIRST_KERNEL), ("decoder", DECODER_BEGINS)):
