@@ -103,7 +103,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
                 for a file of a folder (RuntimeError for weights of another shape) passes, too.
         """
         source = pretrained_model_name_or_path
-        checkpoint = None if source is None else read_checkpoint(os.fspath(source))
+        checkpoint = None if source is None else read_checkpoint(source)
         if checkpoint is None:
             if source is not None:
                 source = os.path.expanduser(source)

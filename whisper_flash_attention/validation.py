@@ -104,6 +104,13 @@ def one_of(name: str, value: Any, possible: tuple[str, ...]) -> str:
     raise OptionError(f"unknown {name} {shown(value)}; possible: {', '.join(possible)}")
 
 
+def instance(name: str, value: Any, kind: type[Value]) -> Value:
+    """Return a value of this class."""
+    if isinstance(value, kind):
+        return value
+    raise OptionError(f"{name} is {shown(value)}: give {kind.__name__}")
+
+
 def optional(check: Callable[..., Value], name: str, value: Any, *args: Any, **kwargs: Any) -> Any:
     """Return None for None, and what the check returns for anything else."""
     return None if value is None else check(name, value, *args, **kwargs)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,17 +77,22 @@ def test_a_stream_that_is_cut_off_warns_once_after_its_last_block(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling_rate": 0}, "sampling_rate must be 2000 to"),
+        ({"sampling_rate": 0}, "sampling_rate is 0: give 2000 to"),
+        ({"sampling_rate": "16000"}, "sampling_rate is '16000': give 2000 to"),
+        ({"start": [1.0]}, "start is .*: give seconds"),
+        ({"block_seconds": np.zeros(2)}, "block_seconds is array.*: give seconds"),
+        ({"channel": True}, "channel is True: give a whole number"),
+        ({"most_seconds": "1"}, "most_seconds is '1': give seconds"),
         ({"block_seconds": 0.0}, "block_seconds is 0.0, less than one sample"),
-        ({"block_seconds": float("nan")}, "block_seconds must be seconds"),
-        ({"start": -1.0}, "start must be seconds, not negative, got -1.0"),
-        ({"end": float("inf")}, "end must be seconds"),
+        ({"block_seconds": float("nan")}, "block_seconds is nan: give seconds"),
+        ({"start": -1.0}, "start is -1.0: give seconds, 0 to"),
+        ({"end": float("inf")}, "end is inf: give seconds"),
         ({"start": 2.0, "end": 2.0}, "end must be after start, but is 2.0 s, and start 2.0 s"),
     ],
 )
-def test_options_of_a_stream_are_refused_at_once(options: dict[str, float], message: str) -> None:
+def test_options_of_a_stream_are_refused_at_once(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        stream_audio("there is no such file", **options)  # type: ignore[arg-type]
+        stream_audio("there is no such file", **options)
 
 
 def test_a_stream_that_is_left_early_closes_its_file(mp3_path: Path) -> None:

@@ -204,6 +204,18 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a writer that has gone")
+def test_a_writer_that_writes_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    thread = in_thread(lambda: pipe.open("wb").close())
+    started = time.monotonic()
+    with pytest.raises(AudioError, match=r"pipe\.wav: "):
+        load_audio(pipe)
+    assert time.monotonic() - started < 20
+    thread.join()
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_writer_that_stops_is_given_up_and_so_is_waiting_in_vain(
     impatient: None, tmp_path: Path

@@ -98,6 +98,8 @@ def test_the_default_mark_decides_between_tracks_of_one_language(tmp_path: Path)
 def test_titles_are_printable_and_need_not_be_utf_8(tmp_path: Path) -> None:
     track = AudioTrack(1, "aac", "eng", "Kommentar", 2, "stereo", 48_000, 61.0, True)
     assert str(track) == "1: aac, eng, 'Kommentar', 2 channels (stereo), 48000 Hz, 61.0 s, default"
+    unknown = AudioTrack(1, "aac", None, None, 1, "mono", 8_000, None, False)
+    assert str(unknown) == "1: aac, no language, 1 channel (mono), 8000 Hz"
     write_wave(tmp_path / "a.wav", np.ones((1, 1600), np.int16), 16_000)
     data = (tmp_path / "a.wav").read_bytes()
     name = b"INFOINAM\x06\0\0\0caf\xe9\x1b\0"

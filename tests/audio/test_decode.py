@@ -7,7 +7,10 @@ import logging
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +21,8 @@ from hypothesis import strategies as st
 from tests.audio.encoding import Samples, encode, wave_bytes, write_wave
 from tests.audio.mutations import attack
 from whisper_flash_attention.audio import audio_source, load_audio, stream_audio
+from whisper_flash_attention.audio.container import OpenedContainer
+from whisper_flash_attention.audio.decode import Decoding
 from whisper_flash_attention.errors import AudioError
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
@@ -253,3 +258,30 @@ def test_mutated_recordings_give_samples_or_an_error() -> None:
 def test_many_mutated_recordings_give_samples_or_an_error() -> None:
     _, faults = attack(5_000, seed=4)
     assert not faults
+
+
+def test_a_stream_that_appears_on_the_way_ends_nothing_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyAV then raises an IndexError after the last packet."""
+
+    class Demuxed:
+        def __init__(self, container: Any) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def demux(self) -> Iterator[Any]:
+            yield from self._container.demux()
+            raise IndexError("list index out of range")
+
+    run = Decoding.run
+
+    def run_on(decoding: Decoding, recording: OpenedContainer, stream: Any) -> Iterator[Samples]:
+        demuxed: Any = Demuxed(recording.container)
+        return run(decoding, replace(recording, container=demuxed), stream)
+
+    monkeypatch.setattr(Decoding, "run", run_on)
+    write_wave(tmp_path / "a.wav", np.ones((1, 8_000), np.int16), 16_000)
+    assert load_audio(tmp_path / "a.wav").size == 8_000

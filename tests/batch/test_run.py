@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -222,18 +223,32 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
         ({"engine": "slurm"}, "possible: local, ray"),
         ({"output_format": "xml"}, "possible: jsonl, parquet"),
         ({"subtitles": ["ass"]}, "possible: srt, vtt"),
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"limit": 0}, "limit is 0: give"),
+        ({"workers": 0}, "workers is 0: give"),
         ({"cluster": Cluster("auto")}, "are for engine 'ray'"),
-        ({"group_files": 0}, "group_files must be at least 1"),
-        ({"group_hours": 0.0}, "group_hours must be more than 0"),
-        ({"decode_timeout": 0.0}, "decode_timeout must be more than 0"),
+        ({"group_files": 0}, "group_files is 0: give"),
+        ({"group_hours": 0.0}, "group_hours is 0.0: give hours, more than 0"),
+        ({"limit": "1"}, "limit is '1': give a whole number"),
+        ({"workers": np.zeros(2)}, "workers is array"),
+        ({"group_hours": "4"}, "group_hours is '4': give hours"),
+        ({"engine": ["local"]}, "unknown engine"),
+        ({"output_format": {}}, "unknown format"),
+        ({"subtitles": 1}, "subtitles is 1: give a list"),
+        ({"asked": "fr"}, "asked is 'fr': give Asked"),
+        ({"cluster": "auto"}, "cluster is 'auto': give Cluster"),
+        ({"decode_timeout": 0.0}, "decode_timeout is 0.0: give seconds, more than 0"),
     ):
         with pytest.raises(OptionError, match=message):
             run_batch(archive, out, model=FakeModel(), **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="results are written to a local folder"):
         run_batch(archive, "s3://bucket/out", model=FakeModel())
     assert not out.exists()
+
+
+def test_a_cluster_is_checked() -> None:
+    for options in ({"address": 1}, {"gpus_per_worker": "1"}, {"gpus_per_worker": np.zeros(2)}):
+        with pytest.raises(OptionError, match="give"):
+            Cluster(**options)  # type: ignore[arg-type]
 
 
 def test_a_model_that_is_not_there_ends_the_run(archive: Path, out: Path) -> None:

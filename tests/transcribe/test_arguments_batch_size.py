@@ -15,8 +15,8 @@ from whisper_flash_attention.transcribe.arguments import automatic_batch_size, p
 def test_a_number_or_auto() -> None:
     assert parse_batch_size("auto") is None and parse_batch_size(" AUTO ") is None
     assert parse_batch_size("1") == 1 and parse_batch_size("256") == 256
-    for text in ("0", "-1", "1.5", "", "many", "²"):
-        with pytest.raises(OptionError, match="give a whole number, 1 or more, or auto"):
+    for text in ("0", "-1", "1.5", "", "many", "²", "10001", "9" * 5000):
+        with pytest.raises(OptionError, match="give a whole number, 1 to 10000, or auto"):
             parse_batch_size(text)
 
 

@@ -137,11 +137,14 @@ def test_cues_of_segments_that_do_overlap_keep_their_times() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"max_line_width": 0}, "max_line_width must be at least 1, got 0"),
-        ({"max_line_width": 9, "max_line_count": 0}, "max_line_count must be at least 1, got 0"),
+        ({"max_line_width": "42"}, "max_line_width is '42': give a whole number"),
+        ({"max_gap": [3.0]}, "max_gap is .*: give seconds"),
+        ({"highlight_words": 1}, "highlight_words is 1: give True or False"),
+        ({"max_line_width": 0}, "max_line_width is 0: give a whole number"),
+        ({"max_line_width": 9, "max_line_count": 0}, "max_line_count is 0: give a whole number"),
         ({"max_line_count": 2}, "max_line_count has no effect without max_line_width"),
-        ({"max_gap": -1.0}, "max_gap must be seconds, not negative, got -1.0"),
-        ({"max_gap": float("nan")}, "max_gap must be seconds"),
+        ({"max_gap": -1.0}, "max_gap is -1.0: give seconds, 0 or more"),
+        ({"max_gap": float("nan")}, "max_gap is nan"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, float], expected: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -8,6 +9,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisper_flash_attention.errors import AudioError, DeviceError, OptionError, WeightsError
 from whisper_flash_attention.transcribe.loading import check_attention, explained, load
+from whisper_flash_attention.weights import load_processor
 
 
 def test_a_model_that_the_hub_cannot_give_is_one_line_with_a_remedy() -> None:
@@ -48,8 +50,18 @@ def test_a_damaged_transformers_folder_is_a_weights_error(
 def test_an_unknown_attention_back_end_gets_the_nearest_names() -> None:
     with pytest.raises(OptionError, match=r"'sdpa_flsh'; did you mean sdpa_flash.*possible: "):
         check_attention("sdpa_flsh")
+    for name in (1.5, ["auto"], None):
+        with pytest.raises(OptionError, match=r"attention is .*; possible: "):
+            check_attention(name)  # type: ignore[arg-type]
     check_attention("auto")
     check_attention("eager")
+
+
+@pytest.mark.parametrize("source", [["tiny.en"], {}, 5, b"tiny.en", None])
+def test_a_source_that_is_neither_text_nor_a_path_is_refused(source: Any) -> None:
+    for read in (load, load_processor):
+        with pytest.raises(WeightsError, match="neither text nor a path"):
+            read(source)
 
 
 def test_device_and_attention_are_checked_before_anything_is_read() -> None:

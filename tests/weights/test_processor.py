@@ -15,6 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.weights.writers import small_whisper, to_ctranslate2, to_openai, write_folder
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import load_processor, packaged_source
+from whisper_flash_attention.weights.tokenizer_files import check_tokenizer_files
 
 # Source, id of <|startoftranscript|>, and ids of " Hello" and " world" as OpenAI's tokenizers say.
 KNOWN = {"package:tiny.en": (50257, 18435, 995), "package:base": (50258, 2425, 1002)}
@@ -222,3 +223,11 @@ def test_a_truncated_tokenizer_is_refused(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=r"tokenizer\.json: not JSON"):
         load_processor(folder)
+
+
+@pytest.mark.parametrize("longest", ["32", [32], {}, True])
+def test_a_longest_text_that_is_no_number_is_refused(longest: object, tmp_path: Path) -> None:
+    """Transformers compares it to a number when it encodes the first prompt."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": longest}))
+    with pytest.raises(WeightsError, match=r"tokenizer_config\.json: model_max_length is"):
+        check_tokenizer_files(tmp_path)

@@ -9,7 +9,6 @@ work of FFmpeg, during most of which other Python threads proceed.
 
 from __future__ import annotations
 
-import math
 import numbers
 import os
 from collections import deque
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.container import (
     AudioTrack,
     Source,
@@ -146,10 +146,14 @@ def stream_audio(
             That a recording is too long or not finite shows only when it was read so far, after
             blocks that were given already. Warnings come last, too.
     """
-    if not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
-        raise OptionError(
-            f"sampling_rate must be {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}"
-        )
+    sampling_rate = check.whole_number(
+        "sampling_rate",
+        sampling_rate,
+        least=LOWEST_RATE,
+        most=HIGHEST_RATE,
+        expected=f"{LOWEST_RATE} to {HIGHEST_RATE} Hz",
+    )
+    most_seconds = check.number("most_seconds", most_seconds, "seconds, more than 0", above=0)
     size = _samples_of("block_seconds", block_seconds, sampling_rate)
     first = _samples_of("start", start, sampling_rate)
     last = None if end is None else _samples_of("end", end, sampling_rate)
@@ -157,8 +161,7 @@ def stream_audio(
         raise OptionError(f"block_seconds is {block_seconds}, less than one sample")
     if last is not None and last <= first:
         raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
-    if channel is not None and (type(channel) is not int or channel < 1):
-        raise OptionError(f"channel must be 1 or more, got {channel!r}")
+    channel = check.optional(check.whole_number, "channel", channel, least=1)
     check_track(track)
     decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)
     return _blocks(source, size, track, decoding)
@@ -192,8 +195,7 @@ def join_blocks(blocks: Iterable[Samples]) -> Samples:
 
 
 def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise OptionError(f"{name} must be seconds, not negative, got {seconds}")
+    seconds = check.number(name, seconds, "seconds, 0 to 1e9", least=0, most=1e9)
     return round(seconds * sampling_rate)
 
 

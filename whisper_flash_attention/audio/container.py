@@ -15,6 +15,7 @@ import io
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -263,6 +264,8 @@ def _chunks_of_pipe(path: Path, stop: threading.Event | None) -> Iterator[bytes]
                 has_begun, deadline = True, time.monotonic() + PIPE_SECONDS
             elif chunk is not None and has_begun:
                 return
+            elif chunk is not None and _had_writer(descriptor):
+                has_begun = True  # and is read once more: it may have written since
             elif time.monotonic() > deadline:
                 raise AudioError(
                     f"{printable(path)}: is a named pipe through which nothing came for "
@@ -272,6 +275,15 @@ def _chunks_of_pipe(path: Path, stop: threading.Event | None) -> Iterator[bytes]
                 _wait(descriptor, has_writer=chunk is None)
     finally:
         os.close(descriptor)
+
+
+def _had_writer(descriptor: int) -> bool:
+    """Whether a writer has come and gone; only Linux tells of one that wrote nothing."""
+    if sys.platform != "linux":
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _wait(descriptor: int, *, has_writer: bool) -> None:
@@ -469,7 +481,7 @@ class AudioTrack:
         parts += [repr(self.title)] * (self.title is not None)
         parts += [f"{self.channels} channel{'' if self.channels == 1 else 's'} ({self.layout})"]
         parts += [f"{self.rate} Hz"]
-        parts += [f"{self.seconds:.1f} s"] * (self.seconds is not None)
+        parts += [] if self.seconds is None else [f"{self.seconds:.1f} s"]
         parts += ["default"] * self.default
         return ", ".join(parts)
 

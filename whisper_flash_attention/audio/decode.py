@@ -254,7 +254,8 @@ class Decoding:
                         self.container_end = max(self.container_end, end)
                     if packet.stream_index == stream.index:
                         yield packet
-            except av.EOFError:
+            # IndexError is PyAV's, after the last packet, where a stream appeared on the way.
+            except (av.EOFError, IndexError):
                 break
             except av.FFmpegError as error:
                 failed += 1

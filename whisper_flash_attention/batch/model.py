@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import ChannelSources
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
+from whisper_flash_attention.transcribe.arguments import MOST_WINDOWS
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 
@@ -70,12 +72,21 @@ class Asked:
     Args:
         options: language and task, channel and audio track.
         decode: how recordings are decoded.
-        batch_size: windows or chunks at a time, at most.
+        batch_size: windows or chunks at a time, at most; 1 to 10,000.
+
+    Raises:
+        OptionError: a value is of another type, or out of its range.
     """
 
     options: TranscribeOptions = field(default_factory=TranscribeOptions)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        check.instance("options", self.options, TranscribeOptions)
+        check.instance("decode", self.decode, DecodeOptions)
+        size = check.whole_number("batch_size", self.batch_size, least=1, most=MOST_WINDOWS)
+        object.__setattr__(self, "batch_size", size)
 
     def resolved(self, item: Item) -> Item:
         """The recording with what is read of it, as the stage that decodes needs it."""

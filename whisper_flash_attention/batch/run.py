@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
@@ -45,6 +46,13 @@ class Cluster:
 
     address: str | None = None
     gpus_per_worker: float | None = None
+
+    def __post_init__(self) -> None:
+        check.optional(check.text, "address", self.address)
+        share = check.optional(
+            check.number, "gpus_per_worker", self.gpus_per_worker, "a number, 0 or more", least=0
+        )
+        object.__setattr__(self, "gpus_per_worker", share)
 
 
 def run_batch(
@@ -100,6 +108,8 @@ def run_batch(
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
+    check.instance("asked", asked, Asked)
+    check.instance("cluster", cluster, Cluster)
     work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
     _check(str(output), engine, output_format, subtitles, limit)
     if engine != "ray" and cluster != Cluster():
@@ -163,14 +173,11 @@ def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row
 def _check(
     output: str, engine: str, output_format: str, subtitles: Sequence[str], limit: int | None
 ) -> None:
-    if engine not in ENGINES:
-        raise OptionError(f"unknown engine {engine!r}; possible: {', '.join(ENGINES)}")
+    check.one_of("engine", engine, ENGINES)
     check_format(output_format)
-    for name in subtitles:
-        if name not in SUBTITLES:
-            raise OptionError(f"unknown subtitles {name!r}; possible: {', '.join(SUBTITLES)}")
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit must be at least 1, got {limit}")
+    for name in check.values("subtitles", subtitles, "a list of srt and vtt"):
+        check.one_of("subtitles", name, SUBTITLES)
+    check.optional(check.whole_number, "limit", limit, least=1)
     if is_url(output):
         raise OptionError(
             f"{output}: results are written to a local folder, with renames and a lock that a "

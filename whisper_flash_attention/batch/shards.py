@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.batch.rows import COLUMNS, Row, misfit, without_unset
-from whisper_flash_attention.errors import BatchError, MissingPackage, OptionError
+from whisper_flash_attention.errors import BatchError, MissingPackage
 from whisper_flash_attention.terminal import json_line
 
 FORMATS = ("jsonl", "parquet")
@@ -70,8 +71,7 @@ def remove_temporary(folder: Path, *, deep: bool) -> None:
 
 def check_format(name: str) -> None:
     """Raise `OptionError` or `MissingPackage` if shards of this format cannot be written here."""
-    if name not in FORMATS:
-        raise OptionError(f"unknown format {name!r}; possible: {', '.join(FORMATS)}")
+    check.one_of("format", name, FORMATS)
     if name == "parquet":
         _pyarrow()
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Asked, Opener
-from whisper_flash_attention.errors import OptionError
 
 ENGINES = ("local", "ray")
 # Of a small archive, too, every model gets a share, and none waits long for the last one.
@@ -44,17 +44,12 @@ class Work:
     decode: str = STREAM_AUDIO
 
     def __post_init__(self) -> None:
-        if not self.group_hours > 0:
-            raise OptionError(f"group_hours must be more than 0, got {self.group_hours}")
-        if not self.decode_timeout > 0:
-            raise OptionError(f"decode_timeout must be more than 0, got {self.decode_timeout}")
-        for name, number in (
-            ("batch_size", self.asked.batch_size),
-            ("group_files", self.group_files),
-            ("workers", self.workers),
-        ):
-            if number is not None and number < 1:
-                raise OptionError(f"{name} must be at least 1, got {number}")
+        for name, unit in (("group_hours", "hours"), ("decode_timeout", "seconds")):
+            number = check.number(name, getattr(self, name), f"{unit}, more than 0", above=0)
+            object.__setattr__(self, name, number)
+        for name in ("group_files", "workers"):
+            count = check.optional(check.whole_number, name, getattr(self, name), least=1)
+            object.__setattr__(self, name, count)
 
     @property
     def most_files(self) -> int:

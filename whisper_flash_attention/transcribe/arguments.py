@@ -8,6 +8,7 @@ is open meanwhile.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypedDict
@@ -192,9 +193,10 @@ def parse_batch_size(text: str) -> int | None:
     """
     if text.strip().lower() == "auto":
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise OptionError(f"batch size is {text!r}: give a whole number, 1 or more, or auto")
-    return int(text)
+    expected = f"a whole number, 1 to {MOST_WINDOWS}, or auto"
+    # Longer ones are out of range; `int` has a limit of digits, too.
+    given = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else text
+    return check.whole_number("batch size", given, least=1, most=MOST_WINDOWS, expected=expected)
 
 
 def automatic_batch_size(model: Any, mode: str, beams: int = 1) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.config import resolve_device, resolve_dtype
 from whisper_flash_attention.errors import OptionError, WeightsError
+from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,8 @@ def check_attention(name: str) -> None:
     from whisper_flash_attention.flash_attention import backend_names
 
     known = (*backend_names(), *STOCK_ATTENTION)
+    if not isinstance(name, str):
+        raise OptionError(f"attention is {shown(name)}; possible: {', '.join(known)}")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""

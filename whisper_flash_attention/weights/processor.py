@@ -83,7 +83,7 @@ def _load_tokenizer(source: Source, tokens: SpecialTokens | None) -> WhisperToke
         tokenizer = _from_transformers(WhisperTokenizer, source)
         # Where it finds no files, Transformers makes a tokenizer without a vocabulary.
         if "<|notimestamps|>" not in tokenizer.get_vocab():
-            name = hub_id(os.fspath(source))
+            name = hub_id(source)
             reason = "no files of a tokenizer were found"
             raise WeightsError(_cannot_load(name, "WhisperTokenizer", reason))
     _check_text(source, tokenizer)
@@ -99,7 +99,7 @@ def _is_bare(folder: Path) -> bool:
 
 
 def _from_transformers(kind: Any, source: Source) -> Any:
-    name = hub_id(os.fspath(source))
+    name = hub_id(source)
     name = str(Path(name).expanduser()) if name.startswith("~") else name
     if Path(name).is_dir():
         check = check_tokenizer_files if kind is WhisperTokenizer else check_feature_extractor_files

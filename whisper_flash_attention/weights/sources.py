@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.validation import shown
 from whisper_flash_attention.weights.checkpoint import Checkpoint, shorten
 from whisper_flash_attention.weights.ctranslate2 import read_ctranslate2
 from whisper_flash_attention.weights.openai import read_openai
@@ -52,9 +53,22 @@ class Located:
     model: tuple[Path, ...] = ()
 
 
-def hub_id(name: str) -> str:
-    """The Hub id for one of OpenAI's short names ("tiny.en", "turbo"); others stay as they are."""
+def hub_id(name: Source) -> str:
+    """The Hub id for one of OpenAI's short names ("tiny.en", "turbo"); others stay as they are.
+
+    Raises:
+        WeightsError: it is neither text nor a path.
+    """
+    name = source_name(name)
     return _HUB_IDS.get(name, name)
+
+
+def source_name(source: object) -> str:
+    """Return a source as text. Raises `WeightsError` if it is neither text nor a path."""
+    name = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if not isinstance(name, str):
+        raise WeightsError(f"{shown(source)}: neither text nor a path; {_EXPECTED}")
+    return name
 
 
 def read_checkpoint(source: Source) -> Checkpoint | None:
@@ -70,7 +84,7 @@ def read_checkpoint(source: Source) -> Checkpoint | None:
         MissingPackage: the package is not installed.
     """
     located = locate(source)
-    name = os.fspath(source)
+    name = source_name(source)
     if located.kind == "openai":
         return read_openai(located.model[0], name)
     if located.kind == "ctranslate2" and located.folder is not None:
@@ -88,7 +102,7 @@ def locate(source: Source, *, weights: bool = True) -> Located:
     Raises:
         WeightsError, MissingPackage: as `read_checkpoint`.
     """
-    name = os.fspath(source)
+    name = source_name(source)
     if name.startswith(PREFIX):
         package = packaged_source(name)
         return Located("ctranslate2", package.folder, package.model)

@@ -162,6 +162,9 @@ def check_tokenizer_config(path: str, content: Mapping[str, Any]) -> None:
         value = content.get(name)
         if value is not None and not isinstance(value, str):
             raise WeightsError(f"{path}: {name} is {shorten(value)}, expected a string")
+    longest = content.get("model_max_length")
+    if longest is not None and type(longest) not in (int, float):
+        raise WeightsError(f"{path}: model_max_length is {shorten(longest)}, expected a number")
     if content.get("init_inputs", []) != []:
         raise WeightsError(f"{path}: init_inputs is {shorten(content['init_inputs'])}")
 

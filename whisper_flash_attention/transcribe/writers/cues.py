@@ -10,7 +10,6 @@ not overlap do not overlap.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from heapq import heappop, heappush
 from itertools import chain, pairwise
 from unicodedata import category
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Segment
@@ -57,13 +57,13 @@ class SubtitleOptions:
 
     def __post_init__(self) -> None:
         for name in ("max_line_width", "max_line_count"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise OptionError(f"{name} must be at least 1, got {number}")
+            number = check.optional(check.whole_number, name, getattr(self, name), least=1)
+            object.__setattr__(self, name, number)
         if self.max_line_count is not None and self.max_line_width is None:
             raise OptionError("max_line_count has no effect without max_line_width; give both")
-        if self.max_gap is not None and not (math.isfinite(self.max_gap) and self.max_gap >= 0):
-            raise OptionError(f"max_gap must be seconds, not negative, got {self.max_gap}")
+        gap = check.optional(check.number, "max_gap", self.max_gap, "seconds, 0 or more", least=0)
+        object.__setattr__(self, "max_gap", gap)
+        check.flag("highlight_words", self.highlight_words)
 
 
 @dataclass(frozen=True, slots=True)

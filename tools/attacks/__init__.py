@@ -1,0 +1,1 @@
+"""Generators of hostile input for `tools/attack.py`; they know formats, and no tests."""
