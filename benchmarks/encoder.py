@@ -49,7 +49,7 @@ from whisper_flash_attention.benchmark.roofline import (
 )
 from whisper_flash_attention.benchmark.settings import DTYPES, MODEL_SIZES, ModelSize, Setting
 from whisper_flash_attention.benchmark.systems import FLASH
-from whisper_flash_attention.config import resolve_device, resolve_dtype
+from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.flash_attention import survey

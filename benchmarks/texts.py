@@ -52,7 +52,7 @@ from _harness import Commit, Output, app_of, console, print_rows, time_in_turns,
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
-from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.inputs import find_inputs

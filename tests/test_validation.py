@@ -15,7 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.config import (
+from whisper_flash_attention.devices import resolve_device, resolve_dtype
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import (
     DecodeOptions,
     TranscribeOptions,
     VadOptions,
@@ -23,10 +25,7 @@ from whisper_flash_attention.config import (
     parse_audio_track,
     parse_channel,
     preset,
-    resolve_device,
-    resolve_dtype,
 )
-from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.arguments import CallOptions
 from whisper_flash_attention.validation import shown
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 from whisper_flash_attention._version import __version__
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.config import DecodeOptions
     from whisper_flash_attention.flash_attention import attend
     from whisper_flash_attention.modeling_whisper_flash_attention import (
         WhisperFlashAttentionForConditionalGeneration,
     )
+    from whisper_flash_attention.options import DecodeOptions
     from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, Word
     from whisper_flash_attention.weights import load_processor
 
 _HOMES = {
-    "DecodeOptions": "config",
+    "DecodeOptions": "options",
     "Segment": "transcribe",
     "Transcriber": "transcribe",
     "Transcription": "transcribe",

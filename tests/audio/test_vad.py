@@ -17,8 +17,8 @@ from whisper_flash_attention.audio.vad import (
     find_speech,
     find_stretches,
 )
-from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import MissingPackage
+from whisper_flash_attention.options import VadOptions
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from whisper_flash_attention.batch.rows import failed_row, finished_row
 from whisper_flash_attention.batch.run import _settings, run_batch
 from whisper_flash_attention.batch.shards import read_shard, write_shard
 from whisper_flash_attention.batch.stages import TranscribeStage, decode
-from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from tests.batch.fakes import FakeModel, all_rows, write_archive
 from tests.conftest import REPOSITORY
 from tests.scripts.loading import load_script
-from whisper_flash_attention.batch import command
-from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli import app, batch
 
 PAGE = (REPOSITORY / "docs" / "archive.md").read_text()
 
@@ -29,7 +28,7 @@ def test_the_local_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     rows = [f"call-{number},recordings/{number:03d}.wav\n" for number in range(3)]
     (tmp_path / "calls.csv").write_text("id,path\n" + "".join(rows))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "Model", lambda source, *where: FakeModel(source))
+    monkeypatch.setattr(batch, "Model", lambda source, **where: FakeModel(source))
     local = [words for words in commands() if "s3://" not in " ".join(words)]
     assert len(local) >= 6
     for words in local:

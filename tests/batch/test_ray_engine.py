@@ -25,8 +25,8 @@ from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.ray_engine import Pool
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import BatchError, OptionError
+from whisper_flash_attention.options import TranscribeOptions
 
 # Ray warns of its own plans, and leaves files to be closed with the process.
 pytestmark = [

@@ -24,8 +24,8 @@ from whisper_flash_attention.batch import Asked, Cluster, Model, Summary, run_ba
 from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import BatchError, DecoderError, MissingPackage, OptionError
+from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
 
 FEW_AT_A_TIME = Asked(batch_size=1)  # four recordings a group
 

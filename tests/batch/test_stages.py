@@ -24,8 +24,8 @@ from whisper_flash_attention.batch.stages import (
     planned,
 )
 from whisper_flash_attention.batch.work import Work
-from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import MissingPackage, OptionError
+from whisper_flash_attention.options import TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription, Word
 
 

@@ -16,10 +16,10 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from whisper_flash_attention.benchmark.command import run_or_explain_resuming
 from whisper_flash_attention.benchmark.runner import Options
 from whisper_flash_attention.benchmark.settings import Job, Row, Setting
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli.benchmark import run_or_explain_resuming
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--setting", "small", "--checkpoint", "tiny", "--decoder-layers", "2", "--batches", "1")
@@ -123,7 +123,7 @@ def test_the_script_at_the_root_is_the_same_command() -> None:
 
 def test_help_is_quick_for_it_imports_no_pytorch() -> None:
     code = (
-        "import sys, whisper_flash_attention.benchmark.command;"
+        "import sys, whisper_flash_attention.cli.benchmark;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

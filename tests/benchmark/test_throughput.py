@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from whisper_flash_attention.benchmark.command import speech
 from whisper_flash_attention.benchmark.random_weights import (
     random_processor,
     special_tokens,
@@ -19,6 +18,7 @@ from whisper_flash_attention.benchmark.random_weights import (
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli.benchmark import speech
 
 SMALL = ModelSize(128, 2, 1, 2, 128)
 QUICK = ("--device", "cpu", "--new-tokens", "5", "--repeats", "2", "--minutes", "1.5")

@@ -158,7 +158,7 @@ def test_an_english_only_model_refuses_german(english_folder: Path, feature_file
 def test_help_shows_examples_and_is_quick_for_it_imports_no_pytorch() -> None:
     assert "whisper-flash parity --model small --audio recordings" in call("--help").out
     code = (
-        "import sys, whisper_flash_attention.parity.command;"
+        "import sys, whisper_flash_attention.cli.parity;"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,13 +27,14 @@ from tests.batch.test_results import bad
 from tests.conftest import REPOSITORY
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.batch import command as batch_command
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli import batch as batch_command
+from whisper_flash_attention.cli import transcribe as transcribe_command
 from whisper_flash_attention.terminal import json_line, print_line, printable
 from whisper_flash_attention.terminal.progress import FileProgress
-from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, command, render
+from whisper_flash_attention.transcribe import FORMATS, Segment, Transcription, render
 
 PACKAGE = Path(whisper_flash_attention.__file__).parent
 # Retitles a terminal, clears it, imitates a message, reorders what follows, is not UTF-8.
@@ -160,11 +161,11 @@ def test_what_is_shown_in_a_terminal_is_printable_too() -> None:
 
 def test_every_print_goes_through_one_function() -> None:
     """Nothing in the package prints a string of its own making to a console."""
-    allowed = {"cli.py", "terminal/printable.py"}
+    allowed = {"cli/main.py", "terminal/printable.py"}
     # Fixed text, tables made of printable text, and transcripts, which `one_line` has been over.
     fixed = {
-        *("transcribe/output.py", "doctor.py", "benchmark/command.py"),
-        *("parity/report.py", "batch/command.py"),
+        *("transcribe/output.py", "doctor.py", "cli/benchmark.py"),
+        *("parity/report.py", "cli/batch.py"),
     }
     wrong = set()
     for path in PACKAGE.glob("**/*.py"):
@@ -217,9 +218,11 @@ def test_transcribe_shows_evil_names_in_their_printable_form(
 ) -> None:
     fake = FakeTranscriber()
     monkeypatch.setattr(
-        command.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
+        transcribe_command.Transcriber,
+        "from_pretrained",
+        classmethod(lambda cls, source, **options: fake),
     )
-    monkeypatch.setattr(command, "describe", lambda transcriber: "no model")
+    monkeypatch.setattr(transcribe_command, "describe", lambda transcriber: "no model")
     for options in ((), ("--json-lines",), ("-o", tmp_path / "out", "-f", "all")):
         code, stdout, stderr = invoke("transcribe", evil_folder, *options)
         assert code == 1
@@ -236,7 +239,7 @@ def test_transcribe_shows_evil_names_in_their_printable_form(
 def test_batch_shows_evil_names_in_their_printable_form(
     evil_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_command, "Model", lambda source, *where: FakeModel(source))
+    monkeypatch.setattr(batch_command, "Model", lambda source, **where: FakeModel(source))
     out = tmp_path / f"out{evil_name('')}"
     code, stdout, stderr = invoke("batch", evil_folder, "-o", out, "--subtitles", "srt,vtt")
     assert (code, stdout) == (1, "")

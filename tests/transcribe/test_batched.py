@@ -15,11 +15,11 @@ import torch
 from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.vad import Chunk, Speech
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import Finished, Job
 from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.hf.eligibility import engine_for
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.batched import BatchedReader, PendingChunk

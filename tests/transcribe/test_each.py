@@ -15,8 +15,8 @@ import pytest
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transcribe.test_segmentation import WORDS, at
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.hallucination import (
     AlignedWindow,

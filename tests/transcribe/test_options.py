@@ -11,8 +11,8 @@ import torch
 
 from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import load_audio
-from whisper_flash_attention.config import DecodeOptions
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription
 
 Samples = npt.NDArray[np.float32]

@@ -15,8 +15,8 @@ from tests.audio.encoding import read_wave
 from tests.random_whisper import small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
 from whisper_flash_attention.audio import BundledClip, load_audio
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, OptionError, WeightsError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber, Transcription
 from whisper_flash_attention.transcribe.hf_long_form import features_and_mask
 

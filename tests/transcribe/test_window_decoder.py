@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.transcribe.test_segmentation import WORDS
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.request import Decoded, Request
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
 
 GOOD, REPEATS, UNLIKELY = 1, 2, 3

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.transcribe.test_segmentation import WORDS, at
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.logits_processors import (
     NoRepeatNgram,
     Normalise,
@@ -19,6 +18,7 @@ from whisper_flash_attention.engine.logits_processors import (
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Decoded
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.window_decoder import RequestBuilder
 
 LISTED = replace(WORDS, suppressed=(1, 2), at_begin=(220, WORDS.end))

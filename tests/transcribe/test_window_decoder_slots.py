@@ -10,10 +10,10 @@ import torch
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.log_mel import log_mel
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.hf.eligibility import engine_for
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.window_decoder import (
     DecodingResult,

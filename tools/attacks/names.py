@@ -22,7 +22,7 @@ def names(folder: Path) -> dict[str, Case]:
 
     from whisper_flash_attention.batch import Asked, Model, run_batch
     from whisper_flash_attention.batch.manifest import read_archive
-    from whisper_flash_attention.config import DecodeOptions
+    from whisper_flash_attention.options import DecodeOptions
     from whisper_flash_attention.transcribe.loading import load
     from whisper_flash_attention.transcribe.results import Segment, Transcription, Word
     from whisper_flash_attention.transcribe.writers import FORMATS as WRITTEN

@@ -22,7 +22,7 @@ def options(folder: Path) -> dict[str, Case]:
     from whisper_flash_attention.audio import load_audio
     from whisper_flash_attention.audio.audio_source import stream_audio
     from whisper_flash_attention.batch import Asked, Cluster, Model, run_batch
-    from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, preset
+    from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, preset
     from whisper_flash_attention.transcribe import Transcriber
     from whisper_flash_attention.transcribe.arguments import TranscribeArguments
     from whisper_flash_attention.transcribe.writers import SubtitleOptions

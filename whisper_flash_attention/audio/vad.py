@@ -31,8 +31,8 @@ from torch import Tensor
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
-from whisper_flash_attention.config import VadOptions
 from whisper_flash_attention.errors import AudioError, MissingPackage
+from whisper_flash_attention.options import VadOptions
 
 # Samples per frame, and how many before it the network takes, too.
 FRAME, BEFORE = 512, 64

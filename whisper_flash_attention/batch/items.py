@@ -7,8 +7,9 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from whisper_flash_attention.config import TASKS, checked_channel, checked_track, language_code
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.options import TASKS, checked_channel, checked_track
 
 # About 30 years. Sums of lengths stay finite, and numbers of samples stay whole numbers.
 MOST_SECONDS = 1e9

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import ChannelSources
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
+from whisper_flash_attention.options import DecodeOptions, ModelOptions, TranscribeOptions
 from whisper_flash_attention.transcribe.arguments import MOST_WINDOWS
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 
@@ -45,14 +45,10 @@ class Opener(Protocol):
         """Load the model, where this is called."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A checkpoint and where it is to run: the arguments of `Transcriber.from_pretrained`."""
+class Model(ModelOptions):
+    """A checkpoint, and where a worker opens it."""
 
-    source: str = "small"
-    device: str = "auto"
-    dtype: str = "auto"
-    attention: str = "auto"
+    __slots__ = ()
 
     def open(self) -> Speech:
         """Load it; raises what `Transcriber.from_pretrained` raises."""
@@ -60,9 +56,7 @@ class Model:
         from whisper_flash_attention.transcribe.transcriber import Transcriber
 
         with quiet_transformers():
-            return Transcriber.from_pretrained(
-                self.source, device=self.device, dtype=self.dtype, attention=self.attention
-            )
+            return Transcriber.from_pretrained(**asdict(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.storage import check_protocols, is_url
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
-from whisper_flash_attention.config import TranscribeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
 
@@ -68,6 +68,7 @@ def run_batch(
     group_files: int | None = None,
     output_format: str = "jsonl",
     subtitles: Sequence[str] = (),
+    subtitle_options: SubtitleOptions = SubtitleOptions(),
     resume: bool = True,
     retry_errors: bool = False,
     limit: int | None = None,
@@ -89,6 +90,7 @@ def run_batch(
             that are decoded at a time. (Of a small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
         subtitles: "srt", "vtt" or both, as files below `output/subtitles`.
+        subtitle_options: how these are cut.
         resume: keep what earlier runs finished; otherwise their results are set aside.
         retry_errors: do recordings again whose rows have an error.
         limit: the most recordings of this run.
@@ -111,7 +113,7 @@ def run_batch(
     check.instance("asked", asked, Asked)
     check.instance("cluster", cluster, Cluster)
     work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
-    _check(str(output), engine, output_format, subtitles, limit)
+    _check(str(output), engine, output_format, subtitles, subtitle_options, limit)
     if engine != "ray" and cluster != Cluster():
         raise OptionError("address and gpus_per_worker are for engine 'ray'")
     shown = console or Console(quiet=True)
@@ -122,7 +124,7 @@ def run_batch(
     with held(folder):
         finished = prepare(
             folder,
-            _settings(opener, asked, subtitles),
+            _settings(opener, asked, subtitles, subtitle_options),
             resume=resume,
             retry_errors=retry_errors,
             tell=lambda line: print_line(shown, line),
@@ -134,7 +136,12 @@ def run_batch(
                 shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
             )
         ids = (item.id for item in archive.items)
-        sink = Sink(folder, finished, output_format, subtitles=tuple(subtitles), ids=ids)
+        sink = Sink(
+            *(folder, finished, output_format),
+            subtitles=tuple(subtitles),
+            subtitle_options=subtitle_options,
+            ids=ids,
+        )
         if todo:
             rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
             _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
@@ -171,10 +178,18 @@ def _on_ray(todo: list[Item], work: Work, cluster: Cluster) -> Iterator[list[Row
 
 
 def _check(
-    output: str, engine: str, output_format: str, subtitles: Sequence[str], limit: int | None
+    output: str,
+    engine: str,
+    output_format: str,
+    subtitles: Sequence[str],
+    subtitle_options: SubtitleOptions,
+    limit: int | None,
 ) -> None:
     check.one_of("engine", engine, ENGINES)
     check_format(output_format)
+    check.instance("subtitle_options", subtitle_options, SubtitleOptions)
+    if subtitle_options != SubtitleOptions() and not subtitles:
+        raise OptionError("lines and cues are for subtitles: choose formats of these, too")
     for name in check.values("subtitles", subtitles, "a list of srt and vtt"):
         check.one_of("subtitles", name, SUBTITLES)
     check.optional(check.whole_number, "limit", limit, least=1)
@@ -185,13 +200,16 @@ def _check(
         )
 
 
-def _settings(opener: Opener, asked: Asked, subtitles: Sequence[str]) -> dict[str, Any]:
+def _settings(
+    opener: Opener, asked: Asked, subtitles: Sequence[str], subtitle_options: SubtitleOptions
+) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
-    usual = asdict(TranscribeOptions())
-    # Folders of earlier releases know neither channels nor tracks.
+    usual = asdict(TranscribeOptions()) | asdict(SubtitleOptions())
+    given = asdict(asked.options) | asdict(subtitle_options)
+    # Folders of earlier releases know neither channels nor tracks, nor how subtitles are cut.
     options = {
         name: value
-        for name, value in asdict(asked.options).items()
+        for name, value in given.items()
         if name in ("language", "task") or value != usual[name]
     }
     return {

@@ -13,6 +13,7 @@ from whisper_flash_attention.batch.shards import write_shard
 from whisper_flash_attention.batch.storage import utf8_text
 from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
 from whisper_flash_attention.errors import BatchError, OptionError
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.results import Transcription
 from whisper_flash_attention.transcribe.writers import write
 
@@ -38,6 +39,7 @@ class Sink:
             written is added.
         output_format: of the shards.
         subtitles: formats to write beside them.
+        subtitle_options: how these are cut.
         ids: of the whole archive, for files of subtitles that must not be taken for one another.
         shard_seconds: the longest that rows wait for others before they are written, when the next
             rows come.
@@ -54,6 +56,7 @@ class Sink:
         output_format: str = "jsonl",
         *,
         subtitles: tuple[str, ...] = (),
+        subtitle_options: SubtitleOptions = SubtitleOptions(),
         ids: Iterable[str] = (),
         shard_seconds: float = SHARD_SECONDS,
         clock: Callable[[], float] = time.monotonic,
@@ -63,6 +66,7 @@ class Sink:
         self._finished = finished
         self._format = output_format
         self._subtitles = subtitles
+        self._subtitle_options = subtitle_options
         self._apart = alike({*ids, *finished.ids}) if subtitles else set()
         self._shard_seconds = shard_seconds
         self._clock = clock
@@ -119,7 +123,7 @@ class Sink:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fields = ("text", "language", "segments", "seconds")
                 transcription = Transcription.from_dict({each: row[each] for each in fields})
-                write(transcription, path, name, overwrite=True)
+                write(*(transcription, path, name), options=self._subtitle_options, overwrite=True)
         except (OSError, OptionError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if path != folder and isinstance(cause, OSError) and cause.errno in _ABOUT_A_NAME:

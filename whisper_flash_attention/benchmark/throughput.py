@@ -40,9 +40,9 @@ from whisper_flash_attention.benchmark.settings import (
     ModelSize,
 )
 from whisper_flash_attention.benchmark.systems import FLASH
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import BenchmarkError, OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.batched import (

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers import WhisperForConditionalGeneration as StockWhisper
 
-from whisper_flash_attention.config import resolve_device, resolve_dtype
+from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration as OurWhisper,

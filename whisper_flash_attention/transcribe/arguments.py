@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Self, TypedDict
 
 from whisper_flash_attention import validation as check
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions, VadOptions, changed
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, changed
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]

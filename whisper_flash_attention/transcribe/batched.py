@@ -28,9 +28,9 @@ from torch import Tensor
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.cuda_graphs import copying_stream
 from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment
 from whisper_flash_attention.transcribe.segmentation import (

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from whisper_flash_attention.audio.log_mel import HOP, log_mel, log_mel_whole
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from whisper_flash_attention.config import resolve_device, resolve_dtype
+from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.validation import shown
 

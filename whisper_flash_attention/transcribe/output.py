@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import typer
-
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import json_line, printable
 from whisper_flash_attention.transcribe.inputs import Input
@@ -134,11 +132,11 @@ class Output:
         if self.json_lines:
             for segment in transcription.to_dict()["segments"]:
                 row = {"file": entry.name, "segment": segment}
-                typer.echo(json_line(row))  # which flushes
+                print(json_line(row), flush=True)
         elif self.folder is None:
             if headed:
-                typer.echo(f"==> {printable(entry.name)} <==")
-            typer.echo(render(transcription, self.formats[0], self.subtitles), nl=False)
+                print(f"==> {printable(entry.name)} <==")
+            print(render(transcription, self.formats[0], self.subtitles), end="", flush=True)
 
 
 def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:

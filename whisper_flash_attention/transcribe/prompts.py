@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 

@@ -20,8 +20,8 @@ from whisper_flash_attention.audio.audio_source import (
     ChannelSources,
     open_ahead,
 )
-from whisper_flash_attention.config import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
+from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.terminal.progress import FileProgress
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size

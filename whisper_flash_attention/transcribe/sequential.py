@@ -24,8 +24,8 @@ from torch.nn.functional import pad
 from whisper_flash_attention.audio.log_mel import HOP, MelWindows
 from whisper_flash_attention.audio.samples import SHORTEST
 from whisper_flash_attention.audio.vad import find_stretches
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.hallucination import AlignedWindow, last_end, skip_silence
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment

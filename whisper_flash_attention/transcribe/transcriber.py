@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
 from whisper_flash_attention.transcribe.recording import (
     Recording,

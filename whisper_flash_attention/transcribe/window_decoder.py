@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.config import DecodeOptions
 from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (
@@ -42,6 +41,7 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import Beams, Decoded, Request, stays_on_device
 from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary

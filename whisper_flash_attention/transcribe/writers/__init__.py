@@ -4,7 +4,7 @@
 `files` writes them to disk. None of them knows recordings, models or terminals.
 """
 
-from whisper_flash_attention.transcribe.writers.cues import SubtitleOptions
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.writers.files import write
 from whisper_flash_attention.transcribe.writers.formats import FORMATS, SUBTITLES, render
 

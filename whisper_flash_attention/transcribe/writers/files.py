@@ -12,8 +12,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.results import Transcription
-from whisper_flash_attention.transcribe.writers.cues import SubtitleOptions
 from whisper_flash_attention.transcribe.writers.formats import render
 
 

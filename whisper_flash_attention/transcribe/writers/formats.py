@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.terminal import json_line
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.writers.cues import (
     Cue,
-    SubtitleOptions,
     build_cues,
     label_of,
     one_line,

@@ -7,17 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.config import (
+from whisper_flash_attention.devices import resolve_device, resolve_dtype
+from whisper_flash_attention.errors import DeviceError, OptionError
+from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.options import (
     PRESETS,
     DecodeOptions,
     TranscribeOptions,
     VadOptions,
-    language_code,
     preset,
-    resolve_device,
-    resolve_dtype,
 )
-from whisper_flash_attention.errors import DeviceError, OptionError
 
 
 @pytest.mark.parametrize(

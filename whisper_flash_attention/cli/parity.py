@@ -7,12 +7,14 @@ are invalid, or there is nothing to compare; 130 interrupted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from whisper_flash_attention.cli.parameters import EXIT_FAILED, options_of, takes
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.parity.cases import ParityOptions
 from whisper_flash_attention.terminal import print_line
 
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     from whisper_flash_attention.parity.models import Models
     from whisper_flash_attention.parity.report import Report
 
-EXIT_DIFFERENT = 1
 
-
+@takes("parity", ModelOptions)
 def parity_command(
     model: Annotated[
         str,
@@ -35,6 +36,7 @@ def parity_command(
             "faster-whisper), OpenAI .pt file, or package:tiny.en.",
         ),
     ],
+    *,
     audio: Annotated[
         list[Path] | None,
         typer.Option(
@@ -58,19 +60,6 @@ def parity_command(
             "out: all.",
         ),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
-    ] = "auto",
-    attention: Annotated[
-        str, typer.Option(metavar="NAME", help="Attention back-end of our model.")
-    ] = "auto",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Recordings per call.")] = 8,
     limit: Annotated[int | None, typer.Option(metavar="N", help="At most N recordings.")] = None,
     language: Annotated[
@@ -98,6 +87,7 @@ def parity_command(
         str | None,
         typer.Option(metavar="HASH", help="The commit to write there, instead of git's."),
     ] = None,
+    **given: Any,
 ) -> None:
     """Compare our tokens with those of stock Transformers.
 
@@ -121,7 +111,8 @@ def parity_command(
     _check_output(output)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     sources = (model, audio or [], features)
-    settings = (device, dtype, attention)
+    runs_on = options_of(ModelOptions, given)
+    settings = (runs_on.device, runs_on.dtype, runs_on.attention)
     report = _run(sources, settings, options, console, commit)
     terminal = Console(highlight=False, soft_wrap=True)
     # A file or a pipe has no width of its own: give the table the room it needs.
@@ -131,11 +122,11 @@ def parity_command(
         report.write(output)
         print_line(console, f"wrote {output}")
     if not report.outcome.is_good:
-        raise typer.Exit(EXIT_DIFFERENT)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _language(name: str) -> str:
-    from whisper_flash_attention.config import language_code
+    from whisper_flash_attention.languages import language_code
 
     return name if name == "auto" else language_code(name)
 
@@ -154,7 +145,7 @@ def _run(
     commit: str | None,
 ) -> Report:
     from whisper_flash_attention.benchmark.environment import describe_environment
-    from whisper_flash_attention.config import TranscribeOptions
+    from whisper_flash_attention.options import TranscribeOptions
     from whisper_flash_attention.parity.cases import find_recordings
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models

@@ -8,9 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.batch.fakes import FakeModel, all_rows, write_archive
-from whisper_flash_attention.batch import command
 from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli import app, batch
 from whisper_flash_attention.errors import WeightsError
 
 
@@ -21,7 +20,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "Model", lambda source, *where: FakeModel(source, raises_at=1_602))
+    monkeypatch.setattr(batch, "Model", lambda source, **where: FakeModel(source, raises_at=1_602))
 
 
 def call(*arguments: str | Path) -> tuple[int, str]:
@@ -100,3 +99,20 @@ def test_an_interruption_says_how_to_go_on(
     code, told = call(archive, "-o", tmp_path / "out")
     assert code == 130
     assert told.splitlines()[-1] == "interrupted: the same command goes on"
+
+
+def test_decoding_and_subtitles_have_the_options_of_transcribe(
+    archive: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--initial-prompt", "the heath", "--attention", "sdpa", "--beam-size", "2")
+    lines = ("--subtitles", "srt", "--max-line-width", "8")
+    assert call(archive, "-o", out, "--limit", "2", *options, *lines)[0] == 0
+    assert all_rows(out)["000.wav"]["text"] == "1600 transcribe after the heath"
+    assert "1600\ntranscribe\nafter\nthe\nheath\n" in (out / "subtitles/000.wav.srt").read_text()
+    code, told = call(archive, "-o", out, *options, "--subtitles", "srt", "--max-line-width", "9")
+    assert code == 2
+    assert "max_line_width 8, now 9" in told
+    code, told = call(archive, "-o", tmp_path / "other", "--max-line-width", "9")
+    assert code == 2
+    assert "lines and cues are for subtitles" in told

@@ -6,8 +6,9 @@ interrupted.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,22 +17,30 @@ from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.model import Asked, Model
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
-from whisper_flash_attention.config import (
+from whisper_flash_attention.cli.parameters import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    Preset,
+    decode_options,
+    options_of,
+    takes,
+)
+from whisper_flash_attention.options import (
+    DECODING_PANEL,
+    DecodeOptions,
+    ModelOptions,
+    SubtitleOptions,
     TranscribeOptions,
-    parse_audio_track,
-    parse_channel,
-    preset,
 )
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.terminal.messages import warnings_told
-from whisper_flash_attention.transcribe import command_options as opt
 
-EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-RESULTS_PANEL, DECODING_PANEL, MACHINES_PANEL = "Results", "Decoding", "Machines"
+RESULTS_PANEL, MACHINES_PANEL = "Results", "Machines"
 
 
+@takes("batch", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
 def batch_command(
-    source: Annotated[
+    archive: Annotated[
         str,
         typer.Argument(
             metavar="INPUT",
@@ -44,15 +53,8 @@ def batch_command(
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Local folder of the results."),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder, "
-            "OpenAI .pt file, or package:tiny.en.",
-        ),
-    ] = "small",
+    preset: Preset = "balanced",
+    *,
     engine: Annotated[
         str,
         typer.Option(
@@ -102,17 +104,6 @@ def batch_command(
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = DECODE_TIMEOUT,
-    device: Annotated[
-        str,
-        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MACHINES_PANEL),
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
-            rich_help_panel=MACHINES_PANEL,
-        ),
-    ] = "auto",
     resume: Annotated[
         bool,
         typer.Option(
@@ -149,29 +140,6 @@ def batch_command(
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = None,
-    language: Annotated[
-        str | None,
-        typer.Option(
-            *("--language", "-l"),
-            help="Spoken language: german or de. Detected if left out.",
-            rich_help_panel=DECODING_PANEL,
-        ),
-    ] = None,
-    task: Annotated[
-        str,
-        typer.Option(
-            help="transcribe, or translate (into English).", rich_help_panel=DECODING_PANEL
-        ),
-    ] = "transcribe",
-    channel: opt.Channel = "mix",
-    audio_track: opt.AudioTrack = None,
-    preset_name: opt.PresetName = "balanced",
-    word_timestamps: Annotated[
-        bool | None,
-        typer.Option(
-            "--word-timestamps", help="Give words their times.", rich_help_panel=DECODING_PANEL
-        ),
-    ] = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -180,6 +148,7 @@ def batch_command(
             rich_help_panel=DECODING_PANEL,
         ),
     ] = 16,
+    **given: Any,
 ) -> None:
     """Transcribe a whole archive, on this machine or on many.
 
@@ -203,22 +172,16 @@ def batch_command(
     misuse, or the run cannot go on (no model, a full disk); 130 interrupted.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    asked = Asked(
-        TranscribeOptions(
-            language=language,
-            task=task,
-            channel=parse_channel(channel),
-            audio_track=None if audio_track is None else parse_audio_track(audio_track),
-        ),
-        preset(preset_name, word_timestamps=word_timestamps),
-        batch_size,
-    )
+    subtitle_options = options_of(SubtitleOptions, given)
+    if subtitle_options.highlight_words:
+        given["word_timestamps"] = True
+    asked = Asked(options_of(TranscribeOptions, given), decode_options(preset, given), batch_size)
     try:
         with warnings_told(lambda line: print_line(console, line)):
             summary = run_batch(
-                source,
+                archive,
                 output,
-                model=Model(model, device, dtype),
+                model=Model(**asdict(options_of(ModelOptions, given))),
                 asked=asked,
                 engine=engine,
                 cluster=Cluster(address, gpus_per_worker),
@@ -226,6 +189,7 @@ def batch_command(
                 group_hours=group_hours,
                 output_format=output_format,
                 subtitles=[name.strip() for name in subtitles.split(",")] if subtitles else (),
+                subtitle_options=subtitle_options,
                 resume=resume,
                 retry_errors=retry_errors,
                 limit=limit,
@@ -237,7 +201,7 @@ def batch_command(
         raise typer.Exit(EXIT_INTERRUPTED) from error
     _show(summary, console)
     if not summary.all_well:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _show(summary: Summary, console: Console) -> None:

@@ -16,13 +16,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from whisper_flash_attention._version import __version__
-from whisper_flash_attention.batch.command import batch_command
+from whisper_flash_attention.cli.batch import batch_command
+from whisper_flash_attention.cli.doctor import doctor_command
+from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
+from whisper_flash_attention.cli.parity import parity_command
+from whisper_flash_attention.cli.transcribe import transcribe_command
 from whisper_flash_attention.errors import WhisperFlashError
-from whisper_flash_attention.parity.command import parity_command
 from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.transcribe.command import transcribe_command
 
-EXIT_BROKEN, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR = 2
 
 
 # A mistake on the command line, of Typer's own copy of Click or of Click itself.
@@ -77,6 +79,7 @@ app = typer.Typer(
 app.command("transcribe")(transcribe_command)
 app.command("batch")(batch_command)
 app.command("parity")(parity_command)
+app.command("doctor")(doctor_command)
 
 
 def main() -> None:
@@ -102,29 +105,6 @@ def _options(
     pass
 
 
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
-    """Say what can run here, and what cannot and why.
-
-    Device, versions, optional packages with the command that installs them, the packaged weights,
-    and each attention back-end with its reasons. Exit code 1 if something needed is broken.
-
-    [b]Examples[/b]
-
-      whisper-flash doctor
-
-      whisper-flash doctor --json
-    """
-    from whisper_flash_attention.doctor import examine, print_report
-
-    report = examine()
-    print_report(report, as_json=as_json)
-    if not report.usable:
-        raise typer.Exit(EXIT_BROKEN)
-
-
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -132,7 +112,7 @@ def doctor(
 def benchmark(context: typer.Context) -> None:
     """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
     # Its options are declared beside it, and imported only when it is asked for.
-    from whisper_flash_attention.benchmark.command import benchmark_command, throughput_command
+    from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
 
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"

@@ -17,7 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from whisper_flash_attention.benchmark import settings as plan
+from whisper_flash_attention.cli.parameters import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    options_of,
+    takes,
+)
 from whisper_flash_attention.errors import BenchmarkError, OptionError
+from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import print_line
 
 if TYPE_CHECKING:
@@ -26,10 +33,9 @@ if TYPE_CHECKING:
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, ThroughputRow
 
 
-EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 130
-
-
+@takes("benchmark", ModelOptions)
 def benchmark_command(
+    *,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,16 +75,6 @@ def benchmark_command(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Clips per call, instead of the setting's.")
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="auto (float16 on a GPU, float32 on a CPU), float32, float16 or bfloat16.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
     features: Annotated[
         str,
         typer.Option(
@@ -115,6 +111,7 @@ def benchmark_command(
     list_only: Annotated[
         bool, typer.Option("--list", help="Show systems and rows, and what can run here; stop.")
     ] = False,
+    **given: Any,
 ) -> None:
     """Measure this package against stock Whisper, row by row.
 
@@ -140,6 +137,8 @@ def benchmark_command(
 
       whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
     """
+    model = options_of(ModelOptions, given)
+    device, dtype = model.device, model.dtype
     if report_only:
         show_outcome(report_again(output), Console(stderr=True))
         return
@@ -151,7 +150,7 @@ def benchmark_command(
         raise OptionError(f"timeout {timeout:g}: give a number of seconds above 0")
 
     from whisper_flash_attention.benchmark.processes import start_server
-    from whisper_flash_attention.config import resolve_device, resolve_dtype
+    from whisper_flash_attention.devices import resolve_device, resolve_dtype
 
     if list_only:
         show_list(device, dtype)
@@ -175,7 +174,7 @@ def benchmark_command(
     )
     show_outcome(outcome, console)
     if any(row.status != "ok" for row in outcome.requested):
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def report_again(folder: Path) -> Outcome:
@@ -222,7 +221,7 @@ def show_outcome(outcome: Outcome, console: Console) -> None:
 def show_list(device: str, dtype: str) -> None:
     """Systems and whether they can run here, settings, and rows, on standard output."""
     from whisper_flash_attention.benchmark.systems import SYSTEMS, backend_systems
-    from whisper_flash_attention.config import resolve_device, resolve_dtype
+    from whisper_flash_attention.devices import resolve_device, resolve_dtype
 
     target = resolve_device(device)
     precision = resolve_dtype(dtype, target)
@@ -252,7 +251,9 @@ SLOT = (
 )
 
 
+@takes("throughput", ModelOptions)
 def throughput_command(
+    *,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(
@@ -292,16 +293,6 @@ def throughput_command(
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(metavar="N", help="Timed runs.")] = 3,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="auto (float16 on a GPU, float32 on a CPU), float32, float16 or bfloat16.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -314,6 +305,7 @@ def throughput_command(
         str | None,
         typer.Option(metavar="ID", help="Commit to record instead of git's."),
     ] = None,
+    **given: Any,
 ) -> None:
     """Measure how much faster than real time recordings become text.
 
@@ -329,9 +321,11 @@ def throughput_command(
 
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
     """
+    model = options_of(ModelOptions, given)
+    device, dtype = model.device, model.dtype
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, measure_throughput
-    from whisper_flash_attention.config import resolve_device, resolve_dtype
+    from whisper_flash_attention.devices import resolve_device, resolve_dtype
 
     target = resolve_device(device)
     precision = str(resolve_dtype(dtype, target)).removeprefix("torch.")
@@ -360,7 +354,7 @@ def throughput_command(
     if output is not None:
         print_line(console, f"wrote {output}")
     if any(row.status != "ok" for row in rows):
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def windows_of(case: ThroughputCase, minutes: float | None) -> int:

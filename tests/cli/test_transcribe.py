@@ -1,4 +1,4 @@
-"""The command with a transcriber that loads nothing; `tests/test_cli.py` has it with a model."""
+"""The command with a transcriber that loads nothing; `test_main.py` has it with a model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from tests.transcribe.fakes import FakeTranscriber
 from whisper_flash_attention.audio import BundledClip
-from whisper_flash_attention.cli import app
-from whisper_flash_attention.config import DecodeOptions, VadOptions
+from whisper_flash_attention.cli import app, transcribe
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
-from whisper_flash_attention.transcribe import Segment, Word, command
+from whisper_flash_attention.options import DecodeOptions, VadOptions
+from whisper_flash_attention.transcribe import Segment, Word
 
 
 class Outcome(NamedTuple):
@@ -37,9 +37,9 @@ def call(*arguments: str | Path, stdin: bytes | None = None) -> Outcome:
 def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
     fake = FakeTranscriber()
     monkeypatch.setattr(
-        command.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
+        transcribe.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
     )
-    monkeypatch.setattr(command, "describe", lambda transcriber: "no model")
+    monkeypatch.setattr(transcribe, "describe", lambda transcriber: "no model")
     return fake
 
 

@@ -1,0 +1,138 @@
+"""Flags of the command line, generated from the dataclasses of `options.py`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import (
+    DECODING_PANEL,
+    PRESETS,
+    DecodeOptions,
+    Option,
+    changed,
+    declared,
+    default_text,
+    flags_of,
+    is_optional,
+    preset,
+)
+
+Options = TypeVar("Options")
+Command = Callable[..., None]
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+Preset = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="accurate (OpenAI's sequential algorithm with 5 beams), balanced (the same without "
+        "beams) or fast (chunks of speech side by side, decoded once; needs the extra vad). "
+        "Options beside it take precedence.",
+        rich_help_panel=DECODING_PANEL,
+    ),
+]
+
+
+def takes(command: str, *groups: type) -> Callable[[Command], Command]:
+    """Add flags for the options that `groups` declare for this command.
+
+    The decorated function takes them as `**given`: the values of those that were given, by name.
+    Its own parameters come first where they are positional, and after the flags where they are
+    keyword-only.
+
+    Raises, when the command runs:
+        OptionError: a value is not of the option's kind.
+    """
+    options = [pair for group in groups for pair in declared(group) if command in pair[1].commands]
+
+    def decorate(function: Command) -> Command:
+        own = [
+            each
+            for each in inspect.signature(function, eval_str=True).parameters.values()
+            if each.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        first = [each for each in own if each.kind is not inspect.Parameter.KEYWORD_ONLY]
+        parameters = [
+            *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in first),
+            *(_parameter(*pair) for pair in options),
+            *(each for each in own if each not in first),
+        ]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            for each, about in options:
+                value = values.pop(each.name)
+                if value is not None and value != []:
+                    values[each.name] = _parsed(each, about, value)
+            function(**values)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def options_of(group: type[Options], given: Mapping[str, Any]) -> Options:
+    """Return an instance of a dataclass of options from the values that were given."""
+    return group(**_of(group, given))
+
+
+def decode_options(preset_name: str, given: Mapping[str, Any]) -> DecodeOptions:
+    """Return a preset's options, with the values that were given in place of the preset's."""
+    return changed(preset(preset_name), _of(DecodeOptions, given))
+
+
+def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each, _ in declared(group)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def _parameter(each: Field[Any], about: Option) -> inspect.Parameter:
+    """A flag whose value is text, or True or False; None where it is not given."""
+    settings: dict[str, Any] = {"help": about.help}
+    kind: Any = bool
+    default: Any = None
+    if about.kind.parse is not None:
+        kind = list[str] if about.kind.is_list else str
+        default = _default(each)
+        settings["metavar"] = about.kind.metavar
+    if about.panel:
+        settings["rich_help_panel"] = about.panel
+    flag = typer.Option(*flags_of(each), **settings)
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=[default] if default and about.kind.is_list else default,
+        annotation=Annotated[kind | None, flag],
+    )
+
+
+def _default(each: Field[Any]) -> str | None:
+    """The default as text; None where there is none, or where presets differ."""
+    if each.name in DecodeOptions.__dataclass_fields__:
+        values = {getattr(options, each.name) for options in PRESETS.values()}
+        if len(values) > 1:
+            return None
+    return default_text(each) or None
+
+
+def _parsed(each: Field[Any], about: Option, value: Any) -> Any:
+    if about.kind.parse is None:
+        return value
+    text = ",".join(value) if isinstance(value, list) else value
+    if is_optional(each) and each.default is not None and text.strip().lower() == "none":
+        return None
+    try:
+        return about.kind.parse(text)
+    except ValueError as error:
+        flag = flags_of(each)[0]
+        raise OptionError(f"{flag} is {text!r}: give {about.kind.expected}") from error

@@ -1,0 +1,72 @@
+"""Devices and dtypes by name. PyTorch is imported where it is used, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from whisper_flash_attention import validation as check
+from whisper_flash_attention.errors import DeviceError, OptionError
+from whisper_flash_attention.options import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device of this name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    "auto" is the first CUDA GPU where PyTorch sees one, else the CPU.
+
+    Raises:
+        OptionError: the name is none of these.
+        DeviceError: there is no such device here; says what there is.
+    """
+    import torch
+
+    known = isinstance(name, str)
+    match = re.fullmatch(r"auto|cpu|mps|cuda(?::([0-9]{1,9}))?", name) if known else None
+    if match is None:
+        raise OptionError(
+            f"unknown device {check.shown(name)}; possible: auto, cpu, cuda, cuda:N, mps"
+        )
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' was asked for, but PyTorch finds no Apple GPU; use 'cpu'")
+    if name.startswith("cuda"):
+        _check_cuda(name, index=int(match[1] or 0))
+    return torch.device(name)
+
+
+def _check_cuda(name: str, index: int) -> None:
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise DeviceError(
+            f"device {name!r} was asked for, but this PyTorch ({torch.__version__}) is built for "
+            "CPUs only; use 'cpu', or install a CUDA build (pytorch.org)"
+        )
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise DeviceError(
+            f"device {name!r} was asked for, but PyTorch finds no GPU; use 'cpu', or see "
+            "whether `nvidia-smi` runs"
+        )
+    if index >= count:
+        found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
+        raise DeviceError(f"device {name!r} was asked for; found: {found}")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of this name: "auto" is float16 on a CUDA GPU and float32 elsewhere.
+
+    Raises `OptionError` if the name is not one of `DTYPES`.
+    """
+    import torch
+
+    check.one_of("dtype", name, DTYPES)
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
