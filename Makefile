@@ -17,7 +17,7 @@ QUICK := $(addprefix tests/,flash_attention \
   $(addprefix transcribe/test_,cues.py hallucination.py output.py prompts.py \
     results.py segmentation.py segmentation_clips.py segmentation_leftovers.py writers.py) \
   $(addprefix weights/test_,sources.py tokens.py variables.py) \
-  $(addprefix test_,cache.py config.py public_names.py validation.py))
+  $(addprefix test_,cache.py options.py public_names.py validation.py))
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 
 .PHONY: demo test quick lint types check docs matrix matrix-without-pytorch gpu hf-suite clean
