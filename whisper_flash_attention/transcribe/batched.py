@@ -494,7 +494,7 @@ def _text_length(segments: Sequence[Segment]) -> int:
 def spoken_window(
     pending: PendingChunk, states: Tensor, segments: tuple[Segment, ...]
 ) -> SpokenWindow:
-    """What aligning words needs of a chunk; nobody speaks right before it."""
+    """What aligning words needs of a chunk, which follows no speech."""
     recording, chunk = pending.recording, pending.chunk
     return SpokenWindow(
         states=states,

@@ -179,7 +179,7 @@ class DecodingResult:
         tokens: without the prompt and the end; a prefix is the beginning.
         text: theirs, without timestamps.
         avg_logprob: mean log-probability of the tokens and the end, without the prefix.
-        no_speech_prob: probability that nobody speaks; None if it was not computed.
+        no_speech_prob: probability that there is no speech; None if it was not computed.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
     """
@@ -453,7 +453,7 @@ class WindowDecoder:
         """Decode the windows `indices`, in that order.
 
         Args:
-            silence: of each, the probability that nobody speaks, if it is known.
+            silence: of each, the probability that there is no speech, if it is known.
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
