@@ -22,7 +22,7 @@ from rich.table import Table
 
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.measure import synchronize
-from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 
 HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # Relative (Frobenius) error of a kernel's output above which its time is worth nothing.
@@ -137,7 +137,7 @@ def graph_microseconds(launch: Callable[[int], object], calls: int, replays: int
         for index in range(calls):
             launch(index)
 
-    graph = Recorder().record(launch_all)
+    graph = GraphRecorder().record(launch_all)
     return cuda_milliseconds(graph.replay, replays) * 1e3 / calls
 
 
