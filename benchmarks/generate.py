@@ -60,14 +60,8 @@ from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
-<<<<<<< HEAD
-from whisper_flash_attention.engine.logits_processors import Rules
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import Request
-=======
-from whisper_flash_attention.engine.logits_processors import LogitsProcessors, Suppress
-from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import DecodeJob
->>>>>>> main
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.weights import load_processor, read_checkpoint
 
@@ -430,114 +424,7 @@ def step(
     write_json(output, "cuda", commit, {"parts": parts})
 
 
-<<<<<<< HEAD
 app = app_of(__doc__, cpu, start_up, step)
-=======
-# --- batches against slots -----------------------------------------------------------------------
-
-
-def request_of(tokens: int) -> Request:
-    """A request for exactly this many tokens."""
-    length = len(SLOTS_PROMPT) + tokens
-    return Request(LogitsProcessors((Suppress((1, 2)),)), length, (), 0, want_logprobs=True)
-
-
-def mixed_jobs(clips: int, engine: Engine, distinct: int) -> list[DecodeJob]:
-    """Clips with texts of mixed lengths, on `distinct` different encoder states."""
-    weights = engine.weights
-    generator = torch.Generator().manual_seed(0)
-    drawn = (MEAN + DEVIATION * torch.randn(clips, generator=generator)).exp()
-    lengths = drawn.clamp(8, LONGEST).int().tolist()
-    shape = (distinct, *weights.encoder.positions.shape)
-    states = torch.randn(shape, generator=generator).to(weights.device, weights.dtype)
-    return [
-        DecodeJob(states[number % distinct], SLOTS_PROMPT, request_of(length), number)
-        for number, length in enumerate(lengths)
-    ]
-
-
-def by_batches(engine: Engine, jobs: list[DecodeJob], size: int) -> int:
-    """Decode batch by batch, each to its longest text; the count of requested tokens."""
-    tokens = 0
-    for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        lengths = [job.request.max_length - len(SLOTS_PROMPT) for job in batch]
-        prompt = torch.tensor([SLOTS_PROMPT] * len(batch), device=engine.weights.device)
-        states = torch.stack([job.states for job in batch])
-        rows = engine.decode(states, prompt, request_of(max(lengths))).sequences.tolist()
-        texts = [
-            row[len(SLOTS_PROMPT) :][:length] for row, length in zip(rows, lengths, strict=True)
-        ]
-        tokens += sum(map(len, texts))
-    return tokens
-
-
-def by_slots(engine: Engine, jobs: list[DecodeJob], slots: int, refill: int) -> int:
-    """Decode in slots; the count of requested tokens."""
-    waiting = iter(jobs)
-    results = engine.decode_stream(
-        lambda count: list(islice(waiting, count)),
-        slots,
-        max_length=len(SLOTS_PROMPT) + LONGEST,
-        refill=refill,
-    )
-    return sum(len(result.tokens) for result in results)
-
-
-def measure_slots(engine: Engine, slots: int, clips: int, rounds: int) -> list[dict[str, Any]]:
-    """Median seconds of batches and of each refill, after an untimed round."""
-    jobs = mixed_jobs(clips, engine, min(clips, slots))
-    tokens = sum(job.request.max_length - len(SLOTS_PROMPT) for job in jobs)
-    refills: list[int | None] = [None, *sorted({max(1, slots // share) for share in (16, 8, 4, 2)})]
-
-    def work(refill: int | None) -> None:
-        found = (
-            by_batches(engine, jobs, slots)
-            if refill is None
-            else by_slots(engine, jobs, slots, refill)
-        )
-        assert found == tokens, f"{found} tokens instead of {tokens}"
-
-    works = {str(refill): lambda refill=refill: work(refill) for refill in refills}  # type: ignore[misc]
-    times = time_in_turns(works, rounds + 1)
-    common = {"slots": slots, "clips": clips, "tokens": tokens}
-    return [
-        common | {"refill": refill, "seconds": median(times[str(refill)][1:])} for refill in refills
-    ]
-
-
-def slots(
-    device: Annotated[str, typer.Option()] = "cpu",
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(MODEL_SIZES)}.")] = "tiny",
-    slots: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
-    clips: Annotated[int, typer.Option(help="Per slot.", min=1)] = 6,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    threads: Threads = 2,
-    output: Output = None,
-    commit: Commit = None,
-) -> None:
-    """Time batches against slots."""
-    one_of("size", [size], MODEL_SIZES)
-    torch.set_num_threads(threads)
-    layers = MODEL_SIZES[size].decoder_layers
-    model = random_model(WhisperFlashAttentionForConditionalGeneration, size, layers, device)
-    engine = Engine.of(model)
-    counts = slots or [16]
-    rows = [row for each in counts for row in measure_slots(engine, each, clips * each, rounds)]
-    lines = [
-        (
-            *(row["slots"], "batches" if row["refill"] is None else row["refill"]),
-            *(f"{row['seconds']:.3f}", f"{row['tokens'] / row['seconds']:.0f}"),
-        )
-        for row in rows
-    ]
-    columns = ("slots", "refilled by", "seconds", "tokens per second")
-    print_table(f"{size}, {device}", columns, lines)
-    write_json(output, device, commit, {"size": size, "rows": rows})
-
-
-app = app_of(__doc__, cpu, start_up, step, slots)
->>>>>>> main
 
 if __name__ == "__main__":
     app()
