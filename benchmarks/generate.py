@@ -80,7 +80,7 @@ KERNELS = {
         *("qkv", "self_attention", "linear", "cross_attention", "absorb_query"),
         *("fold_queries", "absorbed_attention", "project_values"),
     ),
-    cuda_decoder: ("logits", "pick"),
+    cuda_decoder: ("logits", "greedy_sample"),
 }
 
 
