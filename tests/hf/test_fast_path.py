@@ -317,7 +317,7 @@ def test_warnings_about_lengths_come_with_every_call(twins: Twins, features) -> 
 
 
 def test_kept_calls_do_not_grow_without_bound(twins: Twins, features, monkeypatch) -> None:
-    monkeypatch.setattr(fast_path, "MOST_CALLS", 4)
+    monkeypatch.setattr(fast_path, "MAX_PREPARED_CALLS", 4)
     for length in range(2, 9):
         twins.ours.generate(features, language="en", max_new_tokens=length)
     assert 0 < len(fast_path._prepared[twins.ours]) <= 4
