@@ -30,7 +30,6 @@ from whisper_flash_attention.options import TranscribeOptions
 
 # Ray warns of its own plans, and leaves files to be closed with the process.
 pytestmark = [
-    pytest.mark.xdist_group("ray"),  # one process, and so one cluster
     pytest.mark.filterwarnings("ignore::Warning:ray"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

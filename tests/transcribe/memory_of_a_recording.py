@@ -2,8 +2,8 @@
 
     python -m tests.transcribe.memory_of_a_recording FILE MODE
 
-The model is small and random, and says one token per window; the detector hears speech in what is
-loud.
+The model is small and random, and decodes one token per window; the detector takes loud sound for
+speech.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Numbers:
 
 
 class LoudIsSpeech:
-    """A detector."""
+    """A detector that takes loud sound for speech."""
 
     def reset_states(self) -> None:
         pass
 
-    def __call__(self, look: torch.Tensor, sampling_rate: int) -> torch.Tensor:
-        return torch.tensor(0.9 if look.abs().max() > 0.01 else 0.1)
+    def __call__(self, frame: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        return torch.tensor(0.9 if frame.abs().max() > 0.01 else 0.1)
 
 
 def random_transcriber() -> Transcriber:

@@ -133,7 +133,7 @@ def stream_audio(
         block_seconds: length of a block; only the last may be shorter.
         start, end: seconds of the recording to give, all of it if left out.
         channel, track: as for `load_audio`.
-        most_seconds: refuse a recording that goes on for longer; a week if left out. Whoever keeps
+        most_seconds: refuse a recording that is longer; a week if left out. A caller that keeps
             the blocks passes `MOST_SECONDS_HELD`, since hours of silence fit into a small file.
 
     Returns:

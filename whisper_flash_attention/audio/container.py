@@ -48,7 +48,7 @@ MOST_IN_MEMORY = 32 * 2**20
 CHUNK = 2**20
 # For the next bytes of a named pipe.
 PIPE_SECONDS = 60.0
-# How often somebody waiting for a pipe looks whether nobody needs it any more.
+# Interval at which a reader that waits for a pipe checks whether it is still needed.
 _POLL_SECONDS = 0.2
 
 _KINDS = (
@@ -103,7 +103,7 @@ def name_of_file(file: Any) -> str:
 
 
 class Spooled(SpooledTemporaryFile[bytes]):
-    """A stream's copy, in memory or in a temporary file, which goes when nobody holds it."""
+    """A stream's copy, in memory or in a temporary file, deleted with its last reference."""
 
     def __del__(self) -> None:
         self.close()
@@ -228,7 +228,7 @@ def _is_pipe(path: Path) -> bool:
         mode = path.stat().st_mode
     except ValueError as error:  # a name with a NUL
         raise AudioError(f"{shown(str(path))}: cannot be the name of a file ({error})") from error
-    except OSError:  # whoever opens it says what is wrong
+    except OSError:  # opening it raises the error
         return False
     _refuse_kind(mode, printable(path))
     return stat.S_ISFIFO(mode)

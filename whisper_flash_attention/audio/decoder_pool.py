@@ -179,7 +179,7 @@ class DecoderPool:
     ) -> Generator[DecodedAudio]:
         """Decode many recordings, ahead of what is done with them.
 
-        What is wrong with a recording is in its result, and the others go on. Closing the iterator
+        An error of a recording is in its result, and the others continue. Closing the iterator
         drops what was decoded ahead.
 
         Args:
@@ -283,7 +283,7 @@ class DecoderPool:
                     blocks.append(block)
                     held += block.size
                     if not ahead.wait_for_room(number, block.size):
-                        break  # nobody will see it
+                        break  # the result is not needed any more
             samples = join_blocks(blocks)
             if request.channel != "each":
                 return samples
@@ -378,15 +378,15 @@ class _Ahead:
             return number
 
     def wait_for_room(self, number: int, size: int) -> bool:
-        """Count samples of a recording, and wait until it may go on; False if it need not."""
+        """Count samples of a recording, and wait until it may continue; False if it need not."""
 
-        def may_go_on() -> bool:
+        def may_continue() -> bool:
             oldest = next(iter(self._unfinished)) == number
             return self._is_over() or oldest or self._held <= self._most
 
         with self._changed:
             self._held += size
-            self._changed.wait_for(may_go_on)
+            self._changed.wait_for(may_continue)
             return not self._is_over()
 
     def finish(self, number: int) -> None:
@@ -402,7 +402,7 @@ class _Ahead:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Nobody takes results any more."""
+        """Note that results are not taken any more."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

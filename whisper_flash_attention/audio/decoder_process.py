@@ -113,7 +113,7 @@ _EXIT_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _SHOWN_BYTES = 2_000  # of what a process printed before it ended
 
-# Signals that a process sends to itself, as it were.
+# Signals of a process that crashed.
 _CRASHES = frozenset(
     getattr(signal, name)
     for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGTRAP", "SIGSYS")
@@ -163,7 +163,7 @@ class DecoderProcess:
         self.is_ready = False
         self._lock = Lock()  # of the deadline, and so of the recording that a kill would hit
         self._ring = SampleRing()
-        # A file and not a pipe, for nobody reads it until the process has ended.
+        # A file and not a pipe, because it is read only after the process has ended.
         self._printed = tempfile.TemporaryFile("a+b")  # noqa: SIM115
         try:
             self._process = self._started(decode)
@@ -377,7 +377,7 @@ class _Commands:
 
 
 class _Replies:
-    """The parent's end of standard output, on which nobody else writes any more."""
+    """The parent's end of standard output, on which nothing else writes any more."""
 
     def __init__(self) -> None:
         self._file: BinaryIO = os.fdopen(os.dup(1), "wb", buffering=0)

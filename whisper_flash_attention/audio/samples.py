@@ -159,7 +159,7 @@ def checked_rate(sampling_rate: Any) -> int:
 def mono_tensor(clip: Tensor) -> Tensor:
     """The samples of one clip, mono, `[T]` in float32, on the device where they are.
 
-    Nothing waits for that device: whether all samples are finite is not looked at.
+    Nothing waits for that device: whether all samples are finite is not checked.
 
     Args:
         clip: as `mono_samples` takes it.

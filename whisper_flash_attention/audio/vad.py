@@ -147,7 +147,7 @@ class Chunk:
     def has_speech(self, start: float, end: float, seconds: float) -> bool:
         """Whether there are at least `seconds` of speech between two times of the recording.
 
-        Speech is not looked for where the times are too close to each other.
+        Speech is not computed where the times are closer than that.
         """
         start, end = max(start, self.start), min(end, self.end)
         if end - start < seconds:

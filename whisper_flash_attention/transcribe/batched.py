@@ -28,7 +28,7 @@ from torch import Tensor
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
-from whisper_flash_attention.engine.cuda_graphs import copying_stream
+from whisper_flash_attention.engine.cuda_graphs import copy_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.recording import Recording
@@ -75,7 +75,7 @@ def prefetch(
         return
 
     # Made here: a new thread has no CUDA context to make it in.
-    stream = copying_stream(device)
+    stream = copy_stream(device)
 
     def make() -> tuple[Batch, _Copies] | None:
         batch = next(batches, None)
@@ -494,7 +494,7 @@ def _text_length(segments: Sequence[Segment]) -> int:
 def spoken_window(
     pending: PendingChunk, states: Tensor, segments: tuple[Segment, ...]
 ) -> SpokenWindow:
-    """What aligning words needs of a chunk; nobody speaks right before it."""
+    """What aligning words needs of a chunk, which follows no speech."""
     recording, chunk = pending.recording, pending.chunk
     return SpokenWindow(
         states=states,

@@ -1,4 +1,4 @@
-"""Which recordings a command line means: files, folders, patterns and standard input."""
+"""Find the recordings of a command line: files, folders, patterns and standard input."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def path_kind(path: str) -> Literal["missing", "folder", "file"]:
     except OSError as error:
         if error.errno in _NOTHING_THERE:
             return "missing"
-        raise OptionError(f"{path}: cannot be looked at ({error.strerror})") from error
+        raise OptionError(f"{path}: cannot be examined ({error.strerror})") from error
     except ValueError as error:
         raise OptionError(f"{path!r}: is no path ({error})") from error
 

@@ -199,7 +199,7 @@ class CountedChunks:
 
     def __iter__(self) -> Iterator[Chunk]:
         while self._next is not None:
-            # In this order: whoever finds that no chunk is left knows of all that were given.
+            # In this order: a thread that finds no chunk left has counted all that were given.
             chunk = self._next
             self._given += 1
             self._next = next(self._chunks, None)

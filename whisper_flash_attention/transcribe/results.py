@@ -38,7 +38,7 @@ class Segment:
         text: without the blank that the tokens of Whisper begin with.
         tokens: its ids, timestamp tokens included.
         avg_logprob: mean log-probability of the tokens of the window that it comes from.
-        no_speech_prob: of that window, the probability that nobody speaks.
+        no_speech_prob: of that window, the probability that it has no speech.
         compression_ratio: of that window's text, its length to its length when compressed.
         temperature: at which that window was decoded.
         words: with their times, if those were requested.

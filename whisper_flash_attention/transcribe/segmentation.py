@@ -5,7 +5,7 @@ end one segment and begin another; a single one at the end says that nothing fol
 without a pair the window is one segment. `clip_timestamps` selects the parts of a recording that
 are decoded at all.
 
-Whisper ends a result early if it takes the last sentence for one that goes on in the next window,
+Whisper ends a result early if it takes the last sentence for one that continues in the next window,
 and sometimes takes speech for silence. Among chunks that are decoded side by side no next window
 covers that; `leftovers` makes chunks of their own of
 

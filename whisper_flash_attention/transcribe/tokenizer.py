@@ -166,7 +166,7 @@ class SplitWord:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """The bytes of a token; and what it spells by itself, if that is whole characters."""
+    """The bytes of a token, and the word that they are if they are whole characters."""
 
     data: bytes
     word: SplitWord | None
