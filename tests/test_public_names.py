@@ -51,4 +51,4 @@ def test_environment_variables_are_read_in_one_place() -> None:
         for path in PACKAGE.glob("**/*.py")
         if re.search(r"environ\.get|environ\[|getenv", path.read_text())
     }
-    assert readers <= {"config.py"}
+    assert readers <= {"options.py"}
