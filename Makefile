@@ -8,9 +8,19 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
 DEMO_RESULTS := demo-results
+QUICK := $(addprefix tests/,flash_attention \
+  $(addprefix audio/test_,lengths.py log_mel_windows.py samples.py samples_channels.py) \
+  $(addprefix batch/test_,manifest.py progress.py results.py shards.py sink.py) \
+  $(addprefix benchmark/test_,report.py results.py roofline.py settings.py) \
+  $(addprefix engine/test_,kv_cache.py layout.py logits_processors.py memory_plan.py) \
+  $(addprefix kernels/test_,launch.py layer_norm.py logits.py transpose.py) \
+  $(addprefix transcribe/test_,cues.py hallucination.py output.py prompts.py \
+    results.py segmentation.py segmentation_clips.py segmentation_leftovers.py writers.py) \
+  $(addprefix weights/test_,sources.py tokens.py variables.py) \
+  $(addprefix test_,cache.py options.py public_names.py validation.py))
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 
-.PHONY: demo test lint types check docs matrix matrix-without-pytorch gpu hf-suite clean
+.PHONY: demo test quick lint types check docs matrix matrix-without-pytorch gpu hf-suite clean
 
 demo: $(VENV)/.demo
 	$(BIN)/whisper-flash transcribe $(RECORDING) --model package:tiny.en
@@ -18,7 +28,7 @@ demo: $(VENV)/.demo
 	  --device cpu --output $(DEMO_RESULTS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -28,6 +38,10 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# While working: linters, types, and the tests that need neither real weights nor many kernels.
+quick: lint types
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(QUICK)
 
 # The site, in build/site. Two packages print advertisements as warnings.
 docs: $(VENV)/.docs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from rich.table import Table
 
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.measure import synchronize
-from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 
 HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # Relative (Frobenius) error of a kernel's output above which its time is worth nothing.
@@ -40,9 +40,12 @@ HalfDtype = Annotated[str, typer.Option(help="float16 or bfloat16.")]
 
 
 def app_of(doc: str | None, *commands: Callable[..., None]) -> typer.Typer:
-    """A script's app: a command per function, and the first line of the script's docstring."""
+    """A script's app: a command per function, or `main` alone, and the docstring's first line."""
     help_text = (doc or "").partition("\n")[0]
-    app = typer.Typer(add_completion=False, help=help_text, no_args_is_help=len(commands) > 1)
+    is_single = commands[0].__name__ == "main"
+    app = typer.Typer(add_completion=False, help=help_text, no_args_is_help=not is_single)
+    if not is_single:
+        app.callback()(lambda: None)  # without which a single command has no name
     for command in commands:
         app.command()(command)
     return app
@@ -83,13 +86,26 @@ def write_json(
     output.write_text(text + "\n", encoding="utf-8")
 
 
-def print_table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]]
+# A format of the row's fields ("{seconds:.2f}"), or a function of the row.
+Column = str | Callable[[Mapping[str, Any]], object]
+
+
+def cell(row: Mapping[str, Any], column: Column) -> object:
+    """The text of a cell; None where a field that it shows is missing or None."""
+    try:
+        return column.format(**row) if isinstance(column, str) else column(row)
+    except (KeyError, TypeError):  # TypeError: None with a format, or in arithmetic
+        return None
+
+
+def print_rows(
+    title: str | None, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]
 ) -> None:
-    """Print one line per row; None becomes a dash."""
+    """Print a line per row, with a dash for None."""
     table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        found = (cell(row, column) for column in columns.values())
+        table.add_row(*("-" if each is None else str(each) for each in found))
     console.print(table)
 
 
@@ -121,7 +137,7 @@ def graph_microseconds(launch: Callable[[int], object], calls: int, replays: int
         for index in range(calls):
             launch(index)
 
-    graph = Recorder().record(launch_all)
+    graph = GraphRecorder().record(launch_all)
     return cuda_milliseconds(graph.replay, replays) * 1e3 / calls
 
 
@@ -160,14 +176,17 @@ def failure_of(error: Exception, line: int = 0) -> str:
 
 
 def measure_kernel(
-    row: Any, error: Callable[[], float], microseconds: Callable[[], float], tolerance: float
+    row: dict[str, Any],
+    error: Callable[[], float],
+    microseconds: Callable[[], float],
+    tolerance: float,
 ) -> None:
-    """Set `row.error`, and `row.microseconds` if that is within the tolerance, or `row.failure`."""
+    """Set the row's "error", and "microseconds" if that is within the tolerance, or "failure"."""
     try:
-        row.error = error()
-        if row.error < tolerance:
-            row.microseconds = microseconds()
+        row["error"] = error()
+        if row["error"] < tolerance:
+            row["microseconds"] = microseconds()
         else:
-            row.failure = f"relative error {row.error:.1e}"
+            row["failure"] = f"relative error {row['error']:.1e}"
     except Exception as raised:  # a configuration that cannot be compiled or run is a result, too
-        row.failure = f"failed: {failure_of(raised, -1)}"
+        row["failure"] = f"failed: {failure_of(raised, -1)}"

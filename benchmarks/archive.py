@@ -6,23 +6,25 @@
     python benchmarks/archive.py scaling --model small --workers 1 --workers 2 \\
         --output benchmarks/results/archive-scaling-h100.json
 
-`engines`, rows: if there are recordings, a real model transcribes them with the engines `local` and
+`engines`: with `--audio`, a real model transcribes the recordings with the engines `local` and
 `ray` (two workers); apart from the seconds taken, rows must be equal. Overhead: copies of a clip of
-1 s go through all stages with a transcriber that does nothing; files per second of whole runs, the
-start of Ray's workers included, and beyond the start (`beyond_start`: additional files over
-additional time between the smallest and the largest count, in their quickest runs). Memory: peaks
-of the run's process, and of it and all that it started together, in which shared memory counts for
-each. Writing: rows per second of one driver, alone, of the size of speech's. Every run is in a
-process of its own; its Ray cluster has two cores and ends with it.
+1 s pass through all stages with a transcriber that does nothing; files per second of whole runs,
+with the start of Ray's workers and without (`beyond_start`: additional files over additional time
+between the smallest and the largest count, in their fastest runs). Memory: peaks of the run's
+process, and of all processes of the run, in which shared memory counts for each. Writing: rows per
+second of one driver alone, with rows as large as those of speech. Every run has its own process and
+Ray cluster of two cores.
 
 `scaling`: copies of five minutes of the bundled speech, transcribed on Ray by several numbers of
-workers with a GPU each; times real time beyond the start of the workers: additional audio over
-additional time of three times as many copies. Needs the extra ray, and a GPU per worker.
+workers with a GPU each; times real time without the start of the workers (additional audio over
+additional time of three times as many copies). Needs the extra ray, and a GPU per worker.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import multiprocessing
 import os
 import sys
@@ -37,14 +39,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from _harness import Commit, Output, app_of, console, print_table, write_json
+from _harness import Commit, Output, app_of, console, print_rows, write_json
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.benchmark.features import bundled_clips
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 
 CORES = 2
-MB = 1e6
 SCALING_MINUTES = 5
 
 
@@ -59,11 +60,9 @@ class DoNothing:
         return self
 
     def transcribe_many(self, recordings: Sequence[Any], **options: Any) -> list[Transcription]:
-        segment = Segment(0.0, 0.5, "nothing", (50_364, 50_257))
-        return [
-            Transcription("nothing", "en", (segment,), len(samples) / SAMPLING_RATE)
-            for samples in recordings
-        ]
+        segments = (Segment(0.0, 0.5, "nothing", (50_364, 50_257)),)
+        seconds = [len(samples) / SAMPLING_RATE for samples in recordings]
+        return [Transcription("nothing", "en", segments, each) for each in seconds]
 
 
 def write_wave(path: Path, samples: np.ndarray) -> None:
@@ -84,11 +83,9 @@ def link_copies(clip: Path, folder: Path, count: int) -> Path:
 
 
 class PeakMemory:
-    """Peaks of resident memory, sampled every half second.
+    """Peaks of resident memory in MB, sampled every half second: `own`, and `together`.
 
-    Attributes:
-        own: MB of this process.
-        together: MB of this process and all that it started.
+    `together` is of this process and all that it started, by Linux's /proc.
     """
 
     def __init__(self) -> None:
@@ -106,71 +103,50 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._ended.wait(0.5):
-            sizes = {pid: _resident(pid) for pid in _process_tree(os.getpid())}
-            self.own = max(self.own, sizes[os.getpid()])
-            self.together = max(self.together, sum(sizes.values()))
+            own, together = _resident(os.getpid())
+            self.own, self.together = max(self.own, own), max(self.together, together)
 
 
-def _process_tree(root: int) -> set[int]:
-    """The process and everything that it started, by Linux's /proc."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it ended
-            parents[int(entry.name)] = int(fields[1])
+def _resident(root: int) -> tuple[float, float]:
+    """Resident MB of a process, and of it and everything that it started."""
+    parents, sizes = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended
+        # Fields 4 and 24 of proc(5); the split begins with the third.
+        parents[int(entry.name)] = int(fields[1])
+        sizes[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     tree = {root}
     while children := {pid for pid, parent in parents.items() if parent in tree} - tree:
         tree |= children
-    return tree
-
-
-def _resident(pid: int) -> float:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / MB
+    return sizes[root], sum(sizes.get(pid, 0.0) for pid in tree)
 
 
 def run_once(settings: dict[str, Any], connection: Any) -> None:
     """One run, in this process; the result goes through the connection."""
+    import torch
+
     from whisper_flash_attention.batch import Model, run_batch
 
+    cores = settings.pop("cores", CORES)
+    model, threads = settings.pop("model"), settings.pop("threads", None)
     if settings["engine"] == "ray":
-        import logging
-
         import ray
 
         # Workers cannot import this script.
         ray.cloudpickle.register_pickle_by_value(sys.modules[DoNothing.__module__])
-        ray.init(
-            num_cpus=settings.pop("cores", CORES),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
-    model, threads = settings.pop("model"), settings.pop("threads", None)
+        ray.init(num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR)
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
     started = time.monotonic()
     with PeakMemory() as memory:
         summary = run_batch(model=Model(model) if model else DoNothing(), **settings)
     seconds = time.monotonic() - started
-    connection.send(
-        {
-            "engine": settings["engine"],
-            "files": summary.done,
-            "failed": summary.failed,
-            "seconds": seconds,
-            "files_per_second": summary.done / seconds,
-            "memory_mb": memory.own,
-            "memory_together_mb": memory.together,
-        }
-    )
+    row = {"engine": settings["engine"], "files": summary.done, "failed": summary.failed}
+    row |= {"seconds": seconds, "files_per_second": summary.done / seconds}
+    connection.send(row | {"memory_mb": memory.own, "memory_together_mb": memory.together})
 
 
 def run_in_process(**settings: Any) -> dict[str, Any]:
@@ -198,8 +174,7 @@ def compare_rows(
     folder: Path, audio: Path, model: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """How many rows of both engines are equal for a folder; and the rows of `local`."""
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    runs = []
+    rows, runs = {}, []
     for engine, workers in (("local", None), ("ray", CORES)):
         output = folder / engine
         # The same groups on both, and the threads of Ray's workers: what else is in a batch, and by
@@ -208,12 +183,8 @@ def compare_rows(
         runs.append(run_in_process(**options, workers=workers, group_files=1, threads=1))
         rows[engine] = read_rows(output)
     names = sorted(rows["local"].keys() | rows["ray"].keys())
-    no_time = {"seconds_taken": None}
-    different = [
-        name
-        for name in names
-        if rows["local"].get(name, {}) | no_time != rows["ray"].get(name, {}) | no_time
-    ]
+    local, ray = ({n: rows[e].get(n, {}) | {"seconds_taken": None} for n in names} for e in rows)
+    different = [name for name in names if local[name] != ray[name]]
     found = {"model": model, "recordings": len(names), "equal": len(names) - len(different)}
     return found | {"different": different, "runs": runs}, list(rows["local"].values())
 
@@ -233,28 +204,23 @@ def measure_writing(
     for number in range(count):
         sink.take([json.loads(lines[number % len(lines)]) | {"id": str(number)}])
     sink.flush()
-    seconds = time.monotonic() - started
+    rate = count / (time.monotonic() - started)
     size = sum(path.stat().st_size for path in folder.iterdir())
     audio = sum(good[number % len(good)]["seconds"] for number in range(count))
-    return {
-        "rows_per_second": count / seconds,
-        "bytes_per_row": size / count,
-        "bytes_per_audio_second": size / audio,
-    }
+    found = {"rows_per_second": rate, "bytes_per_row": size / count}
+    return found | {"bytes_per_audio_second": size / audio}
 
 
 def beyond_start(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Files per second of each engine, from the quickest runs of the smallest and largest count."""
+    """Files per second of each engine, from the fastest runs of the smallest and largest count."""
     found = {}
     for engine in dict.fromkeys(run["engine"] for run in runs):
-        quickest: dict[int, float] = {}
-        for run in runs:
-            if run["engine"] == engine:
-                before = quickest.get(run["files"], run["seconds"])
-                quickest[run["files"]] = min(before, run["seconds"])
-        few, many = min(quickest), max(quickest)
+        fastest: dict[int, float] = {}
+        for run in (run for run in runs if run["engine"] == engine):
+            fastest[run["files"]] = min(fastest.get(run["files"], math.inf), run["seconds"])
+        few, many = min(fastest), max(fastest)
         if many > few:
-            found[engine] = (many - few) / (quickest[many] - quickest[few])
+            found[engine] = (many - few) / (fastest[many] - fastest[few])
     return found
 
 
@@ -287,17 +253,9 @@ def engines(
                     row = run_in_process(**options, model=None, workers=None)
                     document["overhead"].append(row | {"load": os.getloadavg()[0]})
     document["beyond_start"] = beyond_start(document["overhead"])
-    numbers = ("files_per_second", "memory_mb", "memory_together_mb")
-    lines = [
-        (
-            *(row["engine"], row["files"]),
-            *(f"{row[name]:.0f}" for name in numbers),
-            f"{row['load']:.1f}",
-        )
-        for row in document["overhead"]
-    ]
-    columns = ("engine", "files", "files/s", "MB", "MB, together", "load of the machine")
-    print_table(None, columns, lines)
+    columns = {"engine": "{engine}", "files": "{files}", "files/s": "{files_per_second:.0f}"}
+    columns |= {"MB": "{memory_mb:.0f}", "MB, together": "{memory_together_mb:.0f}"}
+    print_rows(None, document["overhead"], columns | {"load of the machine": "{load:.1f}"})
     for engine, rate in document["beyond_start"].items():
         console.print(f"{engine}: {rate:.0f} files/s beyond the start")
     write_json(output, "cpu", commit, document)
@@ -324,26 +282,19 @@ def scaling(
             runs = []
             for number in (copies * count, 3 * copies * count):
                 here = folder / f"{count}-{number}"
-                found = run_in_process(
-                    source=str(link_copies(folder / "speech.wav", here, number)),
-                    output=str(here / "out"),
-                    engine="ray",
-                    cluster=Cluster(gpus_per_worker=1),
-                    workers=count,
-                    model=model,
-                    group_hours=group_hours,
-                    cores=None,  # all of them
-                )
+                source = str(link_copies(folder / "speech.wav", here, number))
+                options = {"source": source, "output": str(here / "out"), "workers": count}
+                options |= {"model": model, "group_hours": group_hours, "engine": "ray"}
+                # No limit to the cores.
+                found = run_in_process(**options, cluster=Cluster(gpus_per_worker=1), cores=None)
                 assert not found["failed"]
                 runs.append(found)
             files = runs[1]["files"] - runs[0]["files"]
             rate = 60 * SCALING_MINUTES * files / (runs[1]["seconds"] - runs[0]["seconds"])
             rows.append({"workers": count, "times_real": rate, "runs": runs})
             grown = rate / rows[0]["times_real"]
-            console.print(
-                f"{count} workers: {rate:,.0f} x real time, {grown:.2f} x that of "
-                f"{rows[0]['workers']}"
-            )
+            than = f"{grown:.2f} x that of {rows[0]['workers']}"
+            console.print(f"{count} workers: {rate:,.0f} x real time, {than}")
     write_json(output, "cuda", commit, {"model": model, "rows": rows})
 
 

@@ -15,10 +15,10 @@ device or is too inaccurate gets no time, but the reason.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from statistics import median
 from typing import Annotated, Any
@@ -37,14 +37,15 @@ from _harness import (
     graph_microseconds,
     half_dtype,
     measure_kernel,
-    print_table,
+    print_rows,
     relative_error,
     require_cuda,
+    seconds_of,
     write_json,
 )
 from torch import Tensor
 
-from whisper_flash_attention.benchmark.measure import measure_ceilings, synchronize
+from whisper_flash_attention.benchmark.measure import measure_ceilings
 from whisper_flash_attention.flash_attention import AttentionInputs, attend, backend_names, explain
 from whisper_flash_attention.kernels.absorbed_attention import (
     MOST_SPLITS,
@@ -137,28 +138,16 @@ def backend_error(shape: Shape, tensors: tuple, backend: str) -> float:
     return relative_error(call_backend(shape, 0, tensors, backend).double(), expected)
 
 
-def seconds_per_call(shape: Shape, sets: list, backend: str, calls: int) -> float:
-    """Median of five runs of `calls` calls, after an untimed run."""
-    device = sets[0][0].device
-    times = []
-    for _ in range(6):
-        synchronize(device)
-        start = time.perf_counter()
-        for step in range(calls):
-            call_backend(shape, step, sets[step % len(sets)], backend)
-        synchronize(device)
-        times.append((time.perf_counter() - start) / calls)
-    return median(times[1:])
-
-
 def measure_backends(
     shape: Shape, batch: int, size: str, device: str, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
+    """A row per back-end: the median of five runs of many calls, after an untimed run."""
     sets = backend_inputs(shape, batch, HEADS[size], device, dtype)
     q, k, v = sets[0]
     inputs = AttentionInputs(q, k[:, : shape.kv_len], v[:, : shape.kv_len], causal=shape.causal)
     reasons = explain(inputs.problem)
     is_heavy = shape.q_len > 1000 and batch > 1
+    calls = 16 if is_heavy else 128
     rows = []
     for backend in backend_names():
         row: dict[str, Any] = {"case": shape.name, "size": size, "batch": batch, "backend": backend}
@@ -171,8 +160,13 @@ def measure_backends(
             continue
         row["error"] = backend_error(shape, sets[0], backend)
         if row["error"] < BACKEND_TOLERANCE:
-            calls = 16 if is_heavy else 128
-            row["microseconds"] = 1e6 * seconds_per_call(shape, sets, backend, calls)
+
+            def run(backend: str = backend) -> None:
+                for step in range(calls):
+                    call_backend(shape, step, sets[step % len(sets)], backend)
+
+            times = [seconds_of(run, q.device) / calls for _ in range(6)]
+            row["microseconds"] = 1e6 * median(times[1:])
     return rows
 
 
@@ -193,38 +187,19 @@ def backends(
         for one_batch in batch or [1, 32]
         for row in measure_backends(shape, one_batch, one_size, device, getattr(torch, dtype))
     ]
-    cells: dict[tuple[Any, ...], dict[str, str]] = {}
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        line = cells.setdefault((row["case"], row["size"], row["batch"]), {})
-        if "microseconds" in row:
-            line[row["backend"]] = f"{row['microseconds']:.1f}"
-    names = backend_names()
-    lines = [(*key, *(found.get(name) for name in names)) for key, found in cells.items()]
-    print_table("microseconds per call", ("case", "size", "batch", *names), lines)
+        line = cells.setdefault((row["case"], row["size"], row["batch"]), dict(row))
+        line[row["backend"]] = row.get("microseconds")
+    columns = {name: f"{{{name}}}" for name in ("case", "size", "batch")}
+    columns |= {name: f"{{{name}:.1f}}" for name in backend_names()}
+    print_rows("microseconds per call", cells.values(), columns)
     write_json(output, device, commit, {"dtype": dtype, "rows": rows})
 
 
 # --- self-attention of the encoder ---------------------------------------------------------------
 
 Call = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
-
-
-@dataclass
-class EncoderRow:
-    """One implementation on one shape: a time, or the reason why there is none.
-
-    Operations are counted as 4 B H L L 64: two products, no softmax.
-    """
-
-    heads: int
-    batch: int
-    name: str
-    config: Config | None = None
-    chosen: bool = False
-    error: float | None = None
-    failure: str | None = None
-    microseconds: float | None = None
-    tflops: float | None = None
 
 
 def encoder_configs(batch: int, heads: int) -> list[Config]:
@@ -246,34 +221,28 @@ def encoder_configs(batch: int, heads: int) -> list[Config]:
 
 def config_name(config: Config) -> str:
     tile = f"m{config.block_m} n{config.block_n} w{config.warps} s{config.stages}"
-    registers = f" r{config.registers}" if config.registers else ""
-    return f"{config.loads} {tile}{registers}"
+    return f"{config.loads} {tile}" + (f" r{config.registers}" if config.registers else "")
 
 
 def call_of(config: Config) -> Call:
-    def call(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        attention(q, k, v, out, scale=SCALE, config=config)
+    return lambda q, k, v, out: attention(q, k, v, out, scale=SCALE, config=config)
+
+
+def pytorch(operation: str, *before: Any) -> Call:
+    """A call of PyTorch's operation, with the arguments between v and the scale."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
+        tensors = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        run = getattr(torch.ops.aten, f"_scaled_dot_product_{operation}_attention")
+        return run(*tensors, *before, scale=SCALE)[0].transpose(1, 2)
 
     return call
 
 
-def cudnn(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    result = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, False, 0.0, False, False, scale=SCALE
-    )
-    return result[0].transpose(1, 2)
-
-
-def flash(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    result = torch.ops.aten._scaled_dot_product_flash_attention(
-        q, k, v, 0.0, False, False, scale=SCALE
-    )
-    return result[0].transpose(1, 2)
-
-
-BASELINES: dict[str, Call] = {"PyTorch cuDNN": cudnn, "PyTorch FlashAttention": flash}
+BASELINES: dict[str, Call] = {
+    "PyTorch cuDNN": pytorch("cudnn", None, False, 0.0, False, False),
+    "PyTorch FlashAttention": pytorch("flash", 0.0, False, False),
+}
 
 
 def fused_inputs(heads: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -282,35 +251,13 @@ def fused_inputs(heads: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ..
     return torch.randn(shape, device="cuda", dtype=dtype).unbind(2)
 
 
-class EncoderCase:
-    """Sets of inputs of one shape."""
-
-    def __init__(self, heads: int, batch: int, dtype: torch.dtype) -> None:
-        self.flops = 4 * batch * heads * POSITIONS**2 * HEAD_DIM
-        size = 3 * batch * POSITIONS * heads * HEAD_DIM * dtype.itemsize
-        sets = cold_sets(size, ENCODER_COLD_BYTES)
-        self.inputs = [fused_inputs(heads, batch, dtype) for _ in range(sets)]
-        self.out = torch.empty_like(self.inputs[0][0], memory_format=torch.contiguous_format)
-        self.expected = self._reference(*self.inputs[0])
-
-    def _reference(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention in float32, one sequence at a time: scores of all at once would not fit."""
-        out = torch.empty(q.shape, device=q.device)
-        for one_q, one_k, one_v, one_out in zip(q, k, v, out, strict=True):
-            scores = torch.einsum("lhd,mhd->hlm", one_q.float(), one_k.float()).mul_(SCALE)
-            one_out.copy_(torch.einsum("hlm,mhd->lhd", scores.softmax(-1), one_v.float()))
-        return out
-
-    def error_of(self, call: Call) -> float:
-        self.out.fill_(float("nan"))
-        result = call(*self.inputs[0], self.out)
-        return relative_error((self.out if result is None else result).float(), self.expected)
-
-    def microseconds(self, call: Call) -> float:
-        sets = len(self.inputs)
-        wanted = min(MOST_CALLS, REPLAY_SECONDS * EXPECTED_FLOPS / self.flops)
-        calls = max(1, round(wanted / sets)) * sets
-        return graph_microseconds(lambda i: call(*self.inputs[i % sets], self.out), calls, 9)
+def attention_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The reference, one sequence at a time: scores of all at once would not fit."""
+    out = torch.empty(q.shape, device=q.device)
+    for one_q, one_k, one_v, one_out in zip(q, k, v, out, strict=True):
+        scores = torch.einsum("lhd,mhd->hlm", one_q.float(), one_k.float()).mul_(SCALE)
+        one_out.copy_(torch.einsum("hlm,mhd->lhd", scores.softmax(-1), one_v.float()))
+    return out
 
 
 def compile_encoder(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
@@ -322,42 +269,56 @@ def compile_encoder(shapes: list[tuple[int, int]], dtype: torch.dtype) -> None:
                 call_of(config)(q, k, v, torch.empty_like(q, memory_format=torch.contiguous_format))
 
 
-def measure_encoder(heads: int, batch: int, dtype: torch.dtype) -> list[EncoderRow]:
-    """A row per configuration and then per baseline."""
-    case, chosen = EncoderCase(heads, batch, dtype), choose(batch, heads, POSITIONS)
-    todo = [
-        (EncoderRow(heads, batch, config_name(config), config, config == chosen), call_of(config))
-        for config in encoder_configs(batch, heads)
+def measure_encoder(heads: int, batch: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row per configuration and then per baseline; 4 B H L L 64 operations, no softmax."""
+    flops = 4 * batch * heads * POSITIONS**2 * HEAD_DIM
+    size = 3 * batch * POSITIONS * heads * HEAD_DIM * dtype.itemsize
+    sets = [fused_inputs(heads, batch, dtype) for _ in range(cold_sets(size, ENCODER_COLD_BYTES))]
+    out = torch.empty_like(sets[0][0], memory_format=torch.contiguous_format)
+    expected = attention_in_float32(*sets[0])
+    wanted = min(MOST_CALLS, REPLAY_SECONDS * EXPECTED_FLOPS / flops)
+    calls = max(1, round(wanted / len(sets))) * len(sets)
+
+    def error_of(call: Call) -> float:
+        out.fill_(float("nan"))
+        result = call(*sets[0], out)
+        return relative_error((out if result is None else result).float(), expected)
+
+    def microseconds(call: Call) -> float:
+        return graph_microseconds(lambda i: call(*sets[i % len(sets)], out), calls, 9)
+
+    chosen = choose(batch, heads, POSITIONS)
+    todo: list[tuple[str, Config | None, Call]] = [
+        (config_name(config), config, call_of(config)) for config in encoder_configs(batch, heads)
     ]
-    todo += [(EncoderRow(heads, batch, name), call) for name, call in BASELINES.items()]
-    for row, call in todo:
-        measure_kernel(
-            row,
-            lambda call=call: case.error_of(call),  # type: ignore[misc]
-            lambda call=call: case.microseconds(call),  # type: ignore[misc]
-            TOLERANCE[dtype],
-        )
-        if row.microseconds is not None:
-            row.tflops = case.flops / row.microseconds / 1e6
-    return [row for row, _ in todo]
+    todo += [(name, None, call) for name, call in BASELINES.items()]
+    rows = []
+    for name, config, call in todo:
+        row: dict[str, Any] = {"heads": heads, "batch": batch, "name": name}
+        row |= {"config": config and asdict(config), "chosen": config == chosen}
+        row |= dict.fromkeys(("error", "failure", "microseconds", "tflops"))
+        measure_kernel(row, partial(error_of, call), partial(microseconds, call), TOLERANCE[dtype])
+        if row["microseconds"] is not None:
+            row["tflops"] = flops / row["microseconds"] / 1e6
+        rows.append(row)
+    return rows
 
 
-def show_encoder(rows: list[EncoderRow]) -> None:
+def show_encoder(rows: list[dict[str, Any]]) -> None:
     """Print the best rows of one shape, the chosen one, those that failed, then PyTorch's."""
-    timed = [row for row in rows if row.config and row.microseconds is not None]
-    timed.sort(key=lambda row: row.microseconds or 0.0)
-    shown = timed[:BEST] + [row for row in timed[BEST:] if row.chosen]
-    shown += [row for row in rows if row.config and row.microseconds is None]
-    lines = []
-    for row in shown + [row for row in rows if not row.config]:
-        name = row.name + (" *" if row.chosen else "")
-        if row.microseconds is None:
-            lines.append((name, None, None, (row.failure or "")[:60]))
-        else:
-            numbers = f"{row.microseconds:.1f}", f"{row.tflops:.0f}", f"{row.error:.1e}"
-            lines.append((name, *numbers))
-    columns = ("implementation", "microseconds", "TFLOP/s", "error")
-    print_table(f"{rows[0].heads} heads, batch {rows[0].batch}; * is chosen", columns, lines)
+    ours = [row for row in rows if row["config"]]
+    timed = [row for row in ours if row["microseconds"] is not None]
+    timed.sort(key=lambda row: row["microseconds"])
+    shown = timed[:BEST] + [row for row in timed[BEST:] if row["chosen"]]
+    shown += [row for row in ours if row["microseconds"] is None]
+    columns = {
+        "implementation": lambda row: row["name"] + (" *" if row["chosen"] else ""),
+        "microseconds": "{microseconds:.1f}",
+        "TFLOP/s": "{tflops:.0f}",
+        "error": lambda row: (row["failure"] or "")[:60] or f"{row['error']:.1e}",
+    }
+    title = f"{rows[0]['heads']} heads, batch {rows[0]['batch']}; * is chosen"
+    print_rows(title, shown + [row for row in rows if not row["config"]], columns)
 
 
 def encoder(
@@ -377,37 +338,15 @@ def encoder(
     ]
     console.print(torch.cuda.get_device_name())
     compile_encoder(shapes, precision)
-    rows: list[EncoderRow] = []
+    rows: list[dict[str, Any]] = []
     for shape in shapes:
         found = measure_encoder(*shape, precision)
         show_encoder(found)
         rows += found
-    document = {"dtype": dtype, "length": POSITIONS, "rows": [asdict(row) for row in rows]}
-    write_json(output, "cuda", commit, document)
+    write_json(output, "cuda", commit, {"dtype": dtype, "length": POSITIONS, "rows": rows})
 
 
 # --- absorbed cross-attention --------------------------------------------------------------------
-
-
-@dataclass
-class AbsorbedRow:
-    """One configuration with one number of splits: a time, or the reason why there is none."""
-
-    kernel: str
-    d: int
-    batch: int
-    splits: int
-    config: AttentionConfig
-    chosen: bool = False
-    error: float | None = None
-    failure: str | None = None
-    microseconds: float | None = None
-    share_of_copy: float | None = None
-
-    @property
-    def name(self) -> str:
-        c = self.config
-        return f"{c.formulation} q{c.queries} k{c.keys} w{c.warps} s{c.stages}"
 
 
 def workspace(rows: int, d: int, splits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -475,14 +414,10 @@ class AbsorbedCase:
         return graph_microseconds(lambda i: launch(i % sets), calls, replays=7)
 
     def time_attention(self, config: AttentionConfig, splits: int) -> float:
-        parts, stats = workspace(self.batch, self.d, splits, self.dtype)
-
-        def launch(i: int) -> None:
-            absorbed_attention(
-                self.queries, self.states[i], parts, stats, splits=splits, config=config
-            )
-
-        return self._time(launch, self.sets)
+        """Microseconds of a call."""
+        workspaces = workspace(self.batch, self.d, splits, self.dtype)
+        run = partial(absorbed_attention, splits=splits, config=config)
+        return self._time(lambda i: run(self.queries, self.states[i], *workspaces), self.sets)
 
     def launches_around(self, splits: int, layers: int) -> dict[str, Callable[[int], None]]:
         """The kernels before and after, with the weights of layer i; each has run once."""
@@ -517,14 +452,6 @@ class AbsorbedCase:
             return entry | {"failure": failure_of(raised)}
         return entry | {name: round(time, 2) for name, time in times.items()}
 
-    def measure(self, row: AbsorbedRow, copy_bytes_per_microsecond: float) -> None:
-        """Set the times of a row, or why there are none."""
-        try:
-            row.microseconds = self.time_attention(row.config, row.splits)
-            row.share_of_copy = self.bytes / copy_bytes_per_microsecond / row.microseconds
-        except Exception as raised:  # a configuration that the GPU cannot run is a result, too
-            row.failure = failure_of(raised)
-
 
 def splits_to_try(batch: int, only_chosen: bool) -> list[int]:
     """The chosen number of splits, half and double."""
@@ -534,24 +461,31 @@ def splits_to_try(batch: int, only_chosen: bool) -> list[int]:
     return sorted({max(1, chosen // 2), chosen, min(MOST_SPLITS, chosen * 2)})
 
 
-def show_absorbed(rows: list[AbsorbedRow]) -> None:
+def show_absorbed(rows: list[dict[str, Any]]) -> None:
     """Print, per D, configurations by batches, with the best number of splits each."""
-    for d in dict.fromkeys(row.d for row in rows):
-        found = [row for row in rows if row.d == d]
-        batches = list(dict.fromkeys(row.batch for row in found))
-        lines = []
-        for name in dict.fromkeys(row.name for row in found):
-            same = [row for row in found if row.name == name]
-            cells: list[str | None] = []
-            for batch in batches:
-                timed = [r for r in same if r.batch == batch and r.microseconds is not None]
-                best = min(timed, key=lambda r: r.microseconds or 0.0, default=None)
-                share = 100 * (best.share_of_copy or 0) if best else 0
-                cells.append(best and f"{best.microseconds:.1f} ({share:.0f}%, {best.splits})")
-            note = same[0].failure or f"{same[0].error:.1e}"
-            lines.append((name + (" *" if same[0].chosen else ""), *cells, note[:50]))
-        title = f"D {d}: microseconds (% of copy bandwidth, splits); * is chosen"
-        print_table(title, ("configuration", *map(str, batches), "error"), lines)
+    for d in dict.fromkeys(row["d"] for row in rows):
+        lines: dict[str, dict[str, Any]] = {}
+        for row in (row for row in rows if row["d"] == d):
+            c = row["config"]
+            name = f"{c['formulation']} q{c['queries']} k{c['keys']} w{c['warps']} s{c['stages']}"
+            line = lines.setdefault(name, row | {"name": name, "best": {}})
+            best = line["best"].get(row["batch"])
+            time = row["microseconds"]
+            if time is not None and (best is None or time < best["microseconds"]):
+                line["best"][row["batch"]] = row
+
+        def cell(batch: int, line: Mapping[str, Any]) -> str | None:
+            best = line["best"].get(batch)
+            share = best and f"({best['share_of_copy']:.0%}, {best['splits']})"
+            return best and f"{best['microseconds']:.1f} {share}"
+
+        columns = {"configuration": lambda row: row["name"] + (" *" if row["chosen"] else "")}
+        columns |= {
+            str(each): partial(cell, each) for each in dict.fromkeys(r["batch"] for r in rows)
+        }
+        columns["error"] = lambda row: (row["failure"] or f"{row['error']:.1e}")[:50]
+        title = f"D {d}: microseconds (share of copy bandwidth, splits); * is chosen"
+        print_rows(title, lines.values(), columns)
 
 
 def absorbed(
@@ -579,25 +513,32 @@ def absorbed(
     checks = check_all_absorbed(jobs, batches, precision, processes)
     rate = measure_ceilings("cuda", dtype).bytes_per_second
     console.print(f"{torch.cuda.get_device_name()}: copy {rate / 1e12:.2f} TB/s")
-    rows: list[AbsorbedRow] = []
+    rows: list[dict[str, Any]] = []
     around: list[dict[str, Any]] = []
     for d in sizes:
         for one_batch in batches:
             case = AbsorbedCase(d, one_batch, precision)
             for config in configs[d]:
                 for splits in splits_to_try(one_batch, quick or chosen_only):
-                    is_chosen, check = config == chosen[d], checks[d, config]
-                    row = AbsorbedRow("attention", d, one_batch, splits, config, is_chosen, *check)
-                    if row.failure is None:
-                        case.measure(row, rate / 1e6)
+                    error, failure = checks[d, config]
+                    row = {"kernel": "attention", "d": d, "batch": one_batch, "splits": splits}
+                    row |= {"config": asdict(config), "chosen": config == chosen[d]}
+                    row |= {"error": error, "failure": failure}
+                    row |= {"microseconds": None, "share_of_copy": None}
                     rows.append(row)
+                    if failure is not None:
+                        continue
+                    try:
+                        row["microseconds"] = case.time_attention(config, splits)
+                        row["share_of_copy"] = case.bytes / rate * 1e6 / row["microseconds"]
+                    except Exception as raised:  # what the GPU cannot run is a result, too
+                        row["failure"] = failure_of(raised)
             around.append(case.measure_around())
     show_absorbed(rows)
     for entry in around:
         console.print("before and after: " + ", ".join(f"{k} {v}" for k, v in entry.items()))
     document = {"dtype": dtype, "copy_bytes_per_second": rate}
-    document |= {"attention": [asdict(row) for row in rows], "around": around}
-    write_json(output, "cuda", commit, document)
+    write_json(output, "cuda", commit, document | {"attention": rows, "around": around})
 
 
 app = app_of(__doc__, backends, encoder, absorbed)

@@ -4,11 +4,18 @@
     python benchmarks/encoder.py --repeats 0 --weights package:tiny.en --features speech.npz
 
 Random weights, features of the bundled speech on the device, one process. All systems get the same
-numbers, rounded to the dtype; the error is that of the states, relative to what stock with eager
-attention computes from the same numbers in float32, so that it is what the arithmetic in the dtype
-loses. Systems that are timed together take turns call by call. PyTorch keeps its default settings:
-on a GPU stock's convolutions in float32 are TensorFloat-32. `--weights` adds the errors of a
-checkpoint on speech in float32, float16 and bfloat16.
+numbers, rounded to the dtype. The error is that of the states, relative (Frobenius) to those of
+stock with eager attention in float32 from the same numbers, so that it is what the arithmetic in
+the dtype loses. Systems that are timed together take turns call by call. PyTorch keeps its default
+settings: on a GPU stock's convolutions in float32 are TensorFloat-32. `--weights` adds the errors
+of a checkpoint on speech in float32, float16 and bfloat16.
+
+Fields of rows have the names and units of `whisper-flash benchmark`. Seconds are per call, on a GPU
+by its own events. `activation_bytes` is the peak of allocated device memory above weights, features
+and states, a recording of a CUDA graph included; None on a CPU. `flops` counts matrix products.
+`states_error_float32` is the error of our encoder in float32 on the same numbers. In half precision
+a few positions make most of `states_error`; `position_error` is the median over positions of a
+position's own relative error, and `states_bound` what our `states_error` may be.
 """
 
 from __future__ import annotations
@@ -17,8 +24,9 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -26,16 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from _harness import (
-    Commit,
-    Output,
-    app_of,
-    console,
-    one_of,
-    print_table,
-    relative_error,
-    write_json,
-)
+from _harness import Commit, Output, app_of, console, one_of, print_rows, relative_error, write_json
 from transformers import WhisperForConditionalGeneration as StockWhisper
 
 from whisper_flash_attention.benchmark.environment import Environment, describe_environment
@@ -48,12 +47,7 @@ from whisper_flash_attention.benchmark.roofline import (
     encoder_phases,
     encoder_seconds,
 )
-from whisper_flash_attention.benchmark.settings import (
-    DTYPES,
-    MODEL_SIZES,
-    ModelSize,
-    Setting,
-)
+from whisper_flash_attention.benchmark.settings import DTYPES, MODEL_SIZES, ModelSize, Setting
 from whisper_flash_attention.benchmark.systems import FLASH
 from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.engine.engine import Engine
@@ -65,7 +59,6 @@ from whisper_flash_attention.modeling_whisper_flash_attention import (
 from whisper_flash_attention.parity.cases import read_features
 from whisper_flash_attention.parity.models import load_models
 
-ENCODER = "encoder"
 # The main benchmark's names, and stock's attention by them.
 STOCK_ATTENTION = {"orig": "eager", "sdpa": "sdpa"}
 SYSTEMS = (*STOCK_ATTENTION, FLASH)
@@ -73,8 +66,20 @@ SYSTEMS = (*STOCK_ATTENTION, FLASH)
 CPU_WARM_UP, GPU_WARM_UP = 2, 10
 # The reference encodes few clips at a time: eager attention holds every score.
 REFERENCE_CLIPS = 4
+# Defaults: checkpoints, batch sizes and timed calls.
+CPU_DEFAULTS = (("tiny", "base"), (1,), 5)
+GPU_DEFAULTS = (("tiny", "base", "small", "medium", "large-v3"), (1, 8, 32), 20)
 
+FIDELITY_DTYPES = ("float32", "float16", "bfloat16")
+# What our error may be: in float32, and in half precision times that of stock with SDPA.
+FLOAT32_BOUND = 1e-5
+HALF_FACTOR = 1.2
+# Clips of bundled speech that a checkpoint's errors are measured on where no file is given.
+FIDELITY_CLIPS = 4
+
+# Features [B, mel bins, 3000] to states [B, 1500, D].
 Encode = Callable[[torch.Tensor], torch.Tensor]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ class EncoderCase:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype that `dtype` names."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return getattr(torch, self.dtype)
 
     @property
     def warm_up(self) -> int:
@@ -102,76 +106,28 @@ class EncoderCase:
     @property
     def work(self) -> Workload:
         """What the roofline is computed from."""
-        setting = Setting(ENCODER, self.batch_size, new_tokens=1, batches=self.repeats)
+        setting = Setting("encoder", self.batch_size, new_tokens=1, batches=self.repeats)
         return Workload.of(self.size, 1, setting, self.dtype)
 
-
-@dataclass(frozen=True)
-class EncoderRow:
-    """One system on one case; names and units are those of `results.ResultRow`.
-
-    Seconds are per call, on a GPU by its own events. `activation_bytes` is the peak of allocated
-    device memory above weights, features and states; None on a CPU. A recording of a CUDA graph is
-    in it, workspaces that PyTorch keeps for matrix products are not. `flops` counts matrix products
-    per call. `states_error` is relative (Frobenius) to the reference, `states_error_float32` that
-    of our encoder in float32 on the same numbers; None for stock.
-    """
-
-    setting: str
-    checkpoint: str
-    encoder_layers: int
-    system: str
-    device: str
-    dtype: str
-    batch_size: int
-    parameters: int
-    features: str
-    environment: dict[str, Any]
-    ceilings: dict[str, float]
-    roofline_seconds_per_batch: float
-    flops: int
-    status: str = "failed"
-    error: str | None = None
-    attention: dict[str, str] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    first_call_seconds: float | None = None
-    activation_bytes: int | None = None
-    states_error: float | None = None
-    states_error_float32: float | None = None
-
-    @property
-    def seconds_per_batch(self) -> float | None:
-        """The median call."""
-        return median(self.seconds) if self.seconds else None
-
-    def as_json(self) -> dict[str, Any]:
-        """All fields, and what follows from the times; that is None where nothing was timed."""
-        typical = self.seconds_per_batch
-        rate = self.flops / typical if typical else None
-        return asdict(self) | {
-            "batches": len(self.seconds),
-            "seconds_per_batch": typical,
-            "seconds_min": min(self.seconds, default=None),
-            "seconds_max": max(self.seconds, default=None),
-            "tflops_per_second": rate / 1e12 if rate else None,
-            "matmul_share": rate / self.ceilings["flops_per_second"] if rate else None,
-            "roofline_share": self.roofline_seconds_per_batch / typical if typical else None,
-        }
+    def build(self, kind: Any) -> Any:
+        """The model with random weights, and one decoder layer, which is not used."""
+        return build_model(kind, self.size, 1, device=self.device, dtype=self.torch_dtype)
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A system that is ready to be timed: features [B, mel bins, 3000] to states [B, 1500, D]."""
+class Speech:
+    """Features [clips, mel bins, 3000], float32, on the host; what they are; clips per call."""
 
-    name: str
-    model: Any
-    encode: Encode
-    attention: str
+    features: torch.Tensor
+    description: str
+    batch_size: int = 1
 
-    def release_recordings(self) -> None:
-        """Give back what the system keeps between calls."""
-        if self.name == FLASH:
-            Engine.of(self.model).release()
+
+def bundled_speech(clips: int, mel_bins: int) -> Speech:
+    """Features of this many clips, as the main benchmark makes them."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = prepare_features("bundled", mel_bins, clips, Path(folder) / "features.npy")
+        return Speech(torch.from_numpy(np.load(made.path)), made.description)
 
 
 def stock_encoder(model: Any, attention: str) -> Encode:
@@ -180,8 +136,7 @@ def stock_encoder(model: Any, attention: str) -> Encode:
 
     def encode(features: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            states: torch.Tensor = model.get_encoder()(features).last_hidden_state
-        return states
+            return model.get_encoder()(features).last_hidden_state
 
     return encode
 
@@ -191,145 +146,151 @@ def our_encoder(model: Any) -> Encode:
     return lambda features: Engine.of(model).encode(features)
 
 
-def build_encoder(case: EncoderCase, name: str) -> Encoder:
-    """The system of this name (one of `SYSTEMS`) with the benchmark's random weights."""
-    if name == FLASH:
-        model: Any = _build(OurWhisper, case)
-        heads, size = case.size.heads, case.size
-        rows = survey(
-            model.device,
-            model.dtype,
-            heads=heads,
-            head_dim=size.d_model // heads,
-            batch=case.batch_size,
-        )
-        attention = next(row.picked for row in rows if row.case.startswith("encoder"))
-        return Encoder(name, model, our_encoder(model), attention)
-    model, attention = _build(StockWhisper, case), STOCK_ATTENTION[name]
-    return Encoder(name, model, stock_encoder(model, attention), attention)
-
-
-def _build(kind: Any, case: EncoderCase) -> Any:
-    # One decoder layer, of no use here; weights follow from their names.
-    return build_model(kind, case.size, 1, device=case.device, dtype=case.torch_dtype)
-
-
-def encode_in_parts(encode: Encode, features: torch.Tensor, clips: int) -> torch.Tensor:
-    """States [B, 1500, D] of features [B, mel bins, 3000], `clips` at a time."""
+def in_parts(encode: Encode, features: torch.Tensor, clips: int) -> torch.Tensor:
+    """States of all features, `clips` at a time."""
     return torch.cat([encode(part) for part in torch.split(features, clips)])
 
 
-def reference_states(case: EncoderCase, features: torch.Tensor) -> torch.Tensor:
-    """Stock's float32 states [B, 1500, D], eager attention, of the case's numbers.
-
-    `features` [B, mel bins, 3000] are on the device and rounded to the case's dtype. TensorFloat-32
-    is off meanwhile.
-    """
-    model = _build(StockWhisper, case).float()
+def reference(model: Any, features: torch.Tensor, clips: int) -> torch.Tensor:
+    """Stock's states in float32 with eager attention and without TensorFloat-32."""
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
-        encode = stock_encoder(model, "eager")
-        return encode_in_parts(encode, features.float(), REFERENCE_CLIPS)
+        return in_parts(stock_encoder(model.float(), "eager"), features.float(), clips)
+
+
+def free(device: str) -> None:
+    """Release models that nobody holds any more."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+# --- times, on random weights --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A system that is ready to be timed."""
+
+    name: str
+    model: Any
+    encode: Encode
+    attention: str
+
+
+def build_encoder(case: EncoderCase, name: str) -> Encoder:
+    """The system of this name (one of `SYSTEMS`) with the benchmark's random weights."""
+    if name != FLASH:
+        model, attention = case.build(StockWhisper), STOCK_ATTENTION[name]
+        return Encoder(name, model, stock_encoder(model, attention), attention)
+    model, heads = case.build(OurWhisper), case.size.heads
+    shape = {"heads": heads, "head_dim": case.size.d_model // heads, "batch": case.batch_size}
+    rows = survey(model.device, model.dtype, **shape)
+    attention = next(row.picked for row in rows if row.case.startswith("encoder"))
+    return Encoder(name, model, our_encoder(model), attention)
+
+
+def reference_states(case: EncoderCase, features: torch.Tensor) -> torch.Tensor:
+    """`reference` of the case's weights for features rounded to its dtype."""
+    return reference(case.build(StockWhisper), features, REFERENCE_CLIPS)
 
 
 def float32_error(case: EncoderCase, features: torch.Tensor, expected: torch.Tensor) -> float:
-    """`relative_error` of our encoder in float32 on the case's numbers."""
-    model = _build(OurWhisper, case).float()
+    """The error of our encoder in float32 on the case's numbers."""
+    model = case.build(OurWhisper).float()
     error = relative_error(our_encoder(model)(features.float()), expected)
     Engine.forget(model)
     return error
 
 
 def measure_case(
-    case: EncoderCase,
-    features: torch.Tensor,
-    description: str,
-    environment: Environment,
-    ceilings: Ceilings,
-) -> list[EncoderRow]:
-    """Time every system on a case. On a CPU they take turns; on a GPU one is there at a time.
+    case: EncoderCase, speech: Speech, environment: Environment, ceilings: Ceilings
+) -> list[Row]:
+    """A row per system in the order of `SYSTEMS`.
 
-    Args:
-        case: what to run.
-        features: float32 [batch size, mel bins, 3000] on the host.
-        description: of the features.
-        environment, ceilings: of this machine.
-
-    Returns:
-        A row per system in the order of `SYSTEMS`; one that the GPU's memory does not hold has the
-        status "failed" and says so.
+    On a CPU they take turns; on a GPU one is there at a time. One that the GPU's memory does not
+    hold has the status "failed" and the reason.
     """
-    on_device = features.to(case.device, case.torch_dtype)
-    expected = reference_states(case, on_device)
-    exact = float32_error(case, on_device, expected)
-    _free(case.device)
-    groups = [SYSTEMS] if case.device == "cpu" else [(name,) for name in SYSTEMS]
+    features = speech.features[: case.batch_size].to(case.device, case.torch_dtype)
+    expected = reference_states(case, features)
+    exact = float32_error(case, features, expected)
+    free(case.device)
     rows = []
-    for names in groups:
-        blank = [_blank_row(case, name, description, environment, ceilings) for name in names]
-        try:
-            rows += _measure_group(case, blank, on_device, expected)
-        except torch.OutOfMemoryError:
-            rows += [replace(row, error="out of memory") for row in blank]
-        _free(case.device)
-    return [replace(r, states_error_float32=exact) if r.system == FLASH else r for r in rows]
+    for names in [SYSTEMS] if case.device == "cpu" else [(name,) for name in SYSTEMS]:
+        found: Sequence[Row] = [{"error": "out of memory"}] * len(names)
+        with suppress(torch.OutOfMemoryError):
+            found = measure_group(case, names, features, expected)
+        for name, row in zip(names, found, strict=True):
+            rows.append(
+                {
+                    "setting": "encoder",
+                    "checkpoint": case.checkpoint,
+                    "encoder_layers": case.size.encoder_layers,
+                    "system": name,
+                    "device": case.device,
+                    "dtype": case.dtype,
+                    "batch_size": case.batch_size,
+                    "features": speech.description,
+                    "environment": environment.as_json(),
+                    "ceilings": asdict(ceilings),
+                    "roofline_seconds_per_batch": encoder_seconds(case.work, ceilings),
+                    "flops": sum(flops for _, flops in encoder_phases(case.work)),
+                    "states_error_float32": exact if name == FLASH else None,
+                    **with_ratios(case, ceilings, row),
+                }
+            )
+        free(case.device)
+    return rows
 
 
-def _blank_row(
-    case: EncoderCase, name: str, description: str, environment: Environment, ceilings: Ceilings
-) -> EncoderRow:
-    return EncoderRow(
-        setting=ENCODER,
-        checkpoint=case.checkpoint,
-        encoder_layers=case.size.encoder_layers,
-        system=name,
-        device=case.device,
-        dtype=case.dtype,
-        batch_size=case.batch_size,
-        parameters=0,
-        features=description,
-        environment=environment.as_json(),
-        ceilings=asdict(ceilings),
-        roofline_seconds_per_batch=encoder_seconds(case.work, ceilings),
-        flops=sum(flops for _, flops in encoder_phases(case.work)),
-    )
+def with_ratios(case: EncoderCase, ceilings: Ceilings, measured: Row) -> Row:
+    """What was measured, and what follows from the times; that is None where nothing was timed."""
+    blank = {"status": "failed", "error": None, "attention": {}, "seconds": [], "parameters": 0}
+    row = blank | dict.fromkeys(("first_call_seconds", "activation_bytes", "states_error"))
+    row |= measured
+    seconds = row["seconds"]
+    typical = median(seconds) if seconds else None
+    rate = sum(flops for _, flops in encoder_phases(case.work)) / typical if typical else None
+    return row | {
+        "batches": len(seconds),
+        "seconds_per_batch": typical,
+        "seconds_min": min(seconds, default=None),
+        "seconds_max": max(seconds, default=None),
+        "tflops_per_second": rate / 1e12 if rate else None,
+        "matmul_share": rate / ceilings.flops_per_second if rate else None,
+        "roofline_share": encoder_seconds(case.work, ceilings) / typical if typical else None,
+    }
 
 
-def _measure_group(
-    case: EncoderCase, blank: Sequence[EncoderRow], features: torch.Tensor, expected: torch.Tensor
-) -> list[EncoderRow]:
-    """Fill the rows of systems that are there at the same time."""
+def measure_group(
+    case: EncoderCase, names: Sequence[str], features: torch.Tensor, expected: torch.Tensor
+) -> list[Row]:
+    """Measure systems that are there at the same time."""
     device = torch.device(case.device)
-    encoders = [build_encoder(case, row.system) for row in blank]
-    firsts = [timed_call(encoder.encode, features, device)[0] for encoder in encoders]
-    peaks = [activation_bytes(encoder, features) for encoder in encoders]
-    seconds: list[list[float]] = [[] for _ in encoders]
-    errors = [0.0] * len(encoders)
+    encoders = [build_encoder(case, name) for name in names]
+    rows: list[Row] = [
+        {
+            "status": "ok",
+            "parameters": sum(each.numel() for each in encoder.model.get_encoder().parameters()),
+            "attention": {"encoder self-attention": encoder.attention},
+            "seconds": [],
+            "first_call_seconds": timed_call(encoder.encode, features, device)[0],
+        }
+        for encoder in encoders
+    ]
+    for row, encoder in zip(rows, encoders, strict=True):
+        row["activation_bytes"] = activation_bytes(encoder, features)
     for turn in range(case.warm_up + case.repeats):
-        for place, encoder in enumerate(encoders):
-            took, states = timed_call(encoder.encode, features, device)
+        for row, encoder in zip(rows, encoders, strict=True):
+            seconds, states = timed_call(encoder.encode, features, device)
             if turn >= case.warm_up:
-                seconds[place].append(took)
+                row["seconds"].append(seconds)
             if turn == 0:
-                errors[place] = relative_error(states, expected)
+                row["states_error"] = relative_error(states, expected)
             del states
     for encoder in encoders:
         Engine.forget(encoder.model)
-    return [
-        replace(
-            row,
-            status="ok",
-            parameters=sum(each.numel() for each in encoder.model.get_encoder().parameters()),
-            attention={"encoder self-attention": encoder.attention},
-            seconds=times,
-            first_call_seconds=first,
-            activation_bytes=peak,
-            states_error=error,
-        )
-        for row, encoder, times, first, peak, error in zip(
-            blank, encoders, seconds, firsts, peaks, errors, strict=True
-        )
-    ]
+    return rows
 
 
 def timed_call(
@@ -342,11 +303,10 @@ def timed_call(
         states = encode(features)
         synchronize(device)
         return time.perf_counter() - start, states
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    stream = torch.cuda.current_stream(device)
-    begin.record(stream)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record(torch.cuda.current_stream(device))
     states = encode(features)
-    end.record(stream)
+    end.record(torch.cuda.current_stream(device))
     end.synchronize()
     return begin.elapsed_time(end) / 1e3, states
 
@@ -355,8 +315,9 @@ def activation_bytes(encoder: Encoder, features: torch.Tensor) -> int | None:
     """Peak of one call's device memory above what was there and its states, after a first call."""
     if not features.is_cuda:
         return None
-    encoder.release_recordings()
-    _free("cuda")
+    if encoder.name == FLASH:
+        Engine.of(encoder.model).release()
+    free("cuda")
     before = torch.cuda.memory_allocated(features.device)
     torch.cuda.reset_peak_memory_stats(features.device)
     states = encoder.encode(features)
@@ -364,62 +325,32 @@ def activation_bytes(encoder: Encoder, features: torch.Tensor) -> int | None:
     return torch.cuda.max_memory_allocated(features.device) - before - states.nbytes
 
 
-def _free(device: str) -> None:
-    """Let go of models that nobody holds any more."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
+def show_timings(rows: list[Row]) -> None:
+    """Print one line per row; the ratios are stock's time over the row's."""
+
+    def key(row: Mapping[str, Any], system: str) -> tuple[str, int, str]:
+        return row["checkpoint"], row["batch_size"], system
+
+    times = {key(row, row["system"]): row["seconds_per_batch"] for row in rows}
+
+    def ratio(system: str) -> Callable[[Mapping[str, Any]], str]:
+        # A TypeError where either was not timed, which becomes a dash.
+        return lambda row: f"{times.get(key(row, system)) / row['seconds_per_batch']:.2f}"
+
+    columns: dict[str, Any] = {"checkpoint": "{checkpoint}", "batch": "{batch_size}"}
+    columns |= {"system": "{system}", "ms": lambda row: f"{1e3 * row['seconds_per_batch']:.2f}"}
+    columns |= {f"x vs {STOCK_ATTENTION[each]}": ratio(each) for each in STOCK_ATTENTION}
+    columns |= {
+        "TFLOP/s": "{tflops_per_second:.2f}",
+        "% of matmul": lambda row: f"{100 * row['matmul_share']:.0f}",
+        "peak MB": lambda row: f"{row['activation_bytes'] / 1e6:.0f}",
+        "error": lambda row: row["error"] or f"{row['states_error']:.1e}",
+    }
+    name = rows[0]["environment"]["device_name"]
+    print_rows(f"encoder, {name}, {rows[0]['dtype']}, medians", rows, columns)
 
 
-FIDELITY = "encoder-fidelity"
-FIDELITY_DTYPES = ("float32", "float16", "bfloat16")
-# What our error may be: in float32, and in half precision times that of stock with SDPA.
-FLOAT32_BOUND = 1e-5
-HALF_FACTOR = 1.2
-
-Errors = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class FidelityRow:
-    """One system in one dtype; names are those of `results.ResultRow`.
-
-    `states_error` is relative (Frobenius), over all clips. In half precision a few positions make
-    most of it; `position_error` is the median over positions of a position's own relative error.
-    `states_bound` is what our `states_error` may be; None for stock.
-    """
-
-    checkpoint: str
-    encoder_layers: int
-    system: str
-    device: str
-    dtype: str
-    batch_size: int
-    clips: int
-    features: str
-    environment: dict[str, Any]
-    states_error: float
-    position_error: float
-    states_bound: float | None = None
-    setting: str = FIDELITY
-
-    @property
-    def within_bound(self) -> bool | None:
-        """Whether the error is no larger than it may be; None where there is no bound."""
-        return None if self.states_bound is None else self.states_error <= self.states_bound
-
-    def as_json(self) -> dict[str, Any]:
-        """All fields, and the verdict."""
-        return asdict(self) | {"within_bound": self.within_bound}
-
-
-@dataclass(frozen=True)
-class Speech:
-    """Features [clips, mel bins, 3000], float32, on the host; what they are; clips per call."""
-
-    features: torch.Tensor
-    description: str
-    batch_size: int = 1
+# --- errors of a checkpoint ----------------------------------------------------------------------
 
 
 def measure_fidelity(
@@ -429,102 +360,64 @@ def measure_fidelity(
     speech: Speech,
     environment: Environment,
     dtypes: Sequence[str] = FIDELITY_DTYPES,
-) -> list[FidelityRow]:
+) -> list[Row]:
     """Two rows per dtype: stock with SDPA, and ours.
 
-    Args:
-        checkpoint: the name of the weights.
-        stock, ours: both classes with the same weights in float32, on one device. They stay so.
-        speech: what is encoded.
-        environment: of this machine.
-        dtypes: any of `FIDELITY_DTYPES`.
+    `stock` and `ours` have the same weights in float32, on one device. They stay so.
     """
-    rows = []
+    rows: list[Row] = []
     for dtype in dtypes:
-        sdpa, flash = states_errors(stock, ours, speech, getattr(torch, dtype))
-        bound = FLOAT32_BOUND if dtype == "float32" else HALF_FACTOR * sdpa[0]
-        for system, errors, limit in (("sdpa", sdpa, None), (FLASH, flash, bound)):
+        errors = states_errors(stock, ours, speech, getattr(torch, dtype))
+        bound = FLOAT32_BOUND if dtype == "float32" else HALF_FACTOR * errors["sdpa"][0]
+        for system, (error, position_error) in errors.items():
             rows.append(
-                FidelityRow(
-                    checkpoint=checkpoint,
-                    encoder_layers=int(stock.config.encoder_layers),
-                    system=system,
-                    device=str(stock.device),
-                    dtype=dtype,
-                    batch_size=speech.batch_size,
-                    clips=len(speech.features),
-                    features=speech.description,
-                    environment=environment.as_json(),
-                    states_error=errors[0],
-                    position_error=errors[1],
-                    states_bound=limit,
-                )
+                {
+                    "setting": "encoder-fidelity",
+                    "checkpoint": checkpoint,
+                    "encoder_layers": int(stock.config.encoder_layers),
+                    "system": system,
+                    "device": str(stock.device),
+                    "dtype": dtype,
+                    "batch_size": speech.batch_size,
+                    "clips": len(speech.features),
+                    "features": speech.description,
+                    "environment": environment.as_json(),
+                    "states_error": error,
+                    "position_error": position_error,
+                    "states_bound": bound if system == FLASH else None,
+                    "within_bound": error <= bound if system == FLASH else None,
+                }
             )
     return rows
 
 
 def states_errors(
     stock: Any, ours: Any, speech: Speech, dtype: torch.dtype
-) -> tuple[Errors, Errors]:
-    """`states_error` and `position_error` in this dtype: of stock with SDPA, and of ours."""
+) -> dict[str, tuple[float, float]]:
+    """`states_error` and `position_error` in this dtype, by system."""
     features = speech.features.to(stock.device, dtype)
-    rounded = copy.deepcopy(stock).to(dtype)
+    rounded, model = copy.deepcopy(stock).to(dtype), copy.deepcopy(ours).to(dtype)
+    expected = reference(copy.deepcopy(rounded), features, speech.batch_size)
     cudnn = torch.backends.cudnn
     # Stock's convolutions in float32 would be TensorFloat-32.
     with cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
-        encode = stock_encoder(copy.deepcopy(rounded).float(), "eager")
-        expected = encode_in_parts(encode, features.float(), speech.batch_size)
-        encode = stock_encoder(rounded, "sdpa")
-        sdpa = encode_in_parts(encode, features, speech.batch_size)
-    model = copy.deepcopy(ours).to(dtype)
-    found = encode_in_parts(our_encoder(model), features, speech.batch_size)
+        sdpa = in_parts(stock_encoder(rounded, "sdpa"), features, speech.batch_size)
+    states = {"sdpa": sdpa, FLASH: in_parts(our_encoder(model), features, speech.batch_size)}
     Engine.forget(model)
-    return _both_errors(sdpa, expected), _both_errors(found, expected)
 
+    def position_error(found: torch.Tensor) -> float:
+        apart = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
+        return float(apart.median())
 
-def _both_errors(found: torch.Tensor, expected: torch.Tensor) -> Errors:
-    """Over all elements, and the median over positions, for states [B, 1500, D]."""
-    apart = (found.float() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    return relative_error(found, expected), float(apart.median())
-
-
-CPU_CHECKPOINTS, CPU_BATCHES, CPU_REPEATS = ("tiny", "base"), (1,), 5
-GPU_CHECKPOINTS, GPU_BATCHES = ("tiny", "base", "small", "medium", "large-v3"), (1, 8, 32)
-GPU_REPEATS = 20
-# Clips of bundled speech that a checkpoint's errors are measured on where no file is given.
-FIDELITY_CLIPS = 4
-
-
-def bundled_speech(clips: int, mel_bins: int) -> Speech:
-    """Features of this many clips, as the main benchmark makes them."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = prepare_features("bundled", mel_bins, clips, Path(folder) / "features.npy")
-        return Speech(torch.from_numpy(np.load(made.path)), made.description)
-
-
-def time_encoders(cases: list[EncoderCase], environment: Environment) -> list[EncoderRow]:
-    """Rows of all cases; each is reported when it is done."""
-    ceilings = measure_ceilings(cases[0].device, cases[0].dtype)
-    most = max(case.batch_size for case in cases)
-    bins = sorted({case.size.mel_bins for case in cases})
-    speech = {each: bundled_speech(most, each) for each in bins}
-    rows = []
-    for case in cases:
-        own = speech[case.size.mel_bins]
-        features = own.features[: case.batch_size]
-        found = measure_case(case, features, own.description, environment, ceilings)
-        exact = found[-1].states_error_float32
-        console.print(
-            f"{case.checkpoint}, batch {case.batch_size}: done; "
-            f"ours in float32 is {exact:.1e} from stock's states"
-        )
-        rows += found
-    return rows
+    return {
+        name: (relative_error(found, expected), position_error(found))
+        for name, found in states.items()
+    }
 
 
 def compare_checkpoint(
     source: str, path: Path | None, environment: Environment, device: str
-) -> list[FidelityRow]:
+) -> list[Row]:
     """Rows of a checkpoint on features from a file, or on the bundled speech.
 
     Raises:
@@ -544,64 +437,23 @@ def compare_checkpoint(
     return measure_fidelity(source, models.stock, models.ours, speech, environment)
 
 
-def show_timings(rows: list[EncoderRow]) -> None:
-    """Print one line per row; the ratios are stock's time over the row's."""
-    times = {
-        (row.checkpoint, row.batch_size, row.system): row.seconds_per_batch
-        for row in rows
-        if row.seconds
-    }
-    lines: list[tuple[object, ...]] = []
-    for row in rows:
-        name, typical = (row.checkpoint, row.batch_size, row.system), row.seconds_per_batch
-        if typical is None:
-            lines.append((*name, row.error))
-            continue
-        stock = [times.get((row.checkpoint, row.batch_size, each)) for each in STOCK_ATTENTION]
-        found, peak = row.as_json(), row.activation_bytes
-        lines.append(
-            (
-                *(*name, f"{1e3 * typical:.2f}"),
-                *(None if each is None else f"{each / typical:.2f}" for each in stock),
-                f"{found['tflops_per_second']:.2f}",
-                f"{100 * found['matmul_share']:.0f}",
-                None if peak is None else f"{peak / 1e6:.0f}",
-                f"{row.states_error:.1e}",
-            )
-        )
-    columns = ("checkpoint", "batch", "system", "ms", "x vs eager", "x vs sdpa", "TFLOP/s")
-    title = f"encoder, {rows[0].environment['device_name']}, {rows[0].dtype}, medians"
-    print_table(title, (*columns, "% of matmul", "peak MB", "error"), lines)
-
-
-def show_fidelity(rows: list[FidelityRow]) -> None:
+def show_fidelity(rows: list[Row]) -> None:
     """Print one line per dtype."""
-    lines = []
-    for stock, ours in zip(rows[::2], rows[1::2], strict=True):
-        errors = (stock.states_error, ours.states_error, ours.states_bound)
-        verdict = "within" if ours.within_bound else "BEYOND"
-        medians = (f"{row.position_error:.2e}" for row in (stock, ours))
-        lines.append((ours.dtype, *(f"{error:.2e}" for error in errors), verdict, *medians))
-    columns = ("dtype", "sdpa", "flash", "bound", "", "sdpa, median position")
-    title = f"{rows[0].checkpoint}: error of the states, {rows[0].clips} clips of speech"
-    print_table(title, (*columns, "flash, median position"), lines)
-
-
-def select_cases(
-    checkpoints: list[str], batches: list[int], device: str, dtype: str, repeats: int
-) -> list[EncoderCase]:
-    """Every checkpoint with every batch size.
-
-    Raises:
-        typer.BadParameter: a checkpoint or the dtype is unknown.
-    """
-    one_of("checkpoint", checkpoints, MODEL_SIZES)
-    one_of("dtype", [dtype], DTYPES)
-    return [
-        EncoderCase(name, MODEL_SIZES[name], batch, device, dtype, repeats)
-        for name in checkpoints
-        for batch in batches
+    pairs = [
+        {"dtype": ours["dtype"], "sdpa": sdpa, "ours": ours}
+        for sdpa, ours in zip(rows[::2], rows[1::2], strict=True)
     ]
+    columns: dict[str, Any] = {
+        "dtype": "{dtype}",
+        "sdpa": "{sdpa[states_error]:.2e}",
+        "flash": "{ours[states_error]:.2e}",
+        "bound": "{ours[states_bound]:.2e}",
+        "": lambda row: "within" if row["ours"]["within_bound"] else "BEYOND",
+        "sdpa, median position": "{sdpa[position_error]:.2e}",
+        "flash, median position": "{ours[position_error]:.2e}",
+    }
+    title = f"{rows[0]['checkpoint']}: error of the states, {rows[0]['clips']} clips of speech"
+    print_rows(title, pairs, columns)
 
 
 def main(
@@ -620,21 +472,27 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     target = str(resolve_device(device))
-    on_cpu = target == "cpu"
-    names = checkpoint or list(CPU_CHECKPOINTS if on_cpu else GPU_CHECKPOINTS)
-    batches = batch or list(CPU_BATCHES if on_cpu else GPU_BATCHES)
-    calls = (CPU_REPEATS if on_cpu else GPU_REPEATS) if repeats is None else repeats
+    names, batches, calls = CPU_DEFAULTS if target == "cpu" else GPU_DEFAULTS
+    names, batches = tuple(checkpoint or names), tuple(batch or batches)
+    calls = calls if repeats is None else repeats
+    precision = dtype or str(resolve_dtype("auto", torch.device(target))).removeprefix("torch.")
+    one_of("checkpoint", names, MODEL_SIZES)
+    one_of("dtype", [precision], DTYPES)
     environment = describe_environment(target, commit)
-    timed: list[EncoderRow] = []
-    compared: list[FidelityRow] = []
-    if weights is not None:
-        compared = compare_checkpoint(weights, features, environment, target)
+    compared = compare_checkpoint(weights, features, environment, target) if weights else []
+    timed: list[Row] = []
     if calls:
-        precision = dtype or str(resolve_dtype("auto", torch.device(target))).removeprefix("torch.")
-        cases = select_cases(names, batches, target, precision, calls)
-        timed = time_encoders(cases, environment)
-    rows: list[dict[str, Any]] = [row.as_json() for row in (*timed, *compared)]
-    write_json(output, target, commit, {"rows": rows})
+        ceilings = measure_ceilings(target, precision)
+        bins = {MODEL_SIZES[name].mel_bins for name in names}
+        speech = {each: bundled_speech(max(batches), each) for each in bins}
+        for name in names:
+            for clips in batches:
+                case = EncoderCase(name, MODEL_SIZES[name], clips, target, precision, calls)
+                found = measure_case(case, speech[case.size.mel_bins], environment, ceilings)
+                exact = f"{found[-1]['states_error_float32']:.1e} from stock's states"
+                console.print(f"{name}, batch {clips}: done; ours in float32 is {exact}")
+                timed += found
+    write_json(output, target, commit, {"rows": [*timed, *compared]})
     if compared:
         show_fidelity(compared)
     if timed:

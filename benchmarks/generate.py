@@ -3,7 +3,6 @@
     python benchmarks/generate.py cpu --output benchmarks/results/cpu.json
     python benchmarks/generate.py start-up --output benchmarks/results/start-up-h100.json
     python benchmarks/generate.py step --checkpoint tiny --batch 1 --batch 32
-    python benchmarks/generate.py slots --device cuda --size large-v3 --output slots.json
 
 `cpu`: whole calls of stock Transformers and of this package on a CPU, in processes of their own
 (for their peaks of memory) that take turns. Float32, real weights, one recording, cut or padded
@@ -17,11 +16,6 @@ and weights are not in it.
 `step`: one decode step kernel by kernel on a CUDA GPU. All launches of a kernel in one step (one
 per layer, each with its own weights) are replayed as one CUDA graph; beside their sum stand the
 time of the whole step, and what its bytes need at the measured copy bandwidth.
-
-`slots`: many clips with texts of mixed lengths, decoded batch by batch and in slots that are
-refilled by several numbers of clips at a time. Random weights, random encoder states, greedy; every
-clip gets a number of tokens drawn once (log-normal, as lengths of speech are). Ways of decoding
-take turns; the time is from encoder states to tokens on the host.
 """
 
 from __future__ import annotations
@@ -35,8 +29,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -52,9 +44,8 @@ from _harness import (
     app_of,
     graph_microseconds,
     one_of,
-    print_table,
+    print_rows,
     require_cuda,
-    time_in_turns,
     write_json,
 )
 from transformers import WhisperForConditionalGeneration
@@ -69,9 +60,8 @@ from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules, Suppress
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import Job
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.weights import load_processor, read_checkpoint
 
@@ -90,50 +80,11 @@ KERNELS = {
         *("qkv", "self_attention", "linear", "cross_attention", "absorb_query"),
         *("fold_queries", "absorbed_attention", "project_values"),
     ),
-    cuda_decoder: ("logits", "pick"),
+    cuda_decoder: ("logits", "greedy_sample"),
 }
-
-# Of `slots`: mean and deviation of the lengths' logarithm; half of the texts have 90 tokens.
-SLOTS_PROMPT = (50258, 50259, 50360)
-MEAN, DEVIATION, LONGEST = 4.5, 0.5, 224
 
 
 # --- whole calls on a CPU ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One model: seconds per call in the order of the turns, peaks of resident memory in MiB.
-
-    `loaded` is the peak when the model was loaded, `peak` that at the end.
-    """
-
-    model: str
-    system: str
-    stock_seconds: list[float]
-    our_seconds: list[float]
-    stock_loaded_mib: float
-    our_loaded_mib: float
-    stock_peak_mib: float
-    our_peak_mib: float
-    tokens: int
-    ids_equal: bool
-
-    @property
-    def ratio_of_medians(self) -> float:
-        """Our median time over stock's."""
-        return median(self.our_seconds) / median(self.stock_seconds)
-
-    @property
-    def median_of_ratios(self) -> float:
-        """The median, over the pairs of turns, of our time over stock's."""
-        pairs = zip(self.our_seconds, self.stock_seconds, strict=True)
-        return median(ours / stock for ours, stock in pairs)
-
-    def as_json(self) -> dict[str, Any]:
-        """Fields and both ratios."""
-        ratios = {name: getattr(self, name) for name in ("ratio_of_medians", "median_of_ratios")}
-        return asdict(self) | ratios
 
 
 def read_samples(recording: Path | None, seconds: float) -> np.ndarray:
@@ -212,26 +163,39 @@ class Worker:
         return peak
 
 
-def compare(source: str, system: str, samples: np.ndarray, threads: int, pairs: int) -> Comparison:
-    """Measure stock with attention `system` and ours in turns, after `WARM_UP_PAIRS` of calls."""
-    processor = load_processor(source)
-    inputs = processor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np")
-    features = inputs.input_features
-    stock, ours = (Worker(source, name, features, threads) for name in (system, OURS))
-    turns = [(stock.call(), ours.call()) for _ in range(WARM_UP_PAIRS + pairs)]
-    timed = turns[WARM_UP_PAIRS:]
-    return Comparison(
-        model=source,
-        system=system,
-        stock_seconds=[seconds for (seconds, _), _ in timed],
-        our_seconds=[seconds for _, (seconds, _) in timed],
-        stock_loaded_mib=stock.loaded_mib,
-        our_loaded_mib=ours.loaded_mib,
-        stock_peak_mib=stock.stop(),
-        our_peak_mib=ours.stop(),
-        tokens=len(turns[0][0][1]),
-        ids_equal=all(theirs == found for (_, theirs), (_, found) in turns),
-    )
+def ratios(stock: list[float], ours: list[float]) -> dict[str, float]:
+    """Our time over stock's: of the medians, and the median over pairs of turns."""
+    return {
+        "ratio_of_medians": median(ours) / median(stock),
+        "median_of_ratios": median(ours / stock for ours, stock in zip(ours, stock, strict=True)),
+    }
+
+
+def compare(
+    source: str, system: str, samples: np.ndarray, threads: int, pairs: int
+) -> dict[str, Any]:
+    """Measure stock with attention `system` and ours in turns, after `WARM_UP_PAIRS` of calls.
+
+    Seconds are in the order of the turns, peaks of resident memory in MiB: `loaded` when the model
+    was loaded, `peak` at the end.
+    """
+    inputs = load_processor(source)(samples, sampling_rate=SAMPLING_RATE, return_tensors="np")
+    workers = [Worker(source, name, inputs.input_features, threads) for name in (system, OURS)]
+    turns = [[worker.call() for worker in workers] for _ in range(WARM_UP_PAIRS + pairs)]
+    stock, ours = ([turn[each][0] for turn in turns[WARM_UP_PAIRS:]] for each in (0, 1))
+    return {
+        "model": source,
+        "system": system,
+        "stock_seconds": stock,
+        "our_seconds": ours,
+        "stock_loaded_mib": workers[0].loaded_mib,
+        "our_loaded_mib": workers[1].loaded_mib,
+        "stock_peak_mib": workers[0].stop(),
+        "our_peak_mib": workers[1].stop(),
+        "tokens": len(turns[0][0][1]),
+        "ids_equal": all(theirs == found for (_, theirs), (_, found) in turns),
+        **ratios(stock, ours),
+    }
 
 
 def cpu(
@@ -253,23 +217,21 @@ def cpu(
         for source in model or ["package:tiny.en", "package:base"]
         for name in systems
     ]
-    columns = ("model", "stock, s", "ours, s", "ours/stock", "by pairs", "stock MiB", "ours MiB")
-    lines = [
-        (
-            f"{row.model} ({row.system})",
-            *(f"{median(each):.3f}" for each in (row.stock_seconds, row.our_seconds)),
-            *(f"{ratio:.2f}" for ratio in (row.ratio_of_medians, row.median_of_ratios)),
-            *(f"{peak:.0f}" for peak in (row.stock_peak_mib, row.our_peak_mib)),
-            row.tokens,
-            "equal" if row.ids_equal else "DIFFER",
-        )
-        for row in rows
-    ]
-    print_table("whole generate, medians, CPU, float32", (*columns, "tokens", "ids"), lines)
+    columns: dict[str, Any] = {
+        "model": "{model} ({system})",
+        "stock, s": lambda row: f"{median(row['stock_seconds']):.3f}",
+        "ours, s": lambda row: f"{median(row['our_seconds']):.3f}",
+        "ours/stock": "{ratio_of_medians:.2f}",
+        "by pairs": "{median_of_ratios:.2f}",
+        "stock MiB": "{stock_peak_mib:.0f}",
+        "ours MiB": "{our_peak_mib:.0f}",
+        "tokens": "{tokens}",
+        "ids": lambda row: "equal" if row["ids_equal"] else "DIFFER",
+    }
+    print_rows("whole generate, medians, CPU, float32", rows, columns)
     torch.set_num_threads(threads)  # which the environment records
     document = {"dtype": "float32", "recording": recording.name if recording else "bundled"}
-    document |= {"seconds": seconds, "rows": [row.as_json() for row in rows]}
-    write_json(output, "cpu", commit, document)
+    write_json(output, "cpu", commit, document | {"seconds": seconds, "rows": rows})
 
 
 # --- the first token -----------------------------------------------------------------------------
@@ -334,31 +296,21 @@ def start_up(
         print(first_token(checkpoints[0], batches[0], child == "stock", device))
         return
     rows = [measure_start_up(name, size, device) for name in checkpoints for size in batches]
-    lines = [
-        (row["checkpoint"], row["batch"], *(f"{row[n]:.2f}" for n in ("cold", "warm", "stock")))
-        for row in rows
-    ]
-    print_table("first token", ("checkpoint", "batch", "cold, s", "warm, s", "stock, s"), lines)
+    columns = {"checkpoint": "{checkpoint}", "batch": "{batch}"}
+    columns |= {f"{name}, s": f"{{{name}:.2f}}" for name in ("cold", "warm", "stock")}
+    print_rows("first token", rows, columns)
     write_json(output, device, commit, {"rows": rows})
 
 
 # --- a decode step kernel by kernel --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Part:
-    """One kernel of the step: launches per step, and microseconds for all of them."""
-
-    checkpoint: str
-    layers: int
-    batch: int
-    cross_attention: str
-    overlap: bool
-    kernel: str
-    launches: int
-    microseconds: float
-
-
+STEP_COLUMNS: dict[str, Any] = {
+    "kernel": "{kernel}",
+    "launches": "{launches}",
+    "us": "{microseconds:.1f}",
+    "us each": lambda part: f"{part['microseconds'] / part['launches']:.2f}",
+}
 Calls = dict[str, list[Callable[[], None]]]
 
 
@@ -409,15 +361,18 @@ def time_launches(runs: list[Callable[[], None]]) -> float:
 
 def measure_step(
     checkpoint: str, layers: int, batch: int, tokens: int, cross_attention: str, overlap: bool
-) -> list[Part]:
-    """Time the kernels of one step in the middle of a decode of `tokens` new tokens."""
+) -> list[dict[str, Any]]:
+    """Time the kernels of one step in the middle of a decode of `tokens` new tokens.
+
+    A row per kernel: its launches per step, and microseconds for all of them.
+    """
     triton_layers.OVERLAPPED_SLOTS = batch if overlap else 0
     model = random_model(WhisperFlashAttentionForConditionalGeneration, checkpoint, layers, "cuda")
     engine = Engine.of(model)
     states = torch.randn(batch, 1500, MODEL_SIZES[checkpoint].d_model, device="cuda").half()
     prompt = torch.tensor([STEP_PROMPT] * batch, device="cuda")
     length = len(STEP_PROMPT) + tokens
-    request = Request(Rules(), length, (), 50257, cross_attention=cross_attention)
+    request = Request(LogitsProcessors(), length, (), 50257, cross_attention=cross_attention)
     engine.decode(states, prompt, request)
     (decoder,) = engine._buffers._decoders.values()
     state = decoder._state
@@ -430,7 +385,12 @@ def measure_step(
     parts = [("whole step", sum(map(len, calls.values())), whole)]
     parts += [(label, len(runs), time_launches(runs)) for label, runs in calls.items()]
     form = "absorbed" if state.layout.absorbed else "projected"
-    return [Part(checkpoint, layers, batch, form, overlap, *part) for part in parts]
+    common = {"checkpoint": checkpoint, "layers": layers, "batch": batch, "cross_attention": form}
+    return [
+        common
+        | {"overlap": overlap, "kernel": kernel, "launches": launches, "microseconds": microseconds}
+        for kernel, launches, microseconds in parts
+    ]
 
 
 def step(
@@ -449,7 +409,7 @@ def step(
     """Time one decode step kernel by kernel on a CUDA GPU."""
     require_cuda()
     ceilings = measure_ceilings("cuda", "float16")
-    parts: list[Part] = []
+    parts: list[dict[str, Any]] = []
     for size in checkpoint or ("tiny", "medium"):
         layers = DECODER_LAYERS[size][0]
         for clips in batch or (1, 32):
@@ -460,122 +420,11 @@ def step(
                     found = measure_step(size, layers, clips, tokens, form, overlaps)
                     parts += found
                     title = f"{size} {layers}, batch {clips}, {form}, overlap {overlaps}"
-                    lines = [
-                        (
-                            *(part.kernel, part.launches, f"{part.microseconds:.1f}"),
-                            f"{part.microseconds / part.launches:.2f}",
-                        )
-                        for part in found
-                    ]
-                    columns = ("kernel", "launches", "us", "us each")
-                    print_table(f"{title}: floor {floor * 1e6:.0f} us", columns, lines)
-    write_json(output, "cuda", commit, {"parts": [asdict(part) for part in parts]})
+                    print_rows(f"{title}: floor {floor * 1e6:.0f} us", found, STEP_COLUMNS)
+    write_json(output, "cuda", commit, {"parts": parts})
 
 
-# --- batches against slots -----------------------------------------------------------------------
-
-
-def request_of(tokens: int) -> Request:
-    """A request for exactly this many tokens."""
-    length = len(SLOTS_PROMPT) + tokens
-    return Request(Rules((Suppress((1, 2)),)), length, (), 0, want_logprobs=True)
-
-
-def mixed_jobs(clips: int, engine: Engine, distinct: int) -> list[Job]:
-    """Clips with texts of mixed lengths, on `distinct` different encoder states."""
-    weights = engine.weights
-    generator = torch.Generator().manual_seed(0)
-    drawn = (MEAN + DEVIATION * torch.randn(clips, generator=generator)).exp()
-    lengths = drawn.clamp(8, LONGEST).int().tolist()
-    shape = (distinct, *weights.encoder.positions.shape)
-    states = torch.randn(shape, generator=generator).to(weights.device, weights.dtype)
-    return [
-        Job(states[number % distinct], SLOTS_PROMPT, request_of(length), number)
-        for number, length in enumerate(lengths)
-    ]
-
-
-def by_batches(engine: Engine, jobs: list[Job], size: int) -> int:
-    """Decode batch by batch, each to its longest text; the count of requested tokens."""
-    tokens = 0
-    for start in range(0, len(jobs), size):
-        batch = jobs[start : start + size]
-        lengths = [job.request.max_length - len(SLOTS_PROMPT) for job in batch]
-        prompt = torch.tensor([SLOTS_PROMPT] * len(batch), device=engine.weights.device)
-        states = torch.stack([job.states for job in batch])
-        rows = engine.decode(states, prompt, request_of(max(lengths))).sequences.tolist()
-        texts = [
-            row[len(SLOTS_PROMPT) :][:length] for row, length in zip(rows, lengths, strict=True)
-        ]
-        tokens += sum(map(len, texts))
-    return tokens
-
-
-def by_slots(engine: Engine, jobs: list[Job], slots: int, refill: int) -> int:
-    """Decode in slots; the count of requested tokens."""
-    waiting = iter(jobs)
-    results = engine.decode_stream(
-        lambda count: list(islice(waiting, count)),
-        slots,
-        max_length=len(SLOTS_PROMPT) + LONGEST,
-        refill=refill,
-    )
-    return sum(len(result.tokens) for result in results)
-
-
-def measure_slots(engine: Engine, slots: int, clips: int, rounds: int) -> list[dict[str, Any]]:
-    """Median seconds of batches and of each refill, after an untimed round."""
-    jobs = mixed_jobs(clips, engine, min(clips, slots))
-    tokens = sum(job.request.max_length - len(SLOTS_PROMPT) for job in jobs)
-    refills: list[int | None] = [None, *sorted({max(1, slots // share) for share in (16, 8, 4, 2)})]
-
-    def work(refill: int | None) -> None:
-        found = (
-            by_batches(engine, jobs, slots)
-            if refill is None
-            else by_slots(engine, jobs, slots, refill)
-        )
-        assert found == tokens, f"{found} tokens instead of {tokens}"
-
-    works = {str(refill): lambda refill=refill: work(refill) for refill in refills}  # type: ignore[misc]
-    times = time_in_turns(works, rounds + 1)
-    common = {"slots": slots, "clips": clips, "tokens": tokens}
-    return [
-        common | {"refill": refill, "seconds": median(times[str(refill)][1:])} for refill in refills
-    ]
-
-
-def slots(
-    device: Annotated[str, typer.Option()] = "cpu",
-    size: Annotated[str, typer.Option(help=f"One of {', '.join(MODEL_SIZES)}.")] = "tiny",
-    slots: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
-    clips: Annotated[int, typer.Option(help="Per slot.", min=1)] = 6,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    threads: Threads = 2,
-    output: Output = None,
-    commit: Commit = None,
-) -> None:
-    """Time batches against slots."""
-    one_of("size", [size], MODEL_SIZES)
-    torch.set_num_threads(threads)
-    layers = MODEL_SIZES[size].decoder_layers
-    model = random_model(WhisperFlashAttentionForConditionalGeneration, size, layers, device)
-    engine = Engine.of(model)
-    counts = slots or [16]
-    rows = [row for each in counts for row in measure_slots(engine, each, clips * each, rounds)]
-    lines = [
-        (
-            *(row["slots"], "batches" if row["refill"] is None else row["refill"]),
-            *(f"{row['seconds']:.3f}", f"{row['tokens'] / row['seconds']:.0f}"),
-        )
-        for row in rows
-    ]
-    columns = ("slots", "refilled by", "seconds", "tokens per second")
-    print_table(f"{size}, {device}", columns, lines)
-    write_json(output, device, commit, {"size": size, "rows": rows})
-
-
-app = app_of(__doc__, cpu, start_up, step, slots)
+app = app_of(__doc__, cpu, start_up, step)
 
 if __name__ == "__main__":
     app()

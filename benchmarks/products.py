@@ -15,7 +15,7 @@ product, the GELU as an operation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from _harness import (
     app_of,
     console,
     graph_microseconds,
-    print_table,
+    print_rows,
     relative_error,
     require_cuda,
     time_in_turns,
@@ -119,11 +119,9 @@ def cpu(
             for n, k in SHAPES
             if count <= MOST_ROWS_OF_LOGITS or n < VOCABULARY
         ]
-    lines = [
-        (row["rows"], f"{row['n']} x {row['k']}", *(f"{row[name]:.0f}" for name in ROUTINES))
-        for row in measured
-    ]
-    print_table("microseconds, float32", ("rows", "weight", *ROUTINES), lines)
+    columns = {"rows": "{rows}", "weight": "{n} x {k}"}
+    columns |= {name: f"{{{name}:.0f}}" for name in ROUTINES}
+    print_rows("microseconds, float32", measured, columns)
     write_json(output, "cpu", commit, {"rows": measured})
 
 
@@ -254,7 +252,6 @@ def encoder(
     require_cuda()
     ceiling = measure_ceilings("cuda", "float16").flops_per_second
     results: list[dict[str, Any]] = []
-    lines = []
     for size in width or (384, 512, 768, 1024, 1280):
         for count in rows or (1500, 12000, 24000, 48000):
             products = encoder_products(size, count, torch.float16)
@@ -264,16 +261,25 @@ def encoder(
                     for config in product.configs:
                         product.ours(config)
             for product in track(products, f"{size} x {count}", console=console, transient=True):
-                library = measure_product(product, None, ceiling)
-                found = [measure_product(product, config, ceiling) for config in product.configs]
-                results += [library, *found]
-                ranked = sorted((row for row in found if row["us"]), key=lambda row: row["us"])
-                cublas = (f"{library['us']:.1f}", f"{library['share']:.0%}")
-                ours = "; ".join(brief(row) for row in ranked[:best])
-                lines.append((size, count, product.name, *cublas, ours))
+                for config in (None, *product.configs):
+                    results.append(measure_product(product, config, ceiling))
             del products, product
-    columns = ("width", "rows", "product", "cuBLAS us", "share", "ours: us, share")
-    print_table(f"share of {ceiling / 1e12:.0f} TFLOP/s; * is chosen", columns, lines)
+    columns = {"width": "{width}", "rows": "{rows}", "product": "{product}"}
+    columns |= {"cuBLAS us": "{us:.1f}", "share": "{share:.0%}"}
+
+    def ours(library: Mapping[str, Any]) -> str:
+        same = [
+            row
+            for row in results
+            if row["config"]
+            and row["us"]
+            and all(row[name] == library[name] for name in ("product", "width", "rows"))
+        ]
+        return "; ".join(brief(row) for row in sorted(same, key=lambda row: row["us"])[:best])
+
+    libraries = [row for row in results if row["config"] is None]
+    title = f"share of {ceiling / 1e12:.0f} TFLOP/s; * is chosen"
+    print_rows(title, libraries, columns | {"ours: us, share": ours})
     write_json(output, "cuda", commit, {"rows": results})
 
 

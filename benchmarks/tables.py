@@ -6,11 +6,10 @@
     python benchmarks/tables.py scale --write     # put them into docs/scale.md
 
 `readme`: our results beside the figures that the predecessor published. `scale`: what an archive on
-many GPUs needs. Measured, from benchmarks/results: speed of a GPU (throughput-h100.json if it is
-there, else the benchmark's large setting), of a core that decodes (front-end.json), of one driver
-that writes (archive-rows-cpu.json). Assumed, by `Assumptions`: the archive, its format, failures.
-The time of a whole archive is simulated: workers take groups, longest recordings first, fail now
-and then, and a group that was lost is done again.
+many GPUs needs. Measured, from benchmarks/results: speed of a GPU (throughput-h100.json), of a core
+that decodes (front-end.json), of one driver that writes (archive-rows-cpu.json). Assumed, by
+`Assumptions`: the archive, its format, failures. The time of a whole archive is simulated: workers
+take groups, longest recordings first, fail now and then, and a lost group is done again.
 """
 
 from __future__ import annotations
@@ -101,6 +100,8 @@ PARITY = {
     ("base, float16", "H100"): ("parity-base-float16-h100.json",),
     ("tiny.en, bfloat16", "H100"): ("parity-tiny.en-bfloat16-h100.json",),
 }
+
+THROUGHPUT = "throughput-h100.json"
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
@@ -224,7 +225,7 @@ def _by_size(case: tuple[str, int]) -> tuple[int, int]:
 
 def throughput() -> str:
     """Recordings in memory that become text, in times real time."""
-    rows = read_json("throughput-h100.json")["rows"]
+    rows = read_json(THROUGHPUT)["rows"]
     found = {(r["checkpoint"], r["batch_size"], r["word_timestamps"]): r for r in rows}
     cases = ((128, False), (128, True), (1, False))
     lines = [
@@ -339,8 +340,6 @@ def readme(write: Write = False) -> None:
 
 GPUS = 1_000
 SIMULATED = (1, 8, 64, GPUS)
-# The checkpoints of the benchmark with all their decoder layers.
-WHOLE_CHECKPOINTS = {"tiny": 4, "base": 6, "small": 12, "medium": 24}
 SAMPLE_BYTES = 16_000 * 4  # of a second of decoded audio
 
 
@@ -348,134 +347,87 @@ SAMPLE_BYTES = 16_000 * 4  # of a second of decoded audio
 class Assumptions:
     """What is assumed.
 
-    Args:
-        archive_hours: of the archive.
-        recording_seconds: mean length; lengths are distributed log-normally.
-        spread: standard deviation of the lengths' logarithm.
-        bytes_per_second: of the recordings' format: mp3 at 128 kbit/s.
-        codec: the row of front-end.json.
-        group_hours: of `whisper-flash batch`.
-        start_seconds: from a worker's start to its first group.
-        hours_between_failures: of one GPU. 419 unexpected interruptions in 54 days on 16,384 H100s
-            (The Llama 3 Herd of Models, arXiv 2407.21783, section 3.3.4) are one in 50,700 hours.
-        gpus_per_machine: which fail together.
-        shard_seconds: of rows that a driver holds before it writes them.
-        driver_seconds: until a driver that died is there again.
+    419 unexpected interruptions in 54 days on 16,384 H100s (The Llama 3 Herd of Models, arXiv
+    2407.21783, section 3.3.4) are one in 50,700 hours of a GPU.
     """
 
     archive_hours: float = 100_000.0
-    recording_seconds: float = 600.0
-    spread: float = 1.0
-    bytes_per_second: float = 16_000.0
-    codec: str = "mp3"
-    group_hours: float = 4.0
-    start_seconds: float = 60.0
+    recording_seconds: float = 600.0  # mean; lengths are distributed log-normally
+    spread: float = 1.0  # standard deviation of the lengths' logarithm
+    bytes_per_second: float = 16_000.0  # of the recordings' format: mp3 at 128 kbit/s
+    codec: str = "mp3"  # the row of front-end.json
+    group_hours: float = 4.0  # of `whisper-flash batch`
+    start_seconds: float = 60.0  # from a worker's start to its first group
     hours_between_failures: float = 16_384 * 54 * 24 / 419
-    gpus_per_machine: int = 8
-    shard_seconds: float = 30.0
-    driver_seconds: float = 300.0
+    gpus_per_machine: int = 8  # which fail together
+    shard_seconds: float = 30.0  # of rows that a driver holds before it writes them
+    driver_seconds: float = 300.0  # until a driver that died has been restarted
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured.
+    """What is measured."""
 
-    Args:
-        gpu: times faster than real time, by model.
-        source: of these.
-        core: times faster than real time that a core decodes.
-        rows: per second that one driver writes.
-        row_bytes: of results per second of audio.
-    """
-
-    gpu: dict[str, float]
-    source: str
-    core: float
-    rows: float
-    row_bytes: float
+    gpu: dict[str, float]  # times real time with the largest batch, by model
+    core: float  # times real time that a core decodes
+    rows: float  # per second that one driver writes
+    row_bytes: float  # of results per second of audio
 
 
-def read_measured(assumed: Assumptions, folder: Path = RESULTS) -> Measured:
+def read_measured(assumed: Assumptions) -> Measured:
     """Read the committed results."""
-    decoding = json.loads((folder / "front-end.json").read_text())["decoding"]
+    decoding = read_json("front-end.json")["decoding"]
     (core,) = (row["times_real"] for row in decoding if row["format"] == assumed.codec)
-    writing = json.loads((folder / "archive-rows-cpu.json").read_text())["writing"]
-    gpu, source = gpu_rates(folder)
+    writing = read_json("archive-rows-cpu.json")["writing"]
+    best: dict[str, tuple[int, float]] = {}
+    for row in read_json(THROUGHPUT)["rows"]:
+        if row["status"] == "ok" and row["system"] == "flash" and not row["word_timestamps"]:
+            found = (row["batch_size"], row["realtime_factor"])
+            best[row["checkpoint"]] = max(found, best.get(row["checkpoint"], (0, 0.0)))
+    gpu = {name: best[name][1] for name in sorted(best, key=lambda name: -best[name][1])}
     rate, size = writing["rows_per_second"], writing["bytes_per_audio_second"]
-    return Measured(gpu, source, core, rate, size)
+    return Measured(gpu, core, rate, size)
 
 
-def gpu_rates(folder: Path) -> tuple[dict[str, float], str]:
-    """Times faster than real time by model, and the file that they come from."""
-    path = folder / "throughput-h100.json"
-    if path.is_file():
-        best: dict[str, tuple[int, float]] = {}
-        for row in json.loads(path.read_text())["rows"]:
-            if row["status"] == "ok" and row["system"] == "flash" and not row["word_timestamps"]:
-                found = (row["batch_size"], row["realtime_factor"])
-                best[row["checkpoint"]] = max(found, best.get(row["checkpoint"], (0, 0.0)))
-        return {name: best[name][1] for name in sorted(best, key=lambda name: -best[name][1])}, (
-            f"{path.name}, the largest batch"
-        )
-    path = folder / "h100" / "results.json"
-    rates = {}
-    for row in json.loads(path.read_text())["rows"]:
-        layers = WHOLE_CHECKPOINTS.get(row["checkpoint"])
-        if (row["setting"], row["system"], row["decoder_layers"]) == ("large", "flash", layers):
-            rates[row["checkpoint"]] = 30.0 * row["batch_size"] / row["seconds_per_batch"]
-    return rates, f"{path.parent.name}/{path.name}, setting large"
-
-
-def demand(measured: Measured, assumed: Assumptions) -> list[str]:
+def demand(measured: Measured, assumed: Assumptions) -> str:
     """A table: what `GPUS` need while all of them are busy, by model."""
-    lines = [
-        f"| {GPUS:,} GPUs with | audio, h/s | files/s | of one driver's rows/s | "
-        "cores that decode, per GPU | from storage, GB/s | decoded, GB/s | results, MB/s | "
-        f"{assumed.archive_hours:,.0f} h at full speed |",
-        "| --- " * 9 + "|",
-    ]
+    heading = [f"{GPUS:,} GPUs with", "audio, h/s", "files/s", "of one driver's rows/s"]
+    heading += ["cores that decode, per GPU", "from storage, GB/s", "decoded, GB/s"]
+    heading += ["results, MB/s", f"{assumed.archive_hours:,.0f} h at full speed"]
+    rows = []
     for model, rate in measured.gpu.items():
         audio = GPUS * rate  # seconds of audio per second
         files = audio / assumed.recording_seconds
-        cells = (
-            f"{model}, {rate:,.0f} x real time",
-            f"{audio / 3_600:,.0f}",
-            f"{files:,.0f}",
-            f"{files / measured.rows:.0%}",
-            f"{rate / measured.core:.1f}",
-            f"{audio * assumed.bytes_per_second / 1e9:.1f}",
-            f"{audio * SAMPLE_BYTES / 1e9:.0f}",
-            f"{audio * measured.row_bytes / 1e6:,.0f}",
-            f"{assumed.archive_hours * 60 / audio:.1f} min",
+        rows.append(
+            [
+                f"{model}, {rate:,.0f} x real time",
+                f"{audio / 3_600:,.0f}",
+                f"{files:,.0f}",
+                f"{files / measured.rows:.0%}",
+                f"{rate / measured.core:.1f}",
+                f"{audio * assumed.bytes_per_second / 1e9:.1f}",
+                f"{audio * SAMPLE_BYTES / 1e9:.0f}",
+                f"{audio * measured.row_bytes / 1e6:,.0f}",
+                f"{assumed.archive_hours * 60 / audio:.1f} min",
+            ]
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return markdown(heading, rows)
 
 
-def failures(measured: Measured, assumed: Assumptions) -> list[str]:
+def failures(measured: Measured, assumed: Assumptions) -> str:
     """A table: what failures cost `GPUS` in a day, by model."""
     a_day = GPUS * 24 / assumed.hours_between_failures
-    lines = [
-        f"| a day of {GPUS:,} GPUs | failures | a group takes, s | GPU hours lost by them | "
-        "of the day | GPU hours lost with a driver |",
-        "| --- " * 6 + "|",
-    ]
+    heading = [f"a day of {GPUS:,} GPUs", "failures", "a group takes, s", "GPU hours lost by them"]
+    rows = []
     for model, rate in measured.gpu.items():
         group = assumed.group_hours * 3_600 / rate
         # On the average half a group is lost, on every GPU of the machine.
         lost = a_day * assumed.gpus_per_machine * (group / 2 + assumed.start_seconds) / 3_600
-        # All groups in work, the rows that wait, and the time until all goes on.
+        # All groups in work, the rows that wait, and the time until all continue.
         waited = group / 2 + assumed.shard_seconds + assumed.driver_seconds + assumed.start_seconds
-        cells = (
-            model,
-            f"{a_day:.2f}",
-            f"{group:.1f}",
-            f"{lost:.3f}",
-            f"{lost / (GPUS * 24):.6%}",
-            f"{GPUS * waited / 3_600:.0f}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        shares = [f"{lost / (GPUS * 24):.6%}", f"{GPUS * waited / 3_600:.0f}"]
+        rows.append([model, f"{a_day:.2f}", f"{group:.1f}", f"{lost:.3f}", *shares])
+    return markdown([*heading, "of the day", "GPU hours lost with a driver"], rows)
 
 
 def groups_of(assumed: Assumptions, seed: int = 0) -> list[float]:
@@ -532,37 +484,33 @@ def simulate(
     return Simulated(end, failed, sum(groups) / rate / (gpus * end))
 
 
-def times(measured: Measured, assumed: Assumptions) -> list[str]:
+def times(measured: Measured, assumed: Assumptions) -> str:
     """A table: hours of a whole archive on few and many GPUs, simulated, by model."""
     groups = groups_of(assumed)
-    heads = [f"{gpus:,} GPU{'s' if gpus > 1 else ''}" for gpus in SIMULATED]
-    lines = [f"| {assumed.archive_hours:,.0f} h with | {' | '.join(heads)} |"]
-    lines.append("| --- " * (len(heads) + 1) + "|")
-    for model, rate in measured.gpu.items():
-        cells = []
-        for gpus in SIMULATED:
-            run = simulate(groups, gpus, rate, assumed)
-            took = (
-                f"{run.seconds / 3_600:.1f} h"
-                if run.seconds >= 7_200
-                else f"{run.seconds / 60:.1f} min"
-            )
-            cells.append(f"{took}, {run.useful:.0%} of it useful")
-        lines.append(f"| {model} | {' | '.join(cells)} |")
-    return lines
+
+    def cell(gpus: int, rate: float) -> str:
+        run = simulate(groups, gpus, rate, assumed)
+        hours = run.seconds / 3_600
+        took = f"{hours:.1f} h" if hours >= 2 else f"{60 * hours:.1f} min"
+        return f"{took}, {run.useful:.0%} of it useful"
+
+    heading = [f"{gpus:,} GPU{'s' if gpus > 1 else ''}" for gpus in SIMULATED]
+    heading = [f"{assumed.archive_hours:,.0f} h with", *heading]
+    rows = [[m, *(cell(gpus, rate) for gpus in SIMULATED)] for m, rate in measured.gpu.items()]
+    return markdown(heading, rows)
 
 
 def scale_tables(measured: Measured, assumed: Assumptions) -> str:
     """All that docs/scale.md has between its marks."""
     hours = f"{assumed.hours_between_failures:,.0f} hours (assumed)"
     sources = (
-        f"GPU: benchmarks/results/{measured.source}.\n"
+        f"GPU: benchmarks/results/{THROUGHPUT}, the largest batch.\n"
         f"A core decodes {assumed.codec} {measured.core:,.0f} x real time (front-end.json); one "
         f"driver writes {measured.rows:,.0f} rows/s,\n{measured.row_bytes:.0f} bytes per second of "
         f"speech (archive-rows-cpu.json). A GPU fails once in {hours}."
     )
-    parts = (demand(measured, assumed), failures(measured, assumed), times(measured, assumed))
-    return "\n\n".join([sources, *("\n".join(lines) for lines in parts)])
+    parts = (make(measured, assumed) for make in (demand, failures, times))
+    return "\n\n".join([sources, *parts])
 
 
 def scale(write: Write = False) -> None:

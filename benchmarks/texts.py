@@ -16,7 +16,7 @@ all systems do the same; `sequential` should then give stock's text. In `compare
 more than 30 s are also decoded with the text of the previous window as context. Where texts differ,
 the reason may be digital silence, which we do not decode. openai-whisper, which decodes the same
 windows, should give the text of `sequential`; but it pads the features of a short recording with
-zeros, where stock pads the sound with silence, so that it also gets short ones padded with silence.
+zeros, where stock pads the samples with silence, so short ones are also padded with silence for it.
 Word error rates are over recordings with transcripts. Batched mode, with the detector and without,
 must not lose words of sequential mode: rows have deletions and insertions against the transcript
 and against `sequential`. `--joined` adds recordings of one language joined to more than 3 minutes,
@@ -35,9 +35,10 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
@@ -47,15 +48,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from _harness import (
-    Commit,
-    Output,
-    app_of,
-    console,
-    print_table,
-    time_in_turns,
-    write_json,
-)
+from _harness import Commit, Output, app_of, console, print_rows, time_in_turns, write_json
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
@@ -80,7 +73,6 @@ PLAIN: dict[str, Any] = {
 # Written without blanks: a character counts as a word.
 CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 LONG_SECONDS = 30
-PARTS = ("all", "long", "short")
 # Systems, and those that should give the same text. In names, which committed results have, "told"
 # is with the text of the previous window as context.
 PAIRS = {
@@ -151,13 +143,9 @@ def word_errors(spoken: Spoken, text: str) -> WordErrors:
 def stock_segments(
     transcriber: Transcriber, attention: str, language: str, **options: Any
 ) -> System:
-    """Stock Whisper's own long form with the transcriber's weights.
+    """Stock Whisper's own long form with a copy of the transcriber's weights.
 
-    Args:
-        transcriber: whose weights are copied.
-        attention: eager or sdpa.
-        language: code of the language.
-        options: of stock's `generate`.
+    `options` are those of stock's `generate`.
     """
     config = copy.deepcopy(transcriber.model.config)
     config._attn_implementation = attention
@@ -171,24 +159,15 @@ def stock_segments(
 
     def transcribe(samples: Samples) -> Segments:
         is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
-        whole = {"truncation": False, "padding": "longest"} if is_long else {}
-        inputs = processor(
-            samples,
-            sampling_rate=SAMPLING_RATE,
-            return_tensors="pt",
-            return_attention_mask=True,
-            **whole,
-        ).to(model.device, model.dtype)
+        whole: dict[str, Any] = {"truncation": False, "padding": "longest"} if is_long else {}
+        whole |= {"sampling_rate": SAMPLING_RATE, "return_tensors": "pt"}
+        inputs = processor(samples, return_attention_mask=True, **whole)
+        inputs = inputs.to(model.device, model.dtype)
         found = model.generate(**inputs, return_timestamps=True, return_segments=True, **options)
-        decode = processor.tokenizer.decode
-        return [
-            (
-                float(row["start"]),
-                float(row["end"]),
-                decode(row["tokens"], skip_special_tokens=True),
-            )
-            for row in found["segments"][0]
-        ]
+        rows = found["segments"][0]
+        texts = processor.batch_decode([row["tokens"] for row in rows], skip_special_tokens=True)
+        times = [(float(row["start"]), float(row["end"])) for row in rows]
+        return [(*each, text) for each, text in zip(times, texts, strict=True)]
 
     return transcribe
 
@@ -291,34 +270,6 @@ def generate_noises(seconds: float = 35) -> dict[str, Samples]:
 # --- texts ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """One recording, transcribed by one system.
-
-    Args:
-        same: whether the text is that of the system in `PAIRS`; None where there is none.
-        same_where_sound_is: the same, without the segments of either in digital silence.
-        deletions, insertions: against the transcript, and against the text of sequential mode.
-        found_words: in the text.
-    """
-
-    recording: str
-    language: str
-    audio_seconds: float
-    system: str
-    seconds: float
-    text: str
-    errors: int | None
-    words: int | None
-    same: bool | None = None
-    same_where_sound_is: bool | None = None
-    deletions: int | None = None
-    insertions: int | None = None
-    found_words: int = 0
-    deletions_of_sequential: int | None = None
-    insertions_to_sequential: int | None = None
-
-
 def systems_for(
     transcriber: Transcriber,
     attention: str,
@@ -330,8 +281,7 @@ def systems_for(
 ) -> dict[str, System]:
     """Systems by name; those with context only for long recordings.
 
-    Args:
-        openai: openai-whisper's model, if it is to be compared.
+    `openai` is openai-whisper's model, or None to leave it out.
     """
 
     def ours(**options: Any) -> System:
@@ -366,9 +316,16 @@ def systems_for(
     return systems
 
 
-def compare_texts(spoken: Spoken, samples: Samples, systems: dict[str, System]) -> list[Row]:
-    """Rows of all systems for one recording."""
-    rows: list[Row] = []
+def compare_texts(
+    spoken: Spoken, samples: Samples, systems: dict[str, System]
+) -> list[dict[str, Any]]:
+    """Rows of all systems for one recording.
+
+    `same` is whether the text is that of the system in `PAIRS` (None where there is none),
+    `same_where_sound_is` the same without the segments of either in digital silence. Deletions and
+    insertions are against the transcript, and against the text of sequential mode.
+    """
+    rows = []
     found: dict[str, Segments] = {}
     for name, system in systems.items():
         start = time.perf_counter()
@@ -376,31 +333,24 @@ def compare_texts(spoken: Spoken, samples: Samples, systems: dict[str, System]) 
         seconds = time.perf_counter() - start
         text = joined_text(found[name])
         errors = word_errors(spoken, text)
-        expected = found.get(PAIRS.get(name, ""))
-        sequential = joined_text(found["sequential"]) if "sequential" in found else None
-        deletions, insertions = changes(spoken.transcript, text, spoken.language)
-        deletions_of, insertions_to = changes(sequential, text, spoken.language)
-        rows.append(
-            Row(
-                recording=spoken.path.name,
-                language=spoken.language,
-                audio_seconds=samples.size / SAMPLING_RATE,
-                system=name,
-                seconds=seconds,
-                text=text,
-                errors=errors.errors if errors.words else None,
-                words=errors.words or None,
-                same=None if expected is None else text == joined_text(expected),
-                same_where_sound_is=None
-                if expected is None
-                else text_of_sound(found[name], samples) == text_of_sound(expected, samples),
-                deletions=deletions,
-                insertions=insertions,
-                found_words=len(normalised(text, spoken.language).split()),
-                deletions_of_sequential=deletions_of,
-                insertions_to_sequential=insertions_to,
-            )
+        row: dict[str, Any] = {"recording": spoken.path.name, "language": spoken.language}
+        row |= {"audio_seconds": samples.size / SAMPLING_RATE, "system": name}
+        row |= {"seconds": seconds, "text": text, "words": errors.words or None}
+        row |= {"errors": errors.errors if errors.words else None}
+        row |= {"found_words": len(normalised(text, spoken.language).split())}
+        row |= {"same": None, "same_where_sound_is": None}
+        if (expected := found.get(PAIRS.get(name, ""))) is not None:
+            row["same"] = text == joined_text(expected)
+            ours, theirs = (text_of_sound(each, samples) for each in (found[name], expected))
+            row["same_where_sound_is"] = ours == theirs
+        sequential = joined_text(found.get("sequential", []))
+        names = (
+            ("deletions", "insertions"),
+            ("deletions_of_sequential", "insertions_to_sequential"),
         )
+        for pair, reference in zip(names, (spoken.transcript, sequential), strict=True):
+            row |= zip(pair, changes(reference, text, spoken.language), strict=True)
+        rows.append(row)
     return rows
 
 
@@ -428,50 +378,52 @@ def has_sound(samples: Samples, start: float, end: float) -> bool:
     return part.size > 0 and bool(np.ptp(part) > 0)
 
 
-def rates(rows: list[Row]) -> dict[str, dict[str, float | int | None]]:
+def rates(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     """Word error rates of every system: of all recordings, of long and of short ones."""
     found: dict[str, dict[str, float | int | None]] = {}
-    for name in dict.fromkeys(row.system for row in rows):
-        known = [row for row in rows if row.system == name and row.errors is not None]
-        parts = {
-            "all": known,
-            "long": [row for row in known if row.audio_seconds > LONG_SECONDS],
-            "short": [row for row in known if row.audio_seconds <= LONG_SECONDS],
+    for name in dict.fromkeys(row["system"] for row in rows):
+        known = [row for row in rows if row["system"] == name and row["errors"] is not None]
+        parts = {"all": known}
+        for part, is_long in (("long", True), ("short", False)):
+            parts[part] = [row for row in known if (row["audio_seconds"] > LONG_SECONDS) == is_long]
+        found[name] = {"recordings": len(known)} | {
+            part: WordErrors(
+                *(sum(row[field] for row in some) for field in ("errors", "words"))
+            ).rate
+            for part, some in parts.items()
         }
-        found[name] = {"recordings": len(known)}
-        for part, rows_of_part in parts.items():
-            errors = sum(row.errors or 0 for row in rows_of_part)
-            words = sum(row.words or 0 for row in rows_of_part)
-            found[name][part] = WordErrors(errors, words).rate
     return found
 
 
-def differing(rows: list[Row]) -> dict[str, str]:
+def differing(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Recordings and systems whose text is not that of the system in `PAIRS`, and why."""
-    padded = {row.recording for row in rows if row.system.endswith(", padded") and row.same}
+    padded = {
+        row["recording"] for row in rows if row["system"].endswith(", padded") and row["same"]
+    }
 
-    def why(row: Row) -> str:
-        if row.same_where_sound_is:
+    def why(row: dict[str, Any]) -> str:
+        if row["same_where_sound_is"]:
             return "in digital silence alone"
-        if row.system == "openai-whisper" and row.recording in padded:
+        if row["system"] == "openai-whisper" and row["recording"] in padded:
             return "not when padded with silence"
         return "unexplained"
 
-    return {f"{row.recording}, {row.system}": why(row) for row in rows if row.same is False}
+    different = [row for row in rows if row["same"] is False]
+    return {f"{row['recording']}, {row['system']}": why(row) for row in different}
 
 
-def lost_words(rows: list[Row]) -> dict[str, dict[str, float]]:
+def lost_words(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Sums of words and their changes of every system, and its words where nobody speaks."""
 
-    def total(name: str, some: list[Row]) -> int:
-        return sum(getattr(row, name) or 0 for row in some)
+    def total(name: str, some: list[dict[str, Any]]) -> int:
+        return sum(row[name] or 0 for row in some)
 
     found: dict[str, dict[str, float]] = {}
-    for system in dict.fromkeys(row.system for row in rows):
-        own = [row for row in rows if row.system == system]
-        known = [row for row in own if row.words]
-        joined = [row for row in own if row.recording.startswith("joined")]
-        silent = [row for row in own if row.language == "none"]
+    for system in dict.fromkeys(row["system"] for row in rows):
+        own = [row for row in rows if row["system"] == system]
+        known = [row for row in own if row["words"]]
+        joined = [row for row in own if row["recording"].startswith("joined")]
+        silent = [row for row in own if row["language"] == "none"]
         found[system] = {name: total(name, known) for name in ("words", "deletions", "insertions")}
         found[system] |= {
             f"{name}_joined": total(name, joined)
@@ -481,17 +433,22 @@ def lost_words(rows: list[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-def show_texts(rows: list[Row]) -> None:
-    lines = []
-    for name, found in rates(rows).items():
-        compared = [row.same for row in rows if row.system == name and row.same is not None]
-        percent = (f"{found[part]:.2%}" if found[part] is not None else "" for part in PARTS)
-        same = f"{sum(compared)} of {len(compared)}" if compared else ""
-        lines.append((name, found["recordings"], *percent, same))
-    columns = ("system", "recordings", "WER", "over 30 s", "up to 30 s", "as expected")
-    print_table(None, columns, lines)
-    columns = ("system", "words", "deletions", "insertions", "joined: words", "-", "+", "noise")
-    print_table(None, columns, [(name, *sums.values()) for name, sums in lost_words(rows).items()])
+def show_texts(rows: list[dict[str, Any]]) -> None:
+    def as_expected(line: Mapping[str, Any]) -> str | None:
+        compared = [row["same"] for row in rows if row["system"] == line["system"]]
+        compared = [same for same in compared if same is not None]
+        return f"{sum(compared)} of {len(compared)}" if compared else None
+
+    columns: dict[str, Any] = {"system": "{system}", "recordings": "{recordings}"}
+    columns |= {"WER": "{all:.2%}", "over 30 s": "{long:.2%}", "up to 30 s": "{short:.2%}"}
+    lines = [{"system": name, **found} for name, found in rates(rows).items()]
+    print_rows(None, lines, columns | {"as expected": as_expected})
+    names = ("words", "deletions", "insertions", "joined: words", "-", "+", "noise")
+    lost = [
+        {"system": name} | dict(zip(names, sums.values(), strict=True))
+        for name, sums in lost_words(rows).items()
+    ]
+    print_rows(None, lost, {name: itemgetter(name) for name in ("system", *names)})
     for recording, why in differing(rows).items():
         console.print(f"{recording}: {why}")
 
@@ -521,7 +478,7 @@ def compare(
     if noises:
         sounds = generate_noises().items()
         recordings += [(Spoken(Path(name), "none", None), wave) for name, wave in sounds]
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     for spoken, samples in recordings:
         # Noise has no language.
         code = "en" if spoken.language == "none" else spoken.language
@@ -537,7 +494,7 @@ def compare(
     document = {"model": model, "attention": attention, "batch_size": batch_size}
     document |= {"threads": torch.get_num_threads(), "word_error_rates": rates(rows)}
     document |= {"differing": differing(rows), "lost_words": lost_words(rows)}
-    document |= {"rows": [asdict(row) for row in rows]}
+    document |= {"rows": rows}
     write_json(output, str(transcriber.model.device), commit, document)
 
 
@@ -585,7 +542,7 @@ def long_form(
         name: lambda samples, system=system: joined_text(system(samples))  # type: ignore[misc]
         for name, system in segments.items()
     }
-    lines, rows = [], []
+    rows = []
     for entry in find_inputs(audio):
         spoken = _with_transcript(Path(entry.name), language)
         samples = load_audio(spoken.path)
@@ -593,19 +550,18 @@ def long_form(
         for name, row in found.items():
             row |= {"system": name, "recording": spoken.path.name}
             row |= {"wer": word_errors(spoken, row["text"]).rate}
-            row |= {"audio_seconds": samples.size / SAMPLING_RATE}
-            rows.append(row)
-            ratio = found["stock"]["seconds_median"] / row["seconds_median"]
-            lines.append(
-                (
-                    *(row["recording"], f"{row['audio_seconds']:.0f}", name),
-                    *(f"{row['seconds_median']:.2f}", f"{ratio:.2f}"),
-                    "yes" if row["same_as_stock"] else "no",
-                    "" if row["wer"] is None else f"{row['wer']:.2%}",
-                )
-            )
-    columns = ("recording", "s", "system", "seconds", "x stock", "as stock", "WER")
-    print_table(None, columns, lines)
+            rows.append(row | {"audio_seconds": samples.size / SAMPLING_RATE})
+    stock = {row["recording"]: row["seconds_median"] for row in rows if row["system"] == "stock"}
+    columns: dict[str, Any] = {
+        "recording": "{recording}",
+        "s": "{audio_seconds:.0f}",
+        "system": "{system}",
+        "seconds": "{seconds_median:.2f}",
+        "x stock": lambda row: f"{stock[row['recording']] / row['seconds_median']:.2f}",
+        "as stock": lambda row: "yes" if row["same_as_stock"] else "no",
+        "WER": "{wer:.2%}",
+    }
+    print_rows(None, rows, columns)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
     document |= {"threads": torch.get_num_threads(), "rows": rows}
     write_json(output, str(transcriber.model.device), commit, document)
@@ -620,32 +576,14 @@ class Word(NamedTuple):
     end: float
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Words of one recording.
-
-    Args:
-        ours, theirs: counts of words.
-        same: how many of them are the same.
-        starts, ends, both: of those, how many begin, end, and do both within the tolerance.
-        differences: of starts and ends, in seconds, in their order.
-    """
-
-    recording: str
-    language: str
-    ours: int
-    theirs: int
-    same: int
-    starts: int
-    ends: int
-    both: int
-    differences: list[tuple[float, float]]
-
-
 def compare_words(
     name: str, language: str, ours: Sequence[Word], theirs: Sequence[Word]
-) -> Comparison:
-    """Match words in their order, and compare the times of those that are the same."""
+) -> dict[str, Any]:
+    """Match words in their order, and compare the times of those that are the same.
+
+    Counts are of words: of each system, the same in both, and of those how many begin, end, and do
+    both within the tolerance. Differences are of starts and ends, in seconds.
+    """
     texts = [[normalised(word.text).strip() for word in words] for words in (ours, theirs)]
     matcher = SequenceMatcher(None, *texts, autojunk=False)
     pairs = [
@@ -655,26 +593,19 @@ def compare_words(
     ]
     differences = [(round(a.start - b.start, 3), round(a.end - b.end, 3)) for a, b in pairs]
     close = [[abs(each) <= TOLERANCE + 1e-6 for each in pair] for pair in differences]
-    return Comparison(
-        *(name, language, len(ours), len(theirs), len(pairs)),
-        starts=sum(start for start, _ in close),
-        ends=sum(end for _, end in close),
-        both=sum(all(pair) for pair in close),
-        differences=differences,
-    )
+    row = {"recording": name, "language": language, "ours": len(ours), "theirs": len(theirs)}
+    row |= {"same": len(pairs), "starts": sum(start for start, _ in close)}
+    row |= {"ends": sum(end for _, end in close), "both": sum(all(pair) for pair in close)}
+    return row | {"differences": differences}
 
 
-def totals(rows: Sequence[Comparison]) -> dict[str, int | float | None]:
+def totals(rows: Sequence[dict[str, Any]]) -> dict[str, int | float | None]:
     """Words of all recordings, and shares of the same ones that are within the tolerance."""
-    same = sum(row.same for row in rows)
-    found: dict[str, int | float | None] = {
-        "tolerance_seconds": TOLERANCE,
-        "words_ours": sum(row.ours for row in rows),
-        "words_theirs": sum(row.theirs for row in rows),
-        "words_same": same,
-    }
+    found: dict[str, int | float | None] = {"tolerance_seconds": TOLERANCE}
+    for name in ("ours", "theirs", "same"):
+        found[f"words_{name}"] = sum(row[name] for row in rows)
     for name in ("starts", "ends", "both"):
-        close = sum(getattr(row, name) for row in rows)
+        close, same = sum(row[name] for row in rows), found["words_same"]
         found[f"{name}_within"] = close / same if same else None
     return found
 
@@ -697,30 +628,26 @@ def words(
         if spoken.language not in transcriber.languages:
             continue
         samples = load_audio(spoken.path)
-        decode = DecodeOptions(temperature=0.0, word_timestamps=True)
+        options: dict[str, Any] = {"temperature": 0.0, "word_timestamps": True}
+        decode = DecodeOptions(**options)
         ours = transcriber.transcribe(samples, language=spoken.language, options=decode)
-        theirs = other.transcribe(
-            samples, language=spoken.language, temperature=0.0, fp16=False, word_timestamps=True
-        )
-        row = compare_words(
-            spoken.path.name,
-            spoken.language,
-            [Word(w.text, w.start, w.end) for s in ours.segments for w in s.words],
-            [
-                Word(w["word"].strip(), float(w["start"]), float(w["end"]))
-                for s in theirs["segments"]
-                for w in s["words"]
-            ],
-        )
+        theirs = other.transcribe(samples, language=spoken.language, fp16=False, **options)
+        our_words = [Word(w.text, w.start, w.end) for s in ours.segments for w in s.words]
+        their_words = [
+            Word(word["word"].strip(), float(word["start"]), float(word["end"]))
+            for segment in theirs["segments"]
+            for word in segment["words"]
+        ]
+        row = compare_words(spoken.path.name, spoken.language, our_words, their_words)
         rows.append(row)
-        console.print(f"{row.recording}: {row.both} of {row.same} within {TOLERANCE} s")
+        console.print(f"{row['recording']}: {row['both']} of {row['same']} within {TOLERANCE} s")
     sums = totals(rows)
-    shares = (f"{sums[f'{name}_within'] or 0:.1%}" for name in ("starts", "ends", "both"))
-    counts = (sums[f"words_{name}"] for name in ("ours", "theirs", "same"))
-    columns = ("words", "ours", "openai-whisper's", "the same", "starts", "ends", "both")
-    print_table(None, columns, [(f"within {TOLERANCE} s", *counts, *shares)])
+    columns = {"ours": "{words_ours}", "openai-whisper's": "{words_theirs}"}
+    columns |= {"the same": "{words_same}"}
+    columns |= {name: f"{{{name}_within:.1%}}" for name in ("starts", "ends", "both")}
+    print_rows(f"words, and their times within {TOLERANCE} s", [sums], columns)
     document = {"model": model, "openai_whisper": whisper.__version__, "totals": sums}
-    document |= {"rows": [asdict(row) for row in rows]}
+    document |= {"rows": rows}
     write_json(output, str(transcriber.model.device), commit, document, indent=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
@@ -77,3 +79,12 @@ def test_the_source_distribution_carries_what_its_tests_need(tmp_path: Path) -> 
     }
     tracked |= {".ci/run", ".pre-commit-config.yaml", "CONTRIBUTING.md", "mkdocs.yml", "Makefile"}
     assert tracked <= names
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_tests_of_make_quick_exist() -> None:
+    command = ["make", "--dry-run", "--directory", str(REPOSITORY), "quick"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    paths = re.findall(r"tests/\S+", shown)
+    assert len(paths) > 20
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []

@@ -155,11 +155,11 @@ def _engine() -> Iterator[Finding]:
     """What runs the decode of `generate` on each device."""
     import torch
 
-    from whisper_flash_attention.engine.layout import runs_on, why_no_kernels
+    from whisper_flash_attention.engine.layout import backend_name, why_no_kernels
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))
-        words = runs_on(torch.device(device))
+        words = backend_name(torch.device(device))
         runs = f"{words}'s operations: {reason}" if reason else f"{words} in CUDA graphs"
         yield Finding("engine", f"decode on {device}", runs)
     yield _installed("engine", "triton", "kernels; comes with PyTorch's CUDA builds", "")

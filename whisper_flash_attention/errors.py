@@ -2,6 +2,7 @@
 
     WhisperFlashError
     ├── UnsupportedAttention     no back-end, or not the one asked for, can run this attention
+    ├── KernelShapeError         tensors or a configuration do not fit a Triton kernel
     ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
     ├── AudioError               a recording is missing, not audio, or empty
     ├── DecoderError             the processes that decode recordings cannot run
@@ -26,6 +27,10 @@ class WhisperFlashError(Exception):
 
 class UnsupportedAttention(WhisperFlashError, ValueError):
     """No attention back-end (or not the one asked for by name) can run these inputs."""
+
+
+class KernelShapeError(WhisperFlashError, ValueError):
+    """Tensors or a launch configuration do not fit a Triton kernel. The message has both."""
 
 
 class WeightsError(WhisperFlashError, ValueError):

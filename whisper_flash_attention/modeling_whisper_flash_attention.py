@@ -17,9 +17,9 @@ from typing import Any, Self
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
 
-from whisper_flash_attention.engine.memory_plan import MemoryPlan, Wanted, make_plan
+from whisper_flash_attention.engine.memory_plan import MemoryPlan, PlanRequest, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
-from whisper_flash_attention.engine.weights import collect
+from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.flash_attention import backend_names
 from whisper_flash_attention.hf import (
@@ -203,7 +203,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         reason = stock_modules.why_not(self, without_data=True)
         if reason is not None:
             raise OptionError(f"the engine cannot run this model: {reason}")
-        wanted = Wanted(
+        wanted = PlanRequest(
             max_new_tokens=max_new_tokens,
             prompt_tokens=prompt_tokens,
             num_beams=num_beams,
@@ -211,7 +211,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             device=self.device if device is None else torch.device(device),
             dtype=self.dtype if dtype is None else dtype,
         )
-        return make_plan(collect(self), wanted, batch_size=batch_size, memory_gb=memory_gb)
+        return make_plan(collect_weights(self), wanted, batch_size=batch_size, memory_gb=memory_gb)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Stock `generate`, with all its options; the attention back-end outlives the call.

@@ -30,13 +30,12 @@ from whisper_flash_attention.options import TranscribeOptions
 
 # Ray warns of its own plans, and leaves files to be closed with the process.
 pytestmark = [
-    pytest.mark.xdist_group("ray"),  # one process, and so one cluster
     pytest.mark.filterwarnings("ignore::Warning:ray"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 FEW_AT_A_TIME = Asked(batch_size=1)  # four recordings a group
-COUNT = 14
+COUNT = 10
 
 
 @pytest.fixture(scope="module")
@@ -74,30 +73,22 @@ def same_but_for_time(rows: dict[str, Any]) -> dict[str, Any]:
     return {name: row | {"seconds_taken": None} for name, row in sorted(rows.items())}
 
 
-def test_rows_are_those_of_local_with_a_file_that_raises_and_one_that_is_none(
-    ray: Any, archive: Path, tmp_path: Path
+def test_rows_equal_those_of_local_with_recordings_that_fail_and_decoders_that_die(
+    ray: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A decoder that dies costs its recording alone: nothing is begun again."""
+    monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode=faulty_decoders.NAME))
+    monkeypatch.setattr(ray_engine, "MOST_ATTEMPTS", 1)
     (archive / "text.wav").write_text("no sound")
+    for name in ("segfault", "killed"):
+        shutil.copy(archive / "000.wav", archive / f"{name}.wav")
     model = FakeModel(raises_at=1_604)
     summary = run(archive, tmp_path / "ray", model, workers=2)
     run_batch(archive, tmp_path / "local", model=model, asked=FEW_AT_A_TIME)
     rows = all_rows(tmp_path / "ray")
     assert same_but_for_time(rows) == same_but_for_time(all_rows(tmp_path / "local"))
-    assert (summary.done, summary.failed) == (COUNT - 1, 2)
-    assert summary.errors == {"RuntimeError": 1, "AudioError": 1}
-
-
-def test_a_decoder_that_dies_costs_one_recording(
-    ray: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is begun again for it, and the recordings of its block are decoded once."""
-    monkeypatch.setattr(run_module, "Work", partial(run_module.Work, decode=faulty_decoders.NAME))
-    monkeypatch.setattr(ray_engine, "MOST_ATTEMPTS", 1)
-    for name in ("segfault", "killed"):
-        shutil.copy(archive / "000.wav", archive / f"{name}.wav")
-    summary = run(archive, tmp_path / "out", FakeModel())
-    rows = all_rows(tmp_path / "out")
-    assert (summary.done, summary.errors) == (COUNT, {"AudioError": 2})
+    assert (summary.done, summary.failed) == (COUNT - 1, 4)
+    assert summary.errors == {"RuntimeError": 1, "AudioError": 3}
     assert "decoder crashed on it (signal 11" in rows["segfault.wav"]["error"]
     assert "decoder was killed on it (signal 9" in rows["killed.wav"]["error"]
 

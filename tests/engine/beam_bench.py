@@ -10,34 +10,34 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine import beam, encoder
-from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.engine import Buffers
 from whisper_flash_attention.engine.layout import Layout
-from whisper_flash_attention.engine.logits_processors import NoRepeatNgram, Rules
-from whisper_flash_attention.engine.request import Beams, Decoded, Request
-from whisper_flash_attention.engine.torch_decoder import PlainDecoder
-from whisper_flash_attention.engine.weights import Weights, collect
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors, NoRepeatNgram
+from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
+from whisper_flash_attention.engine.torch_decoder import TorchDecoder
+from whisper_flash_attention.engine.weights import Weights, collect_weights
 
 CLIPS, LONGEST = 3, 16
 PROMPT = (298, 12, 7)
 PAD = 299
 
 
-class Rounded(PlainDecoder):
+class Rounded(TorchDecoder):
     """Logits in steps of a half: many continuations tie."""
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         return round_logits(super().extend(tokens))
 
 
-class Flat(PlainDecoder):
+class Flat(TorchDecoder):
     """All tokens are equally likely."""
 
     def extend(self, tokens: torch.Tensor) -> torch.Tensor:
         return super().extend(tokens) * 0
 
 
-class Reusing(PlainDecoder):
+class Reusing(TorchDecoder):
     """Overwrites its logits with those of the next pass, as the kernels do."""
 
     _place: torch.Tensor | None = None
@@ -49,7 +49,7 @@ class Reusing(PlainDecoder):
         return self._place.copy_(logits)
 
 
-class Broken(PlainDecoder):
+class Broken(TorchDecoder):
     """NaN in the logits of the second pass."""
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,9 +88,9 @@ class Bench:
         clips: int = CLIPS,
         searches: int = 1,
         prompt: tuple[int, ...] = PROMPT,
-        decoder: type[PlainDecoder] = PlainDecoder,
+        decoder: type[TorchDecoder] = TorchDecoder,
         absorbed: bool = False,
-    ) -> Decoded:
+    ) -> DecodeOutput:
         """The engine's answer for the first clips, with so many searches for each."""
         assert request.beams is not None
         rows = clips * searches * request.beams.num_beams
@@ -154,11 +154,11 @@ def make_bench(small_model: WhisperForConditionalGeneration) -> Bench:
     stock.generation_config = GenerationConfig()
     rounded = copy.deepcopy(stock)
     rounded.proj_out.register_forward_hook(lambda _, __, logits: round_logits(logits.float()))
-    weights = collect(stock)
+    weights = collect_weights(stock)
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(CLIPS, 80, 200, generator=generator).double()
     states = encoder.encode(weights.encoder, features)
-    bench = Bench(stock, rounded, weights, Buffers(weights, Recorder()), features, states)
+    bench = Bench(stock, rounded, weights, Buffers(weights, GraphRecorder()), features, states)
     found = bench.search(request_of(num_return_sequences=3, eos=(), rules=(NoRepeatNgram(1),)))
     bench.likely = list(dict.fromkeys(found.sequences[:, len(PROMPT) :].T.flatten().tolist()))
     assert len(bench.likely) > 8
@@ -177,7 +177,7 @@ def request_of(
     sample: bool = False,
 ) -> Request:
     return Request(
-        rules=Rules(rules),
+        processors=LogitsProcessors(rules),
         max_length=max_length,
         eos=eos,
         pad=PAD,
@@ -194,7 +194,7 @@ def request_of(
     )
 
 
-def assert_same(found: Decoded, expected: Any) -> None:
+def assert_same(found: DecodeOutput, expected: Any) -> None:
     assert torch.equal(found.sequences, expected.sequences)
     assert found.beam_indices is not None and found.beam_indices.dtype == torch.int32
     assert torch.equal(found.beam_indices, expected.beam_indices)

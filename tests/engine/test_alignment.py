@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from tests.modeling.conftest import Pair, load_pair, read_wave
-from whisper_flash_attention.engine.alignment import Heard, Said, listen
-from whisper_flash_attention.engine.weights import DecoderWeights, collect
+from whisper_flash_attention.engine.alignment import Alignment, AlignmentInput, align
+from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 HEADS = ((1, 0), (2, 0), (2, 5), (3, 4))
@@ -25,13 +25,13 @@ class Spoken:
 
     pair: Pair
     weights: DecoderWeights
-    rows: list[Said]
+    rows: list[AlignmentInput]
 
 
 @pytest.fixture(scope="module")
 def spoken(tiny_en: str, bundled_recordings) -> Spoken:
     pair = load_pair(tiny_en)
-    weights = collect(pair.stock)
+    weights = collect_weights(pair.stock)
     recordings = bundled_recordings[1:4]
     clips = [read_wave(str(recording.path)) for recording in recordings]
     features = pair.features(*clips)["input_features"]
@@ -42,13 +42,15 @@ def spoken(tiny_en: str, bundled_recordings) -> Spoken:
         for recording in recordings
     ]
     rows = [
-        Said(state, (*PROMPT, *text, END), len(clip) // 160)
+        AlignmentInput(state, (*PROMPT, *text, END), len(clip) // 160)
         for state, text, clip in zip(states, texts, clips, strict=True)
     ]
     return Spoken(pair, weights.decoder, rows)
 
 
-def stock_says(model: WhisperForConditionalGeneration, row: Said, text_tokens: int) -> Heard:
+def stock_says(
+    model: WhisperForConditionalGeneration, row: AlignmentInput, text_tokens: int
+) -> Alignment:
     """The same of stock's modules, alone, with its full vectors of attention."""
     tokens = torch.tensor([row.tokens])
     with torch.no_grad():
@@ -65,7 +67,7 @@ def stock_says(model: WhisperForConditionalGeneration, row: Said, text_tokens: i
     probabilities = torch.zeros(len(row.tokens))
     places = torch.arange(len(following))[is_text]
     probabilities[1:][is_text] = likely[places, following[is_text]]
-    return Heard(seen / seen.sum(dim=-1, keepdim=True), probabilities)
+    return Alignment(seen / seen.sum(dim=-1, keepdim=True), probabilities)
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -74,7 +76,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> No
 
 @pytest.mark.parametrize("text_tokens", [END, 51864])
 def test_attention_and_probabilities_are_stocks(spoken: Spoken, text_tokens: int) -> None:
-    heard = list(listen(spoken.weights, spoken.rows, HEADS, text_tokens=text_tokens))
+    heard = list(align(spoken.weights, spoken.rows, HEADS, text_tokens=text_tokens))
     assert len(heard) == len(spoken.rows)
     for row, found in zip(spoken.rows, heard, strict=True):
         expected = stock_says(spoken.pair.stock, row, text_tokens)
@@ -85,29 +87,29 @@ def test_attention_and_probabilities_are_stocks(spoken: Spoken, text_tokens: int
 
 def test_a_window_full_of_audio_is_looked_at_whole(spoken: Spoken) -> None:
     row = replace(spoken.rows[0], frames=3000)
-    [found] = listen(spoken.weights, [row], HEADS, text_tokens=END)
+    [found] = align(spoken.weights, [row], HEADS, text_tokens=END)
     assert found.attention.shape[-1] == 1500
     assert_close(found.attention, stock_says(spoken.pair.stock, row, END).attention)
 
 
 def test_parts_and_order_of_rows_change_nothing(spoken: Spoken) -> None:
-    together = list(listen(spoken.weights, spoken.rows, HEADS, text_tokens=END))
-    parts = list(listen(spoken.weights, spoken.rows[::-1], HEADS, text_tokens=END, budget_bytes=1))
+    together = list(align(spoken.weights, spoken.rows, HEADS, text_tokens=END))
+    parts = list(align(spoken.weights, spoken.rows[::-1], HEADS, text_tokens=END, budget_bytes=1))
     for one, other in zip(together, parts[::-1], strict=True):
         assert_close(one.attention, other.attention, 1e-5)
         assert_close(one.probabilities, other.probabilities, 1e-5)
 
 
 def test_heads_come_in_the_order_asked_for(spoken: Spoken) -> None:
-    [one] = listen(spoken.weights, spoken.rows[:1], HEADS, text_tokens=END)
-    [other] = listen(spoken.weights, spoken.rows[:1], HEADS[::-1], text_tokens=END)
+    [one] = align(spoken.weights, spoken.rows[:1], HEADS, text_tokens=END)
+    [other] = align(spoken.weights, spoken.rows[:1], HEADS[::-1], text_tokens=END)
     assert torch.equal(one.attention, other.attention.flip(0))
 
 
 def test_half_precision_is_near(spoken: Spoken) -> None:
-    halved = collect(load_halved(spoken.pair.stock)).decoder
+    halved = collect_weights(load_halved(spoken.pair.stock)).decoder
     rows = [replace(row, states=row.states.bfloat16()) for row in spoken.rows]
-    for row, found in zip(spoken.rows, listen(halved, rows, HEADS, text_tokens=END), strict=True):
+    for row, found in zip(spoken.rows, align(halved, rows, HEADS, text_tokens=END), strict=True):
         expected = stock_says(spoken.pair.stock, row, END)
         assert found.attention.dtype is found.probabilities.dtype is torch.float32
         assert_close(found.attention, expected.attention, 0.15)
@@ -125,7 +127,7 @@ def load_halved(model: WhisperForConditionalGeneration) -> WhisperForConditional
 @pytest.mark.parametrize("frames", [0, 1, 2, 3])
 def test_a_snippet_has_one_position(spoken: Spoken, frames: int) -> None:
     row = replace(spoken.rows[0], frames=frames)
-    [found] = listen(spoken.weights, [row], HEADS, text_tokens=END)
+    [found] = align(spoken.weights, [row], HEADS, text_tokens=END)
     assert torch.equal(found.attention, torch.ones(len(HEADS), len(row.tokens), 1))
 
 
@@ -134,16 +136,16 @@ def test_heads_that_the_model_lacks_are_refused(
     spoken: Spoken, heads: tuple[tuple[int, int], ...]
 ) -> None:
     with pytest.raises(OptionError, match=r"the model has layers 0 to 3 of heads 0 to 5; give"):
-        list(listen(spoken.weights, spoken.rows, heads, text_tokens=END))
+        list(align(spoken.weights, spoken.rows, heads, text_tokens=END))
 
 
 def test_more_tokens_than_the_model_has_positions_are_refused(spoken: Spoken) -> None:
     row = replace(spoken.rows[0], tokens=(*PROMPT, *[11] * 447))
     with pytest.raises(OptionError, match="449 tokens to align; the model has 448 positions"):
-        list(listen(spoken.weights, [row], HEADS, text_tokens=END))
+        list(align(spoken.weights, [row], HEADS, text_tokens=END))
 
 
 def test_what_is_not_finite_is_told(spoken: Spoken) -> None:
     row = replace(spoken.rows[0], states=torch.full_like(spoken.rows[0].states, float("nan")))
     with pytest.raises(NotFinite, match="while words were aligned"):
-        list(listen(spoken.weights, [row], HEADS, text_tokens=END))
+        list(align(spoken.weights, [row], HEADS, text_tokens=END))

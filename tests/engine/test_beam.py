@@ -29,15 +29,15 @@ from tests.engine.beam_bench import (
 from whisper_flash_attention.engine import beam
 from whisper_flash_attention.engine.layout import Layout
 from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessors,
     MinLength,
     NoRepeatNgram,
     RepetitionPenalty,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Temperature,
 )
-from whisper_flash_attention.engine.torch_decoder import PlainDecoder
+from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 PENALTIES = (-1.0, 0.0, 0.3, 1.0, 2.0)
@@ -135,7 +135,7 @@ def test_any_options(bench: Bench, options: dict[str, Any], form: str, clips: in
     expected = bench.expect(request, clips=clips, rounded=rounded)
     after = torch.get_rng_state()
     torch.manual_seed(9)
-    decoder = Rounded if rounded else PlainDecoder
+    decoder = Rounded if rounded else TorchDecoder
     absorbed = form == "absorbed"
     assert_same(bench.search(request, clips=clips, decoder=decoder, absorbed=absorbed), expected)
     assert torch.equal(torch.get_rng_state(), after)
@@ -178,7 +178,7 @@ def test_rules(bench: Bench, names: tuple[str, ...], sample: bool) -> None:
     found = bench.search(request)
     assert_same(found, expected)
     torch.manual_seed(4)
-    without = bench.search(dataclasses.replace(request, rules=Rules()))
+    without = bench.search(dataclasses.replace(request, processors=LogitsProcessors()))
     assert not torch.equal(found.sequences, without.sequences)
 
 
@@ -235,7 +235,7 @@ def test_rows_that_are_not_whole_searches_are_refused(bench: Bench, rows: int) -
     layout = Layout.of(
         bench.weights.decoder, slots=rows, clips=1, positions=8, keys=100, absorbed=False
     )
-    decoder = PlainDecoder(bench.weights.decoder, bench.buffers.state(layout))
+    decoder = TorchDecoder(bench.weights.decoder, bench.buffers.state(layout))
     prompt = torch.tensor([PROMPT] * rows)
     with pytest.raises(OptionError, match=f"a prompt of {rows} rows for 2 clips: give 3 rows"):
         beam.search(decoder, bench.states[:2], prompt, request_of(max_length=8))
@@ -265,13 +265,13 @@ def test_nan_after_the_end_changes_nothing(bench: Bench, monkeypatch: pytest.Mon
 
     passes: list[int] = []
 
-    class Overrun(PlainDecoder):
+    class Overrun(TorchDecoder):
         def advance(self, tokens: torch.Tensor) -> torch.Tensor:
             passes.append(len(passes) + 1)
             logits = super().advance(tokens)
             return logits * torch.nan if passes[-1] >= steps else logits
 
-    monkeypatch.setattr(beam, "steps_between_looks", lambda prompt: 100)
+    monkeypatch.setattr(beam, "steps_between_polls", lambda prompt: 100)
     found = bench.search(request, decoder=Overrun)
     assert len(passes) == 30 - len(PROMPT) - 1
     assert torch.equal(found.sequences, expected.sequences)

@@ -10,36 +10,36 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
-from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Buffers
 from whisper_flash_attention.engine.kv_cache import state_bytes
 from whisper_flash_attention.engine.layout import Layout
-from whisper_flash_attention.engine.weights import Weights, collect
+from whisper_flash_attention.engine.weights import Weights, collect_weights
 from whisper_flash_attention.engine.workspace import workspace_bytes
 
 
 @pytest.fixture
 def weights(small_model: WhisperForConditionalGeneration) -> Weights:
-    return collect(small_model)
+    return collect_weights(small_model)
 
 
 @pytest.fixture
 def kept(weights: Weights) -> Buffers:
-    return Buffers(weights, Recorder())
+    return Buffers(weights, GraphRecorder())
 
 
 @pytest.fixture
-def prepared(monkeypatch: pytest.MonkeyPatch) -> list[DeviceDecoder]:
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[CudaDecoder]:
     """The decoders that were prepared, in order."""
-    found: list[DeviceDecoder] = []
-    original = DeviceDecoder.prepare
+    found: list[CudaDecoder] = []
+    original = CudaDecoder.prepare
 
-    def prepare(decoder: DeviceDecoder) -> None:
+    def prepare(decoder: CudaDecoder) -> None:
         found.append(decoder)
         original(decoder)
 
-    monkeypatch.setattr(DeviceDecoder, "prepare", prepare)
+    monkeypatch.setattr(CudaDecoder, "prepare", prepare)
     return found
 
 
@@ -67,17 +67,17 @@ def test_the_arena_has_the_size_of_the_largest_call(kept: Buffers, weights: Weig
     assert kept.state(small).keys.data_ptr() == held.data_ptr()
     assert kept.state(large).keys.data_ptr() == held.data_ptr()
     assert block(kept) is held
-    kept.device_decoder(large)
+    kept.cuda_decoder(large)
     assert len(block(kept)) == state_bytes(large) + workspace_bytes(large)
 
 
 def test_the_old_arena_is_given_back_when_a_larger_one_is_made(
     kept: Buffers, weights: Weights
 ) -> None:
-    decoder = kept.device_decoder(layout(weights))
+    decoder = kept.cuda_decoder(layout(weights))
     old = weakref.ref(block(kept)), weakref.ref(decoder)
     del decoder
-    kept.device_decoder(layout(weights, 4))
+    kept.cuda_decoder(layout(weights, 4))
     gc.collect()
     assert [reference() for reference in old] == [None, None]
     assert len(kept._decoders) == 1
@@ -85,34 +85,34 @@ def test_the_old_arena_is_given_back_when_a_larger_one_is_made(
 
 def test_a_layout_keeps_its_decoder(kept: Buffers, weights: Weights) -> None:
     large, small = layout(weights, 3), layout(weights, 2)
-    first, second = kept.device_decoder(large), kept.device_decoder(small)
+    first, second = kept.cuda_decoder(large), kept.cuda_decoder(small)
     assert first is not second
-    assert kept.device_decoder(layout(weights, 3)) is first
-    assert kept.device_decoder(layout(weights, 2)) is second
-    assert kept.device_decoder(layout(weights, 2, raw=True)) is not second
+    assert kept.cuda_decoder(layout(weights, 3)) is first
+    assert kept.cuda_decoder(layout(weights, 2)) is second
+    assert kept.cuda_decoder(layout(weights, 2, raw=True)) is not second
     assert first.state.layout == large
     assert first.state.keys.data_ptr() == second.state.keys.data_ptr() == block(kept).data_ptr()
 
 
 def test_a_decoder_is_prepared_when_another_layout_was_used(
-    kept: Buffers, weights: Weights, prepared: list[DeviceDecoder]
+    kept: Buffers, weights: Weights, prepared: list[CudaDecoder]
 ) -> None:
     one, other = layout(weights, 3), layout(weights, 2)
-    first = kept.device_decoder(one)
-    kept.device_decoder(one)
+    first = kept.cuda_decoder(one)
+    kept.cuda_decoder(one)
     assert prepared == [first]
-    second = kept.device_decoder(other)
-    kept.device_decoder(other)
+    second = kept.cuda_decoder(other)
+    kept.cuda_decoder(other)
     assert prepared == [first, second]
-    kept.device_decoder(one)
+    kept.cuda_decoder(one)
     assert prepared == [first, second, first]
 
 
 def test_a_prepared_decoder_finds_nothing_of_others(kept: Buffers, weights: Weights) -> None:
-    decoder = kept.device_decoder(layout(weights, 2))
-    kept.device_decoder(layout(weights, 1))
+    decoder = kept.cuda_decoder(layout(weights, 2))
+    kept.cuda_decoder(layout(weights, 1))
     block(kept).fill_(255)
-    work = kept.device_decoder(layout(weights, 2))._work
+    work = kept.cuda_decoder(layout(weights, 2))._work
     for tensor in (work.counters, work.limits, work.settings, work.flags, decoder.state.tokens):
         assert tensor is not None and not tensor.any()
 
@@ -121,25 +121,25 @@ def test_the_layout_that_was_not_used_for_longest_is_dropped(
     kept: Buffers, weights: Weights
 ) -> None:
     layouts = [layout(weights, 1, MOST_LAYOUTS + 1 - n) for n in range(MOST_LAYOUTS + 1)]
-    decoders = [weakref.ref(kept.device_decoder(each)) for each in layouts[:MOST_LAYOUTS]]
-    kept.device_decoder(layouts[0])
-    kept.device_decoder(layouts[-1])
+    decoders = [weakref.ref(kept.cuda_decoder(each)) for each in layouts[:MOST_LAYOUTS]]
+    kept.cuda_decoder(layouts[0])
+    kept.cuda_decoder(layouts[-1])
     gc.collect()
     assert [each for each, found in enumerate(decoders) if found() is None] == [1]
     assert len(kept._decoders) == MOST_LAYOUTS
-    assert kept.device_decoder(layouts[0]) is decoders[0]()
-    assert kept.device_decoder(layouts[1]).state.layout == layouts[1]
+    assert kept.cuda_decoder(layouts[0]) is decoders[0]()
+    assert kept.cuda_decoder(layouts[1]).state.layout == layouts[1]
 
 
 def test_release_gives_everything_back(
-    kept: Buffers, weights: Weights, prepared: list[DeviceDecoder]
+    kept: Buffers, weights: Weights, prepared: list[CudaDecoder]
 ) -> None:
     wanted = layout(weights)
-    held = weakref.ref(kept.device_decoder(wanted)), weakref.ref(block(kept))
+    held = weakref.ref(kept.cuda_decoder(wanted)), weakref.ref(block(kept))
     prepared.clear()
     kept.release()
     gc.collect()
     assert [reference() for reference in held] == [None, None]
     assert kept._arena is None and not kept._decoders
-    assert kept.device_decoder(wanted) is prepared[0]
+    assert kept.cuda_decoder(wanted) is prepared[0]
     assert len(block(kept)) == state_bytes(wanted) + workspace_bytes(wanted)

@@ -18,25 +18,25 @@ from transformers import WhisperForConditionalGeneration
 from whisper_flash_attention.engine import beam, cuda_decoder
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
-from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
-from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder
+from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
 from whisper_flash_attention.engine.layout import Arena, Layout
 from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessors,
     MinLength,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Timestamps,
 )
-from whisper_flash_attention.engine.request import Beams, Decoded, Request
+from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import choose_tokens
-from whisper_flash_attention.engine.torch_decoder import PlainDecoder
-from whisper_flash_attention.engine.weights import DecoderWeights, collect
+from whisper_flash_attention.engine.torch_decoder import TorchDecoder
+from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.engine.workspace import RECORDED_CLIPS, Workspace, workspace_bytes
 from whisper_flash_attention.errors import NotFinite
-from whisper_flash_attention.kernels import linear, logits
+from whisper_flash_attention.kernels import absorbed_query, absorbed_values, linear, logits
 from whisper_flash_attention.kernels.launch import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs Triton's interpreter")
@@ -46,11 +46,11 @@ STAMPS, KEYS, WIDTH = 250, 12, 128
 FORMS = pytest.mark.parametrize("absorbed", [False, True], ids=["projected", "absorbed"])
 
 
-class Replayed(Graphs):
+class Replayed(GraphCache):
     """Launches a pass again as it was launched the first time, and keeps what was asked for."""
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
-        super().__init__(recorder or Recorder())
+    def __init__(self, recorder: GraphRecorder | None = None) -> None:
+        super().__init__(recorder or GraphRecorder())
         self.launches: dict[Hashable, Callable[[], None]] = {}
         self.keys: list[Any] = []
 
@@ -66,6 +66,10 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "choose", lambda *sizes, **options: blocks)
     columns = logits.Config("dot", 16, 128, 128, 4, 1)
     monkeypatch.setattr(logits, "choose", lambda *sizes: columns)
+    query = absorbed_query.QueryConfig(columns=64, chunk=128)
+    monkeypatch.setattr(absorbed_query, "choose_query_config", lambda *sizes: query)
+    values = absorbed_values.ValuesConfig(columns=64, chunk=128)
+    monkeypatch.setattr(absorbed_values, "choose_values_config", lambda *sizes: values)
 
 
 @pytest.fixture(autouse=True)
@@ -76,31 +80,31 @@ def no_gradients() -> Any:
 
 @pytest.fixture
 def weights(small_model: WhisperForConditionalGeneration) -> DecoderWeights:
-    return collect(small_model).decoder
+    return collect_weights(small_model).decoder
 
 
 def cut(layout: Layout) -> tuple[DecodeState, Arena]:
     """A state in memory that holds nothing but NaN and impossible numbers."""
     arena = Arena(layout.device, state_bytes(layout) + workspace_bytes(layout))
     arena._block.fill_(255)
-    return DecodeState.cut(layout, arena), arena
+    return DecodeState.allocate(layout, arena), arena
 
 
-def on_kernels(weights: DecoderWeights, **sizes: Any) -> tuple[DeviceDecoder, Replayed]:
+def on_kernels(weights: DecoderWeights, **sizes: Any) -> tuple[CudaDecoder, Replayed]:
     options = {"slots": 4, "positions": 16, "keys": KEYS, "kernels": True, "prompt": 2} | sizes
     layout = Layout.of(weights, clips=options["slots"], **options)
     state, arena = cut(layout)
     graphs = Replayed()
-    decoder = DeviceDecoder(weights, state, Workspace.cut(layout, arena), graphs)
+    decoder = CudaDecoder(weights, state, Workspace.allocate(layout, arena), graphs)
     decoder.prepare()
     return decoder, graphs
 
 
-def plain(weights: DecoderWeights, batch: int, *, absorbed: bool) -> PlainDecoder:
+def plain(weights: DecoderWeights, batch: int, *, absorbed: bool) -> TorchDecoder:
     layout = Layout.of(
         weights, slots=batch, clips=batch, positions=16, keys=KEYS, absorbed=absorbed
     )
-    return PlainDecoder(weights, cut(layout)[0])
+    return TorchDecoder(weights, cut(layout)[0])
 
 
 def clips(batch: int, prompt: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +116,7 @@ def clips(batch: int, prompt: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
 
 def expected(
     weights: DecoderWeights, inputs: tuple[torch.Tensor, torch.Tensor], request: Request, form: bool
-) -> Decoded:
+) -> DecodeOutput:
     return choose_tokens(plain(weights, len(inputs[1]), absorbed=form), *inputs, request)
 
 
@@ -125,10 +129,12 @@ def check_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_greedy_answers_under_masks(weights: DecoderWeights, absorbed: bool) -> None:
     """Three rows in four slots, of which one ends before the others."""
     inputs = clips(3, 2)
-    free = expected(weights, inputs, Request(Rules(), 6, (), 0), absorbed).sequences[:, 2:]
+    free = expected(weights, inputs, Request(LogitsProcessors(), 6, (), 0), absorbed).sequences[
+        :, 2:
+    ]
     # What would be said first is forbidden: of one row always, of the others at the beginning.
     end = int(free[2, 0])
-    rules = Rules(
+    rules = LogitsProcessors(
         (
             Suppress((int(free[0, 0]), int(free[0, 1]))),
             SuppressAtBegin((int(free[1, 0]),), 2),
@@ -144,24 +150,24 @@ def test_greedy_answers_under_masks(weights: DecoderWeights, absorbed: bool) -> 
     assert wanted[1, -1] == 280 != wanted[0, -1]
     decoder, graphs = on_kernels(weights, absorbed=absorbed)
     assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
-    assert graphs.keys == [("prompt", "pick 280", 2), *[("step", 280)] * 3]
+    assert graphs.keys == [("prompt", "greedy 280", 2), *[("step", 280)] * 3]
     state = decoder.state
     assert state.finished[3] and not state.failed[3] and state.sum_logprobs[3] == 0
 
 
 def test_the_next_answer_has_other_rules_rows_and_padding(weights: DecoderWeights) -> None:
     decoder, graphs = on_kernels(weights, absorbed=False, slots=3)
-    grammar = Rules((Timestamps(STAMPS, 1, STAMPS - 2, STAMPS - 1, 20),))
-    for batch, rules, pad in ((2, grammar, 280), (1, Rules((Suppress((3,)),)), 281)):
+    grammar = LogitsProcessors((Timestamps(STAMPS, 1, STAMPS - 2, STAMPS - 1, 20),))
+    for batch, rules, pad in ((2, grammar, 280), (1, LogitsProcessors((Suppress((3,)),)), 281)):
         inputs = clips(batch, 1, seed=batch)
         request = Request(rules, 3, (), pad)
         wanted = expected(weights, inputs, request, False).sequences
         assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
         assert (wanted[:, 1] >= STAMPS).all() == (rules is grammar)
     assert graphs.keys == [
-        ("prompt", "pick 280", 1),
+        ("prompt", "greedy 280", 1),
         ("step", 280),
-        ("prompt", "pick 281", 1),
+        ("prompt", "greedy 281", 1),
         ("step", 281),
     ]
 
@@ -191,33 +197,35 @@ def test_a_watched_token_is_as_likely_as_the_plain_decoder_says(
     weights: DecoderWeights, length: int, place: int, batch: int
 ) -> None:
     inputs = clips(batch, length)
-    masks = Rules((Suppress((11,)),))
-    request = Request(masks, length + 2, (), 0, watch=(11, place))
+    masks = LogitsProcessors((Suppress((11,)),))
+    request = Request(masks, length + 2, (), 0, probe=(11, place))
     wanted = expected(weights, inputs, request, True)
-    assert wanted.watched is not None and wanted.watched.shape == (batch,)
+    assert wanted.probe_probability is not None and wanted.probe_probability.shape == (batch,)
     prompt = length if length <= layouts.KERNEL_PROMPT_TOKENS else 1
     decoder, graphs = on_kernels(weights, absorbed=True, slots=3, prompt=prompt, raw=True)
     for _ in range(2):
         found = decoder.greedy(*inputs, request)
         assert torch.equal(found.sequences, wanted.sequences)
-        check_close(found.watched, wanted.watched)  # type: ignore[arg-type]
-    decoder.start(*inputs, request.watch)
-    check_close(decoder.watched, wanted.watched)  # type: ignore[arg-type]
+        check_close(found.probe_probability, wanted.probe_probability)  # type: ignore[arg-type]
+    decoder.start(*inputs, request.probe)
+    check_close(decoder.probe_probability, wanted.probe_probability)  # type: ignore[arg-type]
     # Another place is another recording, and none at all the one without.
     unwatched = decoder.greedy(*inputs, Request(masks, length + 2, (), 0))
-    assert unwatched.watched is None
-    assert ("prompt", "pick 0", 2, place) in graphs.keys or length > 2
-    assert ("prompt", "pick 0", 2) in graphs.keys or length > 2
+    assert unwatched.probe_probability is None
+    assert ("prompt", "greedy 0", 2, place) in graphs.keys or length > 2
+    assert ("prompt", "greedy 0", 2) in graphs.keys or length > 2
 
 
 def test_an_answer_that_is_over_at_once(weights: DecoderWeights) -> None:
     decoder, graphs = on_kernels(weights, absorbed=False, slots=2)
     inputs = clips(1, 2)
-    first = int(expected(weights, inputs, Request(Rules(), 3, (), 0), False).sequences[0, 2])
-    request = Request(Rules(), 16, (7, first), 0)
+    first = int(
+        expected(weights, inputs, Request(LogitsProcessors(), 3, (), 0), False).sequences[0, 2]
+    )
+    request = Request(LogitsProcessors(), 16, (7, first), 0)
     found = decoder.greedy(*inputs, request).sequences
     assert found.tolist() == [[*inputs[1][0].tolist(), first]]
-    assert graphs.keys == [("prompt", "pick 0", 2)]
+    assert graphs.keys == [("prompt", "greedy 0", 2)]
 
 
 @pytest.mark.parametrize(("length", "end", "steps"), [(4, None, 1), (6, 0, 0), (8, None, 5)])
@@ -230,11 +238,13 @@ def test_the_host_has_time_once_the_device_has_work(
 ) -> None:
     monkeypatch.setattr(cuda_decoder, "HEAD_START", 2)
     inputs = clips(1, 2)
-    first = int(expected(weights, inputs, Request(Rules(), 3, (), 0), True).sequences[0, 2])
+    first = int(
+        expected(weights, inputs, Request(LogitsProcessors(), 3, (), 0), True).sequences[0, 2]
+    )
     decoder, graphs = on_kernels(weights, absorbed=True, slots=1)
     ends = (299,) if end is None else (first,)
     seen: list[int] = []
-    request = Request(Rules((Suppress((299,)),)), length, ends, 0)
+    request = Request(LogitsProcessors((Suppress((299,)),)), length, ends, 0)
     decoder.greedy(*inputs, request, lambda: seen.append(len(graphs.keys)))
     assert seen == [1 + min(steps, 2)]
     assert len(graphs.keys) == 1 + steps
@@ -244,11 +254,11 @@ def test_the_host_has_time_once_the_device_has_work(
 def test_a_prompt_too_long_for_the_kernels(weights: DecoderWeights, absorbed: bool) -> None:
     length = layouts.KERNEL_PROMPT_TOKENS + 2
     inputs = clips(2, length)
-    request = Request(Rules((Suppress((3, 4)),)), length + 2, (), 0)
+    request = Request(LogitsProcessors((Suppress((3, 4)),)), length + 2, (), 0)
     wanted = expected(weights, inputs, request, absorbed).sequences
     decoder, graphs = on_kernels(weights, absorbed=absorbed, slots=3, prompt=1)
     assert torch.equal(decoder.greedy(*inputs, request).sequences, wanted)
-    assert graphs.keys == [("long prompt", "pick 0"), ("step", 0)]
+    assert graphs.keys == [("long prompt", "greedy 0"), ("step", 0)]
 
 
 def test_logits_after_a_prompt_too_long_for_the_kernels(weights: DecoderWeights) -> None:
@@ -261,16 +271,16 @@ def test_logits_after_a_prompt_too_long_for_the_kernels(weights: DecoderWeights)
 
 def test_beams(weights: DecoderWeights) -> None:
     beams = Beams(2, 2, 1.0, False, 4)
-    request = Request(Rules((Suppress((9,)),)), 6, (4,), 0, beams=beams)
+    request = Request(LogitsProcessors((Suppress((9,)),)), 6, (4,), 0, beams=beams)
     states, prompt = clips(1, 2, seed=3)
     found = []
     for kernels in (False, True):
         sizes = {"slots": 2, "clips": 1, "positions": 16, "keys": KEYS, "absorbed": False}
         layout = Layout.of(weights, **sizes, kernels=kernels, prompt=2, raw=True)
         state, arena = cut(layout)
-        decoder: Any = PlainDecoder(weights, state)
+        decoder: Any = TorchDecoder(weights, state)
         if kernels:
-            decoder = DeviceDecoder(weights, state, Workspace.cut(layout, arena), Replayed())
+            decoder = CudaDecoder(weights, state, Workspace.allocate(layout, arena), Replayed())
             decoder.prepare()
         found.append(beam.search(decoder, states, prompt.expand(2, -1), request))
     assert torch.equal(found[1].sequences, found[0].sequences)
@@ -292,14 +302,14 @@ def test_what_is_not_finite_is_an_error(weights: DecoderWeights, where: str) -> 
     decoder, _ = on_kernels(weights, absorbed=False, slots=2)
     rows = "1" if where == "last row" else "0, 1"
     with pytest.raises(NotFinite, match=f"not finite in row {rows} of"):
-        decoder.greedy(states, prompt, Request(Rules(), 2, (), 0))
+        decoder.greedy(states, prompt, Request(LogitsProcessors(), 2, (), 0))
 
 
 @NAN
 def test_the_next_answer_is_not_spoilt_by_an_error(weights: DecoderWeights) -> None:
     decoder, _ = on_kernels(weights, absorbed=False, slots=2)
     states, prompt = clips(2, 1)
-    request = Request(Rules(), 2, (), 0)
+    request = Request(LogitsProcessors(), 2, (), 0)
     with pytest.raises(NotFinite):
         decoder.greedy(states * math.nan, prompt, request)
     wanted = expected(weights, (states[:1], prompt[:1]), request, False).sequences
@@ -313,12 +323,12 @@ def test_the_engine_takes_this_path_where_there_are_kernels(
     engine = Engine(small_model)
     # The larger buffers first: when they grow, decoders made before are dropped.
     requests = [
-        Request(Rules(), 4, (), 0, want_logits=True),
-        Request(Rules((Suppress((9,)),)), 4, (), 0),
+        Request(LogitsProcessors(), 4, (), 0, want_logits=True),
+        Request(LogitsProcessors((Suppress((9,)),)), 4, (), 0),
     ]
     plain_answers = [engine.decode(states, prompt, request) for request in requests]
     monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
-    monkeypatch.setattr(engine_module, "Graphs", Replayed)
+    monkeypatch.setattr(engine_module, "GraphCache", Replayed)
     for request, wanted in zip(requests, plain_answers, strict=True):
         found = engine.decode(states, prompt, request)
         assert torch.equal(found.sequences, wanted.sequences)

@@ -7,13 +7,17 @@ import gc
 import pytest
 import torch
 
-from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder, recording_stream
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, capture_stream
 
 pytestmark = pytest.mark.gpu
 
 
 def test_a_pass_runs_once_for_every_call_on_the_numbers_of_then() -> None:
-    graphs, x, y = Graphs(Recorder()), torch.zeros(4, device="cuda"), torch.ones(4, device="cuda")
+    graphs, x, y = (
+        GraphCache(GraphRecorder()),
+        torch.zeros(4, device="cuda"),
+        torch.ones(4, device="cuda"),
+    )
 
     def add() -> None:
         x.add_(y * 2)
@@ -25,7 +29,7 @@ def test_a_pass_runs_once_for_every_call_on_the_numbers_of_then() -> None:
 
 
 def test_passes_of_other_names_are_others() -> None:
-    graphs, x = Graphs(Recorder()), torch.zeros(1, device="cuda")
+    graphs, x = GraphCache(GraphRecorder()), torch.zeros(1, device="cuda")
     for name, step in (("one", 1), ("ten", 10), ("one", 1), ("ten", 10)):
         graphs.run(name, lambda step=step: x.add_(step))  # type: ignore[misc]
     assert x.item() == 22
@@ -33,8 +37,8 @@ def test_passes_of_other_names_are_others() -> None:
 
 def test_recordings_share_a_stream_and_their_memory() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    assert recording_stream(device) is recording_stream(device)
-    recorder, out = Recorder(), torch.zeros(2**20, device="cuda")
+    assert capture_stream(device) is capture_stream(device)
+    recorder, out = GraphRecorder(), torch.zeros(2**20, device="cuda")
 
     def work() -> None:
         out.copy_(out + 1)
@@ -54,7 +58,7 @@ def test_recordings_share_a_stream_and_their_memory() -> None:
 
 
 def test_passes_are_recorded_anew_after_all_others_are_gone() -> None:
-    recorder, out = Recorder(), torch.zeros(2**20, device="cuda")
+    recorder, out = GraphRecorder(), torch.zeros(2**20, device="cuda")
 
     def work() -> None:
         out.copy_(out + 1)
@@ -67,7 +71,7 @@ def test_passes_are_recorded_anew_after_all_others_are_gone() -> None:
 
 
 def test_an_error_in_a_pass_leaves_nothing_recorded() -> None:
-    graphs, x = Graphs(Recorder()), torch.zeros(1, device="cuda")
+    graphs, x = GraphCache(GraphRecorder()), torch.zeros(1, device="cuda")
 
     def fail() -> None:
         raise RuntimeError("no")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from whisper_flash_attention.engine.dtw import (
+    dtw,
     median_filter,
     start_positions,
     token_costs,
-    warp,
 )
 
 Floats = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ anything = st.floats(-8, 8, width=32)
 
 @given(st.lists(matrices(ties) | matrices(anything), min_size=1, max_size=4))
 def test_paths_are_those_of_the_plain_program(costs: list[Floats]) -> None:
-    for matrix, path in zip(costs, warp(costs), strict=True):
+    for matrix, path in zip(costs, dtw(costs), strict=True):
         assert as_pairs(path) == plain_path(matrix)
 
 
@@ -67,7 +67,7 @@ def test_paths_are_those_of_the_plain_program(costs: list[Floats]) -> None:
 def test_paths_of_larger_matrices_are_those_of_the_plain_program(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(shape))
     smooth = rng.standard_normal(shape).cumsum(axis=1).astype(np.float32)
-    [path] = warp([smooth])
+    [path] = dtw([smooth])
     assert as_pairs(path) == plain_path(smooth)
 
 

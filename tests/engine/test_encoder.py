@@ -14,7 +14,7 @@ from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention.engine import encoder
 from whisper_flash_attention.engine import weights as engine_weights
 from whisper_flash_attention.engine.encoder import encode, temporary_bytes
-from whisper_flash_attention.engine.weights import EncoderWeights, collect
+from whisper_flash_attention.engine.weights import EncoderWeights, collect_weights
 
 POSITIONS = 100
 
@@ -41,7 +41,7 @@ def stock(model: WhisperForConditionalGeneration, features: torch.Tensor) -> tor
 
 
 def weights_of(model: WhisperForConditionalGeneration) -> EncoderWeights:
-    return collect(model).encoder
+    return collect_weights(model).encoder
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:

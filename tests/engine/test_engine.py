@@ -23,10 +23,10 @@ from transformers.generation.streamers import BaseStreamer
 from tests.hf.conftest import make_twins
 from tests.random_whisper import perturbed
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules, Suppress
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors, Suppress
 from whisper_flash_attention.engine.request import Request
 
-REQUEST = Request(Rules((Suppress((7,)),)), 12, (), 0, want_logits=True)
+REQUEST = Request(LogitsProcessors((Suppress((7,)),)), 12, (), 0, want_logits=True)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_model(model) -> None:
 @pytest.mark.parametrize("scored", [False, True])
 def test_log_probabilities_are_those_of_the_tokens_and_their_end(model, device, scored) -> None:
     engine = Engine.of(model.to(device))
-    rules = Rules((Suppress((7,)),))
+    rules = LogitsProcessors((Suppress((7,)),))
     prompt = torch.tensor([[298, 5]], device=device).expand(3, -1)
     states = engine.encode(features(3).to(device))
     free = engine.decode(states, prompt, Request(rules, 12, (), 0)).sequences
@@ -102,14 +102,14 @@ def test_a_watched_token_has_the_probability_that_the_model_gives_it(
     tokens = [298, 5, 17, *range(20, 40)][:length]
     prompt = torch.tensor([tokens], device=device).expand(2, -1)
     heard = features(2).to(device)
-    request = Request(Rules((Suppress((9,)),)), length + 2, (), 0, watch=(9, place))
+    request = Request(LogitsProcessors((Suppress((9,)),)), length + 2, (), 0, probe=(9, place))
     with torch.no_grad():
         logits = model(heard, decoder_input_ids=prompt).logits
     wanted = logits[:, place].softmax(-1)[:, 9]
     # On a GPU the second call replays what the first one recorded.
     for _ in range(2):
         decoded = engine.decode(engine.encode(heard), prompt, request)
-        torch.testing.assert_close(decoded.watched, wanted, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(decoded.probe_probability, wanted, rtol=2e-3, atol=1e-6)
 
 
 def test_a_temperature_flattens_what_is_drawn_and_not_what_is_told(model) -> None:
@@ -120,10 +120,10 @@ def test_a_temperature_flattens_what_is_drawn_and_not_what_is_told(model) -> Non
     for temperature in (0.01, 3.0):
         torch.manual_seed(0)
         request = Request(
-            Rules(), 12, (), 0, sample=True, temperature=temperature, want_logprobs=True
+            LogitsProcessors(), 12, (), 0, sample=True, temperature=temperature, want_logprobs=True
         )
         drawn.append(engine.decode(states, prompt, request))
-    best = engine.decode(states, prompt, Request(Rules(), 12, (), 0, want_logprobs=True))
+    best = engine.decode(states, prompt, Request(LogitsProcessors(), 12, (), 0, want_logprobs=True))
     assert torch.equal(drawn[0].sequences, best.sequences)
     torch.testing.assert_close(drawn[0].sum_logprobs, best.sum_logprobs)
     assert not torch.equal(drawn[1].sequences, best.sequences)
@@ -343,7 +343,7 @@ def test_a_fork_while_another_thread_is_in_generate() -> None:
         halted = pool.submit(lambda: model.generate(clip, streamer=streamer, **options))
         try:
             assert streamer.halted.wait(60)
-            assert pool.submit(Engine._making.acquire).result(60)
+            assert pool.submit(Engine._registry_lock.acquire).result(60)
             with warnings.catch_warnings():
                 # Python 3.12 warns that this may end in a deadlock: it must not.
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -354,7 +354,7 @@ def test_a_fork_while_another_thread_is_in_generate() -> None:
                 same = torch.equal(model.generate(clip, **options), expected)
                 os._exit(0 if same else 1)
         finally:
-            Engine._making.release()
+            Engine._registry_lock.release()
             streamer.may_go_on.set()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert torch.equal(halted.result(60), expected)

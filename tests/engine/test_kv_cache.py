@@ -21,7 +21,7 @@ from whisper_flash_attention.engine.layout import (
     batch_bucket,
     length_bucket,
 )
-from whisper_flash_attention.engine.weights import collect
+from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.engine.workspace import (
     Workspace,
     workspace_buffers,
@@ -86,9 +86,9 @@ def layouts(draw: st.DrawFn) -> Layout:
 def test_what_is_cut_is_what_was_counted(layout: Layout) -> None:
     size = state_bytes(layout)
     arena = Arena(CPU, size + workspace_bytes(layout))
-    state = DecodeState.cut(layout, arena)
+    state = DecodeState.allocate(layout, arena)
     assert arena._used == size
-    work = Workspace.cut(layout, arena)
+    work = Workspace.allocate(layout, arena)
     assert arena._used == arena.capacity
     wanted = buffers(layout) | {f"work {k}": v for k, v in workspace_buffers(layout).items()}
     found = vars(state) | {f"work {name}": value for name, value in vars(work).items()}
@@ -133,7 +133,7 @@ def test_an_arena_does_not_hand_out_more_than_it_has() -> None:
 
 
 def test_a_layout_for_weights(small_model: WhisperForConditionalGeneration) -> None:
-    weights = collect(small_model).decoder
+    weights = collect_weights(small_model).decoder
     layout = Layout.of(weights, slots=6, clips=3, positions=9, keys=100, absorbed=True)
     assert layout == Layout(
         layers=2,

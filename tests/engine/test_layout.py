@@ -26,23 +26,27 @@ from whisper_flash_attention.engine.layout import (
     Layout,
     Sizes,
     Spec,
+    backend_name,
     has_kernels,
     is_absorbed_faster,
     layout_for,
     make_layout,
-    runs_on,
 )
-from whisper_flash_attention.engine.logits_processors import NoRepeatNgram, Rules, Suppress
+from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessors,
+    NoRepeatNgram,
+    Suppress,
+)
 from whisper_flash_attention.engine.memory_plan import kernel_bytes
 from whisper_flash_attention.engine.request import Beams, Request
-from whisper_flash_attention.engine.weights import DecoderWeights, collect
+from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 
 KEYS = 100
 
 
 @pytest.fixture(scope="module")
 def weights(small_model: WhisperForConditionalGeneration) -> DecoderWeights:
-    return collect(small_model).decoder
+    return collect_weights(small_model).decoder
 
 
 def sizes_of(**changes: Any) -> Sizes:
@@ -66,7 +70,12 @@ def any_sizes(draw: st.DrawFn, most_clips: int = 700) -> Sizes:
 
 
 def request(**changes: Any) -> Request:
-    options: dict[str, Any] = {"rules": Rules(), "max_length": 30, "eos": (1,), "pad": 1}
+    options: dict[str, Any] = {
+        "processors": LogitsProcessors(),
+        "max_length": 30,
+        "eos": (1,),
+        "pad": 1,
+    }
     return Request(**(options | changes))
 
 
@@ -130,12 +139,12 @@ def kernel_buffers(layout: Layout) -> dict[str, Spec]:
 
 def cut_all(layout: Layout, arena: Arena) -> list[torch.Tensor]:
     """All buffers of a layout, as the engine cuts them."""
-    state = vars(DecodeState.cut(layout, arena))
+    state = vars(DecodeState.allocate(layout, arena))
     tensors = [state[name] for name in buffers(layout)]
     if layout.kernels:
         from whisper_flash_attention.engine.workspace import Workspace
 
-        work = vars(Workspace.cut(layout, arena))
+        work = vars(Workspace.allocate(layout, arena))
         tensors += [work[name] for name in kernel_buffers(layout)]
     return tensors
 
@@ -196,7 +205,7 @@ def test_sizes_are_those_of_states_prompt_and_request() -> None:
         {"want_scores": True},
         {"want_logits": True},
         {"on_token": lambda tokens: None},
-        {"rules": Rules((NoRepeatNgram(2),))},
+        {"processors": LogitsProcessors((NoRepeatNgram(2),))},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -204,7 +213,9 @@ def test_what_the_kernels_cannot_choose_needs_the_logits(changes: dict[str, Any]
     states, prompt = torch.empty(3, KEYS, 128), torch.empty(6, 5, dtype=torch.int64)
     device = torch.device("cpu")
     assert Sizes.of(device, states, prompt, request(**changes)).raw
-    assert not Sizes.of(device, states, prompt, request(rules=Rules((Suppress((3,)),)))).raw
+    assert not Sizes.of(
+        device, states, prompt, request(processors=LogitsProcessors((Suppress((3,)),)))
+    ).raw
 
 
 @pytest.mark.parametrize(
@@ -231,4 +242,4 @@ def test_kernels_need_nvidia_ampere_and_triton(
     if not triton:
         monkeypatch.setitem(sys.modules, "triton", None)
     assert has_kernels.__wrapped__(torch.device(device)) is expected
-    assert runs_on(torch.device(device)) == ("Triton kernels" if expected else "PyTorch")
+    assert backend_name(torch.device(device)) == ("Triton kernels" if expected else "PyTorch")

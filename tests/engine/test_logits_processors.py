@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as stock
 
 from whisper_flash_attention.engine import logits_processors
-from whisper_flash_attention.engine.logits_processors import FusedRules, History, Rules
+from whisper_flash_attention.engine.logits_processors import (
+    History,
+    KernelProcessors,
+    LogitsProcessors,
+)
 from whisper_flash_attention.errors import OptionError
 
 VOCABULARY, STAMPS, EOS = 60, 40, 30
@@ -220,7 +224,7 @@ def test_all_in_stocks_order(
         stock.SuppressTokensLogitsProcessor([5, 9]),
         stock_timestamps(begin, 3, True),
     ]
-    ours: list[logits_processors.Rule] = [
+    ours: list[logits_processors.LogitsProcessor] = [
         logits_processors.RepetitionPenalty(1.2),
         logits_processors.NoRepeatNgram(3),
         logits_processors.MinLength(begin + 4, (EOS,)),
@@ -231,7 +235,9 @@ def test_all_in_stocks_order(
     if sampled:
         processors += [stock.TemperatureLogitsWarper(0.6), stock.TopKLogitsWarper(20)]
         ours += [logits_processors.Temperature(0.6), logits_processors.TopK(20)]
-    check_equal(Rules(tuple(ours)), stock.LogitsProcessorList(processors), scores, tokens)
+    check_equal(
+        LogitsProcessors(tuple(ours)), stock.LogitsProcessorList(processors), scores, tokens
+    )
 
 
 def test_each_slot_has_a_length_of_its_own() -> None:
@@ -240,7 +246,7 @@ def test_each_slot_has_a_length_of_its_own() -> None:
         [[1, 2, STAMPS, 3, 4, STAMPS + 3], [1, 2, 5, 5, 5, 5], [1, 2, 9, 9, 9, 9]]
     )
     lengths = torch.tensor([6, 2, 4])
-    chain = Rules(
+    chain = LogitsProcessors(
         (
             logits_processors.RepetitionPenalty(1.5),
             logits_processors.NoRepeatNgram(2),
@@ -258,7 +264,7 @@ def test_each_slot_has_a_length_of_its_own() -> None:
 def test_nan_is_left_to_be_found() -> None:
     scores = torch.zeros(1, VOCABULARY)
     scores[0, 4] = math.nan
-    chain = Rules((logits_processors.Suppress((3,)), our_timestamps(1, None, True)))
+    chain = LogitsProcessors((logits_processors.Suppress((3,)), our_timestamps(1, None, True)))
     assert chain.apply(scores, History(torch.tensor([[1, STAMPS]]), 2))[0, 4].isnan()
 
 
@@ -271,8 +277,10 @@ def test_fused_takes_masks_and_then_the_grammar() -> None:
         logits_processors.Suppress((5,)),
         logits_processors.Suppress((6, 99)),
     )
-    assert Rules((*chain, grammar)).fused == FusedRules((5, 6, 99), (3, EOS), 4, (EOS,), 9, grammar)
-    assert Rules().fused == FusedRules()
+    assert LogitsProcessors((*chain, grammar)).kernel_processors == KernelProcessors(
+        (5, 6, 99), (3, EOS), 4, (EOS,), 9, grammar
+    )
+    assert LogitsProcessors().kernel_processors == KernelProcessors()
 
 
 @pytest.mark.parametrize(
@@ -289,8 +297,10 @@ def test_fused_takes_masks_and_then_the_grammar() -> None:
         (logits_processors.TopP(0.5),),
     ],
 )
-def test_fused_refuses_what_it_cannot_say(chain: tuple[logits_processors.Rule, ...]) -> None:
-    assert Rules(chain).fused is None
+def test_fused_refuses_what_it_cannot_say(
+    chain: tuple[logits_processors.LogitsProcessor, ...],
+) -> None:
+    assert LogitsProcessors(chain).kernel_processors is None
 
 
 @quick
@@ -309,19 +319,19 @@ def test_fused_data_forbids_what_the_rules_forbid(
     stamps: bool,
 ) -> None:
     _, tokens, begin = situation
-    chain: list[logits_processors.Rule] = [
+    chain: list[logits_processors.LogitsProcessor] = [
         logits_processors.Suppress((3, 8)),
         logits_processors.SuppressAtBegin((9, EOS), begin_index),
         logits_processors.MinLength(least, (EOS,)),
     ]
     if stamps:
         chain.append(our_timestamps(begin, max_initial, False))
-    together = Rules(tuple(chain))
-    assert together.fused is not None
+    together = LogitsProcessors(tuple(chain))
+    assert together.kernel_processors is not None
     length = tokens.shape[1]
-    flags = together.fused.flags(VOCABULARY, (EOS,), tokens.device).long()
-    limits = together.fused.limits(History(tokens, length), VOCABULARY)
-    stamp_begin = together.fused.settings(VOCABULARY, 20)[6]
+    flags = together.kernel_processors.flags(VOCABULARY, (EOS,), tokens.device).long()
+    limits = together.kernel_processors.limits(History(tokens, length), VOCABULARY)
+    stamp_begin = together.kernel_processors.settings(VOCABULARY, 20)[6]
     assert limits.dtype == torch.int32 and limits.shape == (len(tokens), 4)
     forbid, text_from, stamp_from, stamp_end = limits.long().T[..., None]
     ids = torch.arange(VOCABULARY)

@@ -19,16 +19,16 @@ from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import memory_plan
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.layout import ABSORBED_FROM_CLIPS, BATCH_BUCKETS, Arena
-from whisper_flash_attention.engine.logits_processors import Rules
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.memory_plan import (
     MemoryPlan,
-    Wanted,
+    PlanRequest,
     largest_plan,
     make_plan,
     plan_memory,
 )
 from whisper_flash_attention.engine.request import Beams, Request
-from whisper_flash_attention.engine.weights import Weights, collect
+from whisper_flash_attention.engine.weights import Weights, collect_weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 PARTS = ("weights", "self_attention_cache", "cross_attention_state", "workspace", "encoder")
@@ -38,7 +38,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def weights(small_model: WhisperForConditionalGeneration) -> Weights:
-    return collect(small_model)
+    return collect_weights(small_model)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def large() -> Weights:
         num_mel_bins=128,
     )
     with torch.device("meta"):
-        return collect(WhisperForConditionalGeneration(config))
+        return collect_weights(WhisperForConditionalGeneration(config))
 
 
-def wanted_of(**changes: Any) -> Wanted:
+def wanted_of(**changes: Any) -> PlanRequest:
     options: dict[str, Any] = {
         "max_new_tokens": 20,
         "prompt_tokens": 4,
@@ -68,11 +68,11 @@ def wanted_of(**changes: Any) -> Wanted:
         "device": CPU,
         "dtype": torch.float32,
     }
-    return Wanted(**(options | changes))
+    return PlanRequest(**(options | changes))
 
 
 anything_wanted = st.builds(
-    Wanted,
+    PlanRequest,
     max_new_tokens=st.integers(1, 400),
     prompt_tokens=st.integers(1, 40),
     num_beams=st.integers(1, 6),
@@ -102,7 +102,7 @@ def test_the_state_that_a_decode_allocates_is_the_one_planned(
     monkeypatch.setattr(engine_module, "Arena", Counted)
     engine = Engine(small_model)
     request = Request(
-        rules=Rules(),
+        processors=LogitsProcessors(),
         max_length=prompt + 7,
         eos=(299,),
         pad=299,
@@ -125,7 +125,7 @@ def test_the_state_that_a_decode_allocates_is_the_one_planned(
 
 @settings(deadline=None)
 @given(wanted=anything_wanted, batch=st.integers(1, 300))
-def test_parts_add_up_and_are_shown(weights: Weights, wanted: Wanted, batch: int) -> None:
+def test_parts_add_up_and_are_shown(weights: Weights, wanted: PlanRequest, batch: int) -> None:
     plan = plan_memory(weights, wanted, batch)
     parts = [getattr(plan, name) for name in PARTS]
     assert plan.total == sum(parts)
@@ -166,7 +166,9 @@ def budgets(plan: MemoryPlan) -> st.SearchStrategy[int]:
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), wanted=anything_wanted)
-def test_the_most_clips_that_fit(weights: Weights, data: st.DataObject, wanted: Wanted) -> None:
+def test_the_most_clips_that_fit(
+    weights: Weights, data: st.DataObject, wanted: PlanRequest
+) -> None:
     cheap = replace(wanted, cross_attention="absorbed")
     budget = data.draw(budgets(plan_memory(weights, cheap, 1)))
     try:

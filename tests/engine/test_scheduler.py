@@ -22,13 +22,13 @@ from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.engine import Buffers, Engine
 from whisper_flash_attention.engine.kv_cache import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
-    Rules,
+    LogitsProcessors,
     Suppress,
     SuppressAtBegin,
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 from whisper_flash_attention.errors import NotFinite, OptionError
 from whisper_flash_attention.kernels.launch import interpreted
 
@@ -55,8 +55,8 @@ def on_kernels(
     model = copy.deepcopy(small_model)
     model.model.decoder.layers = model.model.decoder.layers[:1]
     monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
-    monkeypatch.setattr(engine_module, "Graphs", Replayed)
-    monkeypatch.setattr(cuda_slots, "STEPS_PER_LOOK", 1)
+    monkeypatch.setattr(engine_module, "GraphCache", Replayed)
+    monkeypatch.setattr(cuda_slots, "STEPS_PER_POLL", 1)
     yield Engine(model)
 
 
@@ -75,45 +75,47 @@ def request(begin: int, answer: int, *, grammar: bool = False, **options: Any) -
     if grammar:
         rules.append(Timestamps(STAMPS, begin, END, END + 1, 20))
         ends = (END,)
-    options = {"want_logprobs": True, "watch": (20, begin // 2)} | options
-    return Request(Rules(tuple(rules)), begin + answer, ends, 3, **options)
+    options = {"want_logprobs": True, "probe": (20, begin // 2)} | options
+    return Request(LogitsProcessors(tuple(rules)), begin + answer, ends, 3, **options)
 
 
-def jobs_of(sizes: Sequence[tuple[int, int]], **options: Any) -> list[Job]:
+def jobs_of(sizes: Sequence[tuple[int, int]], **options: Any) -> list[DecodeJob]:
     """Clips with prompts and answers of so many tokens, tagged by their number."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number, (begin, answer) in enumerate(sizes):
         states = torch.randn(KEYS, WIDTH, generator=generator)
         prompt = torch.randint(0, STAMPS - 20, (begin,), generator=generator)
-        found.append(Job(states, prompt.tolist(), request(begin, answer, **options), number))
+        found.append(DecodeJob(states, prompt.tolist(), request(begin, answer, **options), number))
     return found
 
 
-def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> list[Finished]:
+def stream(
+    engine: Engine, jobs: Sequence[DecodeJob], slots: int, **options: Any
+) -> list[FinishedJob]:
     waiting = iter(jobs)
     more = lambda count: list(islice(waiting, count))  # noqa: E731
     return list(engine.decode_stream(more, slots, max_length=MOST, **options))
 
 
-def alone(engine: Engine, job: Job) -> tuple[tuple[int, ...], float, float]:
+def alone(engine: Engine, job: DecodeJob) -> tuple[tuple[int, ...], float, float]:
     """A clip decoded by itself: its answer with the end, the sum, and what is watched."""
     decoded = engine.decode(job.states[None], torch.tensor([job.prompt]), job.request)
     row = decoded.sequences[0, len(job.prompt) :].tolist()
-    assert decoded.sum_logprobs is not None and decoded.watched is not None
+    assert decoded.sum_logprobs is not None and decoded.probe_probability is not None
     ends = [place for place, token in enumerate(row) if token in job.request.eos]
     said = tuple(row[: ends[0] + 1] if ends else row)
-    return said, float(decoded.sum_logprobs[0]), float(decoded.watched[0])
+    return said, float(decoded.sum_logprobs[0]), float(decoded.probe_probability[0])
 
 
-def check(found: Sequence[Finished], engine: Engine, jobs: Sequence[Job]) -> None:
+def check(found: Sequence[FinishedJob], engine: Engine, jobs: Sequence[DecodeJob]) -> None:
     by_tag = {each.job.tag: each for each in found}
     assert len(by_tag) == len(found) == len(jobs)
     for job in jobs:
-        tokens, total, watched = alone(engine, job)
+        tokens, total, probe_probability = alone(engine, job)
         assert by_tag[job.tag].tokens == tokens, f"job {job.tag}"
         assert by_tag[job.tag].sum_logprob == pytest.approx(total, abs=1e-4)
-        assert by_tag[job.tag].watched == pytest.approx(watched, rel=1e-4)
+        assert by_tag[job.tag].probe_probability == pytest.approx(probe_probability, rel=1e-4)
 
 
 def spoil(engine: Engine) -> None:
@@ -165,7 +167,7 @@ def test_the_memory_is_what_was_planned(
     stream(on_kernels, jobs_of([(2, 1), (1, 1)]), 2)
     decoder = on_kernels.weights.decoder
     slots = layouts.slots_layout(decoder, slots=2, keys=KEYS, max_length=MOST, form="auto")
-    entry = layouts.entry_layout(decoder, slots, clips=1, prompt=2)
+    entry = layouts.prefill_layout(decoder, slots, clips=1, prompt=2)
     used = (slots, entry) if kernels else (slots,)
     planned = [state_bytes(each) + memory_plan.kernel_bytes(each) for each in used]
     arenas = [each._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
@@ -220,7 +222,7 @@ def test_clips_are_asked_for_when_slots_are_free(engine: Engine) -> None:
     waiting, asked, taken = iter(jobs), [], 0
     done = 0
 
-    def more(count: int) -> list[Job]:
+    def more(count: int) -> list[DecodeJob]:
         nonlocal taken
         # As many as are free, and only when two are.
         assert count == 3 - (taken - done) >= 2 or taken == done
@@ -240,7 +242,7 @@ def test_jobs_may_come_when_others_have_been_answered(engine: Engine) -> None:
     jobs = jobs_of([(1, 3), (2, 3), (3, 3)])
     ready, found = [jobs[0]], []
 
-    def more(count: int) -> list[Job]:
+    def more(count: int) -> list[DecodeJob]:
         given, ready[:] = ready[:count], ready[count:]
         return given
 
@@ -256,7 +258,7 @@ def test_other_decodes_may_come_between_answers(engine: Engine) -> None:
     wanted = [alone(engine, job)[0] for job in jobs]
     waiting = iter(jobs)
 
-    def more(count: int) -> list[Job]:
+    def more(count: int) -> list[DecodeJob]:
         alone(engine, jobs[0])
         return list(islice(waiting, count))
 
@@ -293,9 +295,12 @@ def test_a_stream_leaves_its_memory_to_the_next(engine: Engine) -> None:
     ("change", "message"),
     [
         ({"prompt": []}, "prompt of 0 tokens"),
-        ({"prompt": [5] * 9}, "prompt of 9 tokens leaves no room for an answer in 3"),
-        ({"states": torch.zeros(KEYS + 1, WIDTH)}, "do not go with states"),
-        ({"request": Request(Rules(), 9, (4,), 3)}, "must differ in their lengths alone"),
+        ({"prompt": [5] * 9}, "prompt of 9 tokens leaves no room for new tokens in 3"),
+        ({"states": torch.zeros(KEYS + 1, WIDTH)}, "do not match the stream's"),
+        (
+            {"request": Request(LogitsProcessors(), 9, (4,), 3)},
+            "may differ only in lengths and positions",
+        ),
         ({"request": request(1, MOST)}, "more than the stream's 20"),
         ({"request": request(1, 2, sample=True)}, "decode greedily"),
     ],

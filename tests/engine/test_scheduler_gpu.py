@@ -14,9 +14,13 @@ from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneratio
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import Rules, Suppress, SuppressAtBegin
+from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessors,
+    Suppress,
+    SuppressAtBegin,
+)
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 
 pytestmark = pytest.mark.gpu
 MOST = 96
@@ -43,7 +47,7 @@ def engine() -> Iterator[Engine]:
 
 def request(begin: int, answer: int, form: str) -> Request:
     """Many tokens end an answer, so that rows do so at different places."""
-    rules = Rules((Suppress((7, 9)), SuppressAtBegin((11, 12), begin)))
+    rules = LogitsProcessors((Suppress((7, 9)), SuppressAtBegin((11, 12), begin)))
     ends = tuple(range(1000, 4000))
     return Request(
         rules,
@@ -51,12 +55,12 @@ def request(begin: int, answer: int, form: str) -> Request:
         ends,
         3,
         want_logprobs=True,
-        watch=(20, begin // 2),
+        probe=(20, begin // 2),
         cross_attention=form,
     )
 
 
-def jobs_of(count: int, form: str, engine: Engine, longest: int = 5) -> list[Job]:
+def jobs_of(count: int, form: str, engine: Engine, longest: int = 5) -> list[DecodeJob]:
     generator = torch.Generator("cuda").manual_seed(0)
     keys, width = engine.weights.encoder.positions.shape
     found = []
@@ -64,11 +68,13 @@ def jobs_of(count: int, form: str, engine: Engine, longest: int = 5) -> list[Job
         states = torch.randn(keys, width, generator=generator, device="cuda")
         begin, answer = 1 + number % longest, 1 + 17 * number % 60
         prompt = [100 + 31 * number % 900 + place for place in range(begin)]
-        found.append(Job(states, prompt, request(begin, answer, form), number))
+        found.append(DecodeJob(states, prompt, request(begin, answer, form), number))
     return found
 
 
-def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> list[Finished]:
+def stream(
+    engine: Engine, jobs: Sequence[DecodeJob], slots: int, **options: Any
+) -> list[FinishedJob]:
     waiting = iter(jobs)
     answers = engine.decode_stream(
         lambda count: list(islice(waiting, count)), slots, max_length=MOST, **options
@@ -76,20 +82,22 @@ def stream(engine: Engine, jobs: Sequence[Job], slots: int, **options: Any) -> l
     return list(answers)
 
 
-def check_tie(engine: Engine, job: Job, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def check_tie(
+    engine: Engine, job: DecodeJob, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
     """Answers may differ from where the logits of two tokens are as good as equal."""
     place = next(
         i for i, (one, other) in enumerate(zip(found, wanted, strict=False)) if one != other
     )
     prompt = torch.tensor([[*job.prompt, *wanted[:place]]], device="cuda")
-    asked = Request(Rules(), prompt.shape[1] + 1, (), 3, want_logits=True)
+    asked = Request(LogitsProcessors(), prompt.shape[1] + 1, (), 3, want_logits=True)
     logits = engine.decode(job.states[None], prompt, asked).logits
     assert logits is not None
     gap = (logits[0][0, found[place]] - logits[0][0, wanted[place]]).abs()
     assert gap < TIE * logits[0].abs().max(), f"job {job.tag} differs at {place}"
 
 
-def check(engine: Engine, jobs: Sequence[Job], found: Sequence[Finished]) -> None:
+def check(engine: Engine, jobs: Sequence[DecodeJob], found: Sequence[FinishedJob]) -> None:
     by_tag = {each.job.tag: each for each in found}
     assert len(by_tag) == len(found) == len(jobs)
     for job in jobs:
@@ -102,9 +110,11 @@ def check(engine: Engine, jobs: Sequence[Job], found: Sequence[Finished]) -> Non
         if finished.tokens != wanted:
             check_tie(engine, job, finished.tokens, wanted)
             continue
-        assert decoded.sum_logprobs is not None and decoded.watched is not None
+        assert decoded.sum_logprobs is not None and decoded.probe_probability is not None
         assert finished.sum_logprob == pytest.approx(float(decoded.sum_logprobs[0]), abs=1e-2)
-        assert finished.watched == pytest.approx(float(decoded.watched[0]), rel=1e-2)
+        assert finished.probe_probability == pytest.approx(
+            float(decoded.probe_probability[0]), rel=1e-2
+        )
 
 
 @FORMS
@@ -124,7 +134,7 @@ def test_prompts_too_long_for_the_kernels(engine: Engine, form: str) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(engine: Engine) -> None:
-    def peak(jobs: Sequence[Job]) -> int:
+    def peak(jobs: Sequence[DecodeJob]) -> int:
         torch.cuda.reset_peak_memory_stats()
         stream(engine, jobs, 8)
         return torch.cuda.max_memory_allocated()

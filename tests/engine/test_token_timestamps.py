@@ -8,8 +8,8 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine import alignment
-from whisper_flash_attention.engine.alignment import Said, token_times
-from whisper_flash_attention.engine.weights import collect
+from whisper_flash_attention.engine.alignment import AlignmentInput, token_timestamps
+from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.kernels.launch import interpreted
 
@@ -17,12 +17,12 @@ HEADS = ((0, 1), (1, 0), (1, 1))
 TEXT = 200
 
 
-def said(generator: torch.Generator, texts: list[int], frames: list[int]) -> list[Said]:
+def said(generator: torch.Generator, texts: list[int], frames: list[int]) -> list[AlignmentInput]:
     rows = []
     for count, length in zip(texts, frames, strict=True):
         text = torch.randint(0, TEXT, (count,), generator=generator).tolist()
         states = torch.randn(40, 128, generator=generator)
-        rows.append(Said(states, (298, 299, *text, 290), length))
+        rows.append(AlignmentInput(states, (298, 299, *text, 290), length))
     return rows
 
 
@@ -32,16 +32,16 @@ def test_kernels_agree_with_one_window_after_the_other(
 ) -> None:
     if device == "cpu" and not interpreted():
         pytest.skip("needs Triton's interpreter")
-    weights = collect(small_model).decoder
+    weights = collect_weights(small_model).decoder
     generator = torch.Generator().manual_seed(0)
     rows = said(generator, [7, 1, 12], [80, 60, 7])
-    wanted = token_times(weights, rows, HEADS, first=2, text_tokens=TEXT)()
+    wanted = token_timestamps(weights, rows, HEADS, first=2, text_tokens=TEXT)()
     if device == "cpu":
         monkeypatch.setattr(alignment, "has_kernels", lambda device: True)
     else:
-        weights = collect(small_model.to(device)).decoder
-        rows = [Said(row.states.to(device), row.tokens, row.frames) for row in rows]
-    found = token_times(weights, rows, HEADS, first=2, text_tokens=TEXT)()
+        weights = collect_weights(small_model.to(device)).decoder
+        rows = [AlignmentInput(row.states.to(device), row.tokens, row.frames) for row in rows]
+    found = token_timestamps(weights, rows, HEADS, first=2, text_tokens=TEXT)()
     for one, other, row in zip(found, wanted, rows, strict=True):
         assert one.starts.tolist() == other.starts.tolist()
         assert len(one.starts) == len(row.tokens) - 2
@@ -60,9 +60,11 @@ def test_what_is_not_finite_is_an_error(
     [row] = said(torch.Generator().manual_seed(0), [3], [20])
     row.states[2, 5] = torch.nan
     with pytest.raises(NotFinite, match="while words were aligned"):
-        token_times(collect(small_model).decoder, [row], HEADS, first=2, text_tokens=TEXT)()
+        token_timestamps(
+            collect_weights(small_model).decoder, [row], HEADS, first=2, text_tokens=TEXT
+        )()
 
 
 def test_nothing_said_has_no_times(small_model: WhisperForConditionalGeneration) -> None:
-    weights = collect(small_model).decoder
-    assert token_times(weights, [], HEADS, first=2, text_tokens=TEXT)() == []
+    weights = collect_weights(small_model).decoder
+    assert token_timestamps(weights, [], HEADS, first=2, text_tokens=TEXT)() == []

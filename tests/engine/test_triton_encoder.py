@@ -10,22 +10,22 @@ from transformers import WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention.engine import triton_encoder
-from whisper_flash_attention.engine.cuda_graphs import Recorder
-from whisper_flash_attention.engine.encoder import PlainEncoder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
+from whisper_flash_attention.engine.encoder import TorchEncoder
 from whisper_flash_attention.engine.engine import encoder_for
 from whisper_flash_attention.engine.layout import Arena
 from whisper_flash_attention.engine.triton_encoder import (
     MOST_PARTS,
     EncoderPass,
-    FusedEncoder,
+    TritonEncoder,
     clips_per_part,
     space_bytes,
 )
-from whisper_flash_attention.engine.weights import EncoderWeights, collect
+from whisper_flash_attention.engine.weights import EncoderWeights, collect_weights
 from whisper_flash_attention.kernels.launch import interpreted
 
 POSITIONS = 40
-HALVES = [torch.float16, torch.bfloat16]
+HALF_DTYPES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -54,7 +54,7 @@ def stock(model: WhisperForConditionalGeneration, features: torch.Tensor) -> tor
 
 
 def weights_of(model: WhisperForConditionalGeneration) -> EncoderWeights:
-    return collect(model).encoder
+    return collect_weights(model).encoder
 
 
 def encode(weights: EncoderWeights, features: torch.Tensor) -> torch.Tensor:
@@ -66,11 +66,11 @@ def encode(weights: EncoderWeights, features: torch.Tensor) -> torch.Tensor:
     states = features.new_full((clips, *weights.positions.shape), float("nan"))
     part = EncoderPass(weights, clips, space)
     with torch.no_grad():
-        part.enter(features)
+        part.load(features)
         part.layers()
-        part.leave(states)
-        part.enter(features)
-        part.whole()
+        part.store(states)
+        part.load(features)
+        part.run()
     assert torch.equal(part.states.nan_to_num(7), states.nan_to_num(7))
     return states
 
@@ -80,7 +80,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.double().norm())
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize("one_product", [True, False])
 def test_it_is_more_exact_than_stock(
     model, features, device, monkeypatch, dtype, one_product
@@ -139,14 +139,14 @@ def test_parts_are_equal_and_within_the_budget(model, budget, batch) -> None:
 
 
 def test_plain_operations_run_where_the_kernels_do_not(model) -> None:
-    assert isinstance(encoder_for(weights_of(model), Recorder()), PlainEncoder)
+    assert isinstance(encoder_for(weights_of(model), GraphRecorder()), TorchEncoder)
 
 
 @pytest.mark.gpu
 def test_many_sizes_share_one_space(model, features) -> None:
     half = copy.deepcopy(model).half().to("cuda")
-    runner = encoder_for(weights_of(half), Recorder())
-    assert isinstance(runner, FusedEncoder)
+    runner = encoder_for(weights_of(half), GraphRecorder())
+    assert isinstance(runner, TritonEncoder)
     for batch in (2, 1, 3, 1, 2, *range(1, MOST_PARTS + 4), 2, 1):
         clips = torch.randn(batch, *features.shape[1:], device="cuda").half()
         wanted = stock(half, clips)
@@ -159,7 +159,7 @@ def test_many_sizes_share_one_space(model, features) -> None:
 def test_large_batches_go_in_parts(model, features, monkeypatch) -> None:
     monkeypatch.setattr(triton_encoder, "clips_per_part", lambda weights, batch: min(batch, 2))
     half = copy.deepcopy(model).half().to("cuda")
-    runner = encoder_for(weights_of(half), Recorder())
+    runner = encoder_for(weights_of(half), GraphRecorder())
     clips = torch.randn(5, *features.shape[1:], device="cuda").half()
     whole = runner.run(clips)
     assert error(whole, stock(half, clips)) < 2e-3
@@ -174,14 +174,14 @@ def test_a_first_part_of_another_size_leaves_those_before_it_alone(monkeypatch) 
     half = perturbed(WhisperForConditionalGeneration(config)).half().to("cuda")
     clips = torch.randn(90, config.num_mel_bins, 3000, device="cuda").half()
     for _ in range(4):
-        runner = encoder_for(weights_of(half), Recorder())
+        runner = encoder_for(weights_of(half), GraphRecorder())
         assert torch.equal(runner.run(clips), runner.run(clips))
 
 
 @pytest.mark.gpu
 def test_new_weights_in_place_are_seen(model, features) -> None:
     half = copy.deepcopy(model).half().to("cuda")
-    runner = encoder_for(weights_of(half), Recorder())
+    runner = encoder_for(weights_of(half), GraphRecorder())
     clips = features.half().cuda()
     runner.run(clips)
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from whisper_flash_attention.engine.request import Decoded
+from whisper_flash_attention.engine.request import DecodeOutput
 from whisper_flash_attention.hf.fast_path import Finish
 
 END, PAD, STAMP = 9, 9, 20
@@ -14,7 +14,7 @@ END, PAD, STAMP = 9, 9, 20
 def finish(*rows: list[int], pad: int = PAD, one_window: bool = False) -> list[list[int]] | None:
     """Finish rows of a prompt of one token."""
     sequences = torch.tensor([[0, *row] for row in rows])
-    found = Finish(1, END, pad, STAMP, one_window).sequences(Decoded(sequences))
+    found = Finish(1, END, pad, STAMP, one_window).sequences(DecodeOutput(sequences))
     return None if found is None else found.tolist()
 
 

@@ -40,14 +40,16 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_each_processor_has_its_rule(processor) -> None:
-    assert translate_rules([processor]) == logits_processors.Rules((PROCESSORS[processor],))
+    assert translate_rules([processor]) == logits_processors.LogitsProcessors(
+        (PROCESSORS[processor],)
+    )
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_a_rule_does_what_its_processor_does(processor) -> None:
     generator = torch.Generator().manual_seed(1)
     translated = translate_rules([processor])
-    assert isinstance(translated, logits_processors.Rules)
+    assert isinstance(translated, logits_processors.LogitsProcessors)
     for length in range(2, 12):
         tokens = torch.randint(0, 80, (2, length), generator=generator)
         scores = torch.randn(2, 80, generator=generator)
@@ -63,7 +65,7 @@ def test_order_is_kept_and_silence_left_out() -> None:
         compat.WhisperNoSpeechDetection(59, begin_index=1),
         compat.TemperatureLogitsWarper(2.0),
     ]
-    assert translate_rules(listed) == logits_processors.Rules(
+    assert translate_rules(listed) == logits_processors.LogitsProcessors(
         (logits_processors.TopK(4), logits_processors.Temperature(2.0))
     )
 

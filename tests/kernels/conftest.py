@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from tests.interpreter import patch_language_once as patch_language_once
+
 # Triton looks at this when it is imported, and again when a kernel's module is.
 TOO_LATE = "triton" in sys.modules and "TRITON_INTERPRET" not in os.environ
 if not torch.cuda.is_available():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.absorbed_attention import (
     FORMULATIONS,
     MOST_SPLITS,
@@ -253,7 +253,7 @@ def test_refuses_with_reasons(change, message) -> None:
     queries = torch.zeros(2, heads, d, dtype=shape.get("queries_dtype", dtype))
     states = torch.zeros(shape["clips"], 20, d, dtype=dtype)
     parts, stats = (torch.zeros(s) for s in workspace_shapes(2, heads, d, 2))
-    with pytest.raises(UnsupportedAttention, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         absorbed_attention(
             queries, states, parts.to(dtype), stats,
             splits=shape["splits"], config=config("rows"),

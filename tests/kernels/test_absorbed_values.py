@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention, workspace_shapes
 from whisper_flash_attention.kernels.absorbed_query import absorb_query
 from whisper_flash_attention.kernels.absorbed_values import choose_values_config, project_values
@@ -139,7 +139,7 @@ def test_chosen_chunks_divide_the_width_and_the_warps() -> None:
 
 def test_refuses_shapes_that_do_not_fit() -> None:
     parts, stats, weight, bias = make(2, 3, 128, torch.float32)
-    with pytest.raises(UnsupportedAttention, match="out"):
+    with pytest.raises(KernelShapeError, match="out"):
         project_values(parts, stats, weight, bias, torch.zeros(2, 128))
-    with pytest.raises(UnsupportedAttention, match="weight"):
+    with pytest.raises(KernelShapeError, match="weight"):
         project_values(parts, stats, weight[:64], bias, torch.zeros(3, 128))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.cross_attention import (
     Config,
     Workspace,
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
 
     def refuse(match: str, **options: object) -> None:
         arguments = {"partials": partials, "counters": counters, "splits": 2, "config": VECTOR}
-        with pytest.raises(UnsupportedAttention, match=match):
+        with pytest.raises(KernelShapeError, match=match):
             cross_attention(*tensors, **{**arguments, **options})
 
     refuse("splits must be 1 to 3", splits=4)

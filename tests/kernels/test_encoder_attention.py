@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.encoder_attention import Config, attention, choose
 from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 DTYPES = tuple(TOLERANCE)
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 CPU = torch.device("cpu")
 
 Loads = Literal["pointers", "descriptors"]
@@ -99,7 +99,7 @@ def skip_what_the_interpreter_cannot(dtype: torch.dtype) -> None:
 
 
 @LOADS
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
 @pytest.mark.parametrize(
     ("batch", "length", "heads"),
@@ -188,7 +188,7 @@ def test_a_sequence_or_head_does_not_see_another_one(device: torch.device, loads
 def test_misaligned_rows_are_loaded_through_pointers(device: torch.device) -> None:
     problem = make(1, 20, 1, device=device, margin=3)
     assert error(problem.run(), problem.expected()) < TOLERANCE[torch.float16]
-    with pytest.raises(UnsupportedAttention, match='q, k, v have others: use loads="pointers"'):
+    with pytest.raises(KernelShapeError, match='q, k, v have others: use loads="pointers"'):
         problem.run(config=small("descriptors"))
 
 
@@ -250,20 +250,20 @@ QUERIES = torch.zeros(2, 8, 3, 64)
 )
 def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: str) -> None:
     arguments = {"q": QUERIES, "k": QUERIES, "v": QUERIES, "out": torch.zeros_like(QUERIES)}
-    with pytest.raises(UnsupportedAttention, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         attention(**arguments | {"scale": 0.125} | change)
 
 
 @pytest.mark.gpu
 def test_compiled_kernels_need_a_gpu() -> None:
-    with pytest.raises(UnsupportedAttention, match="runs on CUDA devices, but q is on cpu"):
+    with pytest.raises(KernelShapeError, match="runs on CUDA devices, but q is on cpu"):
         attention(QUERIES, QUERIES, QUERIES, torch.zeros_like(QUERIES), scale=1.0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("overlap", list(Overlap), ids=lambda overlap: overlap.name)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "apart"])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 @pytest.mark.parametrize(("batch", "heads"), [(1, 6), (1, 20), (4, 16), (8, 20)])
 def test_an_encoder_as_chosen(
     batch: int, heads: int, dtype: torch.dtype, fused: bool, overlap: Overlap

@@ -1,4 +1,4 @@
-"""Step after step, `logits` and `pick` choose what `Rules` and `argmax` choose."""
+"""Step by step, `logits` and `greedy_sample` choose what the logits processors and `argmax` do."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from whisper_flash_attention.engine import logits_processors
 from whisper_flash_attention.engine.logits_processors import (
     History,
+    LogitsProcessor,
+    LogitsProcessors,
     MinLength,
-    Rule,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Timestamps,
 )
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels import greedy_sample as kernel
-from whisper_flash_attention.kernels.greedy_sample import pick
+from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.logits import Config, Partials, logits
 
 VOCABULARY, STAMPS, EOS, PAD = 128, 70, 50, 51
@@ -30,28 +30,30 @@ DOT = Config("dot", 16, 64, 128, 4, 2)
 VARIANTS = pytest.mark.parametrize("config", [GEMV, DOT], ids=["gemv", "dot"])
 
 
-def make_rules(begin: int, *, grammar: bool = True, least: int = 0, detect: bool = True) -> Rules:
-    chain: list[Rule] = [
+def make_rules(
+    begin: int, *, grammar: bool = True, least: int = 0, detect: bool = True
+) -> LogitsProcessors:
+    chain: list[LogitsProcessor] = [
         MinLength(least, (EOS,)),
         SuppressAtBegin((7, EOS), begin),
         Suppress((*range(EOS + 1, STAMPS - 1), 20)),
     ]
     if grammar:
         chain.append(Timestamps(STAMPS, begin, EOS, STAMPS - 1, 20, detect))
-    return Rules(tuple(chain))
+    return LogitsProcessors(tuple(chain))
 
 
 class Slots:
     """A model whose logits are given: x picks a column of the table [V, D], one per call.
 
-    Every step is done by the kernels and by `Rules`, and everything they leave is compared.
+    Every step runs in the kernels and in `LogitsProcessors`; all results are compared.
     """
 
     def __init__(
         self,
         device: torch.device,
         prompts: list[list[int]],
-        rules: list[Rules],
+        rules: list[LogitsProcessors],
         max_length: list[int],
         config: Config = GEMV,
         dtype: torch.dtype = torch.float32,
@@ -77,15 +79,15 @@ class Slots:
         self.failed = torch.zeros(slots, dtype=torch.bool, device=device)
         self.sums = torch.zeros(slots, device=device)
         self.x = torch.full((slots, WIDTH), math.nan, device=device, dtype=dtype)
-        fused = [rule.fused for rule in rules]
-        self.fused = [one for one in fused if one is not None]
-        assert len(self.fused) == slots
-        self.flags = self.fused[0].flags(VOCABULARY, (EOS,), device)
+        fused = [rule.kernel_processors for rule in rules]
+        self.kernel_processors = [one for one in fused if one is not None]
+        assert len(self.kernel_processors) == slots
+        self.flags = self.kernel_processors[0].flags(VOCABULARY, (EOS,), device)
         self.limits = torch.cat([self.limit(slot) for slot in range(slots)])
         self.settings = torch.tensor(
             [
                 one.settings(VOCABULARY, length)
-                for one, length in zip(self.fused, max_length, strict=True)
+                for one, length in zip(self.kernel_processors, max_length, strict=True)
             ],
             dtype=torch.int32,
             device=device,
@@ -96,7 +98,7 @@ class Slots:
         return History(tokens, tokens.shape[1])
 
     def limit(self, slot: int) -> torch.Tensor:
-        return self.fused[slot].limits(self.history(slot), VOCABULARY)
+        return self.kernel_processors[slot].limits(self.history(slot), VOCABULARY)
 
     def step(self, scores: torch.Tensor, tokens_per_slot: int = 1) -> None:
         """One step with these logits [B, V]."""
@@ -116,12 +118,12 @@ class Slots:
             self.partials,
             tokens_per_slot=tokens_per_slot,
         )
-        self.pick(tokens_per_slot)
+        self.sample(tokens_per_slot)
         for slot in range(self.slots):
             self.follow(slot, table[:, slot].float()[None])
         self.check()
 
-    def pick(self, tokens_per_slot: int = 1, **changes: Any) -> None:
+    def sample(self, tokens_per_slot: int = 1, **changes: Any) -> None:
         arguments: dict[str, Any] = {
             "tokens": self.tokens,
             "output": self.output,
@@ -135,7 +137,7 @@ class Slots:
             "pad": PAD,
             "tokens_per_slot": tokens_per_slot,
         }
-        pick(self.partials, self.flags, self.limits, self.settings, **arguments | changes)
+        greedy_sample(self.partials, self.flags, self.limits, self.settings, **arguments | changes)
 
     def follow(self, slot: int, scores: torch.Tensor) -> None:
         """Take the step for one slot in plain PyTorch."""
@@ -224,7 +226,7 @@ def test_answers_reach_every_state_of_the_grammar(device: torch.device) -> None:
 def test_a_special_token_after_an_opening_timestamp(device: torch.device) -> None:
     """Rare, but allowed if it is not suppressed; the timestamp may not be repeated after it."""
     grammar = Timestamps(STAMPS, 1, EOS, STAMPS - 1)
-    slots = Slots(device, [[1]], [Rules((grammar,))], [9])
+    slots = Slots(device, [[1]], [LogitsProcessors((grammar,))], [9])
     for token in (STAMPS + 3, 9, STAMPS + 4, EOS + 5, STAMPS + 4):
         scores = torch.zeros(1, VOCABULARY)
         scores[0, token] = 30.0
@@ -252,7 +254,7 @@ def test_everything_forbidden_gives_token_0(device: torch.device) -> None:
     slots = Slots(device, [[1]], [make_rules(1)], [9])
     slots.flags[:] |= logits_processors.SUPPRESSED
     logits_of_zero(slots)
-    slots.pick()
+    slots.sample()
     assert slots.tokens.tolist() == [0] and not slots.failed.any()
     assert slots.sums.tolist() == [-math.inf]
 
@@ -278,11 +280,11 @@ def test_nan_fails_its_slot_only(device: torch.device) -> None:
     logits_of_zero(slots)
     slots.partials.values[1, [0, 2], 0] = math.nan
     slots.partials.values[3, 3, 1] = math.nan
-    slots.pick()
+    slots.sample()
     assert slots.failed.tolist() == [True, False, False, True]
     slots.partials.values[:] = torch.tensor([1.0, 1.0, -math.inf, 0.0])[:, None, None]
     slots.partials.ids.zero_()
-    slots.pick()
+    slots.sample()
     assert slots.failed.tolist() == [True, False, False, True]
 
 
@@ -293,7 +295,7 @@ def test_a_slot_without_room_stays_where_it_is(device: torch.device) -> None:
     slots.settings[1] = 0
     before = slots.output.clone()
     logits_of_zero(slots)
-    slots.pick()
+    slots.sample()
     assert torch.equal(slots.output, before)
     assert slots.positions.tolist() == [CAPACITY - 1, 0]
     assert slots.tokens.tolist() == [PAD, PAD] and slots.finished.all()
@@ -307,10 +309,10 @@ def test_the_bits_are_those_of_the_rules() -> None:
 
 def test_misfits_are_refused(device: torch.device) -> None:
     slots = Slots(device, [[1]], [make_rules(1)], [9])
-    with pytest.raises(OptionError, match="do not fit"):
-        slots.pick(pad=VOCABULARY)
-    with pytest.raises(OptionError, match="do not fit"):
-        slots.pick(x=slots.x[:, :64])
+    with pytest.raises(KernelShapeError, match="do not fit"):
+        slots.sample(pad=VOCABULARY)
+    with pytest.raises(KernelShapeError, match="do not fit"):
+        slots.sample(x=slots.x[:, :64])
 
 
 @pytest.mark.gpu

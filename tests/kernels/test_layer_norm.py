@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.launch import Overlap, interpreted, set_pdl
 from whisper_flash_attention.kernels.layer_norm import Config, choose, layer_norm
 
@@ -239,7 +239,7 @@ def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: s
         "eps": 1e-5,
     }
     arguments |= {"out": torch.zeros(2, 8)}
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         layer_norm(**arguments | change)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.launch import interpreted
 from whisper_flash_attention.kernels.linear import Config, choose, fitting, linear, qkv
 
@@ -363,7 +363,7 @@ def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: s
         "bias": None,
         "out": torch.zeros(2, 16),
     }
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         linear(**arguments | change)
 
 
@@ -382,5 +382,5 @@ def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: s
 )
 def test_caches_that_do_not_fit_are_errors(change: dict[str, Any], message: str) -> None:
     arguments = random_projections([0, 0, 0], 1, 64, 4).arguments
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         qkv(**arguments | change)

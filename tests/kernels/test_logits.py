@@ -10,7 +10,7 @@ import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.logits import Config, Partials, choose, logits
 
 ERRORS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -220,10 +220,10 @@ def test_rows_may_be_strided_and_untouched_memory_stays(device: torch.device) ->
 def test_misfits_are_refused(device: torch.device) -> None:
     case = Case(device, torch.float32)
     case.tokens = 2
-    with pytest.raises(OptionError, match="do not fit"):
+    with pytest.raises(KernelShapeError, match="do not fit"):
         case.run()
     case.tokens, case.weight = 1, None  # type: ignore[assignment]
-    with pytest.raises(OptionError, match="without norm_weight"):
+    with pytest.raises(KernelShapeError, match="without norm_weight"):
         logits(
             case.x,
             None,
@@ -234,7 +234,7 @@ def test_misfits_are_refused(device: torch.device) -> None:
             case.settings,
             case.partials,
         )
-    with pytest.raises(OptionError, match="divide"):
+    with pytest.raises(KernelShapeError, match="divide"):
         Partials.empty(3, case.embedding, Config("dot", 16, 32, 96, 4, 2))
 
 

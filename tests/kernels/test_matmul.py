@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.launch import interpreted
 from whisper_flash_attention.kernels.matmul import Config, choose, matmul
 
 TOLERANCE = {torch.float16: 6e-4, torch.bfloat16: 5e-3, torch.float32: 3e-6}
-HALVES = [torch.float16, torch.bfloat16]
+HALF_DTYPES = [torch.float16, torch.bfloat16]
 SMALL = Config(16, 16, 32, warps=1, stages=1)
 
 
@@ -57,7 +57,7 @@ def test_equals_linear_layers(device, dtype, parts, gelu) -> None:
     assert_close(out, wanted(x, weights, biases, gelu))
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 def test_the_residual_may_be_the_result(device, dtype) -> None:
     x, weights, biases = operands(33, 32, 64, 1, dtype, device)
     out = random(1, 33, 32, dtype=dtype, device=device)
@@ -130,7 +130,7 @@ def test_nothing_is_hidden(device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [384, 512, 768, 1024, 1280])
 @pytest.mark.parametrize("rows", [1, 100, 1500, 6001])
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 def test_whisper_sizes(width, rows, dtype) -> None:
     x, weights, biases = operands(rows, width, width, 3, dtype, "cuda")
     out = torch.full((1, rows, 3 * width), float("nan"), dtype=dtype, device="cuda")
@@ -166,5 +166,5 @@ def test_refuses_with_reasons(change, message) -> None:
         "biases": [None],
         "out": torch.zeros(1, 8, 16).half(),
     } | change
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(KernelShapeError, match=message):
         matmul(**arguments)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.self_attention import Config, choose, self_attention
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -214,17 +214,17 @@ def test_shapes_that_do_not_fit_are_refused(device: torch.device) -> None:
         *(problem.q, problem.keys, problem.values, problem.positions),
         problem.q.clone(),
     )
-    with pytest.raises(UnsupportedAttention, match=r"keys and values must both be \[B, H, T, 64\]"):
+    with pytest.raises(KernelShapeError, match=r"keys and values must both be \[B, H, T, 64\]"):
         self_attention(q, keys[..., :32], values[..., :32], positions, out)
-    with pytest.raises(UnsupportedAttention, match=r"q and out must both be \[R, 128\]"):
+    with pytest.raises(KernelShapeError, match=r"q and out must both be \[R, 128\]"):
         self_attention(q[:, :64], keys, values, positions, out)
-    with pytest.raises(UnsupportedAttention, match="one dtype"):
+    with pytest.raises(KernelShapeError, match="one dtype"):
         self_attention(q.half(), keys, values, positions, out)
-    with pytest.raises(UnsupportedAttention, match="contiguous"):
+    with pytest.raises(KernelShapeError, match="contiguous"):
         self_attention(q, keys.mT.contiguous().mT, values, positions, out)
-    with pytest.raises(UnsupportedAttention, match="q must fit 2 slots of 3 tokens"):
+    with pytest.raises(KernelShapeError, match="q must fit 2 slots of 3 tokens"):
         self_attention(q, keys, values, positions, out, tokens_per_slot=3)
-    with pytest.raises(UnsupportedAttention, match="positions, finished, ancestors must fit"):
+    with pytest.raises(KernelShapeError, match="positions, finished, ancestors must fit"):
         self_attention(
             *(q, keys, values, positions[:1], out),
             finished=torch.zeros(3, dtype=torch.bool, device=device),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.transpose import time_first
+from whisper_flash_attention.errors import KernelShapeError
+from whisper_flash_attention.kernels.transpose import transpose
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -14,7 +14,7 @@ from whisper_flash_attention.kernels.transpose import time_first
 def test_rows_are_times_between_zeros(device, dtype, channels, times, rows) -> None:
     features = torch.randn(3, channels, times + 2, device=device).to(dtype)[:, :, 1:-1]
     out = torch.full((3, rows, channels), float("nan"), dtype=dtype, device=device)
-    time_first(features, out)
+    transpose(features, out)
     assert torch.equal(out[:, 1 : 1 + times], features.mT)
     assert (out[:, 0] == 0).all() and (out[:, 1 + times :] == 0).all()
 
@@ -28,5 +28,5 @@ def test_rows_are_times_between_zeros(device, dtype, channels, times, rows) -> N
     ],
 )
 def test_refuses_with_reasons(features, out, message) -> None:
-    with pytest.raises(OptionError, match=message):
-        time_first(features, out)
+    with pytest.raises(KernelShapeError, match=message):
+        transpose(features, out)

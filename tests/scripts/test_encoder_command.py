@@ -46,40 +46,33 @@ def test_the_file_has_environment_and_rows(tmp_path: Path) -> None:
     assert "ours in float32 is" in result.output and "x vs sdpa" in result.output
 
 
-def test_the_table_has_ratios_of_stocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    Row = encoder.EncoderRow
-    common = ("encoder", "tiny", 4)
-    rest: dict[str, Any] = {
-        "device": "cuda",
-        "dtype": "float16",
-        "batch_size": 8,
-        "parameters": 1,
-        "features": "speech",
-        "environment": {"device_name": "GPU"},
-        "ceilings": {"flops_per_second": 1e14},
-        "roofline_seconds_per_batch": 1e-3,
-        "flops": 10**12,
-        "states_error": 1e-3,
-        "activation_bytes": 5 * 10**6,
+def test_the_table_has_ratios_of_stocks_time() -> None:
+    case = encoder.EncoderCase("tiny", SMALL, 8, "cuda", "float16", 3)
+    measured: dict[str, dict[str, Any]] = {
+        "orig": {"error": "out of memory"},
+        "sdpa": {"seconds": [0.04]},
+        "flash": {"seconds": [0.01, 0.02, 0.03]},
     }
+    common = {"checkpoint": "tiny", "batch_size": 8, "dtype": "float16"}
+    common |= {"environment": {"device_name": "GPU"}}
     rows = [
-        Row(*common, "orig", **rest, error="out of memory"),
-        Row(*common, "sdpa", **rest, seconds=[0.04]),
-        Row(*common, "flash", **rest, seconds=[0.01, 0.02, 0.03]),
+        common
+        | encoder.with_ratios(case, Ceilings(1e10, 1e14), each)
+        | {"system": name, "states_error": 1e-3, "activation_bytes": 5 * 10**6}
+        for name, each in measured.items()
     ]
     tables: list[Any] = []
-    monkeypatch.setattr(encoder, "print_table", lambda *table: tables.append(table))
-    encoder.show_timings(rows)
-    [(_, heads, lines)] = tables
-    assert heads[3:7] == ("ms", "x vs eager", "x vs sdpa", "TFLOP/s")
-    assert lines[0][3:] == ("out of memory",)
-    columns = list(zip(*lines[1:], strict=True))
-    assert columns[3] == ("40.00", "20.00")
-    assert columns[4] == (None, None)
-    assert columns[5] == ("1.00", "2.00")
-    assert columns[6] == ("25.00", "50.00")
-    assert columns[7] == ("25", "50")
-    assert columns[8] == ("5", "5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "print_rows", lambda *table: tables.append(table))
+        encoder.show_timings(rows)
+    [(_, shown, columns)] = tables
+    harness = load_script("_harness")
+    cells = [{name: harness.cell(row, each) for name, each in columns.items()} for row in shown]
+    assert cells[0]["error"] == "out of memory" and cells[0]["ms"] is None
+    assert [row["ms"] for row in cells[1:]] == ["40.00", "20.00"]
+    assert [row["x vs eager"] for row in cells[1:]] == [None, None]
+    assert [row["x vs sdpa"] for row in cells[1:]] == ["1.00", "2.00"]
+    assert [row["peak MB"] for row in cells[1:]] == ["5", "5"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_rates_and_differences() -> None:
         "batched": lambda samples: [(0.0, 2.0, "one")],
     }
     rows = texts.compare_texts(texts.Spoken(Path("a.wav"), "en", "One, two."), sound, systems)
-    assert [row.same for row in rows] == [None, False, None]
+    assert [row["same"] for row in rows] == [None, False, None]
     assert texts.differing(rows) == {"a.wav, sequential": "in digital silence alone"}
     rates = texts.rates(rows)
     assert [rates[name]["all"] for name in systems] == [0.5, 0.0, 0.5]
@@ -74,9 +74,9 @@ def test_times_are_compared_where_words_are_the_same() -> None:
         *(word("three", 1.0, 2.0), word("Four.", 2.0, 2.7)),
     ]
     row = texts.compare_words("a.wav", "en", ours, theirs)
-    assert (row.ours, row.theirs, row.same) == (3, 4, 2)
-    assert (row.starts, row.ends, row.both) == (2, 1, 1)
-    assert row.differences == [(-0.1, 0.0), (0.0, -0.2)]
+    assert (row["ours"], row["theirs"], row["same"]) == (3, 4, 2)
+    assert (row["starts"], row["ends"], row["both"]) == (2, 1, 1)
+    assert row["differences"] == [(-0.1, 0.0), (0.0, -0.2)]
     sums = texts.totals([row, row])
     assert sums["words_same"] == 4
     assert (sums["starts_within"], sums["ends_within"], sums["both_within"]) == (1, 0.5, 0.5)
@@ -114,6 +114,6 @@ def test_lost_words_are_counted_against_both_texts() -> None:
         "batched": lambda samples: [(0.0, 2.0, "one three four")],
     }
     rows = texts.compare_texts(texts.Spoken(Path("joined en 1"), "en", "one two"), sound, systems)
-    assert [(row.deletions, row.insertions) for row in rows] == [(0, 1), (0, 1)]
+    assert [(row["deletions"], row["insertions"]) for row in rows] == [(0, 1), (0, 1)]
     assert texts.lost_words(rows)["batched"]["found_words_joined"] == 3
     assert texts.lost_words(rows)["sequential"]["deletions_of_sequential_joined"] == 0

@@ -16,7 +16,7 @@ from tests.transcribe.test_transcriber import word_error_rate
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.vad import Chunk, Speech
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.options import DecodeOptions
@@ -167,7 +167,7 @@ class Scripted:
             scripted.read.append(chunk.start)
             tokens = scripted.results[round(chunk.start, 1), round(chunk.seconds, 1)]
             request = decoder._requests.request(1, len(prompt), 0.0)
-            return Finished(Job(states, prompt, request, tag), (*tokens, 50256), -0.1, 0.0)
+            return FinishedJob(DecodeJob(states, prompt, request, tag), (*tokens, 50256), -0.1, 0.0)
 
         def stream(engine, jobs, slots, max_length):
             while some := jobs(slots):

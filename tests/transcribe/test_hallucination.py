@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transcribe.test_segmentation import WORDS, at
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.hallucination import (
@@ -145,10 +145,10 @@ class TwoWindows:
 
     def decode(
         self, states: torch.Tensor, prompt: torch.Tensor, request: Request, meanwhile: object
-    ) -> Decoded:
+    ) -> DecodeOutput:
         result = torch.tensor([[*ANSWERS[len(self.prompts)], WORDS.end]])
         self.prompts.append(prompt[0].tolist())
-        return Decoded(torch.cat([prompt, result], 1), sum_logprobs=torch.tensor([-1.0]))
+        return DecodeOutput(torch.cat([prompt, result], 1), sum_logprobs=torch.tensor([-1.0]))
 
 
 class Doubter:

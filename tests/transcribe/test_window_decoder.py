@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.transcribe.test_segmentation import WORDS
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
@@ -35,14 +35,14 @@ class ScriptedEngine:
         prompt: torch.Tensor,
         request: Request,
         meanwhile: Callable[[], None],
-    ) -> Decoded:
+    ) -> DecodeOutput:
         meanwhile()
         kinds = states[:, 0, 0].int().tolist()
-        watched = None
-        if request.watch is not None:
-            token, place = request.watch
+        probability = None
+        if request.probe is not None:
+            token, place = request.probe
             assert token == WORDS.no_speech and (prompt[:, place] == WORDS.start).all()
-            watched = torch.full((len(kinds),), self.silence)
+            probability = torch.full((len(kinds),), self.silence)
         self.requests.append((request.temperature if request.sample else 0.0, kinds))
         step = sum(1 for _, requests in self.requests[:-1] if set(requests) & set(kinds))
         rows, sums = [], []
@@ -52,7 +52,9 @@ class ScriptedEngine:
             sums.append(mean * 6)
         result = torch.tensor(rows)
         sequences = torch.cat([prompt, result], 1)
-        return Decoded(sequences, sum_logprobs=torch.tensor(sums), watched=watched)
+        return DecodeOutput(
+            sequences, sum_logprobs=torch.tensor(sums), probe_probability=probability
+        )
 
 
 class Tokenizer:

@@ -17,7 +17,7 @@ from whisper_flash_attention.engine.logits_processors import (
     SuppressAtBegin,
     Timestamps,
 )
-from whisper_flash_attention.engine.request import Decoded
+from whisper_flash_attention.engine.request import DecodeOutput
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.window_decoder import RequestBuilder
 
@@ -31,12 +31,12 @@ def builder(**options: Any) -> RequestBuilder:
 
 def test_the_defaults_are_openais() -> None:
     request = builder().request(begin=3, length=3, temperature=0.0)
-    assert request.rules.rules == (
+    assert request.processors.steps == (
         Suppress((1, 2)),
         SuppressAtBegin((220, END), 3),
         Timestamps(WORDS.timestamp_begin, 3, END, WORDS.no_timestamps, 50),
     )
-    assert request.rules.fused is not None
+    assert request.processors.kernel_processors is not None
     assert request.beams is None and not request.sample and request.want_logprobs
     assert request.max_length == 448
     drawn = builder().request(3, 3, 0.4)
@@ -52,13 +52,13 @@ def test_options_become_rules() -> None:
         without_timestamps=True,
         max_new_tokens=10,
     ).request(begin=4, length=6, temperature=0.0)
-    penalty, ngram, suppress, stamps = request.rules.rules
+    penalty, ngram, suppress, stamps = request.processors.steps
     assert (penalty, ngram) == (RepetitionPenalty(1.2, 4), NoRepeatNgram(3, 4))
     assert suppress == Suppress((1, 2, 9))
     assert isinstance(stamps, Suppress)
     assert {WORDS.no_timestamps, at(0), at(30)} <= set(stamps.tokens)
     assert request.max_length == 16
-    [only, *_] = builder(suppress_tokens=()).request(3, 3, 0.0).rules.rules
+    [only, *_] = builder(suppress_tokens=()).request(3, 3, 0.0).processors.steps
     assert only == Suppress((50258, 50361, 50360, 50359, 50358, 50362))
 
 
@@ -67,7 +67,7 @@ def test_beams_are_for_temperature_0_and_draws_for_others() -> None:
     request = some.request(3, 3, 0.0)
     assert request.beams is not None and request.beams.num_beams == 4
     assert request.beams.length_penalty == 0.5 and request.beams.candidates == 8
-    assert request.rules.rules[-1] == Normalise()
+    assert request.processors.steps[-1] == Normalise()
     assert (some.width(0.0), some.width(0.2)) == (4, 3)
     assert some.request(3, 3, 0.2).beams is None
     assert builder(beam_size=1).request(3, 3, 0.0).beams is None
@@ -81,7 +81,7 @@ def rows(*results: list[int]) -> torch.Tensor:
 
 
 def test_the_likeliest_draw_of_each_window_is_kept() -> None:
-    decoded = Decoded(
+    decoded = DecodeOutput(
         rows([1], [2, 2, 2], [3], [4]), sum_logprobs=torch.tensor([-1.0, -1.5, -9.0, -2.0])
     )
     assert builder(best_of=2).best(decoded, windows=2, length=2) == [([2, 2, 2], -1.5), ([4], -2.0)]
@@ -94,7 +94,7 @@ def test_the_likeliest_draw_of_each_window_is_kept() -> None:
 def test_the_score_of_a_beam_gives_its_log_probability_back(penalty: float) -> None:
     indices = torch.tensor([[0, 1, 0], [2, -1, -1]])
     sums, counts = torch.tensor([-3.0, -0.5]), torch.tensor([3, 1])
-    decoded = Decoded(
+    decoded = DecodeOutput(
         rows([1, 2], []), beam_indices=indices, sequences_scores=sums / counts**penalty
     )
     found = builder(beam_size=3, length_penalty=penalty).best(decoded, windows=2, length=2)

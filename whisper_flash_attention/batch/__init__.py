@@ -1,11 +1,10 @@
-"""Transcription of whole archives, which can be stopped and goes on, on one machine or on many.
+"""Transcription of whole archives that resumes after interruptions, on one machine or on many.
 
-`manifest.py` and `places.py` find the recordings; `stages.py` decodes and transcribes them, under
-the engine `local.py` or `on_ray.py`, and `faults.py` tells a recording's error from a bug;
-`sink.py` brings rows to `shards.py` and to files called as `subtitle_names.py` says, in the folder
-that `results.py` keeps in order; `run.py` is the whole story and `command.py` its command line. It
-stands on `transcribe/` and `audio/` (`model.py` is the seam) and must not know how anything is
-decoded. Ray and pyarrow are imported where they are used, and only there.
+`run.py` is one run from start to end. `manifest.py` and `storage.py` find the recordings;
+`stages.py` decodes and transcribes them under `local_engine.py` or `ray_engine.py`, and `faults.py`
+distinguishes a recording's error from a bug; `sink.py` writes rows to `shards.py`, and subtitles to
+files named by `subtitle_names.py`, in the folder that `results.py` prepares. Only `model.py` calls
+`Transcriber`. Ray and pyarrow are optional, and imported where they are used.
 """
 
 from whisper_flash_attention.batch.model import Asked, Model

@@ -140,13 +140,13 @@ class FlashSystem:
 
 def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
     """What attends in this package's engine, encoder and decoder, for batches of this size."""
-    from whisper_flash_attention.engine.layout import has_encoder_kernels, runs_on
+    from whisper_flash_attention.engine.layout import backend_name, has_encoder_kernels
     from whisper_flash_attention.flash_attention import survey
 
     head_dim = size.d_model // size.heads
     rows = survey(model.device, model.dtype, heads=size.heads, head_dim=head_dim, batch=batch_size)
     encoder = next(row for row in rows if row.case.startswith("encoder"))
-    kernels = runs_on(model.device)
+    kernels = backend_name(model.device)
     form = model.plan(batch_size=batch_size, max_new_tokens=1).cross_attention
     fused = has_encoder_kernels(model.device, model.dtype)
     return {

@@ -1,6 +1,6 @@
 """The decode engine: from log-mel features to token ids, without Transformers' own loop.
 
-It owns the decoder's buffers, its step (a PyTorch one for every device, Triton kernels and CUDA
-graphs on NVIDIA's), the rules of token choice, beams, and what all of it costs in memory. It knows
-weights and tensors; it must not know files, options of Transformers, or text. Read `loop.py` first.
+It owns the decoder's buffers, its step (PyTorch on every device, Triton kernels and CUDA graphs on
+NVIDIA GPUs), logits processors, beam search and the memory plan. It knows weights and tensors, but
+no files, no Transformers options and no text. Read `engine.py` first.
 """

@@ -1,10 +1,10 @@
-"""Where in the audio the decoder looks while it says given tokens: the ground of word timestamps.
+"""Align given tokens with audio by the decoder's cross-attention, for word timestamps.
 
-One teacher-forced pass in plain PyTorch, on every device, beside whatever runs the decode. Layers
+One teacher-forced pass in PyTorch, on every device. Layers
 with alignment heads compute those heads' attention once more, explicitly and in float32; all else
 goes through PyTorch's fused attention.
 
-What is read is what OpenAI's `whisper/timing.py` (`find_alignment`) reads: scores of the positions
+The quantities are those of OpenAI's `whisper/timing.py` (`find_alignment`): scores of the positions
 with audio only, softmax over those; and probabilities of tokens among the text tokens only.
 """
 
@@ -43,8 +43,8 @@ FRAMES_PER_POSITION = 2
 
 
 @dataclass(frozen=True)
-class Said:
-    """Tokens that were said in one window of audio.
+class AlignmentInput:
+    """Tokens of one window of audio.
 
     Args:
         states: the encoder's output [S, D].
@@ -58,8 +58,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What the decoder made of them.
+class Alignment:
+    """Attention and probabilities of one row.
 
     Args:
         attention: [heads, L, P] float32, P the encoder's positions with audio; sums to 1 over P.
@@ -72,29 +72,31 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Together:
-    """What the decoder made of several rows, of which each has its own lengths.
+class AlignmentBatch:
+    """Attention and probabilities of several rows of different lengths.
 
     Args:
-        rows: what was said.
+        rows: the inputs.
         attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
         probabilities: [B, L] float32.
         is_finite: bool [], on the device: whether all that the model computed is.
     """
 
-    rows: Sequence[Said]
+    rows: Sequence[AlignmentInput]
     attention: Tensor
     probabilities: Tensor
     is_finite: Tensor
 
-    def each(self) -> Iterator[Heard]:
+    def alignments(self) -> Iterator[Alignment]:
         """Every row by itself. Raises `NotFinite`."""
         check_finite(self.is_finite)
-        for row, attention, likely in zip(
+        for row, attention, probabilities in zip(
             self.rows, self.attention, self.probabilities, strict=True
         ):
             length = len(row.tokens)
-            yield Heard(attention[:, :length, : positions_with_audio(row)], likely[:length])
+            yield Alignment(
+                attention[:, :length, : positions_with_audio(row)], probabilities[:length]
+            )
 
 
 def check_finite(is_finite: Tensor) -> None:
@@ -106,34 +108,34 @@ def check_finite(is_finite: Tensor) -> None:
         )
 
 
-def listen(
+def align(
     weights: DecoderWeights,
-    rows: Sequence[Said],
+    rows: Sequence[AlignmentInput],
     heads: Sequence[tuple[int, int]],
     *,
     text_tokens: int,
     budget_bytes: int | None = None,
-) -> Iterator[Heard]:
-    """As `listen_together`, row by row.
+) -> Iterator[Alignment]:
+    """As `align_batches`, row by row.
 
     Raises:
         NotFinite: the model computed NaN or infinity.
     """
-    for together in listen_together(
+    for batch in align_batches(
         weights, rows, heads, text_tokens=text_tokens, budget_bytes=budget_bytes
     ):
-        yield from together.each()
+        yield from batch.alignments()
 
 
 @torch.no_grad()
-def listen_together(
+def align_batches(
     weights: DecoderWeights,
-    rows: Sequence[Said],
+    rows: Sequence[AlignmentInput],
     heads: Sequence[tuple[int, int]],
     *,
     text_tokens: int,
     budget_bytes: int | None = None,
-) -> Iterator[Together]:
+) -> Iterator[AlignmentBatch]:
     """Run the decoder over all tokens of each row at once; yields rows in order, part by part.
 
     Args:
@@ -159,7 +161,7 @@ def listen_together(
     while start < len(rows):
         count = _rows_within(weights, rows[start:], len(heads), budget_bytes)
         part = rows[start : start + count]
-        yield _Pass(weights, part, heads).run(text_tokens, budget_bytes)
+        yield _AlignmentPass(weights, part, heads).run(text_tokens, budget_bytes)
         start += count
 
 
@@ -179,13 +181,13 @@ def check_heads(weights: DecoderWeights, heads: Sequence[tuple[int, int]]) -> No
         )
 
 
-def positions_with_audio(row: Said) -> int:
-    """How many of the encoder's positions saw audio: one at least."""
+def positions_with_audio(row: AlignmentInput) -> int:
+    """Return the number of encoder positions with audio, at least one."""
     return max(1, min(row.frames // FRAMES_PER_POSITION, len(row.states)))
 
 
 def _rows_within(
-    weights: DecoderWeights, rows: Sequence[Said], heads: int, budget_bytes: int
+    weights: DecoderWeights, rows: Sequence[AlignmentInput], heads: int, budget_bytes: int
 ) -> int:
     """How many of the first rows fit the budget together, one at least."""
     size, width = weights.embedding.element_size(), weights.width
@@ -203,14 +205,17 @@ def _rows_within(
     return len(rows)
 
 
-class _Pass:
+class _AlignmentPass:
     """One pass of the decoder over a few rows, padded on the right to the longest.
 
     Causal self-attention keeps the padding from all that is before it.
     """
 
     def __init__(
-        self, weights: DecoderWeights, rows: Sequence[Said], heads: Sequence[tuple[int, int]]
+        self,
+        weights: DecoderWeights,
+        rows: Sequence[AlignmentInput],
+        heads: Sequence[tuple[int, int]],
     ) -> None:
         self._weights = weights
         self._rows = rows
@@ -218,21 +223,21 @@ class _Pass:
         self._states = torch.stack([row.states for row in rows])
         lengths = [len(row.tokens) for row in rows]
         device = weights.embedding.device
-        self._said = np.zeros((len(rows), max(lengths)), np.int64)  # [B, L]
-        for said, row in zip(self._said, rows, strict=True):
-            said[: len(row.tokens)] = row.tokens
+        self._token_ids = np.zeros((len(rows), max(lengths)), np.int64)  # [B, L]
+        for ids, row in zip(self._token_ids, rows, strict=True):
+            ids[: len(row.tokens)] = row.tokens
         self._lengths = np.array(lengths)
-        self._tokens = to_device(self._said, device)
+        self._tokens = to_device(self._token_ids, device)
         audio = [positions_with_audio(row) for row in rows]
         shape = (len(rows), len(heads), max(lengths), max(audio))
         self._attention = torch.empty(shape, device=device)
-        # Which positions saw no audio, if any: [B, 1, 1, P].
-        self._unseen: Tensor | None = None
+        # Positions without audio, if any: [B, 1, 1, P].
+        self._padding: Tensor | None = None
         if min(audio) < max(audio):
             seen = to_device(np.array(audio), device)[:, None, None, None]
-            self._unseen = torch.arange(max(audio), device=device) >= seen
+            self._padding = torch.arange(max(audio), device=device) >= seen
 
-    def run(self, text_tokens: int, budget_bytes: int) -> Together:
+    def run(self, text_tokens: int, budget_bytes: int) -> AlignmentBatch:
         tokens, weights = self._tokens, self._weights
         x = F.embedding(tokens, weights.embedding) + weights.positions[: tokens.shape[1]]
         for index, layer in enumerate(weights.layers):
@@ -242,7 +247,7 @@ class _Pass:
             x += linear(hidden, layer.fc2)
         probabilities = self._probabilities(x, text_tokens, budget_bytes)
         is_finite = torch.isfinite(probabilities.sum() + x.float().sum())
-        return Together(self._rows, self._attention, probabilities, is_finite)
+        return AlignmentBatch(self._rows, self._attention, probabilities, is_finite)
 
     def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
         attention = layer.cross_attention
@@ -250,39 +255,39 @@ class _Pass:
         k, v = _keys_and_values(attention, self._states)
         wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == index}
         if wanted:
-            self._look(wanted, q, k)
+            self._record_attention(wanted, q, k)
         out = F.scaled_dot_product_attention(q, k, v)
         return linear(join_heads(out), attention.out)
 
-    def _look(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
+    def _record_attention(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
         # A list of heads as an index would make the host wait for the device.
         keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
         queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * SCALE
         scores = torch.matmul(queries, keys.float().transpose(2, 3))
-        if self._unseen is not None:
-            scores.masked_fill_(self._unseen, -torch.inf)
+        if self._padding is not None:
+            scores.masked_fill_(self._padding, -torch.inf)
         for index, seen in zip(wanted, torch.softmax(scores, dim=-1).unbind(1), strict=True):
             self._attention[:, index] = seen
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
         """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
-        length = self._said.shape[1]
-        is_text = (self._said < text_tokens) & (np.arange(length) < self._lengths[:, None])
+        length = self._token_ids.shape[1]
+        is_text = (self._token_ids < text_tokens) & (np.arange(length) < self._lengths[:, None])
         is_text[:, 0] = False
-        places = to_device(np.flatnonzero(is_text), x.device)
+        positions = to_device(np.flatnonzero(is_text), x.device)
         # Logits in the model's dtype; their softmax in float32.
         table = Linear(self._weights.projection[:text_tokens], None)
-        normed = normalize(x.flatten(0, 1)[places - 1], self._weights.final_norm)
-        spoken = self._tokens.flatten()[places]
+        normed = normalize(x.flatten(0, 1)[positions - 1], self._weights.final_norm)
+        target = self._tokens.flatten()[positions]
         at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.projection)))
-        probabilities = torch.zeros(self._said.size, device=x.device)
+        probabilities = torch.zeros(self._token_ids.size, device=x.device)
         for some, ids, where in zip(
-            *(torch.split(each, at_once) for each in (normed, spoken, places)), strict=True
+            *(torch.split(each, at_once) for each in (normed, target, positions)), strict=True
         ):
-            chances = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
-            probabilities[where] = chances.gather(1, ids[:, None])[:, 0].exp()
-        return probabilities.view(self._said.shape)
+            logprobs = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
+            probabilities[where] = logprobs.gather(1, ids[:, None])[:, 0].exp()
+        return probabilities.view(self._token_ids.shape)
 
 
 def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:
@@ -302,8 +307,8 @@ def _keys_and_values(attention: Attention, states: Tensor) -> tuple[Tensor, Tens
 
 
 @dataclass(frozen=True)
-class TokenTimes:
-    """Of one window's tokens from the first that was asked for to the end.
+class TokenTimestamps:
+    """Timestamps of one window's tokens after the prompt, the end included.
 
     Args:
         starts: int64 [N], ascending: the encoder's position at which each begins.
@@ -314,22 +319,22 @@ class TokenTimes:
     probabilities: npt.NDArray[np.float32]
 
 
-def token_times(
+def token_timestamps(
     weights: DecoderWeights,
-    rows: Sequence[Said],
+    rows: Sequence[AlignmentInput],
     heads: Sequence[tuple[int, int]],
     *,
     first: int,
     text_tokens: int,
-) -> Callable[[], list[TokenTimes]]:
-    """Have the device begin, and return the function that waits for its answer.
+) -> Callable[[], list[TokenTimestamps]]:
+    """Queue the work on the device; return the function that waits for the result.
 
     Args:
-        weights, rows, heads, text_tokens: as for `align.listen`.
-        first: how many tokens of each row are its prompt's.
+        weights, rows, heads, text_tokens: as for `align_batches`.
+        first: number of prompt tokens of each row.
 
     Raises:
-        OptionError: as `align.listen`.
+        OptionError: as `align_batches`.
         NotFinite: the model computed NaN or infinity; here or from the function.
     """
     device = weights.embedding.device
@@ -343,27 +348,31 @@ def token_times(
 
 def _one_by_one(
     weights: DecoderWeights,
-    rows: Sequence[Said],
+    rows: Sequence[AlignmentInput],
     heads: Sequence[tuple[int, int]],
     first: int,
     text_tokens: int,
-) -> list[TokenTimes]:
-    costs, likely = [], []
-    for row, heard in zip(rows, listen(weights, rows, heads, text_tokens=text_tokens), strict=True):
+) -> list[TokenTimestamps]:
+    costs, probabilities = [], []
+    for row, alignment in zip(
+        rows, align(weights, rows, heads, text_tokens=text_tokens), strict=True
+    ):
         end = len(row.tokens) - 1
-        # A token is where the decoder looks from the token before it.
-        costs.append(token_costs(heard.attention, first - 1, end).cpu().numpy())
-        likely.append(heard.probabilities[first:end].cpu().numpy())
-    return [TokenTimes(*each) for each in zip(start_positions(costs), likely, strict=True)]
+        # A token is located by the attention of the token before it.
+        costs.append(token_costs(alignment.attention, first - 1, end).cpu().numpy())
+        probabilities.append(alignment.probabilities[first:end].cpu().numpy())
+    return [
+        TokenTimestamps(*each) for each in zip(start_positions(costs), probabilities, strict=True)
+    ]
 
 
 def _by_kernels(
     weights: DecoderWeights,
-    rows: Sequence[Said],
+    rows: Sequence[AlignmentInput],
     heads: Sequence[tuple[int, int]],
     first: int,
     text_tokens: int,
-) -> Callable[[], list[TokenTimes]]:
+) -> Callable[[], list[TokenTimestamps]]:
     from whisper_flash_attention.kernels import dtw as kernels
 
     device = weights.embedding.device
@@ -372,15 +381,15 @@ def _by_kernels(
     lengths, seen = to_device(np.array([counts, audio], np.int32), device)
     longest, width, before = max(counts), max(audio), first - 1
     costs = torch.empty((len(rows), longest - first, width), device=device)
-    likely = torch.zeros((len(rows), longest), device=device)
+    probabilities = torch.zeros((len(rows), longest), device=device)
     finite, done = [], 0
-    for part in listen_together(weights, rows, heads, text_tokens=text_tokens):
+    for part in align_batches(weights, rows, heads, text_tokens=text_tokens):
         some = slice(done, done + len(part.rows))
         done = some.stop
         batch, count, _, positions = part.attention.shape
         moments = torch.empty((2, batch, count, positions), device=device)
         kernels.token_costs(part.attention, lengths[some], seen[some], before, moments, costs[some])
-        likely[some, : part.probabilities.shape[1]] = part.probabilities
+        probabilities[some, : part.probabilities.shape[1]] = part.probabilities
         finite.append(part.is_finite)
     size = 1 << (costs.shape[1] - 1).bit_length()
     choices = torch.empty(
@@ -388,14 +397,14 @@ def _by_kernels(
     )
     starts = torch.zeros((len(rows), costs.shape[1]), dtype=torch.int32, device=device)
     kernels.token_starts(costs, lengths, seen, before, choices, starts)
-    arrived = to_host(starts, likely, torch.stack(finite).all())
+    arrived = to_host(starts, probabilities, torch.stack(finite).all())
 
-    def finish() -> list[TokenTimes]:
-        starts, likely, is_finite = arrived()
+    def finish() -> list[TokenTimestamps]:
+        starts, probabilities, is_finite = arrived()
         check_finite(is_finite)
-        begins, chances = starts.numpy().astype(np.int64), likely.numpy()
+        positions, chosen = starts.numpy().astype(np.int64), probabilities.numpy()
         return [
-            TokenTimes(begins[row, : count - first], chances[row, first : count - 1])
+            TokenTimestamps(positions[row, : count - first], chosen[row, first : count - 1])
             for row, count in enumerate(counts)
         ]
 

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest sequences of several that are extended side by side.
+"""Beam search.
 
 The arithmetic is that of Transformers' `_beam_search` (transformers/generation/utils.py, 5.17 to
 5.23), operation by operation, so that ties break alike: per clip the best `candidates` of all
@@ -8,9 +8,8 @@ by length-normalised score, for `num_beams` places among the finished.
 A beam that descends from another slot copies nothing: `state.ancestors[b, t]` says in which slot
 position t of slot b lies, and only those numbers are re-ordered.
 
-On a GPU the host does not wait: it looks every few steps whether the search is over, and steps
-beyond the end change nothing. Beam sampling is looked at in every step, because each step draws
-random numbers.
+On a GPU the host polls every few steps for the end of the search without waiting; steps beyond the
+end change nothing. Beam sampling is checked in every step, because each step draws random numbers.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.cuda_graphs import LOOK_EVERY, Look
+from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll
 from whisper_flash_attention.engine.kv_cache import DecodeState
 from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.request import Beams, Decoded, Request
+from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import Decoder, check_finite
 from whisper_flash_attention.errors import OptionError
 
-# What is taken off a score that must not win, as in Transformers.
-OUT = -1.0e9
+# Added to scores that must not win, as in Transformers.
+EXCLUDED = -1.0e9
 
 
 class BranchingDecoder(Decoder, Protocol):
@@ -40,7 +39,9 @@ class BranchingDecoder(Decoder, Protocol):
         """The buffers that the decoder works on."""
 
 
-def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: Request) -> Decoded:
+def search(
+    decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: Request
+) -> DecodeOutput:
     """Decode by beams.
 
     Args:
@@ -59,8 +60,8 @@ def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: R
     """
     assert request.beams is not None
     _check_rows(len(prompt), len(states), request.beams)
-    beams = _Search(prompt, request, request.beams)
-    logits = decoder.start(states, prompt, request.watch)
+    beams = _BeamState(prompt, request, request.beams)
+    logits = decoder.start(states, prompt, request.probe)
     state = decoder.state
     own = torch.arange(len(state.ancestors), dtype=torch.int32, device=prompt.device)
     # The slot itself, until beams move: what is not cached yet will be written there.
@@ -70,34 +71,34 @@ def search(decoder: BranchingDecoder, states: Tensor, prompt: Tensor, request: R
         _extend(decoder, beams, logits, request)
     finally:
         state.branching = False
-    watched = decoder.watched if request.watch is not None else None
-    return replace(beams.answer(), watched=watched)
+    probe_probability = decoder.probe_probability if request.probe is not None else None
+    return replace(beams.output(), probe_probability=probe_probability)
 
 
-def steps_between_looks(prompt: Tensor) -> int:
-    """How many steps may run before the host looks whether the search is over."""
-    return LOOK_EVERY if prompt.is_cuda else 1
+def steps_between_polls(prompt: Tensor) -> int:
+    """Return the number of steps between two polls for the end of the search."""
+    return POLL_INTERVAL if prompt.is_cuda else 1
 
 
-def _extend(decoder: BranchingDecoder, beams: _Search, logits: Tensor, request: Request) -> None:
+def _extend(decoder: BranchingDecoder, beams: _BeamState, logits: Tensor, request: Request) -> None:
     """Take steps until the search is over, or a few more."""
     first, rows = beams.prompt.shape[1], len(beams.prompt)
-    look, every = Look(beams.over), steps_between_looks(beams.prompt)
+    poll, interval = CompletionPoll(beams.done), steps_between_polls(beams.prompt)
     for length in range(first, request.max_length):
         tokens, sources = beams.step(logits, length)
         if length + 1 == request.max_length:
             break
         if request.sample:
-            if bool(beams.over):
+            if bool(beams.done):
                 break
-        elif (length - first) % every == 0 and look.all_hold():
+        elif (length - first) % interval == 0 and poll.all_true():
             break
         past = decoder.state.ancestors[:rows, :length]
         past.copy_(past[sources])
         logits = decoder.advance(tokens)
 
 
-class _Search:
+class _BeamState:
     """The beams of all searches: those that run and the best that are finished.
 
     B searches of K beams, C candidates each. Paths are [2, rows, T] int64 with the capacity T in
@@ -108,7 +109,7 @@ class _Search:
         rows, length = prompt.shape
         device = prompt.device
         self.prompt = prompt
-        self.over = torch.zeros((), dtype=torch.bool, device=device)
+        self.done = torch.zeros((), dtype=torch.bool, device=device)
         self._request = request
         self._beams = beams
         self._count = rows // beams.num_beams
@@ -120,11 +121,11 @@ class _Search:
         shape = (self._count, beams.num_beams)
         # All beams are alike at first: only one of them may be extended.
         self._scores = torch.zeros(shape, device=device)
-        self._scores[:, 1:] = OUT
-        self._finished_scores = torch.full(shape, OUT, device=device)
+        self._scores[:, 1:] = EXCLUDED
+        self._finished_scores = torch.full(shape, EXCLUDED, device=device)
         self._finished = torch.zeros(shape, dtype=torch.bool, device=device)
         self._improvable = torch.ones((self._count, 1), dtype=torch.bool, device=device)
-        self._bad = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._not_finite = torch.zeros(rows, dtype=torch.bool, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._ends = torch.tensor(request.eos, dtype=prompt.dtype, device=device)
         searches = torch.arange(self._count, device=device)[:, None]
@@ -145,21 +146,21 @@ class _Search:
             The next token of every beam [rows], and the row that it extends [rows], int64.
         """
         paths, scores, ended = self._candidates(self._log_probabilities(logits, length), length)
-        self._steps += ~self.over
+        self._steps += ~self.done
         self._finish(paths, scores, ended, length)
-        tokens, sources = self._run_on(paths, scores, ended, length)
+        tokens, sources = self._continue(paths, scores, ended, length)
         self._stop(ended, length + 1)
         return tokens, sources
 
-    def answer(self) -> Decoded:
+    def output(self) -> DecodeOutput:
         """What was found, as soon as the search is over."""
-        check_finite(self._bad)
+        check_finite(self._not_finite)
         beams, request, begin = self._beams, self._request, self.prompt.shape[1]
         grouped = self._by_search(self._finished_paths)
         tokens, origins = grouped[:, :, : beams.num_return_sequences].flatten(1, 2)
         indices = origins[:, begin:].int()
         longest, steps = torch.stack([(indices >= 0).sum(dim=1).max(), self._steps]).tolist()
-        return Decoded(
+        return DecodeOutput(
             tokens[:, : begin + longest],
             tuple(self._all_scores[:steps]) if request.want_scores else None,
             tuple(self._all_logits[:steps]) if request.want_logits else None,
@@ -170,11 +171,11 @@ class _Search:
 
     def _log_probabilities(self, logits: Tensor, length: int) -> Tensor:
         request = self._request
-        self._bad |= ~torch.isfinite(logits.sum(dim=-1)) & ~self.over
+        self._not_finite |= ~torch.isfinite(logits.sum(dim=-1)) & ~self.done
         if request.want_logits:
             self._all_logits.append(logits.clone(memory_format=torch.contiguous_format))
         logprobs = torch.log_softmax(logits, dim=-1)
-        logprobs = request.rules.apply(logprobs, History(self._paths[0], length))
+        logprobs = request.processors.apply(logprobs, History(self._paths[0], length))
         if request.want_scores:
             self._all_scores.append(logprobs.contiguous())
         return logprobs
@@ -201,15 +202,15 @@ class _Search:
             return paths, scores, torch.ones_like(tokens, dtype=torch.bool)
         return paths, scores, torch.isin(tokens, self._ends)
 
-    def _run_on(
+    def _continue(
         self, paths: Tensor, scores: Tensor, ended: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
         """Make the best candidates that did not end the new beams; as `step`."""
-        scores = scores + ended.float() * OUT
+        scores = scores + ended.float() * EXCLUDED
         best = torch.topk(scores, self._beams.num_beams)[1]
         self._scores = scores.gather(1, best)
         new = paths.index_select(1, (best + self._first_candidate).flatten())
-        self._paths = torch.where(self.over, self._paths, new)
+        self._paths = torch.where(self.done, self._paths, new)
         return new[0, :, length], new[1, :, length]
 
     def _finish(self, paths: Tensor, scores: Tensor, ended: Tensor, length: int) -> None:
@@ -218,12 +219,12 @@ class _Search:
         ended = ended & self._may_finish
         scores = scores / (length + 1 - self.prompt.shape[1]) ** beams.length_penalty
         if beams.early_stopping is True:
-            scores = scores + self._finished.all(dim=-1, keepdim=True).float() * OUT
-        scores = scores + (~self._improvable).float() * OUT
-        scores = scores + (~ended).float() * OUT
+            scores = scores + self._finished.all(dim=-1, keepdim=True).float() * EXCLUDED
+        scores = scores + (~self._improvable).float() * EXCLUDED
+        scores = scores + (~ended).float() * EXCLUDED
         contenders = torch.cat((self._finished_scores, scores), dim=1)
         best = torch.topk(contenders, beams.num_beams)[1]
-        best = torch.where(self.over, self._stay, best)
+        best = torch.where(self.done, self._stay, best)
         self._finished_scores = contenders.gather(1, best)
         self._finished = torch.cat((self._finished, ended), dim=1).gather(1, best)
         groups = (self._by_search(self._finished_paths), self._by_search(paths))
@@ -243,14 +244,14 @@ class _Search:
         """
         beams, begin = self._beams, self.prompt.shape[1]
         longest = beams.early_stopping == "never" and beams.length_penalty > 0.0
-        answer = (self._request.max_length if longest else length) - begin
-        possible = self._scores[:, :1] / answer**beams.length_penalty
+        length_generated = (self._request.max_length if longest else length) - begin
+        possible = self._scores[:, :1] / length_generated**beams.length_penalty
         worst = self._finished_scores.min(dim=1, keepdim=True)[0]
-        worst = torch.where(self._finished, worst, OUT)
+        worst = torch.where(self._finished, worst, EXCLUDED)
         self._improvable &= (possible > worst).any(dim=-1, keepdim=True)
-        self.over |= ~self._improvable.any() | ended.all()
+        self.done |= ~self._improvable.any() | ended.all()
         if beams.early_stopping is True:
-            self.over |= self._finished.all()
+            self.done |= self._finished.all()
 
 
 def _check_rows(rows: int, clips: int, beams: Beams) -> None:

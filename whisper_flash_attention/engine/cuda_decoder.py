@@ -1,9 +1,9 @@
 """The decoder on an NVIDIA GPU: kernels in CUDA graphs, tokens chosen without the host.
 
-Greedy decoding with plain rules never leaves the device: a recorded step ends with the choice of
-the next token and the next input row, and the host only replays it, looking every few steps at
-whether all rows have ended. With other rules, sampling, scores or beams a step ends with the
-logits, and the choice is made by PyTorch's operations.
+Greedy decoding with processors that the kernels support stays on the device: a recorded step ends
+with the next token and the next input row, which the host replays, polling every few steps for the
+end. With other processors, sampling, scores or beams a step ends with the logits, and PyTorch
+operations choose the token.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine import torch_decoder
-from whisper_flash_attention.engine.cuda_graphs import LOOK_EVERY, Graphs, Look
+from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll, GraphCache
 from whisper_flash_attention.engine.kv_cache import DecodeState
-from whisper_flash_attention.engine.logits_processors import FusedRules, History
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import check_finite
-from whisper_flash_attention.engine.triton_layers import FusedStep
+from whisper_flash_attention.engine.triton_layers import TritonLayers
 from whisper_flash_attention.engine.weights import DecoderWeights
 from whisper_flash_attention.engine.workspace import Workspace
-from whisper_flash_attention.kernels.greedy_sample import pick
+from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.logits import logits
 
-# So many steps are given to the device before it is waited for.
+# Steps queued on the device before the host waits for it.
 HEAD_START = 32
 
 
-class DeviceDecoder:
-    """Turns tokens into logits, or a prompt into an answer, on one state's buffers.
+class CudaDecoder:
+    """Turns tokens into logits, or decodes greedily, on one state's buffers.
 
-    Rows of the batch take the first slots of the state; the others count as ended and cost next to
-    nothing.
+    Rows of the batch take the first slots of the state; the others count as finished and cost
+    next to nothing.
     """
 
     def __init__(
-        self, weights: DecoderWeights, state: DecodeState, work: Workspace, graphs: Graphs
+        self, weights: DecoderWeights, state: DecodeState, work: Workspace, graphs: GraphCache
     ) -> None:
         self._weights = weights
         self._state = state
         self._work = work
         self._graphs = graphs
-        self._step = FusedStep(weights, state, work)
-        self._rules: tuple[object, ...] | None = None
-        self._kind: tuple[object, ...] | None = None
+        self._step = TritonLayers(weights, state, work)
+        self._tables_key: tuple[object, ...] | None = None
+        self._flags_key: tuple[object, ...] | None = None
         self._rows = 0
         self._compiled = False
-        # What was last watched, [B] float32.
-        self.watched: torch.Tensor | None = None
+        # Probability of the last probe, [B] float32.
+        self.probe_probability: torch.Tensor | None = None
 
     @property
     def state(self) -> DecodeState:
@@ -59,17 +59,17 @@ class DeviceDecoder:
 
     def prepare(self) -> None:
         """Make ready on memory that others may have used meanwhile."""
-        self._rules = None
-        self._kind = None
+        self._tables_key = None
+        self._flags_key = None
         self._rows = 0
         self._state.tokens.zero_()
         self._work.prepare()
 
     def start(
-        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+        self, states: torch.Tensor, prompt: torch.Tensor, probe: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
-        self._run_prompt(states, prompt, "logits", self._store_logits, watch)
+        self._run_prompt(states, prompt, "logits", self._store_logits, probe)
         # `advance` moves on by one before its pass.
         self._state.positions.fill_(prompt.shape[1] - 1)
         return self._raw(len(prompt))
@@ -86,8 +86,8 @@ class DeviceDecoder:
         prompt: torch.Tensor,
         request: Request,
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> Decoded:
-        """The whole answer by the best token of every step, under rules that kernels know.
+    ) -> DecodeOutput:
+        """Decode greedily with processors that the kernels support.
 
         `meanwhile` is called once the device has been given work: all of it, or where rows may end
         `HEAD_START` steps.
@@ -95,31 +95,31 @@ class DeviceDecoder:
         Raises:
             NotFinite: a logit was NaN or infinite.
         """
-        rules, pad = request.rules.fused, request.pad
-        assert rules is not None
-        self._set_rules(rules, prompt, request)
+        processors, pad = request.processors.kernel_processors, request.pad
+        assert processors is not None
+        self._set_processors(processors, prompt, request)
         self._run_prompt(
-            states, prompt, f"pick {pad}", lambda count: self._pick(count, pad), request.watch
+            states, prompt, f"greedy {pad}", lambda count: self._sample(count, pad), request.probe
         )
         steps = request.max_length - prompt.shape[1] - 1
-        may_end = bool(request.eos) and rules.min_length < request.max_length
-        look = Look(self._state.finished) if may_end else None
+        may_end = bool(request.eos) and processors.min_length < request.max_length
+        poll = CompletionPoll(self._state.finished) if may_end else None
         first = min(steps, HEAD_START) if may_end else steps
-        is_over = self._take(range(first), pad, look)
+        is_over = self._run_steps(range(first), pad, poll)
         meanwhile()
         if not is_over:
-            self._take(range(first, steps), pad, look)
-        return self._answer(prompt, request, may_end)
+            self._run_steps(range(first, steps), pad, poll)
+        return self._output(prompt, request, may_end)
 
-    def _take(self, steps: range, pad: int, look: Look | None) -> bool:
+    def _run_steps(self, steps: range, pad: int, poll: CompletionPoll | None) -> bool:
         """Take steps, which are counted from 0; True if all rows had ended before the last.
 
-        Beyond `HEAD_START` the host waits at every look for the look before: it would otherwise ask
-        for all steps before the device has done the few that the answers need.
+        Beyond `HEAD_START` the host waits at each poll for the previous one: otherwise it would
+        queue all steps before the device has run the few that are needed.
         """
         for done in steps:
             waits = done >= HEAD_START
-            if look is not None and done % LOOK_EVERY == 0 and look.all_hold(wait=waits):
+            if poll is not None and done % POLL_INTERVAL == 0 and poll.all_true(wait=waits):
                 return True
             self.step(pad)
         return False
@@ -129,31 +129,35 @@ class DeviceDecoder:
         self._run(("step", pad), lambda: self._one_step(pad))
 
     def begin(
-        self, states: torch.Tensor, starts: Starts, rules: FusedRules, request: Request
+        self,
+        states: torch.Tensor,
+        prompts: RaggedPrompts,
+        processors: KernelProcessors,
+        request: Request,
     ) -> None:
         """Run prompts given encoder states [B, S, D], and choose the first token of every row.
 
         Args:
             rules: of any of the rows, for what they have in common; so is the request.
         """
-        batch, pad = len(starts.prompt), request.pad
-        self._set_flags(rules, request.eos)
-        self._rules = None
-        self._work.settings[:batch].copy_(starts.settings)
-        self._work.limits[:batch].copy_(starts.limits)
+        batch, pad = len(prompts.prompt), request.pad
+        self._set_flags(processors, request.eos)
+        self._tables_key = None
+        self._work.settings[:batch].copy_(prompts.settings)
+        self._work.limits[:batch].copy_(prompts.limits)
         self._run_prompt(
             states,
-            starts.prompt,
-            f"pick {pad}",
-            lambda count: self._pick(count, pad),
-            request.watch,
-            starts,
+            prompts.prompt,
+            f"greedy {pad}",
+            lambda count: self._sample(count, pad),
+            request.probe,
+            prompts,
         )
 
-    def clear(self, rules: FusedRules, request: Request) -> None:
+    def clear(self, processors: KernelProcessors, request: Request) -> None:
         """Have no row; `adopt` brings them, of which rules and request are as in `begin`."""
-        self._set_flags(rules, request.eos)
-        self._rules = None
+        self._set_flags(processors, request.eos)
+        self._tables_key = None
         self._rows = 0
         self._work.settings.zero_()
         self._work.x.zero_()
@@ -162,9 +166,9 @@ class DeviceDecoder:
             tensor.zero_()
         state.finished.fill_(True)
         if not self._compiled:
-            self._compile(1, lambda count: self._pick(count, request.pad))
+            self._compile(1, lambda count: self._sample(count, request.pad))
 
-    def adopt(self, other: DeviceDecoder, slots: torch.Tensor, length: int) -> None:
+    def adopt(self, other: CudaDecoder, slots: torch.Tensor, length: int) -> None:
         """Let the first N rows of another decoder, which just began, go on in `slots` [N] int64.
 
         Args:
@@ -175,38 +179,40 @@ class DeviceDecoder:
         self._work.settings.index_copy_(0, slots, other._work.settings[:rows])
         self._step.residual(1).index_copy_(0, slots, other._step.residual(1)[:rows])
 
-    def _set_rules(self, rules: FusedRules, prompt: torch.Tensor, request: Request) -> None:
+    def _set_processors(
+        self, processors: KernelProcessors, prompt: torch.Tensor, request: Request
+    ) -> None:
         """Fill the tables that the kernels read; those of the last call often still hold."""
         batch, length = prompt.shape
-        key = (rules, request.eos, request.max_length, length)
+        key = (processors, request.eos, request.max_length, length)
         vocabulary = self._state.layout.vocabulary
-        if key != self._rules:
-            self._rules = key
-            self._set_flags(rules, request.eos)
-            settings = torch.tensor(rules.settings(vocabulary, request.max_length))
+        if key != self._tables_key:
+            self._tables_key = key
+            self._set_flags(processors, request.eos)
+            settings = torch.tensor(processors.settings(vocabulary, request.max_length))
             self._work.settings.copy_(settings.expand(self._state.layout.slots, -1))
-        elif rules.timestamps is None:
+        elif processors.timestamps is None:
             return
-        limits = rules.limits(History(prompt, length), vocabulary)
+        limits = processors.limits(History(prompt, length), vocabulary)
         self._work.limits[:batch] = limits
-        if rules.timestamps is None:
+        if processors.timestamps is None:
             self._work.limits[batch:] = limits[:1]
 
-    def _set_flags(self, rules: FusedRules, eos: tuple[int, ...]) -> None:
-        kind = rules.kind(eos)
-        if kind != self._kind:
-            self._kind = kind
+    def _set_flags(self, processors: KernelProcessors, eos: tuple[int, ...]) -> None:
+        key = processors.token_bits(eos)
+        if key != self._flags_key:
+            self._flags_key = key
             flags = self._work.flags
-            flags.copy_(rules.flags(len(flags), eos, flags.device))
+            flags.copy_(processors.flags(len(flags), eos, flags.device))
 
     def _run_prompt(
         self,
         states: torch.Tensor,
         prompt: torch.Tensor,
-        purpose: str,
+        variant: str,
         finish: Callable[[int], None],
-        watch: tuple[int, int] | None,
-        starts: Starts | None = None,
+        probe: tuple[int, int] | None,
+        prompts: RaggedPrompts | None = None,
     ) -> None:
         """Run the prompt through all layers, from a fresh state, and `finish` the pass.
 
@@ -215,7 +221,7 @@ class DeviceDecoder:
         """
         batch, count = prompt.shape
         state, work = self._state, self._work
-        place = None if watch is None else watch[1]
+        place = None if probe is None else probe[1]
         if not self._compiled:
             self._compile(min(count, state.layout.prompt), finish)
         if batch != self._rows:
@@ -223,16 +229,16 @@ class DeviceDecoder:
             work.absent.fill_(True)
             work.absent[:batch] = False
         if count > state.layout.prompt:
-            self._run_long_prompt(states, _padded(prompt, state.layout.slots), place, starts)
-            self._run(("long prompt", purpose), lambda: finish(1))
-            self._look_at(watch, batch)
+            self._run_long_prompt(states, _padded(prompt, state.layout.slots), place, prompts)
+            self._run(("long prompt", variant), lambda: finish(1))
+            self._read_probe(probe, batch)
             return
         work.prompt[:batch, :count] = prompt
-        ragged = starts is not None
-        if starts is not None:
-            work.starts.zero_()
-            work.starts[:batch] = starts.lengths - count
-            self._set_places(starts.places + count - starts.lengths)
+        ragged = prompts is not None
+        if prompts is not None:
+            work.first_positions.zero_()
+            work.first_positions[:batch] = prompts.lengths - count
+            self._set_probe_positions(prompts.probe_positions + count - prompts.lengths)
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
@@ -244,27 +250,27 @@ class DeviceDecoder:
                 torch_decoder.fill_cross(self._weights, work.states, state)
             state.output[:, :count].copy_(work.prompt[:, :count])
             if ragged:
-                state.positions.copy_(work.starts)
+                state.positions.copy_(work.first_positions)
             self._step.embed(work.prompt[:, :count], ragged=ragged)
             self._step.layers(count)
             if place is not None:
                 rows = self._step.residual(count).view(state.layout.slots, count, -1)
-                work.watched.copy_(
-                    torch_decoder.rows_at(rows, work.places) if ragged else rows[:, place]
+                work.probe_rows.copy_(
+                    torch_decoder.rows_at(rows, work.probe_positions) if ragged else rows[:, place]
                 )
             finish(count)
 
-        key: tuple[Hashable, ...] = ("ragged prompt" if ragged else "prompt", purpose, count)
+        key: tuple[Hashable, ...] = ("ragged prompt" if ragged else "prompt", variant, count)
         if place is not None:
-            key = (*key, "watched" if ragged else place)
+            key = (*key, "probe" if ragged else place)
         self._run(key, launch)
-        self._look_at(watch, batch)
+        self._read_probe(probe, batch)
 
-    def _look_at(self, watch: tuple[int, int] | None, batch: int) -> None:
-        """How likely the watched token was, from what the prompt's pass kept of its place."""
-        if watch is not None:
-            rows = self._work.watched[:batch]
-            self.watched = torch_decoder.probability(self._weights, rows, watch[0])
+    def _read_probe(self, probe: tuple[int, int] | None, batch: int) -> None:
+        """Compute the probe's probability from the residual rows that the prompt pass kept."""
+        if probe is not None:
+            rows = self._work.probe_rows[:batch]
+            self.probe_probability = torch_decoder.probability(self._weights, rows, probe[0])
 
     def _run(self, key: Hashable, launch: Callable[[], None]) -> None:
         self._graphs.run(key, launch)
@@ -282,7 +288,11 @@ class DeviceDecoder:
         set_pdl(Overlap.NONE)
 
     def _run_long_prompt(
-        self, states: torch.Tensor, prompt: torch.Tensor, place: int | None, starts: Starts | None
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        place: int | None,
+        prompts: RaggedPrompts | None,
     ) -> None:
         """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
@@ -290,21 +300,23 @@ class DeviceDecoder:
         torch_decoder.fill_cross(self._weights, states, state)
         state.output[:, :count].copy_(prompt)
         rows = torch_decoder.forward(self._weights, state, prompt, 0)
-        last, watched = rows[:, -1], None if place is None else rows[:, place]
+        last, probe_probability = rows[:, -1], None if place is None else rows[:, place]
         state.positions.fill_(count - 1)
-        if starts is not None:
-            state.positions[: len(starts.lengths)] = starts.lengths - 1
+        if prompts is not None:
+            state.positions[: len(prompts.lengths)] = prompts.lengths - 1
             last = torch_decoder.rows_at(rows, state.positions.long())
-            self._set_places(starts.places)
-            watched = None if place is None else torch_decoder.rows_at(rows, self._work.places)
+            self._set_probe_positions(prompts.probe_positions)
+            probe_probability = (
+                None if place is None else torch_decoder.rows_at(rows, self._work.probe_positions)
+            )
         self._work.x[: state.layout.slots].copy_(last)
-        if watched is not None:
-            self._work.watched.copy_(watched)
+        if probe_probability is not None:
+            self._work.probe_rows.copy_(probe_probability)
 
-    def _set_places(self, places: torch.Tensor) -> None:
-        """Which token of a row in a pass, [B] int64, is the one behind which another is watched."""
-        self._work.places.zero_()
-        self._work.places[: len(places)] = places
+    def _set_probe_positions(self, places: torch.Tensor) -> None:
+        """Store the probe's position of each row in the pass, [B] int64."""
+        self._work.probe_positions.zero_()
+        self._work.probe_positions[: len(places)] = places
 
     def _reset(self) -> None:
         state = self._state
@@ -322,7 +334,7 @@ class DeviceDecoder:
 
     def _one_step(self, pad: int) -> None:
         self._step.layers(1)
-        self._pick(1, pad)
+        self._sample(1, pad)
 
     def _logits(self, count: int, raw: torch.Tensor | None) -> None:
         state, work, norm = self._state, self._work, self._weights.final_norm
@@ -344,10 +356,10 @@ class DeviceDecoder:
         assert self._work.logits is not None
         self._logits(count, self._work.logits)
 
-    def _pick(self, count: int, pad: int) -> None:
+    def _sample(self, count: int, pad: int) -> None:
         state, work = self._state, self._work
         self._logits(count, None)
-        pick(
+        greedy_sample(
             work.best,
             work.flags,
             state.limits,
@@ -369,7 +381,7 @@ class DeviceDecoder:
         assert self._work.logits is not None
         return self._work.logits[:batch]
 
-    def _answer(self, prompt: torch.Tensor, request: Request, may_end: bool) -> Decoded:
+    def _output(self, prompt: torch.Tensor, request: Request, may_end: bool) -> DecodeOutput:
         batch, begin = prompt.shape
         output = self._state.output[:batch, : request.max_length].clone()
         longest = output.new_full((), request.max_length - begin - 1)
@@ -382,8 +394,10 @@ class DeviceDecoder:
             check_finite(self._state.failed[:batch])
         sums = self._state.sum_logprobs[:batch].clone() if request.want_logprobs else None
         kept = min(begin + 1 + length, request.max_length)
-        watched = None if request.watch is None else self.watched
-        return Decoded(output[:, :kept], sum_logprobs=sums, watched=watched)
+        probe_probability = None if request.probe is None else self.probe_probability
+        return DecodeOutput(
+            output[:, :kept], sum_logprobs=sums, probe_probability=probe_probability
+        )
 
 
 def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:
@@ -394,19 +408,19 @@ def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Prompts of rows that begin together, each with a length and rules of its own.
+class RaggedPrompts:
+    """Prompts of rows that start together, each with its own length and logits processors.
 
     Args:
         prompt: [B, P] int64, padded at the ends of rows.
         lengths: of the rows, [B] int64.
-        places: positions in the prompts behind which a token is watched, [B] int64.
-        settings: [B, 8] int32, and limits: [B, 4] int32, as the kernels `logits` and `pick` read
+        probe_positions: position in each prompt of `Request.probe`, [B] int64.
+        settings, limits: [B, 8] and [B, 4] int32, as the kernels `logits` and `greedy_sample` read
             them.
     """
 
     prompt: torch.Tensor
     lengths: torch.Tensor
-    places: torch.Tensor
+    probe_positions: torch.Tensor
     settings: torch.Tensor
     limits: torch.Tensor

@@ -1,8 +1,8 @@
 """CUDA graphs: a pass of hundreds of kernels launched with one call.
 
-The first time that a pass is asked for it runs kernel by kernel (which compiles and loads them) and
-is recorded afterwards; from then on the recording is replayed. Recordings name the addresses of the
-state's buffers and of the weights: they die with either.
+The first run of a pass launches kernel by kernel (which compiles and loads them) and is then
+recorded; later runs replay the graph. Graphs hold the addresses of the state's buffers and of the
+weights, and are valid as long as both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 NON_BLOCKING = 1
 DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 
-# Steps between two looks at whether a decode has ended.
-LOOK_EVERY = 8
+# Steps between two polls for the end of a decode.
+POLL_INTERVAL = 8
 
 
-class Recorder:
+class GraphRecorder:
     """Records passes on one device. They never run at the same time, so that all share one memory.
 
     One stream serves all, too: PyTorch gives cuBLAS 32 MiB for every stream that multiplies.
@@ -63,10 +63,10 @@ class Recorder:
         self._pool = None
 
 
-class Graphs:
+class GraphCache:
     """Recorded passes by name."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: GraphRecorder) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._recorder = recorder
 
@@ -81,9 +81,9 @@ class Graphs:
 
 @contextmanager
 def recording(device: torch.device) -> Iterator[None]:
-    """Launch on the stream of recordings what goes on after what was launched so far, and before
-    what is launched afterwards."""
-    stream, current = recording_stream(device), torch.cuda.current_stream(device)
+    """Run the block on the capture stream, ordered after prior and before later work on the current
+    stream."""
+    stream, current = capture_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     try:
         with torch.cuda.stream(stream):
@@ -93,14 +93,14 @@ def recording(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device on which passes are recorded."""
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device on which passes are recorded."""
     return _new_stream(device)
 
 
 @cache
-def copying_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a device on which samples arrive beside what is computed."""
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device for copies that overlap with computation."""
     return _new_stream(device)
 
 
@@ -125,14 +125,14 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 def to_device(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:
     """Numbers as a tensor on a device; on a CPU it shares their memory.
 
-    `torch.tensor(..., device=...)` waits until a GPU has done all that it was asked for.
+    `torch.tensor(..., device=...)` waits until a GPU has finished all queued work.
     """
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Have tensors copied to the host; the function returned waits for that, and gives them."""
+    """Start copying tensors to the host; the returned function waits and returns them."""
     if not tensors[0].is_cuda:
         return lambda: tensors
     copies = tuple(
@@ -149,19 +149,19 @@ def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     return arrived
 
 
-class Look:
-    """Whether all of `flags` (bool) hold, as of some steps ago: the host does not wait for a GPU.
+class CompletionPoll:
+    """Poll whether all of `flags` (bool) are true, without waiting for the GPU.
 
-    On a CPU the answer is the present one.
+    The result is a few steps old on a GPU, and current on a CPU.
     """
 
     def __init__(self, flags: torch.Tensor) -> None:
         self._flags = flags
-        self._answer = torch.zeros((), dtype=torch.bool, pin_memory=flags.is_cuda)
+        self._result = torch.zeros((), dtype=torch.bool, pin_memory=flags.is_cuda)
         self._event: torch.cuda.Event | None = None
 
-    def all_hold(self, *, wait: bool = False) -> bool:
-        """Read the last copy if it has arrived, and ask for another.
+    def all_true(self, *, wait: bool = False) -> bool:
+        """Read the last copy if it has arrived, and start another.
 
         Args:
             wait: until the last copy has arrived.
@@ -172,9 +172,9 @@ class Look:
             self._event.synchronize()
         if self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
             return False
-        if self._event is not None and bool(self._answer):
+        if self._event is not None and bool(self._result):
             return True
-        self._answer.copy_(self._flags.all(), non_blocking=True)
+        self._result.copy_(self._flags.all(), non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
         return False

@@ -1,12 +1,10 @@
-"""Slots on an NVIDIA GPU: one recorded step for all of them, prompts beside it.
+"""Slots on an NVIDIA GPU: one recorded step for all slots, prompts in a separate decoder.
 
-Newcomers run their prompts in a decoder of their own, the entry, which is as large as one refill
-and lives in the memory that other decodes use; then their rows are copied into their slots. So
-what is recorded for the slots knows nothing of who is in them, and the others' rows are not
-touched.
+Prompts of new clips run in a prefill decoder, which is as large as one refill and uses the memory
+of other decodes; their rows are then copied into free slots. The recorded step therefore does not
+depend on which clips are in the slots, and the other rows are not touched.
 
-The host looks at copies of what the slots hold, a few steps behind: the GPU always has steps to
-run while the host reads.
+The host reads copies of the slots' state a few steps late, so that the GPU always has work queued.
 """
 
 from __future__ import annotations
@@ -17,136 +15,148 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder, Starts
+from whisper_flash_attention.engine.cuda_decoder import CudaDecoder, RaggedPrompts
 from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
-from whisper_flash_attention.engine.layout import Layout, entry_layout
-from whisper_flash_attention.engine.logits_processors import FusedRules, History
+from whisper_flash_attention.engine.layout import Layout, prefill_layout
+from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import (
-    Finished,
-    Job,
-    answer_of,
-    by_request,
+    DecodeJob,
+    FinishedJob,
+    finish_job,
+    group_by_request,
     not_finite,
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Steps between two looks. A slot that ends is noticed between one and two looks later, and idle
-# until then; looks cost a copy of all tokens.
-STEPS_PER_LOOK = 4
+# Steps between two polls. A finished slot is noticed one to two polls later and idle until then;
+# each poll copies all tokens.
+STEPS_PER_POLL = 4
 
 
-class DeviceSlots:
-    """Slots whose steps are recorded."""
+class CudaSlots:
+    """Slots whose steps are CUDA graphs."""
 
     def __init__(
         self,
         weights: DecoderWeights,
-        decoder: DeviceDecoder,
-        entry: Callable[[Layout], DeviceDecoder],
-        first: Job,
+        decoder: CudaDecoder,
+        prefill: Callable[[Layout], CudaDecoder],
+        first: DecodeJob,
         *,
         slots: int,
         refill: int,
     ) -> None:
         self._weights = weights
         self._decoder = decoder
-        self._entry = entry
+        self._prefill = prefill
         self._refill = refill
-        self._jobs: list[Job | None] = [None] * slots
+        self._jobs: list[DecodeJob | None] = [None] * slots
         self._request = first.request
         self._pad = first.request.pad
-        self._watched = torch.zeros(slots, device=decoder.state.tokens.device)
-        self._look: _Look | None = None
-        decoder.clear(fused_of(first.request), first.request)
+        self._probe_probability = torch.zeros(slots, device=decoder.state.tokens.device)
+        self._poll: _Poll | None = None
+        decoder.clear(kernel_processors_of(first.request), first.request)
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Run the prompts of jobs, as many at a time as are started together in a refill."""
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
+        """Run the prompts of jobs, at most `refill` at a time."""
         for begin in range(0, len(jobs), self._refill):
-            self._enter(jobs[begin : begin + self._refill])
+            self._admit(jobs[begin : begin + self._refill])
 
-    def go_on(self) -> list[Finished]:
-        """A few steps; what had ended before them."""
-        for _ in range(STEPS_PER_LOOK):
+    def advance_all(self) -> list[FinishedJob]:
+        """Take a few steps; return the jobs that had finished before them."""
+        for _ in range(STEPS_PER_POLL):
             self._decoder.step(self._pad)
-        before, self._look = self._look, self._look_now()
+        before, self._poll = self._poll, self._start_poll()
         return [] if before is None else self._ended(before)
 
-    def _look_now(self) -> _Look:
-        """Have everything copied once the steps so far have run."""
+    def _start_poll(self) -> _Poll:
+        """Start copying the slots' state to the host, after the steps so far."""
         state = self._decoder.state
-        held = (state.finished, state.failed, state.sum_logprobs, state.output, self._watched)
-        return _Look(list(self._jobs), to_host(*held))
+        held = (
+            state.finished,
+            state.failed,
+            state.sum_logprobs,
+            state.output,
+            self._probe_probability,
+        )
+        return _Poll(list(self._jobs), to_host(*held))
 
-    def _ended(self, look: _Look) -> list[Finished]:
-        finished, failed, *said = look.arrived()
-        is_over, is_broken = finished.tolist(), failed.tolist()
-        # A look may show who was in a slot before those who are there now.
-        seen = [
+    def _ended(self, poll: _Poll) -> list[FinishedJob]:
+        finished, failed, *values = poll.wait()
+        is_finished, has_failed = finished.tolist(), failed.tolist()
+        # A poll may show an earlier job of a slot.
+        current = [
             (slot, job)
             for slot, job in enumerate(self._jobs)
-            if job is not None and job is look.jobs[slot]
+            if job is not None and job is poll.jobs[slot]
         ]
-        broken = [job for slot, job in seen if is_broken[slot]]
-        if broken:
-            raise not_finite(broken)
-        ended = [(slot, job) for slot, job in seen if is_over[slot]]
+        failed_jobs = [job for slot, job in current if has_failed[slot]]
+        if failed_jobs:
+            raise not_finite(failed_jobs)
+        ended = [(slot, job) for slot, job in current if is_finished[slot]]
         for slot, _ in ended:
             self._jobs[slot] = None
-        sums, output, watched = said
+        sums, output, probe_probability = values
         return [
-            answer_of(job, output[slot].tolist(), float(sums[slot]), float(watched[slot]))
+            finish_job(
+                job, output[slot].tolist(), float(sums[slot]), float(probe_probability[slot])
+            )
             for slot, job in ended
         ]
 
-    def _enter(self, jobs: Sequence[Job]) -> None:
+    def _admit(self, jobs: Sequence[DecodeJob]) -> None:
         longest = max(len(job.prompt) for job in jobs)
         slots = self._decoder.state.layout
-        layout = entry_layout(self._weights, slots, clips=self._refill, prompt=longest)
-        entry = self._entry(layout)
+        layout = prefill_layout(self._weights, slots, clips=self._refill, prompt=longest)
+        prefill = self._prefill(layout)
         states = torch.stack([job.states for job in jobs])
-        starts = starts_of(jobs, longest, slots.vocabulary, slots.device)
-        entry.begin(states, starts, fused_of(self._request), self._request)
+        prompts = ragged_prompts(jobs, longest, slots.vocabulary, slots.device)
+        prefill.begin(states, prompts, kernel_processors_of(self._request), self._request)
         free = [slot for slot, job in enumerate(self._jobs) if job is None][: len(jobs)]
         for slot, job in zip(free, jobs, strict=True):
             self._jobs[slot] = job
         into = to_device(np.array(free), slots.device)
-        self._decoder.adopt(entry, into, longest)
-        if self._request.watch is not None:
-            assert entry.watched is not None
-            self._watched[into] = entry.watched
+        self._decoder.adopt(prefill, into, longest)
+        if self._request.probe is not None:
+            assert prefill.probe_probability is not None
+            self._probe_probability[into] = prefill.probe_probability
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Who was in the slots, and the function that gives what they held, once that has arrived."""
+class _Poll:
+    """Who was in the slots, and the function that gives what they held, once that has wait."""
 
-    jobs: list[Job | None]
-    arrived: Callable[[], tuple[torch.Tensor, ...]]
+    jobs: list[DecodeJob | None]
+    wait: Callable[[], tuple[torch.Tensor, ...]]
 
 
-def starts_of(jobs: Sequence[Job], longest: int, vocabulary: int, device: torch.device) -> Starts:
-    """Prompts and tables of jobs, made on the host."""
+def ragged_prompts(
+    jobs: Sequence[DecodeJob], longest: int, vocabulary: int, device: torch.device
+) -> RaggedPrompts:
+    """Build the prompts and tables of jobs on the host."""
     prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
     settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
     limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
     lengths = [len(job.prompt) for job in jobs]
     for row, job in enumerate(jobs):
         prompt[row, : lengths[row]] = torch.tensor(job.prompt)
-    for request, rows in by_request(jobs).items():
-        rules = fused_of(request)
+    for request, rows in group_by_request(jobs).items():
+        processors = kernel_processors_of(request)
         history = History(prompt[rows], torch.tensor([lengths[row] for row in rows]))
         settings[rows] = torch.tensor(
-            rules.settings(vocabulary, request.max_length), dtype=torch.int32
+            processors.settings(vocabulary, request.max_length), dtype=torch.int32
         )
-        limits[rows] = rules.limits(history, vocabulary)
-    places = torch.tensor([job.request.watch[1] if job.request.watch else 0 for job in jobs])
-    tables = (prompt, torch.tensor(lengths), places, settings, limits)
-    return Starts(*(to_device(each.numpy(), device) for each in tables))
+        limits[rows] = processors.limits(history, vocabulary)
+    probe_positions = torch.tensor(
+        [job.request.probe[1] if job.request.probe else 0 for job in jobs]
+    )
+    tables = (prompt, torch.tensor(lengths), probe_positions, settings, limits)
+    return RaggedPrompts(*(to_device(each.numpy(), device) for each in tables))
 
 
-def fused_of(request: Request) -> FusedRules:
-    """Its rules as the kernels take them; there are such."""
-    rules = request.rules.fused
-    assert rules is not None
-    return rules
+def kernel_processors_of(request: Request) -> KernelProcessors:
+    """Return the request's processors as kernel data; the caller has checked that they fit."""
+    processors = request.processors.kernel_processors
+    assert processors is not None
+    return processors

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MEDIAN_WIDTH = 7
-# Matrices that are warped side by side.
-AT_ONCE = 8
+# Matrices aligned at a time.
+MOST_MATRICES = 8
 
 Floats = npt.NDArray[np.float32]
-Numbers = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 # A sorting network of 7 entries without what does not matter for the fourth (N. Devillard, "Fast
 # median search: an ANSI C implementation", 1998): of each pair the lesser goes to the first place.
@@ -53,28 +53,28 @@ def median_filter(x: Tensor) -> Tensor:
 
     Fewer positions than can be reflected are left as they are.
     """
-    reach = MEDIAN_WIDTH // 2
-    if x.shape[-1] <= reach:
+    half_width = MEDIAN_WIDTH // 2
+    if x.shape[-1] <= half_width:
         return x
-    padded = F.pad(x, (reach, reach), mode="reflect")
+    padded = F.pad(x, (half_width, half_width), mode="reflect")
     entries = [padded[..., shift : shift + x.shape[-1]] for shift in range(MEDIAN_WIDTH)]
     for one, other in _MEDIAN_OF_7:
         less = torch.minimum(entries[one], entries[other])
         entries[other] = torch.maximum(entries[one], entries[other])
         entries[one] = less
-    return entries[reach]
+    return entries[half_width]
 
 
-def start_positions(costs: Sequence[Floats]) -> list[Numbers]:
+def start_positions(costs: Sequence[Floats]) -> list[Indices]:
     """Where each token begins: [N] int64, ascending, for each matrix [N, P] of costs."""
     starts = []
-    for begin in range(0, len(costs), AT_ONCE):
-        for tokens, positions in warp(costs[begin : begin + AT_ONCE]):
+    for begin in range(0, len(costs), MOST_MATRICES):
+        for tokens, positions in dtw(costs[begin : begin + MOST_MATRICES]):
             starts.append(positions[np.diff(tokens, prepend=-1) > 0])
     return starts
 
 
-def warp(costs: Sequence[Floats]) -> list[tuple[Numbers, Numbers]]:
+def dtw(costs: Sequence[Floats]) -> list[tuple[Indices, Indices]]:
     """The cheapest path through each matrix, from its first entry to its last.
 
     A step goes to the next token, the next position, or both. Matrices may be of any shapes; all
@@ -111,7 +111,7 @@ def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_
     last = tokens + positions - 1
     diagonal, next_token = (np.zeros((last, batch, tokens), np.bool_) for _ in range(2))
     item = costs.itemsize
-    # Entry (i, j) of every matrix at (i + j, b, i); rows reach into others' where j is no position.
+    # Entry (i, j) of each matrix at (i + j, b, i); rows overlap others where j is out of range.
     strides = (item, tokens * positions * item, (positions - 1) * item)
     skewed = as_strided(costs, (last, batch, tokens), strides, writeable=False)
     # Totals of three anti-diagonals, behind one token that is never reached.
@@ -140,7 +140,7 @@ def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_
 
 def _trace_back(
     diagonal: npt.NDArray[np.bool_], next_token: npt.NDArray[np.bool_], tokens: int, positions: int
-) -> tuple[Numbers, Numbers]:
+) -> tuple[Indices, Indices]:
     """The path that ends at the last entry, by the choices [N + P - 1, N] of one matrix."""
     i, j = tokens - 1, positions - 1
     path = [(i, j)]

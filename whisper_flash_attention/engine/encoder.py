@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisper_flash_attention.engine.cuda_graphs import Recorder
+from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.weights import (
     HEAD_WIDTH,
     Attention,
@@ -35,7 +35,7 @@ GPU_BUDGET = 256 * 2**20
 CPU_BUDGET = 16 * 2**20
 
 # Beyond so many clips PyTorch's operations keep a GPU busy while the host launches.
-MOST_PLAIN_CLIPS = 4
+MOST_GRAPH_CLIPS = 4
 
 # Beyond this, Transformers' layers clamp float16.
 HALF_LIMIT = torch.finfo(torch.float16).max - 1000
@@ -161,16 +161,16 @@ class _Recorded:
     graph: torch.cuda.CUDAGraph
 
 
-class PlainEncoder:
+class TorchEncoder:
     """PyTorch's operations; on an NVIDIA GPU recorded for few clips, once per number of clips."""
 
-    def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
+    def __init__(self, weights: EncoderWeights, recorder: GraphRecorder) -> None:
         self._weights = weights
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._recorder = recorder
 
     def run(self, features: Tensor) -> Tensor:
-        few = len(features) <= MOST_PLAIN_CLIPS
+        few = len(features) <= MOST_GRAPH_CLIPS
         if few and features.is_cuda and torch.version.hip is None:
             return self._replay(features)
         return encode(self._weights, features)

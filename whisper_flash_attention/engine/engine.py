@@ -1,15 +1,15 @@
-"""The story: features become encoder states, states and a prompt become tokens.
+"""Run a model: features to encoder states, encoder states and a prompt to tokens.
 
-    engine = Engine.of(model)                 # reads the weights in place, watches them
+    engine = Engine.of(model)                 # reads the weights in place
     states = engine.encode(features)          # [clips, 1500, D]
     decoded = engine.decode(states, prompt, request)
     for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
 
-A decode takes buffers (`cache`) cut from one arena, a decoder that turns tokens into logits
-(`plain` in PyTorch everywhere, `device` with Triton kernels and CUDA graphs on NVIDIA's GPUs), and
-chooses tokens: on the device without the host (`device`), with any rules (`choose`), or by beams
-(`beam`). `plan` says what a decode takes, before it is run. `slots` lets many clips, one after
-another, share the rows of one batch.
+A decode uses buffers from one arena (`kv_cache`, `workspace`) and a decoder that turns tokens into
+logits: `torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
+NVIDIA GPUs. Tokens are chosen on the device (`cuda_decoder`), with any logits processors
+(`sampling`), or by beam search (`beam`). `scheduler` lets a stream of clips share the rows of one
+batch; `memory_plan` computes what a decode needs before it runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from whisper_flash_attention.engine import beam
-from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder
-from whisper_flash_attention.engine.encoder import Encoder, PlainEncoder
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
+from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
 from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
 from whisper_flash_attention.engine.layout import (
     Arena,
@@ -35,13 +35,24 @@ from whisper_flash_attention.engine.layout import (
     layout_for,
     slots_layout,
 )
-from whisper_flash_attention.engine.logits_processors import Rules
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import choose_tokens
-from whisper_flash_attention.engine.scheduler import Checks, Finished, Job, Rows, serve
-from whisper_flash_attention.engine.torch_decoder import PlainDecoder
-from whisper_flash_attention.engine.torch_slots import PlainSlots
-from whisper_flash_attention.engine.weights import EncoderWeights, Watch, Weights, collect
+from whisper_flash_attention.engine.scheduler import (
+    DecodeJob,
+    FinishedJob,
+    Slots,
+    StreamChecker,
+    run_slots,
+)
+from whisper_flash_attention.engine.torch_decoder import TorchDecoder
+from whisper_flash_attention.engine.torch_slots import TorchSlots
+from whisper_flash_attention.engine.weights import (
+    EncoderWeights,
+    Weights,
+    WeightsSnapshot,
+    collect_weights,
+)
 from whisper_flash_attention.errors import OptionError
 
 # Layouts whose recorded graphs are kept; they share the arena, so that only graphs add up.
@@ -49,37 +60,37 @@ MOST_LAYOUTS = 8
 
 
 class Engine:
-    """Runs one model's weights. Calls from several threads wait for one another.
+    """Run one model's weights. Calls from several threads run one after another.
 
     Nothing of the model is copied. The buffers of the largest decode so far, those of one stream,
-    and the CUDA graphs on them, are kept for the next one; `release` gives them back.
+    and the CUDA graphs on them, are kept for the next call; `release` frees them.
     """
 
     _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
     _alive: ClassVar[WeakSet[Engine]] = WeakSet()
-    _making = threading.Lock()
+    _registry_lock = threading.Lock()
 
     def __init__(self, model: Any) -> None:
-        self.weights: Weights = collect(model)
-        self._watch = Watch(model)
+        self.weights: Weights = collect_weights(model)
+        self._snapshot = WeightsSnapshot(model)
         self._lock = threading.RLock()
-        self._make_space()
+        self._reset_buffers()
         Engine._alive.add(self)
 
-    def _make_space(self) -> None:
-        """Begin without buffers and graphs."""
-        self._recorder = Recorder()
+    def _reset_buffers(self) -> None:
+        """Start without buffers and graphs."""
+        self._recorder = GraphRecorder()
         self._buffers = Buffers(self.weights, self._recorder)
-        # Of a stream that has ended: while one runs, what it has in its slots is its own.
+        # Buffers of finished streams; those of a running stream are not shared.
         self._idle: list[Buffers] = []
         self._encoder = encoder_for(self.weights.encoder, self._recorder)
 
     @classmethod
     def of(cls, model: Any) -> Engine:
-        """The model's engine; a new one if its parameters moved or modules were replaced."""
-        with cls._making:
+        """Return the model's engine, a new one if parameters moved or modules were replaced."""
+        with cls._registry_lock:
             engine = cls._engines.get(model)
-            if engine is None or not engine._watch.unchanged():
+            if engine is None or not engine._snapshot.unchanged():
                 cls._engines.pop(model, None)
                 engine = cls._engines[model] = cls(model)
             return engine
@@ -87,21 +98,21 @@ class Engine:
     @classmethod
     def forget(cls, model: Any) -> None:
         """Drop the model's engine, its buffers and graphs."""
-        with cls._making:
+        with cls._registry_lock:
             cls._engines.pop(model, None)
 
     @classmethod
     def _renew_after_fork(cls) -> None:
         """Replace locks and buffers in a child process.
 
-        No thread of the child will release what other threads of its parent held, or finish what
-        they were doing to the buffers. Those of a GPU, which a child cannot use, are left alone.
+        Locks held by other threads of the parent are never released in the child, and their work on
+        the buffers is never finished. GPU buffers, unusable in a child, are left alone.
         """
-        cls._making = threading.Lock()
+        cls._registry_lock = threading.Lock()
         for engine in list(cls._alive):
             engine._lock = threading.RLock()
             if engine.weights.device.type == "cpu":
-                engine._make_space()
+                engine._reset_buffers()
 
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
@@ -121,7 +132,9 @@ class Engine:
             languages: ids, int64 `[N]` on the device of the states.
         """
         prompt = languages.new_full((states.shape[0], 1), start)
-        request = Request(rules=Rules(), max_length=2, eos=(), pad=0, want_logits=True)
+        request = Request(
+            processors=LogitsProcessors(), max_length=2, eos=(), pad=0, want_logits=True
+        )
         logits = self.decode(states, prompt, request).logits
         assert logits is not None
         return logits[0][:, languages]
@@ -133,27 +146,26 @@ class Engine:
         prompt: torch.Tensor,
         request: Request,
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> Decoded:
+    ) -> DecodeOutput:
         """Tokens for every row of `prompt` [B, P], given encoder states [clips, S, D].
 
-        Row r belongs to clip r // (B // clips). In a search by beams the rows of one search stand
-        side by side.
+        Row r belongs to clip r // (B // clips). The rows of one beam search are adjacent.
 
         Args:
-            meanwhile: called once: where kernels choose the tokens, when the device has work to do
-                and before it is waited for; otherwise at first. What it raises is raised.
+            meanwhile: called once, before the host waits for the device: where kernels choose the
+                tokens, after work was queued; otherwise before decoding. Its errors are raised.
 
         Raises:
             NotFinite: NaN or infinity in the logits.
-            OptionError: the rows are not those of whole searches by beams.
+            OptionError: the rows do not form whole beam searches.
         """
         with self._lock, self._on_device():
             layout = layout_for(self.weights.decoder, states, prompt, request)
             decoder: beam.BranchingDecoder
             if not layout.kernels:
-                decoder = PlainDecoder(self.weights.decoder, self._buffers.state(layout))
+                decoder = TorchDecoder(self.weights.decoder, self._buffers.state(layout))
             else:
-                decoder = on_device = self._buffers.device_decoder(layout)
+                decoder = on_device = self._buffers.cuda_decoder(layout)
                 if not layout.raw:
                     return on_device.greedy(states, prompt, request, meanwhile)
             meanwhile()
@@ -163,36 +175,36 @@ class Engine:
 
     def decode_stream(
         self,
-        more: Callable[[int], Sequence[Job]],
+        more: Callable[[int], Sequence[DecodeJob]],
         slots: int,
         *,
         max_length: int,
         refill: int | None = None,
-    ) -> Iterator[Finished]:
-        """Decode clip after clip in so many slots, and give every answer as soon as it is there.
+    ) -> Iterator[FinishedJob]:
+        """Decode a stream of clips in `slots` slots; yield each result as soon as it is complete.
 
-        Other calls of the engine may come between two answers, and within `more`.
+        Other calls of the engine may run between two results, and within `more`.
 
         Args:
-            more: asked for so many jobs or fewer whenever slots are free; the stream ends when it
-                gives none and all slots are free.
-            max_length: tokens per clip at most, prompt included.
-            refill: so many slots must be free, or all, before more jobs are asked for; where the
-                kernels run, an eighth of the slots if it is not given, and else one.
+            more: returns at most the given number of jobs, called whenever slots are free; the
+                stream ends when it returns none and all slots are free.
+            max_length: maximum number of tokens per clip, prompt included.
+            refill: number of free slots before more jobs are requested; by default an eighth of
+                the slots with kernels, otherwise 1.
 
         Raises:
             NotFinite: NaN or infinity in the logits; the message has the job's tag.
-            OptionError: a job does not fit, or a number makes no sense.
+            OptionError: a job does not fit the stream, or `slots` or `refill` is out of range.
         """
         if slots < 1 or not (refill is None or 1 <= refill <= slots):
             raise OptionError(f"slots {slots}, refill {refill}: give 1 or more, refill up to slots")
         jobs = more(slots)
         if not jobs:
             return
-        with self._lent_buffers() as buffers:
-            check = Checks(jobs[0], max_length)
+        with self._stream_buffers() as buffers:
+            check = StreamChecker(jobs[0], max_length)
             check(jobs[0])
-            with self._turn():
+            with self._exclusive():
                 layout = slots_layout(
                     self.weights.decoder,
                     slots=slots,
@@ -201,44 +213,46 @@ class Engine:
                     form=jobs[0].request.cross_attention,
                 )
                 refill = refill or (max(1, slots // 8) if layout.kernels else 1)
-                rows = self._rows(layout, buffers, jobs[0], slots, refill)
-            yield from serve(
-                jobs, more, rows, slots=slots, refill=refill, check=check, turn=self._turn
+                rows = self._make_slots(layout, buffers, jobs[0], slots, refill)
+            yield from run_slots(
+                jobs, more, rows, slots=slots, refill=refill, check=check, exclusive=self._exclusive
             )
 
-    def _rows(self, layout: Layout, buffers: Buffers, first: Job, slots: int, refill: int) -> Rows:
+    def _make_slots(
+        self, layout: Layout, buffers: Buffers, first: DecodeJob, slots: int, refill: int
+    ) -> Slots:
         weights = self.weights.decoder
         if not layout.kernels:
-            return PlainSlots(weights, buffers.state(layout))
-        from whisper_flash_attention.engine.cuda_slots import DeviceSlots
+            return TorchSlots(weights, buffers.state(layout))
+        from whisper_flash_attention.engine.cuda_slots import CudaSlots
 
-        decoder = buffers.device_decoder(layout)
-        entry = self._buffers.device_decoder
-        return DeviceSlots(weights, decoder, entry, first, slots=slots, refill=refill)
+        decoder = buffers.cuda_decoder(layout)
+        prefill = self._buffers.cuda_decoder
+        return CudaSlots(weights, decoder, prefill, first, slots=slots, refill=refill)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         with self._lock, torch.no_grad(), self._on_device():
             yield
 
     @contextmanager
-    def _lent_buffers(self) -> Iterator[Buffers]:
-        """Buffers for one stream; those of one are kept."""
+    def _stream_buffers(self) -> Iterator[Buffers]:
+        """Lend buffers to one stream; those of one finished stream are kept."""
         with self._lock:
-            lent = self._idle.pop() if self._idle else Buffers(self.weights, self._recorder)
+            buffers = self._idle.pop() if self._idle else Buffers(self.weights, self._recorder)
         try:
-            yield lent
+            yield buffers
         finally:
             with self._lock:
-                self._idle = [lent]
+                self._idle = [buffers]
 
     def _on_device(self) -> AbstractContextManager[Any]:
-        """Launches go to the current device: make it the weights'."""
+        """Make the weights' device current, where kernels are launched."""
         device = self.weights.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def release(self) -> None:
-        """Give back the buffers and graphs that are kept between calls."""
+        """Free the buffers and graphs that are kept between calls."""
         with self._lock:
             self._buffers.release()
             self._idle.clear()
@@ -250,40 +264,40 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=Engine._renew_after_fork)
 
 if TYPE_CHECKING:
-    from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
+    from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
 
 
 class Buffers:
-    """Hands out states and decoders. What was handed out before is void: one decode at a time."""
+    """Provide states and decoders for one decode at a time; each call invalidates the last."""
 
-    def __init__(self, weights: Weights, recorder: Recorder) -> None:
+    def __init__(self, weights: Weights, recorder: GraphRecorder) -> None:
         self._weights = weights
         self._recorder = recorder
         self._arena: Arena | None = None
-        self._decoders: OrderedDict[Layout, DeviceDecoder] = OrderedDict()
+        self._decoders: OrderedDict[Layout, CudaDecoder] = OrderedDict()
         self._last: Layout | None = None
 
     def state(self, layout: Layout) -> DecodeState:
-        """A state of this layout for the plain decoder."""
-        return DecodeState.cut(layout, self._room(layout, state_bytes(layout)))
+        """Return a state of this layout for `TorchDecoder`."""
+        return DecodeState.allocate(layout, self._arena_for(layout, state_bytes(layout)))
 
-    def device_decoder(self, layout: Layout) -> DeviceDecoder:
-        """A decoder of this layout on kernels, with the graphs that it recorded before."""
-        from whisper_flash_attention.engine.cuda_decoder import DeviceDecoder
+    def cuda_decoder(self, layout: Layout) -> CudaDecoder:
+        """Return a decoder of this layout on kernels, with its recorded graphs."""
+        from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
         from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
 
-        arena = self._room(layout, state_bytes(layout) + workspace_bytes(layout))
+        arena = self._arena_for(layout, state_bytes(layout) + workspace_bytes(layout))
         decoder = self._decoders.get(layout)
         if decoder is None:
-            state = DecodeState.cut(layout, arena)
-            work = Workspace.cut(layout, arena)
-            decoder = DeviceDecoder(self._weights.decoder, state, work, Graphs(self._recorder))
+            state = DecodeState.allocate(layout, arena)
+            work = Workspace.allocate(layout, arena)
+            decoder = CudaDecoder(self._weights.decoder, state, work, GraphCache(self._recorder))
             self._decoders[layout] = decoder
             while len(self._decoders) > MOST_LAYOUTS:
                 self._decoders.popitem(last=False)
         self._decoders.move_to_end(layout)
         if layout != self._last:
-            # Another layout may have written over this one's tables.
+            # Another layout may have overwritten this one's tables.
             decoder.prepare()
             self._last = layout
         return decoder
@@ -294,17 +308,17 @@ class Buffers:
         self._arena = None
         self._last = None
 
-    def _room(self, layout: Layout, size: int) -> Arena:
+    def _arena_for(self, layout: Layout, size: int) -> Arena:
         if self._arena is None or self._arena.capacity < size:
             self.release()
             self._arena = Arena(layout.device, size)
         return self._arena
 
 
-def encoder_for(weights: EncoderWeights, recorder: Recorder) -> Encoder:
-    """The encoder that is fastest where these weights are."""
+def encoder_for(weights: EncoderWeights, recorder: GraphRecorder) -> Encoder:
+    """Return the fastest encoder for the device and dtype of these weights."""
     if has_encoder_kernels(weights.positions.device, weights.positions.dtype):
-        from whisper_flash_attention.engine.triton_encoder import FusedEncoder
+        from whisper_flash_attention.engine.triton_encoder import TritonEncoder
 
-        return FusedEncoder(weights, recorder)
-    return PlainEncoder(weights, recorder)
+        return TritonEncoder(weights, recorder)
+    return TorchEncoder(weights, recorder)

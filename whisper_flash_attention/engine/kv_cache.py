@@ -1,4 +1,4 @@
-"""The decoder's state: buffers that never move while a clip is decoded, cut from one arena.
+"""The decoder's state: buffers at fixed addresses, allocated from one arena.
 
 A CUDA graph remembers addresses, so everything that a step reads or writes lies in buffers that
 are allocated once. All of them are cut from one block of memory, the arena, which is as large as
@@ -22,7 +22,7 @@ POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
 def buffers(layout: Layout) -> dict[str, Spec]:
     """Name, shape and dtype of every buffer of a state."""
     slots, positions = layout.slots, layout.positions
-    wanted: dict[str, Spec] = {
+    specs: dict[str, Spec] = {
         "keys": (layout.past_shape(), layout.dtype),
         "values": (layout.past_shape(), layout.dtype),
         "output": ((slots, positions), torch.int64),
@@ -35,11 +35,11 @@ def buffers(layout: Layout) -> dict[str, Spec]:
         "ancestors": ((slots, positions), torch.int32),
     }
     if layout.absorbed:
-        wanted["states"] = (layout.cross_shape(), layout.dtype)
+        specs["states"] = (layout.cross_shape(), layout.dtype)
     else:
-        wanted["cross_keys"] = (layout.cross_shape(), layout.dtype)
-        wanted["cross_values"] = (layout.cross_shape(), layout.dtype)
-    return wanted
+        specs["cross_keys"] = (layout.cross_shape(), layout.dtype)
+        specs["cross_values"] = (layout.cross_shape(), layout.dtype)
+    return specs
 
 
 def state_bytes(layout: Layout) -> int:
@@ -72,26 +72,26 @@ class DecodeState:
     branching: bool = False
 
     @classmethod
-    def cut(cls, layout: Layout, arena: Arena) -> DecodeState:
+    def allocate(cls, layout: Layout, arena: Arena) -> DecodeState:
         """A state whose buffers lie in the arena, from its beginning."""
         arena.restart()
-        cut = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
-        return cls(layout, **cut)  # type: ignore[arg-type]
+        tensors = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
+        return cls(layout, **tensors)  # type: ignore[arg-type]
 
     def rows(self, begin: int, end: int) -> DecodeState:
         """The slots from `begin` to `end`, a clip with each, as a state on the same memory."""
         layout = replace(self.layout, slots=end - begin, clips=end - begin)
-        cut = {
+        tensors = {
             name: getattr(self, name).narrow(SLOT_AXIS.get(name, 0), begin, end - begin)
             for name in buffers(self.layout)
         }
-        return DecodeState(layout, **cut)
+        return DecodeState(layout, **tensors)
 
     def adopt(self, other: DecodeState, slots: torch.Tensor, length: int) -> None:
         """Copy the first N rows of another state, a clip with each, into `slots` [N] int64.
 
         Args:
-            length: so many tokens and their keys and values are copied.
+            length: number of tokens whose ids, keys and values are copied.
         """
         for axis, mine, theirs in self._pairs(other, length):
             mine.index_copy_(axis, slots, theirs.narrow(axis, 0, len(slots)))

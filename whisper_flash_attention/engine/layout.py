@@ -1,4 +1,4 @@
-"""How a decode runs: on kernels or PyTorch, with which cross-attention and which buffers."""
+"""Choose kernels or PyTorch, the form of cross-attention, and the sizes of all buffers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch_bucket(batch: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything that the sizes of a state's buffers follow from.
+    """Sizes that determine a state's buffers.
 
     Args:
         layers, heads, width, vocabulary: the decoder's dimensions; width is D.
@@ -92,7 +92,7 @@ class Layout:
 
 
 class Arena:
-    """One block of memory on a device, handed out in aligned pieces.
+    """One block of device memory, allocated in aligned parts.
 
     On a GPU it is taken from the driver and goes back to it as a whole. PyTorch's allocator would
     cut it out of what the encoder has just freed and soon needs again, and then reserve that twice.
@@ -129,11 +129,11 @@ def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
 LEAST_CAPABILITY = (8, 0)
 # Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
 TENSOR_DESCRIPTORS = (9, 0)
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 # A prompt of more rows than this goes through matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
-# From so many clips the encoder's states are read faster than projected keys and values.
+# From this many clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
 
@@ -162,26 +162,26 @@ def why_no_kernels(device: torch.device) -> str | None:
 
 def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the encoder runs on Triton kernels with weights of this device and dtype."""
-    if dtype not in HALVES or not has_kernels(device):
+    if dtype not in HALF_DTYPES or not has_kernels(device):
         return False
     return torch.cuda.get_device_capability(device) >= TENSOR_DESCRIPTORS
 
 
-def runs_on(device: torch.device) -> str:
+def backend_name(device: torch.device) -> str:
     """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
     return "PyTorch" if why_no_kernels(device) else "Triton kernels"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a decode's buffers follow from, besides the weights.
+    """Sizes that determine the decode buffers, besides the weights.
 
     Args:
         clips: recordings.
         slots: rows of the prompt, beams included; a multiple of `clips`.
         keys: S, the encoder's states per clip.
-        prompt: tokens per row before the answer.
-        max_length: tokens per row at most, the prompt included.
+        prompt: prompt tokens per row.
+        max_length: maximum number of tokens per row, prompt included.
         raw: logits are stored, and tokens chosen by PyTorch's operations.
         kernels: the Triton kernels run it.
     """
@@ -277,7 +277,7 @@ def slots_layout(
     return make_layout(weights, sizes, absorbed=is_absorbed(sizes, form))
 
 
-def entry_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
+def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
     """The layout in which prompts of up to `prompt` tokens run before their rows go into `slots`.
 
     There is room for the prompt and two tokens more, for a row that is full has ended.

@@ -1,4 +1,4 @@
-"""Rules: what the scores of the next token go through before one is picked.
+"""Logits processors: transform the scores of the next token before one is chosen.
 
 Every class corresponds to one logits processor of Transformers and does the same float32
 operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
@@ -6,9 +6,9 @@ operations, so that scores come out bit for bit the same. What it leaves out are
 at the first call: run once before capturing a CUDA graph. Sources: Transformers'
 generation/logits_process.py; for the grammar `ApplyTimestampRules` in OpenAI's decoding.py.
 
-`Rules` is an ordered tuple of them. Where it holds only masks and Whisper's timestamp grammar,
-`Rules.fused` describes it as small tensors for the kernels `logits` and `pick`: they are data, so
-that one captured graph serves any such rules.
+`LogitsProcessors` is an ordered tuple of them. If it holds only masks and Whisper's timestamp
+grammar, `LogitsProcessors.kernel_processors` describes it as small tensors for the kernels `logits`
+and `greedy_sample`, so that one captured graph serves all such processors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError
 
-# Bits of a token in `FusedRules.flags`; `FusedRules.limits` says which of them forbid it now.
+# Bits of a token in `KernelProcessors.flags`; `KernelProcessors.limits` selects the active ones.
 SUPPRESSED = 1
 SUPPRESSED_AT_BEGIN = 2
 WAITS_FOR_LENGTH = 4
@@ -33,7 +33,7 @@ ENDS = 16
 
 @dataclass(frozen=True)
 class History:
-    """What rules may look at: the tokens so far, the prompt's included.
+    """Tokens so far, prompt included, as processors see them.
 
     Args:
         tokens: [B, T] int64; a buffer of fixed capacity, of which what lies beyond `length` is
@@ -78,8 +78,8 @@ class History:
         return places.expand(self.tokens.shape[0], -1)
 
 
-class Rule(Protocol):
-    """One step on the way from the model's logits to what is picked."""
+class LogitsProcessor(Protocol):
+    """One transformation of the scores of the next token."""
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         """New scores [B, V] float32; `scores` itself is left as it was."""
@@ -95,7 +95,7 @@ class Suppress:
         check_tokens("tokens", self.tokens)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        return _forbid(scores, _among(self.tokens, scores.shape[-1], scores.device), True)
+        return _mask_scores(scores, _token_mask(self.tokens, scores.shape[-1], scores.device), True)
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class SuppressAtBegin:
         check_whole("begin_index", self.begin_index, 0)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        mask = _among(self.tokens, scores.shape[-1], scores.device)
-        return _forbid(scores, mask, history.is_at(self.begin_index))
+        mask = _token_mask(self.tokens, scores.shape[-1], scores.device)
+        return _mask_scores(scores, mask, history.is_at(self.begin_index))
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class MinLength:
         check_tokens("eos", self.eos)
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        mask = _among(self.eos, scores.shape[-1], scores.device)
-        return _forbid(scores, mask, history.is_below(self.length))
+        mask = _token_mask(self.eos, scores.shape[-1], scores.device)
+        return _mask_scores(scores, mask, history.is_below(self.length))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Timestamps:
         eos: the end's id; ids below it are plain text.
         no_timestamps: the id of <|notimestamps|>, which is forbidden.
         max_initial: largest first timestamp, counted from the first timestamp's id.
-        detect: apply the rule about probabilities.
+        detect: apply the step about probabilities.
     """
 
     timestamp_begin: int
@@ -190,11 +190,11 @@ class Timestamps:
         """
         begin = self.timestamp_begin
         tokens = history.known
-        answered = history.lengths - self.begin_index
-        last_is_stamp = (answered >= 1) & (history.last(1) >= begin)
-        pair = last_is_stamp & ((answered < 2) | (history.last(2) >= begin))
+        generated = history.lengths - self.begin_index
+        last_is_stamp = (generated >= 1) & (history.last(1) >= begin)
+        pair = last_is_stamp & ((generated < 2) | (history.last(2) >= begin))
         opening = last_is_stamp & ~pair
-        first = answered == 0
+        first = generated == 0
         places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         stamps = history.since(self.begin_index) & (tokens >= begin)
         place = torch.where(stamps, places, 0).amax(dim=-1, keepdim=True)
@@ -234,7 +234,7 @@ class RepetitionPenalty:
         if isinstance(self.ignore, int):
             begin = self.ignore
         else:
-            begin = _numbers(self.ignore, scores.device).unsqueeze(-1)
+            begin = _token_tensor(self.ignore, scores.device).unsqueeze(-1)
         # Positions that do not count point at a spare column behind the vocabulary.
         ids = history.known.clamp(max=vocabulary).where(history.since(begin), vocabulary)
         padded = torch.nn.functional.pad(scores, (0, 1))
@@ -245,7 +245,7 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """No `size` tokens in a row twice behind the first `ignore` (`NoRepeatNGram...`)."""
+    """Forbid repeating an n-gram of `size` after the first `ignore` tokens (`NoRepeatNGram...`)."""
 
     size: int
     ignore: int = 0
@@ -335,45 +335,45 @@ class Normalise:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Rules in the order in which they are applied."""
+class LogitsProcessors:
+    """Processors in the order in which they are applied."""
 
-    rules: tuple[Rule, ...] = ()
+    steps: tuple[LogitsProcessor, ...] = ()
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        """Scores [B, V] float32 after all rules; the argument is left as it was."""
-        for rule in self.rules:
-            scores = rule.apply(scores, history)
+        """Scores [B, V] float32 after all processors; the argument is unchanged."""
+        for step in self.steps:
+            scores = step.apply(scores, history)
         return scores
 
     @cached_property
-    def fused(self) -> FusedRules | None:
-        """The rules as the greedy kernels take them; None where they cannot.
+    def kernel_processors(self) -> KernelProcessors | None:
+        """The processors as data for the greedy kernels; None if they are not supported.
 
         They can take `Suppress`, `SuppressAtBegin` and `MinLength` in any order (these commute),
         then `Timestamps` at most once, which looks at what those left over.
         """
-        last = self.rules[-1] if self.rules else None
+        last = self.steps[-1] if self.steps else None
         timestamps = last if isinstance(last, Timestamps) else None
-        masks = self.rules[:-1] if timestamps else self.rules
-        suppress = [rule for rule in masks if isinstance(rule, Suppress)]
-        at_begin = [rule for rule in masks if isinstance(rule, SuppressAtBegin)]
-        waiting = [rule for rule in masks if isinstance(rule, MinLength)]
+        masks = self.steps[:-1] if timestamps else self.steps
+        suppress = [step for step in masks if isinstance(step, Suppress)]
+        at_begin = [step for step in masks if isinstance(step, SuppressAtBegin)]
+        waiting = [step for step in masks if isinstance(step, MinLength)]
         if len(suppress) + len(at_begin) + len(waiting) < len(masks):
             return None
-        if len({rule.begin_index for rule in at_begin}) > 1 or len({r.eos for r in waiting}) > 1:
+        if len({step.begin_index for step in at_begin}) > 1 or len({r.eos for r in waiting}) > 1:
             return None
-        return FusedRules(
-            suppress=sum((rule.tokens for rule in suppress), ()),
-            suppress_at_begin=sum((rule.tokens for rule in at_begin), ()),
+        return KernelProcessors(
+            suppress=sum((step.tokens for step in suppress), ()),
+            suppress_at_begin=sum((step.tokens for step in at_begin), ()),
             begin_index=at_begin[0].begin_index if at_begin else -1,
             waiting=waiting[0].eos if waiting else (),
-            min_length=max((rule.length for rule in waiting), default=0),
+            min_length=max((step.length for step in waiting), default=0),
             timestamps=timestamps,
         )
 
 
-def _forbid(scores: Tensor, mask: Tensor, condition: bool | Tensor) -> Tensor:
+def _mask_scores(scores: Tensor, mask: Tensor, condition: bool | Tensor) -> Tensor:
     """Minus infinity where `mask` [V] and the condition (of all slots, or [B, 1]) hold."""
     if isinstance(condition, bool):
         return scores.masked_fill(mask, -math.inf) if condition else scores
@@ -381,7 +381,7 @@ def _forbid(scores: Tensor, mask: Tensor, condition: bool | Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _among(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Tensor:
+def _token_mask(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Tensor:
     """Which ids of the vocabulary are among the tokens, bool [V]."""
     with torch.inference_mode(False):
         wanted = torch.tensor(tokens, dtype=torch.int64, device=device)
@@ -389,14 +389,14 @@ def _among(tokens: tuple[int, ...], vocabulary: int, device: torch.device) -> Te
 
 
 @lru_cache(maxsize=64)
-def _numbers(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+def _token_tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)
-class FusedRules:
-    """Rules that only forbid tokens, as data for the kernels `logits` and `pick`.
+class KernelProcessors:
+    """Processors that only forbid tokens, as data for the kernels `logits` and `greedy_sample`.
 
     Args:
         suppress, suppress_at_begin, waiting: token ids that are forbidden always, where
@@ -411,7 +411,7 @@ class FusedRules:
     min_length: int = 0
     timestamps: Timestamps | None = None
 
-    def kind(self, eos: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    def token_bits(self, eos: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """What `flags` follow from: each of the bits, and the tokens that bear it."""
         stamps = (self.timestamps.no_timestamps,) if self.timestamps else ()
         return (
@@ -426,7 +426,7 @@ class FusedRules:
         """Per token the bits SUPPRESSED ... ENDS, uint8 [V]; the ids in `eos` end a slot."""
         ids = torch.arange(vocabulary, device=device)
         flags = torch.zeros(vocabulary, dtype=torch.uint8, device=device)
-        for bit, tokens in self.kind(eos):
+        for bit, tokens in self.token_bits(eos):
             wanted = torch.tensor(tokens, dtype=torch.int64, device=device)
             flags += torch.isin(ids, wanted).to(torch.uint8) * bit
         return flags
@@ -456,7 +456,7 @@ class FusedRules:
         """What may come next, int32 [B, 4].
 
         Per slot: the bits of `flags` that forbid a token now, the first text id, the first
-        timestamp id and the end of the timestamp ids. After this first time `pick` keeps them up.
+        timestamp id and the end of the timestamp ids. `greedy_sample` updates them from then on.
         """
         batch, lengths = history.tokens.shape[0], history.lengths
         forbid = SUPPRESSED + (lengths == self.begin_index) * SUPPRESSED_AT_BEGIN

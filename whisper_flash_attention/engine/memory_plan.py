@@ -18,7 +18,7 @@ from whisper_flash_attention.engine import encoder
 from whisper_flash_attention.engine.kv_cache import buffers
 from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
-    HALVES,
+    HALF_DTYPES,
     Layout,
     Sizes,
     aligned_bytes,
@@ -44,7 +44,7 @@ CROSS_BUFFERS = frozenset({"states", "cross_keys", "cross_values"})
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanRequest:
     """A decode to be planned.
 
     Args:
@@ -145,7 +145,7 @@ class MemoryPlan:
 
 
 def make_plan(
-    weights: Weights, wanted: Wanted, *, batch_size: int | None, memory_gb: float | None
+    weights: Weights, wanted: PlanRequest, *, batch_size: int | None, memory_gb: float | None
 ) -> MemoryPlan:
     """The plan for so many clips, or for the most that a budget in units of 1e9 bytes allows.
 
@@ -163,7 +163,7 @@ def make_plan(
     return largest_plan(weights, wanted, int(memory_gb * 1e9))
 
 
-def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan:
+def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> MemoryPlan:
     """What `generate` takes for `batch_size` clips.
 
     Raises:
@@ -199,7 +199,7 @@ def plan_memory(weights: Weights, wanted: Wanted, batch_size: int) -> MemoryPlan
     )
 
 
-def largest_plan(weights: Weights, wanted: Wanted, budget_bytes: int) -> MemoryPlan:
+def largest_plan(weights: Weights, wanted: PlanRequest, budget_bytes: int) -> MemoryPlan:
     """The plan with the most clips that stays within `budget_bytes`.
 
     With "auto", where the faster form of cross-attention does not fit, the other one may.
@@ -236,7 +236,7 @@ def largest_plan(weights: Weights, wanted: Wanted, budget_bytes: int) -> MemoryP
     return found
 
 
-def _planned_sizes(weights: Weights, wanted: Wanted, batch_size: int) -> Sizes:
+def _planned_sizes(weights: Weights, wanted: PlanRequest, batch_size: int) -> Sizes:
     length = wanted.prompt_tokens + wanted.max_new_tokens
     longest = weights.decoder.positions.shape[0]
     if length > longest:
@@ -259,10 +259,10 @@ def _planned_sizes(weights: Weights, wanted: Wanted, batch_size: int) -> Sizes:
 class _Clips:
     """Bytes that go with the clips themselves: their features and states, and the encoder's."""
 
-    def __init__(self, weights: Weights, wanted: Wanted, batch_size: int) -> None:
+    def __init__(self, weights: Weights, wanted: PlanRequest, batch_size: int) -> None:
         keys, width = weights.encoder.positions.shape
         bins = weights.encoder.conv1.weight.shape[1]
-        few = batch_size <= encoder.MOST_PLAIN_CLIPS
+        few = batch_size <= encoder.MOST_GRAPH_CLIPS
         self._is_fused = _has_encoder_kernels(wanted)
         self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
         # A plain recording has features and states of its own.
@@ -278,7 +278,7 @@ class _Clips:
         return self._kept + both
 
 
-def _encoder_bytes(weights: Weights, wanted: Wanted, batch_size: int, is_fused: bool) -> int:
+def _encoder_bytes(weights: Weights, wanted: PlanRequest, batch_size: int, is_fused: bool) -> int:
     """What the encoder takes beside features and states."""
     own, size = weights.dtype.itemsize, wanted.dtype.itemsize
     if is_fused:
@@ -292,10 +292,10 @@ def _encoder_bytes(weights: Weights, wanted: Wanted, batch_size: int, is_fused: 
     return min(batch_size, max(1, budget // clip)) * clip
 
 
-def _has_encoder_kernels(wanted: Wanted) -> bool:
+def _has_encoder_kernels(wanted: PlanRequest) -> bool:
     if _is_here(wanted.device):
         return has_encoder_kernels(wanted.device, wanted.dtype)
-    return wanted.dtype in HALVES and _would_have_kernels(wanted.device)
+    return wanted.dtype in HALF_DTYPES and _would_have_kernels(wanted.device)
 
 
 def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
@@ -339,7 +339,7 @@ def _is_here(device: torch.device) -> bool:
     return device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
 
 
-def _weight_bytes(weights: Weights, wanted: Wanted) -> int:
+def _weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
     sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
     decoder = weights.decoder
     if _is_shared(decoder.projection, decoder.embedding):

@@ -1,4 +1,4 @@
-"""Token by token with any rules: greedy or sampled, scores kept where they are asked for."""
+"""Choose tokens with any logits processors: greedy or sampled, optionally keeping scores."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Protocol
 import torch
 
 from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.errors import NotFinite
 
 
 class Decoder(Protocol):
-    """Turns tokens into logits; `plain.PlainDecoder` and `device.DeviceDecoder` do."""
+    """Turns tokens into logits: `TorchDecoder` or `CudaDecoder`."""
 
-    watched: torch.Tensor | None
+    probe_probability: torch.Tensor | None
 
     def start(
-        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+        self, states: torch.Tensor, prompt: torch.Tensor, probe: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """Logits [B, V] in float32 after the prompt [B, P].
 
-        With `watch` (as in `Request`) `watched` [B] is set, too.
+        With `probe` (as in `Request`) `probe_probability` [B] is set, too.
         """
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ class Decoder(Protocol):
 
 def choose_tokens(
     decoder: Decoder, states: torch.Tensor, prompt: torch.Tensor, request: Request
-) -> Decoded:
+) -> DecodeOutput:
     """Decode until every row has ended.
 
     Raises:
@@ -44,15 +44,15 @@ def choose_tokens(
     ends = torch.tensor(request.eos, dtype=prompt.dtype, device=prompt.device)
     sums = torch.zeros(batch, device=prompt.device) if request.want_logprobs else None
     scores, raw = [], []
-    logits = decoder.start(states, prompt, request.watch)
+    logits = decoder.start(states, prompt, request.probe)
     while True:
         bad |= ~torch.isfinite(logits.sum(dim=-1)) & ~finished
         if request.want_logits:
             raw.append(logits.clone(memory_format=torch.contiguous_format))
-        processed = request.rules.apply(logits, History(output, length))
+        processed = request.processors.apply(logits, History(output, length))
         if request.want_scores:
             scores.append(processed.clone(memory_format=torch.contiguous_format))
-        token = pick(processed, sample=request.sample, temperature=request.temperature)
+        token = sample_token(processed, sample=request.sample, temperature=request.temperature)
         if sums is not None:
             chosen = torch.log_softmax(processed, dim=-1).gather(1, token[:, None])[:, 0]
             sums += torch.where(finished, 0.0, chosen)
@@ -66,16 +66,16 @@ def choose_tokens(
             break
         logits = decoder.advance(token)
     check_finite(bad)
-    return Decoded(
+    return DecodeOutput(
         output[:, :length].clone(),
         tuple(scores) if request.want_scores else None,
         tuple(raw) if request.want_logits else None,
         sums,
-        decoder.watched if request.watch is not None else None,
+        decoder.probe_probability if request.probe is not None else None,
     )
 
 
-def pick(scores: torch.Tensor, *, sample: bool, temperature: float = 1.0) -> torch.Tensor:
+def sample_token(scores: torch.Tensor, *, sample: bool, temperature: float = 1.0) -> torch.Tensor:
     """One token per row of float32 scores [B, V]: the best, or drawn from their softmax.
 
     Sampling makes the same calls as Transformers does, so that a seed gives the same tokens.

@@ -1,11 +1,10 @@
-"""Many clips through few slots: a row that ends makes room for the next clip, others go on.
+"""Decode many clips in few slots: a finished row is refilled while the others continue.
 
-A slot is a row of the batch, with a prompt, a position and lengths of its own. `serve` keeps the
-slots busy; how a pass over them is made is the business of `plain_slots` (PyTorch, everywhere) and
-`device_slots` (kernels and recordings), which are its `Rows`.
+A slot is a row of the batch, with a prompt, a position and lengths of its own. `run_slots`
+keeps the slots busy; `torch_slots` (PyTorch, every device) and `cuda_slots` (kernels and CUDA
+graphs) implement its `Slots` protocol.
 
-Clips are asked for when slots are free and not before, so that the encoder runs for the next ones
-while the states of few are held.
+Clips are requested only when slots are free, so that few encoder states are held at a time.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from whisper_flash_attention.errors import NotFinite, OptionError
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """A clip to be decoded.
+class DecodeJob:
+    """A clip to decode.
 
     Args:
         states: the encoder's, [S, D].
         prompt: at least one token.
-        request: greedy, with rules that the kernels know. Those of one stream may differ in lengths
-            and places (`max_length`, `begin_index`, where a token is watched), not in tokens.
-        tag: whatever the caller wants to know the answer by.
+        request: greedy, with processors that the kernels support. Requests of one stream may differ
+            in lengths and positions (`max_length`, `begin_index`, `probe`), not in tokens.
+        tag: identifies the job for the caller and in error messages.
     """
 
     states: Tensor
@@ -40,118 +39,125 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a clip says.
+class FinishedJob:
+    """The result of a job.
 
     Args:
-        job: whose answer it is.
-        tokens: without the prompt; the end is the last, if it came before the maximum length.
-        sum_logprob: of these tokens, under the scores after the rules.
-        watched: how likely the watched token was (`Request.watch`).
+        job: the job.
+        tokens: generated tokens, the end included if it came before the maximum length.
+        sum_logprob: sum of their log-probabilities under the processed scores.
+        probe_probability: probability of the token of `Request.probe`.
     """
 
-    job: Job
+    job: DecodeJob
     tokens: tuple[int, ...]
     sum_logprob: float
-    watched: float | None = None
+    probe_probability: float | None = None
 
 
-class Rows(Protocol):
+class Slots(Protocol):
     """The slots of a stream, and the passes over them."""
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Run the prompts of jobs, of which there are at most as many as free slots."""
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
+        """Run the prompts of at most as many jobs as there are free slots."""
 
-    def go_on(self) -> list[Finished]:
-        """Decode a few more tokens; what has ended, whose slots are free now.
+    def advance_all(self) -> list[FinishedJob]:
+        """Decode a few more tokens; return the finished jobs, whose slots are free now.
 
         Raises:
             NotFinite: NaN or infinity in the logits of a job.
         """
 
 
-def serve(
-    jobs: Sequence[Job],
-    more: Callable[[int], Sequence[Job]],
-    rows: Rows,
+def run_slots(
+    jobs: Sequence[DecodeJob],
+    more: Callable[[int], Sequence[DecodeJob]],
+    rows: Slots,
     *,
     slots: int,
     refill: int,
-    check: Callable[[Job], None],
-    turn: Callable[[], AbstractContextManager[Any]],
-) -> Iterator[Finished]:
-    """Decode `jobs` and what `more` gives, and give answers as they are done.
+    check: Callable[[DecodeJob], None],
+    exclusive: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[FinishedJob]:
+    """Decode `jobs` and those that `more` returns; yield results as they complete.
 
     Args:
         jobs: the first ones, at most `slots`.
-        more: gives so many jobs or fewer; none if there are none now. It is asked again when
-            answers have been taken, and for the last time when no slot is busy.
-        refill: how many slots must be free, or all, before more is asked for. Starting a clip is
-            a pass of its own that the other slots wait for, so that on a GPU a few clips are
-            started together.
-        check: raises an error if a job does not belong into this stream.
-        turn: entered for every use of the device.
+        more: returns at most the given number of jobs, or none for now. It is called again after
+            results were consumed, and for the last time when no slot is busy.
+        refill: number of free slots before `more` is called. Starting a clip is a separate pass
+            that delays the other slots, so a GPU starts several clips together.
+        check: raises an error if a job does not fit the stream.
+        exclusive: context manager for every use of the device.
     """
     busy = 0
     while True:
         for job in jobs:
             check(job)
         if jobs:
-            with turn():
+            with exclusive():
                 rows.start(jobs)
             busy += len(jobs)
         if not busy:
             return
-        with turn():
-            ended = rows.go_on()
-        busy -= len(ended)
-        yield from ended
+        with exclusive():
+            finished = rows.advance_all()
+        busy -= len(finished)
+        yield from finished
         free = slots - busy
         jobs = more(free) if free >= refill or not busy else ()
 
 
-class Checks:
-    """What all jobs of a stream must have in common with the first."""
+class StreamChecker:
+    """Check that jobs match the first job of their stream."""
 
-    def __init__(self, first: Job, max_length: int) -> None:
+    def __init__(self, first: DecodeJob, max_length: int) -> None:
         self._max_length = max_length
         self._shape = first.states.shape
-        self._kind = _kind(first.request)
+        self._key = _stream_key(first.request)
 
-    def __call__(self, job: Job) -> None:
+    def __call__(self, job: DecodeJob) -> None:
         """Raise `OptionError` if a job does not fit."""
         length, most = len(job.prompt), min(job.request.max_length, self._max_length)
         if not 0 < length < most:
-            raise OptionError(f"a prompt of {length} tokens leaves no room for an answer in {most}")
+            raise OptionError(
+                f"a prompt of {length} tokens leaves no room for new tokens in {most}"
+            )
         if job.request.max_length > self._max_length:
             raise OptionError(
                 f"max_length {job.request.max_length} is more than the stream's {self._max_length}"
             )
         if job.states.shape != self._shape:
             raise OptionError(
-                f"states {list(job.states.shape)} do not go with states {list(self._shape)}"
+                f"states {list(job.states.shape)} do not match the stream's {list(self._shape)}"
             )
-        if _kind(job.request) != self._kind:
-            raise OptionError("the requests of a stream must differ in their lengths alone")
+        if _stream_key(job.request) != self._key:
+            raise OptionError("the requests of a stream may differ only in lengths and positions")
 
 
-def _kind(request: Request) -> tuple[object, ...]:
-    """What the requests of a stream have in common.
+def _stream_key(request: Request) -> tuple[object, ...]:
+    """Return what all requests of a stream must share.
 
     Raises:
-        OptionError: its tokens cannot be chosen in slots.
+        OptionError: slots do not support the request.
     """
-    rules = request.rules.fused
-    if rules is None or not stays_on_device(request):
+    processors = request.processors.kernel_processors
+    if processors is None or not stays_on_device(request):
         raise OptionError(
-            "slots decode greedily under rules that the kernels know, and keep no scores"
+            "slots decode greedily, with logits processors that the kernels support, without scores"
         )
-    watched = None if request.watch is None else request.watch[0]
+    probe_token = None if request.probe is None else request.probe[0]
     form = request.cross_attention
-    return (rules.kind(request.eos), request.pad, request.want_logprobs, watched, form)
+    return (
+        processors.token_bits(request.eos),
+        request.pad,
+        request.want_logprobs,
+        probe_token,
+        form,
+    )
 
 
-def not_finite(jobs: Sequence[Job]) -> NotFinite:
+def not_finite(jobs: Sequence[DecodeJob]) -> NotFinite:
     """The error of jobs whose logits hold NaN or infinity."""
     names = ", ".join(str(job.tag) for job in jobs[:8])
     return NotFinite(
@@ -160,16 +166,21 @@ def not_finite(jobs: Sequence[Job]) -> NotFinite:
     )
 
 
-def answer_of(job: Job, row: list[int], sum_logprob: float, watched: float | None) -> Finished:
-    """The answer in a row of tokens, behind the prompt; padding follows its end."""
-    answer = row[len(job.prompt) : job.request.max_length]
-    ends = [answer.index(end) for end in job.request.eos if end in answer]
-    said = answer[: min(ends) + 1] if ends else answer
-    return Finished(job, tuple(said), sum_logprob, watched if job.request.watch else None)
+def finish_job(
+    job: DecodeJob, row: list[int], sum_logprob: float, probe_probability: float | None
+) -> FinishedJob:
+    """Cut the generated tokens out of a row: after the prompt, up to the first end."""
+    tokens = row[len(job.prompt) : job.request.max_length]
+    ends = [tokens.index(end) for end in job.request.eos if end in tokens]
+    if ends:
+        tokens = tokens[: min(ends) + 1]
+    return FinishedJob(
+        job, tuple(tokens), sum_logprob, probe_probability if job.request.probe else None
+    )
 
 
-def by_request(jobs: Sequence[Job]) -> dict[Request, list[int]]:
-    """Which of the jobs have the same request."""
+def group_by_request(jobs: Sequence[DecodeJob]) -> dict[Request, list[int]]:
+    """Group the indices of jobs by their requests."""
     found: dict[Request, list[int]] = {}
     for index, job in enumerate(jobs):
         found.setdefault(job.request, []).append(index)

@@ -1,4 +1,4 @@
-"""The decoder as plain PyTorch: what the CPU, and devices without Triton, run."""
+"""The decoder in PyTorch, for CPUs and devices without Triton."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from whisper_flash_attention.engine.weights import (
 SCALE = HEAD_WIDTH**-0.5
 
 
-class PlainDecoder:
+class TorchDecoder:
     """Turns tokens into logits, one pass at a time, on the state's buffers."""
 
     def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
         self._weights = weights
         self._state = state
         self._length = 0
-        # What was last watched, [B] float32.
-        self.watched: torch.Tensor | None = None
+        # Probability of the last probe, [B] float32.
+        self.probe_probability: torch.Tensor | None = None
 
     @property
     def state(self) -> DecodeState:
@@ -37,15 +37,15 @@ class PlainDecoder:
         return self._state
 
     def start(
-        self, states: torch.Tensor, prompt: torch.Tensor, watch: tuple[int, int] | None = None
+        self, states: torch.Tensor, prompt: torch.Tensor, probe: tuple[int, int] | None = None
     ) -> torch.Tensor:
         """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
         self._length = 0
         fill_cross(self._weights, states, self._state)
         logits = self.extend(prompt)
-        if watch is not None:
-            token, place = watch
-            self.watched = probability(self._weights, self._last[:, place], token)
+        if probe is not None:
+            token, place = probe
+            self.probe_probability = probability(self._weights, self._last[:, place], token)
         return logits
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class PlainDecoder:
 
 
 @dataclass(frozen=True)
-class Places:
+class TokenPositions:
     """Where one token of every row stands.
 
     Args:
@@ -75,7 +75,7 @@ class Places:
     seen: torch.Tensor
 
     @classmethod
-    def of(cls, positions: list[int], device: torch.device) -> Places:
+    def of(cls, positions: list[int], device: torch.device) -> TokenPositions:
         """The places of so many rows."""
         at = torch.tensor(positions, device=device)
         end = max(positions) + 1
@@ -103,7 +103,7 @@ def forward(
     weights: DecoderWeights,
     state: DecodeState,
     tokens: torch.Tensor,
-    position: int | Places,
+    position: int | TokenPositions,
 ) -> torch.Tensor:
     """Run `tokens` [B, P] through all layers, and write their keys and values into the cache.
 
@@ -117,7 +117,7 @@ def forward(
     """
     where = (
         position.at[:, None]
-        if isinstance(position, Places)
+        if isinstance(position, TokenPositions)
         else slice(position, position + tokens.shape[1])
     )
     x = F.embedding(tokens, weights.embedding) + weights.positions[where]
@@ -129,9 +129,9 @@ def forward(
     return x
 
 
-def rows_at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """One token of every row: [B, D] of x [B, P, D] at `places` [B] int64."""
-    return x[torch.arange(len(x), device=x.device), places]
+def rows_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """One token of every row: [B, D] of x [B, P, D] at `positions` [B] int64."""
+    return x[torch.arange(len(x), device=x.device), positions]
 
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
@@ -140,12 +140,16 @@ def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
 
 
 def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
-    """How likely a token is behind residual rows x [B, D], before any rule: float32 [B]."""
+    """Unprocessed probability of a token after residual rows x [B, D]: float32 [B]."""
     return logits(weights, x).softmax(dim=-1)[:, token]
 
 
 def _self_attention(
-    layer: DecoderLayer, state: DecodeState, index: int, x: torch.Tensor, position: int | Places
+    layer: DecoderLayer,
+    state: DecodeState,
+    index: int,
+    x: torch.Tensor,
+    position: int | TokenPositions,
 ) -> torch.Tensor:
     attention = layer.self_attention
     normed = normalize(x, layer.self_norm)
@@ -153,7 +157,7 @@ def _self_attention(
     keys = _extend(state, cached[0], split_heads(linear(normed, attention.k)), position)
     values = _extend(state, cached[1], split_heads(linear(normed, attention.v)), position)
     query = split_heads(linear(normed, attention.q))
-    seen = position.seen if isinstance(position, Places) else None
+    seen = position.seen if isinstance(position, TokenPositions) else None
     # A prompt starts at position 0, so that PyTorch's causal mask is the right one.
     causal = x.shape[1] > 1
     assert not causal or position == 0
@@ -162,10 +166,10 @@ def _self_attention(
 
 
 def _extend(
-    state: DecodeState, cached: torch.Tensor, new: torch.Tensor, position: int | Places
+    state: DecodeState, cached: torch.Tensor, new: torch.Tensor, position: int | TokenPositions
 ) -> torch.Tensor:
     """Write new keys or values [B, H, P, 64] into the cache; all up to them, [B, H, end, 64]."""
-    if isinstance(position, Places):
+    if isinstance(position, TokenPositions):
         end = position.end
         cached[torch.arange(len(new), device=new.device), :, position.at] = new[:, :, 0]
     else:

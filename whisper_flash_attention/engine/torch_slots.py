@@ -1,6 +1,6 @@
-"""Slots in plain PyTorch: rows lie side by side, and passes run on those that are there.
+"""Slots in PyTorch: rows are adjacent, and passes run on the active rows only.
 
-A row that ends leaves a gap. The next clip takes it; if there is none, the last row moves there.
+A finished row leaves a gap, which the next clip fills; without one, the last row moves there.
 """
 
 from __future__ import annotations
@@ -14,68 +14,65 @@ from whisper_flash_attention.engine import torch_decoder
 from whisper_flash_attention.engine.kv_cache import DecodeState
 from whisper_flash_attention.engine.layout import length_bucket
 from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.sampling import pick
+from whisper_flash_attention.engine.sampling import sample_token
 from whisper_flash_attention.engine.scheduler import (
-    Finished,
-    Job,
-    answer_of,
-    by_request,
+    DecodeJob,
+    FinishedJob,
+    finish_job,
+    group_by_request,
     not_finite,
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Steps after which newcomers are let in though nobody has ended.
+# Steps after which new clips are admitted although no row has finished.
 MOST_STEPS = 8
 
 
 @dataclass
 class _Row:
-    """A job in a slot: tokens so far, the prompt's included, and whether that is all.
+    """A job in a slot; `length` counts its tokens so far, prompt included."""
 
-    `watched` is the probability that was asked for.
-    """
-
-    job: Job
+    job: DecodeJob
     length: int
-    watched: float | None = None
+    probe_probability: float | None = None
     has_ended: bool = False
 
 
-class PlainSlots:
-    """Slots whose passes are PyTorch's operations."""
+class TorchSlots:
+    """Slots whose passes are PyTorch operations."""
 
     def __init__(self, weights: DecoderWeights, state: DecodeState) -> None:
         self._weights = weights
         self._state = state
         self._rows: list[_Row | None] = []
-        # Positions below this hold finite numbers in all slots, for rows that end before see them.
-        self._clean = 0
+        # Positions below this are finite in all slots: shorter rows multiply them by zero weights.
+        self._zeroed = 0
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Run the prompts of jobs, in gaps first."""
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
+        """Run the prompts of jobs, filling gaps first."""
         gaps = [slot for slot, row in enumerate(self._rows) if row is None][: len(jobs)]
         end = len(self._rows)
         slots = [*gaps, *range(end, end + len(jobs) - len(gaps))]
         self._rows += [None] * (len(jobs) - len(gaps))
-        for begin, length in _runs(slots):
+        for begin, length in _contiguous_runs(slots):
             part, jobs = jobs[:length], jobs[length:]
-            self._enter(part, begin)
+            self._admit(part, begin)
 
-    def go_on(self) -> list[Finished]:
-        """A few steps, until some row ends."""
+    def advance_all(self) -> list[FinishedJob]:
+        """Take a few steps, until a row finishes."""
         for _ in range(MOST_STEPS):
-            ended = self._leave()
+            ended = self._collect_finished()
             if ended:
                 return ended
             self._close_gaps()
             self._step()
-        return self._leave()
+        return self._collect_finished()
 
-    def _enter(self, jobs: Sequence[Job], begin: int) -> None:
-        """Run prompts in slots that lie side by side."""
+    def _admit(self, jobs: Sequence[DecodeJob], begin: int) -> None:
+        """Run prompts in adjacent slots."""
         weights, device = self._weights, self._state.tokens.device
         longest = max(len(job.prompt) for job in jobs)
-        self._make_clean(longest)
+        self._zero_cache(longest)
         state = self._state.rows(begin, begin + len(jobs))
         prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
         for row, job in enumerate(jobs):
@@ -84,82 +81,84 @@ class PlainSlots:
         state.sum_logprobs.zero_()
         torch_decoder.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
         x = torch_decoder.forward(weights, state, prompt.to(device), 0)
-        watched = self._look_at(jobs, x)
+        probe_probabilities = self._read_probe(jobs, x)
         self._rows[begin : begin + len(jobs)] = [
-            _Row(job, len(job.prompt), chance) for job, chance in zip(jobs, watched, strict=True)
+            _Row(job, len(job.prompt), probability)
+            for job, probability in zip(jobs, probe_probabilities, strict=True)
         ]
         lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
         self._choose(
             begin, len(jobs), torch_decoder.logits(weights, torch_decoder.rows_at(x, lasts))
         )
 
-    def _look_at(self, jobs: Sequence[Job], x: torch.Tensor) -> Sequence[float | None]:
-        """How likely the watched token was, by the prompts' residual rows x [B, P, D]."""
-        watches = [job.request.watch for job in jobs if job.request.watch is not None]
-        if not watches:
+    def _read_probe(self, jobs: Sequence[DecodeJob], x: torch.Tensor) -> Sequence[float | None]:
+        """Return the probe probabilities from the prompts' residual rows x [B, P, D]."""
+        probes = [job.request.probe for job in jobs if job.request.probe is not None]
+        if not probes:
             return [None] * len(jobs)
-        places = torch.tensor([place for _, place in watches], device=x.device)
-        chances = torch_decoder.probability(
-            self._weights, torch_decoder.rows_at(x, places), watches[0][0]
+        positions = torch.tensor([position for _, position in probes], device=x.device)
+        probabilities = torch_decoder.probability(
+            self._weights, torch_decoder.rows_at(x, positions), probes[0][0]
         )
-        found: list[float] = chances.tolist()
+        found: list[float] = probabilities.tolist()
         return found
 
     def _step(self) -> None:
-        """One token more in every row."""
+        """Decode one token in every row."""
         rows = [row for row in self._rows if row is not None]
         if not rows:
             return
-        positions = [row.length - 1 for row in rows]
-        first, device = positions[0], self._state.tokens.device
-        self._make_clean(max(positions) + 1)
+        last = [row.length - 1 for row in rows]
+        device = self._state.tokens.device
+        self._zero_cache(max(last) + 1)
         state = self._state.rows(0, len(rows))
-        is_even = all(each == first for each in positions)
-        places = first if is_even else torch_decoder.Places.of(positions, device)
-        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], places)
+        positions: int | torch_decoder.TokenPositions = last[0]
+        if any(position != last[0] for position in last):
+            positions = torch_decoder.TokenPositions.of(last, device)
+        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], positions)
         self._choose(0, len(rows), torch_decoder.logits(self._weights, x[:, -1]))
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
-        """Take the best token of so many rows by their logits [N, V]."""
+        """Choose the best token of `count` rows from their logits [N, V]."""
         rows = [row for row in self._rows[begin : begin + count] if row is not None]
         jobs = [row.job for row in rows]
         bad = (~torch.isfinite(logits.sum(dim=-1))).tolist()
         if any(bad):
             raise not_finite([job for job, is_bad in zip(jobs, bad, strict=True) if is_bad])
         state = self._state.rows(begin, begin + count)
-        for request, members in by_request(jobs).items():
+        for request, members in group_by_request(jobs).items():
             whole = len(members) == count
             at = torch.tensor(members, device=logits.device)
             scores = logits if whole else logits[at]
             lengths = torch.tensor([rows[each].length for each in members], device=logits.device)
-            is_even = all(rows[each].length == rows[members[0]].length for each in members)
-            length = rows[members[0]].length if is_even else lengths
+            same_length = all(rows[each].length == rows[members[0]].length for each in members)
+            length = rows[members[0]].length if same_length else lengths
             output = state.output if whole else state.output[at]
-            scores = request.rules.apply(scores, History(output, length))
-            tokens = pick(scores, sample=False)
+            scores = request.processors.apply(scores, History(output, length))
+            tokens = sample_token(scores, sample=False)
             state.tokens[at] = tokens
             state.output[at, lengths] = tokens
             if request.want_logprobs:
                 logprobs = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])
                 state.sum_logprobs[at] += logprobs[:, 0]
-            for each, token in zip(members, tokens.tolist(), strict=True):
-                row = rows[each]
+            for member, token in zip(members, tokens.tolist(), strict=True):
+                row = rows[member]
                 row.length += 1
                 row.has_ended = token in request.eos or row.length >= request.max_length
 
-    def _leave(self) -> list[Finished]:
-        """Answers of rows that have ended; they leave gaps."""
+    def _collect_finished(self) -> list[FinishedJob]:
+        """Return the results of finished rows and free their slots."""
         state, found = self._state, []
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
                 tokens = state.output[slot, : row.length].tolist()
                 total = float(state.sum_logprobs[slot])
-                found.append(answer_of(row.job, tokens, total, row.watched))
+                found.append(finish_job(row.job, tokens, total, row.probe_probability))
                 self._rows[slot] = None
         return found
 
     def _close_gaps(self) -> None:
-        """Move rows from the end to where none is."""
+        """Move rows from the end into gaps."""
         while None in self._rows:
             last = self._rows.pop()
             if last is None:
@@ -168,16 +167,16 @@ class PlainSlots:
             self._rows[gap] = last
             self._state.move(len(self._rows), gap, last.length)
 
-    def _make_clean(self, end: int) -> None:
-        """Have finite keys and values in all slots up to position `end`."""
-        if end > self._clean:
-            clean = min(length_bucket(end), self._state.layout.positions)
-            self._state.keys[:, :, :, self._clean : clean].zero_()
-            self._state.values[:, :, :, self._clean : clean].zero_()
-            self._clean = clean
+    def _zero_cache(self, end: int) -> None:
+        """Zero the keys and values of all slots up to position `end`, once."""
+        if end > self._zeroed:
+            end = min(length_bucket(end), self._state.layout.positions)
+            self._state.keys[:, :, :, self._zeroed : end].zero_()
+            self._state.values[:, :, :, self._zeroed : end].zero_()
+            self._zeroed = end
 
 
-def _runs(slots: list[int]) -> list[tuple[int, int]]:
+def _contiguous_runs(slots: list[int]) -> list[tuple[int, int]]:
     """Slots in ascending order as first slots and lengths of runs without a gap."""
     runs: list[tuple[int, int]] = []
     for slot in slots:

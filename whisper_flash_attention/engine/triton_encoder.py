@@ -20,7 +20,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.engine.cuda_graphs import Graphs, Recorder, recording
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, recording
 from whisper_flash_attention.engine.encoder import HALF_LIMIT
 from whisper_flash_attention.engine.layout import Arena, Spec, aligned_bytes
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, EncoderLayer, EncoderWeights, Norm
@@ -28,7 +28,7 @@ from whisper_flash_attention.kernels.encoder_attention import attention
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.layer_norm import layer_norm
 from whisper_flash_attention.kernels.matmul import matmul
-from whisper_flash_attention.kernels.transpose import time_first
+from whisper_flash_attention.kernels.transpose import transpose
 
 # Bound of a part's space: a GPU is saturated by the clips that fit here.
 BUDGET = 480 * 2**20
@@ -83,22 +83,22 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
 
 
 class EncoderPass:
-    """Encodes so many clips in one space: `enter`, `layers`, `leave`; nothing waits for the device.
+    """Encodes so many clips in one space: `load`, `layers`, `store`; nothing waits for the device.
 
-    `layers` and `whole` use the space alone, so that a CUDA graph of them serves all features.
+    `layers` and `run` use the space alone, so that a CUDA graph of them serves all features.
     """
 
     def __init__(self, weights: EncoderWeights, clips: int, space: Arena) -> None:
         self._weights = weights
         self._clips = clips
-        cut = {name: space.take(*spec) for name, spec in _buffers(weights, clips).items()}
-        self._x, self._narrow = cut["stream"], cut["narrow"]
-        self._wide, self._kernel = cut["wide"], cut["kernel"]
-        self._shifts, self._features = cut["shifts"], cut["features"]
+        tensors = {name: space.take(*spec) for name, spec in _buffers(weights, clips).items()}
+        self._x, self._narrow = tensors["stream"], tensors["narrow"]
+        self._wide, self._kernel = tensors["wide"], tensors["kernel"]
+        self._shifts, self._features = tensors["shifts"], tensors["features"]
         self._normed = self._narrow[: self._x.numel()].view_as(self._x)
         self._limit = HALF_LIMIT if self._x.dtype is torch.float16 else None
 
-    def enter(self, features: Tensor) -> None:
+    def load(self, features: Tensor) -> None:
         """Take log-mel features [clips, mel bins, 2 T]."""
         self._features.copy_(features)
 
@@ -110,17 +110,17 @@ class EncoderPass:
             self._attend(layer, 2 * index)
             self._feed_forward(layer, 2 * index + 1)
 
-    def whole(self) -> None:
+    def run(self) -> None:
         """All up to `states`."""
         self.layers()
-        self.leave(self.states)
+        self.store(self.states)
 
     @property
     def states(self) -> Tensor:
-        """Where `whole` leaves the states [clips, T, D], until the next pass."""
+        """Where `run` leaves the states [clips, T, D], until the next pass."""
         return self._normed.view(self._clips, -1, self._x.shape[1])
 
-    def leave(self, states: Tensor) -> None:
+    def store(self, states: Tensor) -> None:
         """Write the states [clips, T, D], contiguous."""
         products = 2 * len(self._weights.layers)
         self._normalize(self._weights.final_norm, states.view(self._x.shape), products)
@@ -130,7 +130,7 @@ class EncoderPass:
         if interpreted():
             return
         with compiling():
-            self.whole()
+            self.run()
 
     @property
     def _padded(self) -> Tensor:
@@ -142,7 +142,7 @@ class EncoderPass:
         """Both convolutions with their GELUs, and the positions on top."""
         conv1, conv2 = self._weights.conv1, self._weights.conv2
         length, width = self._weights.positions.shape
-        time_first(self._features, self._padded)
+        transpose(self._features, self._padded)
         seen = _cut(self._wide, self._clips, 2 * length + 1, width)
         seen[:, 0].zero_()
         inside = self._rows(conv1.weight)
@@ -220,17 +220,17 @@ def _windows(x: Tensor, stride: int) -> Tensor:
     return x.as_strided(shape, (x.stride(0), stride * channels, 1), x.storage_offset())
 
 
-class FusedEncoder:
+class TritonEncoder:
     """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
 
     The last norm of many clips is launched beside the recording, and writes what the caller gets.
     """
 
-    def __init__(self, weights: EncoderWeights, recorder: Recorder) -> None:
+    def __init__(self, weights: EncoderWeights, recorder: GraphRecorder) -> None:
         self._weights = weights
         self._recorder = recorder
         self._space: Arena | None = None
-        self._parts: OrderedDict[int, tuple[EncoderPass, Graphs]] = OrderedDict()
+        self._parts: OrderedDict[int, tuple[EncoderPass, GraphCache]] = OrderedDict()
 
     def run(self, features: Tensor) -> Tensor:
         states = features.new_empty(len(features), *self._weights.positions.shape)
@@ -238,17 +238,17 @@ class FusedEncoder:
         for some, out in zip(torch.split(features, clips), torch.split(states, clips), strict=True):
             part, graphs = self._part(len(some))
             few = len(some) <= FEW_CLIPS
-            part.enter(some)
+            part.load(some)
             set_pdl(Overlap.EARLY if few else Overlap.NONE)
-            graphs.run("pass", part.whole if few else part.layers)
+            graphs.run("pass", part.run if few else part.layers)
             set_pdl(Overlap.NONE)
             if few:
                 out.copy_(part.states)
             else:
-                part.leave(out)
+                part.store(out)
         return states
 
-    def _part(self, clips: int) -> tuple[EncoderPass, Graphs]:
+    def _part(self, clips: int) -> tuple[EncoderPass, GraphCache]:
         """A pass over so many clips, and its recording."""
         found = self._parts.get(clips)
         if found is None:
@@ -261,7 +261,7 @@ class FusedEncoder:
             set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
             with recording(self._weights.positions.device):
                 part.compile()
-            found = self._parts[clips] = part, Graphs(self._recorder)
+            found = self._parts[clips] = part, GraphCache(self._recorder)
             while len(self._parts) > MOST_PARTS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(clips)

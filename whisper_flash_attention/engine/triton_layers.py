@@ -55,7 +55,7 @@ class Overlaps:
         return cls(weights=Overlap.NONE, nothing=Overlap.NONE)
 
 
-class FusedStep:
+class TritonLayers:
     """Launches the kernels of one pass on a state's buffers; the state has workspaces."""
 
     def __init__(self, weights: DecoderWeights, state: DecodeState, work: Workspace) -> None:

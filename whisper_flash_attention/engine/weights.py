@@ -1,9 +1,9 @@
-"""Whisper's weights as the engine reads them: tensors in plain dataclasses, and a watch on them.
+"""Whisper's weights as tensors in plain dataclasses, and a snapshot to detect changes.
 
 Nothing is copied or fused: every tensor here is a parameter of the model, so there is never a
 second copy in memory, and a change of values in place (an optimiser's step, `load_state_dict`) is
 seen at once. A change of place (`.to()`, `.half()`, a replaced module or parameter) is seen by
-`Watch`.
+`WeightsSnapshot`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 HEAD_WIDTH = 64
-# Up to so many rows a tall weight is best multiplied from the left.
+# Up to this many rows, a tall weight is multiplied from the left.
 FEW_ROWS = 4
 
 
@@ -118,8 +118,8 @@ class Weights:
         return self.decoder.embedding.dtype
 
 
-class Watch:
-    """Remembers of which modules and parameters a model is built, and where the parameters lie.
+class WeightsSnapshot:
+    """Detect replaced modules and parameters, and moved parameter storage.
 
     The parameters' storage must be kept alive meanwhile (`Weights` does): then nothing new can come
     to lie at a remembered address. The model itself is not kept alive.
@@ -141,7 +141,7 @@ class Watch:
         return list(children), list(parameters)
 
     def unchanged(self) -> bool:
-        """Whether nothing that `collect` reads was replaced, moved, cast or reshaped."""
+        """Whether nothing that `collect_weights` reads was replaced, moved, cast or reshaped."""
         children, parameters = self._current_parts()
         return (
             _same_objects(children, self._children)
@@ -165,7 +165,7 @@ def _layouts(
     return [(each.data_ptr(), each.shape, each.stride()) for each in parameters if each is not None]
 
 
-def collect(model: Any) -> Weights:
+def collect_weights(model: Any) -> Weights:
     """Read the weights of a Whisper model (Transformers' module names), without a copy."""
     encoder, decoder = model.model.encoder, model.model.decoder
     return Weights(
@@ -235,10 +235,10 @@ def linear(x: torch.Tensor, layer: Linear) -> torch.Tensor:
     n, k = layer.weight.shape
     if n >= k and x.numel() <= FEW_ROWS * k:
         return _few_rows(x.reshape(-1, k), layer).view(*x.shape[:-1], n)
-    answer: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
         x, layer.weight, layer.bias, "none", [], ""
     )
-    return answer
+    return result
 
 
 def _by_onednn(x: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What the Triton kernels of a pass write for one another, cut from the arena with the state."""
+"""Intermediate buffers of the Triton kernels, allocated from the state's arena."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from whisper_flash_attention.engine.layout import Arena, Layout, Spec, aligned_b
 from whisper_flash_attention.kernels import absorbed_attention, cross_attention
 from whisper_flash_attention.kernels import logits as logits_kernel
 
-# Up to so many clips the projection of their keys and values is part of a recorded pass: its
-# temporaries, which a recording keeps, are small then.
+# Up to this many clips, the recorded pass includes the projection of keys and values: a graph keeps
+# its temporaries, which are small then.
 RECORDED_CLIPS = 4
 
 
@@ -36,46 +36,46 @@ def workspace_buffers(layout: Layout) -> dict[str, Spec]:
     rows = layout.slots * layout.prompt
     config = _logits_config(layout)
     blocks = triton.cdiv(layout.vocabulary, config.block_n)
-    wanted: dict[str, Spec] = {
+    specs: dict[str, Spec] = {
         "x": ((rows, layout.width), layout.dtype),
         "query": ((rows, layout.width), layout.dtype),
         "mixed": ((rows, layout.width), layout.dtype),
         "hidden": ((rows, layout.ffn), layout.dtype),
-        "watched": ((layout.slots, layout.width), layout.dtype),
+        "probe_rows": ((layout.slots, layout.width), layout.dtype),
         "absent": ((layout.slots,), torch.bool),
         "limits": ((layout.slots, 4), torch.int32),
         "flags": ((layout.vocabulary,), torch.uint8),
         "prompt": ((layout.slots, layout.prompt), torch.int64),
-        "starts": ((layout.slots,), torch.int32),
-        "places": ((layout.slots,), torch.int64),
+        "first_positions": ((layout.slots,), torch.int32),
+        "probe_positions": ((layout.slots,), torch.int64),
         "settings": ((layout.slots, 8), torch.int32),
         "best_values": ((4, layout.slots, blocks), torch.float32),
         "best_ids": ((2, layout.slots, blocks), torch.int32),
     }
     if layout.raw:
-        wanted["logits"] = ((layout.slots, layout.vocabulary), torch.float32)
-    return wanted | (_absorbed(layout) if layout.absorbed else _projected(layout))
+        specs["logits"] = ((layout.slots, layout.vocabulary), torch.float32)
+    return specs | (_absorbed_buffers(layout) if layout.absorbed else _projected_buffers(layout))
 
 
 def _passes(layout: Layout) -> tuple[int, ...]:
     return (1, layout.prompt)
 
 
-def _projected(layout: Layout) -> dict[str, Spec]:
+def _projected_buffers(layout: Layout) -> dict[str, Spec]:
     sizes = [
         cross_attention.workspace_size(layout.slots * count, layout.heads, splits(layout, count))
         for count in _passes(layout)
     ]
-    wanted: dict[str, Spec] = {
+    specs: dict[str, Spec] = {
         "partials": ((max(size.partials for size in sizes),), torch.float32),
         "counters": ((max(size.counters for size in sizes),), torch.int32),
     }
     if layout.clips <= RECORDED_CLIPS:
-        wanted["states"] = ((layout.clips, layout.keys, layout.width), layout.dtype)
-    return wanted
+        specs["states"] = ((layout.clips, layout.keys, layout.width), layout.dtype)
+    return specs
 
 
-def _absorbed(layout: Layout) -> dict[str, Spec]:
+def _absorbed_buffers(layout: Layout) -> dict[str, Spec]:
     rows, heads = layout.slots * layout.prompt, layout.heads
     cells = max(splits(layout, count) * layout.slots * count for count in _passes(layout))
     return {
@@ -98,13 +98,13 @@ class Workspace:
     query: torch.Tensor
     mixed: torch.Tensor
     hidden: torch.Tensor
-    watched: torch.Tensor
+    probe_rows: torch.Tensor
     absent: torch.Tensor
     limits: torch.Tensor
     flags: torch.Tensor
     prompt: torch.Tensor
-    starts: torch.Tensor
-    places: torch.Tensor
+    first_positions: torch.Tensor
+    probe_positions: torch.Tensor
     settings: torch.Tensor
     best_values: torch.Tensor
     best_ids: torch.Tensor
@@ -117,20 +117,20 @@ class Workspace:
     states: torch.Tensor | None = None
 
     @classmethod
-    def cut(cls, layout: Layout, arena: Arena) -> Workspace:
+    def allocate(cls, layout: Layout, arena: Arena) -> Workspace:
         """Workspaces whose memory follows, in the arena, what was taken before."""
-        cut = {name: arena.take(*spec) for name, spec in workspace_buffers(layout).items()}
-        return cls(layout=layout, **cut)
+        tensors = {name: arena.take(*spec) for name, spec in workspace_buffers(layout).items()}
+        return cls(layout=layout, **tensors)
 
     def prepare(self) -> None:
-        """Set what must hold sense before the first pass, or after others used the memory."""
+        """Initialise what the first pass reads; also needed after others used the memory."""
         for tensor in (self.prompt, self.counters, self.limits, self.settings, self.flags):
             if tensor is not None:
                 tensor.zero_()
 
     @property
     def best(self) -> logits_kernel.Partials:
-        """What the logits kernel leaves for the pick kernel."""
+        """What the logits kernel leaves for `greedy_sample`."""
         return logits_kernel.Partials(self.best_values, self.best_ids, _logits_config(self.layout))
 
     def absorbed(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -28,7 +28,7 @@ from whisper_flash_attention.flash_attention.problem import (
 )
 from whisper_flash_attention.flash_attention.support import (
     AMPERE,
-    HALVES,
+    HALF_DTYPES,
     HOPPER,
     THIS_MACHINE,
     Machine,
@@ -108,7 +108,7 @@ class SdpaFlash:
             if problem.dropout:
                 reasons.append("takes no dropout on a CPU")
             return reasons
-        reasons = cuda_reasons(problem, self.machine, HALVES, AMPERE)
+        reasons = cuda_reasons(problem, self.machine, HALF_DTYPES, AMPERE)
         if problem.mask is not MaskKind.NONE:
             reasons.append("takes no mask on a GPU")
         reasons += head_dim_reasons(problem, multiple=8, most=256)
@@ -144,7 +144,7 @@ class SdpaCudnn:
     name: str = "sdpa_cudnn"
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
-        reasons = cuda_reasons(problem, self.machine, HALVES, AMPERE)
+        reasons = cuda_reasons(problem, self.machine, HALF_DTYPES, AMPERE)
         reasons += head_dim_reasons(problem, multiple=8, most=128)
         if problem.kv_len == 1:
             reasons.append("needs two keys or more")
@@ -180,8 +180,8 @@ class SdpaEfficient:
     name: str = "sdpa_efficient"
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
-        reasons = cuda_reasons(problem, self.machine, (*HALVES, torch.float32), (5, 0))
-        reasons += head_dim_reasons(problem, multiple=8 if problem.dtype in HALVES else 4)
+        reasons = cuda_reasons(problem, self.machine, (*HALF_DTYPES, torch.float32), (5, 0))
+        reasons += head_dim_reasons(problem, multiple=8 if problem.dtype in HALF_DTYPES else 4)
         return reasons or self.refusals(problem)
 
     def run(self, inputs: AttentionInputs) -> Tensor:
@@ -219,12 +219,12 @@ class Xformers:
     name: str = "xformers"
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
-        half = problem.dtype in HALVES
+        half = problem.dtype in HALF_DTYPES
         needs_cutlass = not half or problem.mask is not MaskKind.NONE
         reasons = cuda_reasons(
             problem,
             self.machine,
-            (*HALVES, torch.float32),
+            (*HALF_DTYPES, torch.float32),
             oldest=(5, 0) if needs_cutlass else AMPERE,
             newest=HOPPER if needs_cutlass else None,
         )
@@ -275,7 +275,7 @@ class FlashAttn:
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
         """Every reason against both versions; empty if one of them can run `problem`."""
-        reasons = cuda_reasons(problem, self.machine, HALVES, AMPERE)
+        reasons = cuda_reasons(problem, self.machine, HALF_DTYPES, AMPERE)
         reasons += head_dim_reasons(problem, multiple=8, most=256)
         if problem.mask is not MaskKind.NONE:
             reasons.append("takes no mask")

@@ -81,7 +81,7 @@ def _import_failure(module: str) -> str | None:
     return None
 
 
-HALVES = (torch.float16, torch.bfloat16)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 AMPERE: Capability = (8, 0)
 HOPPER: Capability = (9, 0)
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.hf import Handover, say
 from whisper_flash_attention.hf.compat import (
     CACHE,
@@ -50,7 +50,7 @@ class Decode:
     prompt: torch.Tensor
     request: Request
     states: torch.Tensor
-    decoded: Decoded
+    decoded: DecodeOutput
     config: Any
     repeatable: bool
 
@@ -140,7 +140,7 @@ def note_languages(detected: torch.Tensor) -> None:
 
 
 def as_dictionary(
-    model: Any, states: torch.Tensor, decoded: Decoded
+    model: Any, states: torch.Tensor, decoded: DecodeOutput
 ) -> GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:
     """Stock's dictionary of a decode; fields that were not asked for are None."""
     # Transformers declares tuples of one tensor here.

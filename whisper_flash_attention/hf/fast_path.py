@@ -25,7 +25,7 @@ import torch
 from transformers import GenerationConfig
 
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.request import Decoded, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.hf.compat import StockWhisper
 from whisper_flash_attention.hf.decode_hooks import Decode, Scope, as_dictionary, call_scope
 from whisper_flash_attention.hf.eligibility import (
@@ -376,7 +376,7 @@ class Finish:
     timestamp_begin: int
     one_window: bool
 
-    def lengths(self, decoded: Decoded) -> np.ndarray | None:
+    def lengths(self, decoded: DecodeOutput) -> np.ndarray | None:
         """Tokens of each row's answer, int64 `[B]`; None if stock would go on or do otherwise."""
         ids = decoded.sequences[:, self.prompt :].cpu().numpy()
         lengths = np.full(ids.shape[0], ids.shape[1])
@@ -387,7 +387,7 @@ class Finish:
         lengths -= ids[np.arange(ids.shape[0]), lengths - 1] == self.eos
         return lengths if self._is_last_window(ids, lengths) else None
 
-    def sequences(self, decoded: Decoded) -> torch.Tensor | None:
+    def sequences(self, decoded: DecodeOutput) -> torch.Tensor | None:
         """The ids that `generate` returns, `[B, longest]` int64; None if stock must do it."""
         if self.one_window:
             return decoded.sequences

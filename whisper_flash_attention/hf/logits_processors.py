@@ -14,11 +14,11 @@ import torch
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessor,
+    LogitsProcessors,
     MinLength,
     NoRepeatNgram,
     RepetitionPenalty,
-    Rule,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Temperature,
@@ -58,7 +58,7 @@ def _ignored(prompt: int | torch.Tensor | None) -> int | tuple[int, ...]:
     return prompt or 0
 
 
-RULES: dict[type, Callable[[Any], Rule]] = {
+RULES: dict[type, Callable[[Any], LogitsProcessor]] = {
     SuppressTokensLogitsProcessor: lambda p: Suppress(_tokens(p.suppress_tokens)),
     SuppressTokensAtBeginLogitsProcessor: lambda p: SuppressAtBegin(
         _tokens(p.begin_suppress_tokens), p.begin_index
@@ -85,7 +85,7 @@ RULES: dict[type, Callable[[Any], Rule]] = {
 }
 
 
-def translate_rules(processors: Iterable[Any]) -> Rules | Handover:
+def translate_rules(processors: Iterable[Any]) -> LogitsProcessors | Handover:
     """The rules that do what these processors do, in their order.
 
     `WhisperNoSpeechDetection` changes no score and is left out; `listen` runs it.
@@ -101,7 +101,7 @@ def translate_rules(processors: Iterable[Any]) -> Rules | Handover:
             rules.append(RULES[kind](processor))
         except OptionError as error:
             return Handover(Reason.PROCESSOR, f"{kind.__name__}: {error}")
-    return Rules(tuple(rules))
+    return LogitsProcessors(tuple(rules))
 
 
 def translate_limits(criteria: Iterable[Any]) -> tuple[int, tuple[int, ...]] | Handover:
@@ -163,7 +163,7 @@ def translate(
         pad = eos[0]
     wants_dictionary = bool(config.return_dict_in_generate)
     return Request(
-        rules=rules,
+        processors=rules,
         max_length=max_length,
         eos=eos,
         pad=pad,
@@ -228,7 +228,7 @@ def _first_logits(
     """The model's logits `[B, V]` after the prompt, float32."""
     one_step = replace(
         request,
-        rules=Rules(),
+        processors=LogitsProcessors(),
         max_length=prompt.shape[1] + 1,
         sample=False,
         beams=None,

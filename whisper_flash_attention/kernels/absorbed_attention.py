@@ -5,13 +5,30 @@ Where the key projection has no bias, keys k_j = W_k e_j and values v_j = W_v e_
     q . k_j        = (W_k^T q) . e_j                       `absorbed_query.absorb_query`
     sum_j p_j v_j  = W_v (sum_j p_j e_j) + b_v             `absorbed_values.project_values`
 
-so that between the two one read of the states e serves all heads of a clip, and every layer. This
-module owns the pass over the states: which formulation (`absorbed_tiles`), how many queries and
-keys a program takes, and in how many parts the keys are split.
+so that a single read of the states e between the two serves all heads of a clip, in every layer.
+
+Every kernel does the same work on a tile of `count` queries of one clip and one part (`split`) of
+its keys: scores of a block of keys, online softmax, weighted sum of the same block. They differ in
+the roles of the operands of the matrix product:
+
+    rows      queries are the rows of plain 2-D products; every warp needs every query
+    wgmma     keys and columns are rows of warp-group products, operands in shared memory, 64 keys
+    blocks    any dtype and small tiles: a program computes one block of output columns and reads
+              all columns for the scores
+
+`rows` and `blocks` load through pointers; `wgmma` through tensor descriptors (the tensor memory
+accelerator of CUDA capability 9.0 and above).
+
+D is one or two powers of two, `D0 + D1` (D1 may be 0): Triton's tiles are powers of two.
+Statistics are in base 2: partial_stats holds max(s) and sum(2^(s - max)) of s = log2(e) * scores;
+partial_out holds the softmax-weighted mean of the split's keys. A split without keys, or a tile
+whose slots have all finished, gives zeros, -inf and 0.
+
+Online softmax: Milakov and Gimelshein, 2018; split over keys: Dao et al., Flash-Decoding, 2023.
 """
 
-# Triton's kernels carry no types.
-# mypy: allow-untyped-calls
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -20,19 +37,23 @@ from typing import Any, Literal, get_args
 
 import torch
 import triton
+import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from whisper_flash_attention.errors import UnsupportedAttention
-from whisper_flash_attention.kernels.absorbed_tiles import (
-    blocks_kernel,
-    rows_kernel,
-    wgmma_kernel,
+from whisper_flash_attention.kernels._checks import check_absorbed_attention
+from whisper_flash_attention.kernels.launch import (
+    interpreted,
+    launch,
+    pdl,
+    release,
+    release_late,
+    wait,
 )
-from whisper_flash_attention.kernels.launch import interpreted, launch, pdl
 
 Formulation = Literal["rows", "wgmma", "blocks"]
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 MOST_SPLITS = 8
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True)
@@ -135,14 +156,22 @@ def absorbed_attention(
         config: overrides `choose_config`.
 
     Raises:
-        UnsupportedAttention: shapes, dtypes or D do not fit each other or the formulation.
+        KernelShapeError: shapes, dtypes or D do not fit each other or the formulation.
     """
     rows, heads, d = queries.shape
     device = states.device
     if config is None:
         capability = torch.cuda.get_device_capability(device) if states.is_cuda else (9, 0)
         config = choose_config(rows_per_clip * heads, d, states.dtype, capability)
-    _check(queries, states, partial_out, partial_stats, rows_per_clip, splits, config)
+    check_absorbed_attention(
+        queries,
+        states,
+        partial_out,
+        partial_stats,
+        rows_per_clip,
+        splits,
+        _formulation_reasons(states, d, config),
+    )
 
     clip_queries = rows_per_clip * heads
     tiles = triton.cdiv(clip_queries, config.queries)
@@ -195,36 +224,7 @@ def _descriptors(states: torch.Tensor, keys: int, d0: int, d1: int) -> dict[str,
     return {"states0": first, "states1": second}
 
 
-def _check(
-    queries: torch.Tensor,
-    states: torch.Tensor,
-    partial_out: torch.Tensor,
-    partial_stats: torch.Tensor,
-    rows_per_clip: int,
-    splits: int,
-    config: AttentionConfig,
-) -> None:
-    rows, heads, d = queries.shape
-    reasons = []
-    if rows % rows_per_clip or states.shape[0] * rows_per_clip < rows or states.shape[2] != d:
-        reasons.append(f"states {tuple(states.shape)} do not serve {rows_per_clip} rows per clip")
-    if queries.dtype != states.dtype:
-        reasons.append(f"queries are {queries.dtype}, states {states.dtype}")
-    shapes = tuple(partial_out.shape), tuple(partial_stats.shape)
-    if shapes != workspace_shapes(rows, heads, d, splits) or partial_stats.dtype != torch.float32:
-        reasons.append(f"workspaces are {shapes} for {splits} splits")
-    if not all(t.is_contiguous() for t in (queries, states, partial_out, partial_stats)):
-        reasons.append("a tensor is not contiguous")
-    if d % 64:
-        reasons.append("the width is not a multiple of 64")
-    reasons += _misfits(states, d, config)
-    if reasons:
-        raise UnsupportedAttention(
-            f"absorbed attention of queries {tuple(queries.shape)} cannot run: {'; '.join(reasons)}"
-        )
-
-
-def _misfits(states: torch.Tensor, d: int, config: AttentionConfig) -> list[str]:
+def _formulation_reasons(states: torch.Tensor, d: int, config: AttentionConfig) -> list[str]:
     """Why the formulation cannot run: only `blocks` takes float32 and any multiple of 64."""
     name = config.formulation
     if name == "blocks":
@@ -237,3 +237,275 @@ def _misfits(states: torch.Tensor, d: int, config: AttentionConfig) -> list[str]
     if name == "wgmma" and not interpreted() and not states.is_cuda:
         reasons.append(f"{name} needs a CUDA device")
     return reasons
+
+
+@triton.jit
+def tile_bounds(
+    tile,
+    finished,
+    n_keys,
+    CLIP_QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    FINISHED: tl.constexpr,
+):
+    """The tile's clip, first query, queries and its keys' bounds (no keys if all have finished)."""
+    clip = tile // TILES
+    inside = (tile % TILES) * WIDTH
+    start = clip * CLIP_QUERIES + inside
+    count = min(WIDTH, CLIP_QUERIES - inside)
+    part = tl.cdiv(tl.cdiv(n_keys, KEYS), tl.num_programs(1)) * KEYS
+    first = tl.program_id(1) * part
+    last = min(first + part, n_keys)
+    if FINISHED:
+        query = tl.arange(0, PADDED)
+        slot = (start + query) // HEADS // TOKENS
+        done = tl.load(finished + slot, mask=query < count, other=1).to(tl.int32)
+        last = tl.where(tl.min(done, 0) == 0, last, first)
+    return clip, start, count, first, last
+
+
+@triton.jit
+def key_block(k, first, last, KEYS: tl.constexpr, BACKWARDS: tl.constexpr):
+    """The block of keys that has block k's turn: k itself, or the one as near to the end."""
+    if BACKWARDS:
+        k = first + (tl.cdiv(last - first, KEYS) - 1) * KEYS - (k - first)
+    return k
+
+
+@triton.jit
+def softmax_step(scores, seen, highest, total, QUERY: tl.constexpr):
+    """One step of the online softmax; queries lie on axis QUERY of `scores` (0 or 1)."""
+    KEY: tl.constexpr = 1 - QUERY
+    scores = tl.where(tl.expand_dims(seen, QUERY), scores * LOG2_E, -float("inf"))
+    new = tl.maximum(highest, tl.max(scores, KEY))
+    decay = tl.exp2(highest - new)
+    weights = tl.exp2(scores - tl.expand_dims(new, KEY))
+    return weights, decay, new, total * decay + tl.sum(weights, KEY)
+
+
+@triton.jit
+def inverse_sum(total):
+    """1 / total, or 0 where no key was seen."""
+    return tl.where(total > 0, 1.0 / tl.where(total > 0, total, 1.0), 0.0)
+
+
+@triton.jit
+def load_queries(queries, start, index, count, first: tl.constexpr, D: tl.constexpr, C, M):
+    """[M, C] queries from column `first` on, zero beyond `count`."""
+    query = index + tl.arange(0, M)[:, None]
+    column = first + tl.arange(0, C)[None, :]
+    at = queries + (start + query).to(tl.int64) * D + column
+    return tl.load(at, mask=query < count, other=0.0)
+
+
+@triton.jit
+def store_mean(mean, partial_out, start, index, count, first: tl.constexpr, D: tl.constexpr):
+    """The inverse of `load_queries`: mean [M, C]; `start` includes the split."""
+    query = index + tl.arange(0, mean.shape[0])[:, None]
+    column = first + tl.arange(0, mean.shape[1])[None, :]
+    at = partial_out + (start + query).to(tl.int64) * D + column
+    tl.store(at, mean.to(partial_out.dtype.element_ty), mask=query < count)
+
+
+@triton.jit
+def store_stats(highest, total, partial_stats, start, index, count):
+    query = index + tl.arange(0, highest.shape[0])
+    at = partial_stats + (start + query) * 2
+    tl.store(at, highest, mask=query < count)
+    tl.store(at + 1, total, mask=query < count)
+
+
+@triton.jit(do_not_specialize=["n_keys", "n_queries"])
+def rows_kernel(
+    queries,
+    states,
+    partial_out,
+    partial_stats,
+    finished,
+    n_keys,
+    n_queries,
+    CLIP_QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Formulation `rows`: scores [M, keys] = queries . states^T, mean [M, D] = weights . states."""
+    D: tl.constexpr = D0 + D1
+    release(PDL)
+    wait(PDL)
+    clip, start, count, first, last = tile_bounds(
+        tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
+        FINISHED,
+    )  # fmt: skip
+    q0 = load_queries(queries, start, 0, count, 0, D, D0, M)
+    mean0 = tl.zeros((M, D0), tl.float32)
+    q1 = q0
+    mean1 = tl.zeros((1, 1), tl.float32)
+    if D1 > 0:
+        q1 = load_queries(queries, start, 0, count, D0, D, D1, M)
+        mean1 = tl.zeros((M, D1), tl.float32)
+    highest = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    key = tl.arange(0, KEYS)
+    clip_states = states + clip.to(tl.int64) * n_keys * D
+    for block in tl.range(first, last, KEYS, num_stages=STAGES):
+        k = key_block(block, first, last, KEYS, BACKWARDS)
+        seen = k + key < last
+        at = clip_states + (k + key)[:, None] * D
+        e0 = tl.load(at + tl.arange(0, D0)[None, :], mask=seen[:, None], other=0.0)
+        scores = tl.dot(q0, tl.trans(e0), input_precision="ieee")
+        if D1 > 0:
+            e1 = tl.load(at + D0 + tl.arange(0, D1)[None, :], mask=seen[:, None], other=0.0)
+            scores = tl.dot(q1, tl.trans(e1), scores, input_precision="ieee")
+        weights, decay, highest, total = softmax_step(scores, seen, highest, total, 0)
+        weights = weights.to(e0.dtype)
+        mean0 = tl.dot(weights, e0, mean0 * decay[:, None], input_precision="ieee")
+        if D1 > 0:
+            mean1 = tl.dot(weights, e1, mean1 * decay[:, None], input_precision="ieee")
+    release_late(PDL)
+    inverse = inverse_sum(total)[:, None]
+    start += tl.program_id(1) * n_queries
+    store_mean(mean0 * inverse, partial_out, start, 0, count, 0, D)
+    if D1 > 0:
+        store_mean(mean1 * inverse, partial_out, start, 0, count, D0, D)
+    store_stats(highest, total, partial_stats, start, 0, count)
+
+
+@triton.jit(do_not_specialize=["n_keys", "n_queries"])
+def wgmma_kernel(
+    queries,
+    states0,
+    states1,
+    partial_out,
+    partial_stats,
+    finished,
+    n_keys,
+    n_queries,
+    CLIP_QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    D0: tl.constexpr,
+    D1: tl.constexpr,
+    KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Formulation `wgmma`: scores [keys, M] = states . queries^T, mean [D, M] = states^T . p."""
+    D: tl.constexpr = D0 + D1
+    release(PDL)
+    wait(PDL)
+    clip, start, count, first, last = tile_bounds(
+        tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
+        FINISHED,
+    )  # fmt: skip
+    q0 = tl.trans(load_queries(queries, start, 0, count, 0, D, D0, M))
+    mean0 = tl.zeros((D0, M), tl.float32)
+    q1 = q0
+    mean1 = tl.zeros((1, 1), tl.float32)
+    if D1 > 0:
+        q1 = tl.trans(load_queries(queries, start, 0, count, D0, D, D1, M))
+        mean1 = tl.zeros((D1, M), tl.float32)
+    highest = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    for block in tl.range(first, last, KEYS, num_stages=STAGES):
+        k = key_block(block, first, last, KEYS, BACKWARDS)
+        e0 = tl.reshape(states0.load([clip, k, 0]), (KEYS, D0))
+        scores = tl.dot(e0, q0)
+        if D1 > 0:
+            e1 = tl.reshape(states1.load([clip, k, D0]), (KEYS, D1))
+            scores = tl.dot(e1, q1, scores)
+        seen = k + tl.arange(0, KEYS) < last
+        weights, decay, highest, total = softmax_step(scores, seen, highest, total, 1)
+        weights = weights.to(e0.dtype)
+        mean0 = tl.dot(tl.trans(e0), weights, mean0 * decay[None, :])
+        if D1 > 0:
+            mean1 = tl.dot(tl.trans(e1), weights, mean1 * decay[None, :])
+    release_late(PDL)
+    inverse = inverse_sum(total)[None, :]
+    start += tl.program_id(1) * n_queries
+    store_mean(tl.trans(mean0 * inverse), partial_out, start, 0, count, 0, D)
+    if D1 > 0:
+        store_mean(tl.trans(mean1 * inverse), partial_out, start, 0, count, D0, D)
+    store_stats(highest, total, partial_stats, start, 0, count)
+
+
+@triton.jit(do_not_specialize=["n_keys", "n_queries"])
+def blocks_kernel(
+    queries,
+    states,
+    partial_out,
+    partial_stats,
+    finished,
+    n_keys,
+    n_queries,
+    CLIP_QUERIES: tl.constexpr,
+    HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TILES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    KEYS: tl.constexpr,
+    STAGES: tl.constexpr,
+    FINISHED: tl.constexpr,
+    BACKWARDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Formulation `blocks`: BLOCK output columns; scores from CHUNK columns at a time."""
+    BLOCKS: tl.constexpr = D // BLOCK
+    release(PDL)
+    wait(PDL)
+    clip, start, count, first, last = tile_bounds(
+        tl.program_id(0) // BLOCKS, finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M,
+        KEYS,
+        FINISHED,
+    )  # fmt: skip
+    block = tl.program_id(0) % BLOCKS
+    column = tl.arange(0, CHUNK)[None, :]
+    query = tl.arange(0, M)[:, None]
+    mean = tl.zeros((M, BLOCK), tl.float32)
+    highest = tl.full((M,), -float("inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    key = tl.arange(0, KEYS)
+    clip_states = states + clip.to(tl.int64) * n_keys * D
+    tile_queries = queries + (start + query).to(tl.int64) * D + column
+    for step in range(first, last, KEYS):
+        k = key_block(step, first, last, KEYS, BACKWARDS)
+        seen = k + key < last
+        at = clip_states + (k + key)[:, None] * D
+        scores = tl.zeros((M, KEYS), tl.float32)
+        for c in tl.range(0, D, CHUNK, num_stages=STAGES):
+            q = tl.load(tile_queries + c, mask=query < count, other=0.0)
+            e = tl.load(at + c + column, mask=seen[:, None], other=0.0)
+            scores = tl.dot(q, tl.trans(e), scores, input_precision="ieee")
+        weights, decay, highest, total = softmax_step(scores, seen, highest, total, 0)
+        own = block * BLOCK + tl.arange(0, BLOCK)[None, :]
+        e = tl.load(at + own, mask=seen[:, None], other=0.0)
+        mean = tl.dot(weights.to(e.dtype), e, mean * decay[:, None], input_precision="ieee")
+    start += tl.program_id(1) * n_queries
+    release_late(PDL)
+    mean *= inverse_sum(total)[:, None]
+    store_mean(mean, partial_out + block * BLOCK, start, 0, count, 0, D)
+    if block == 0:
+        store_stats(highest, total, partial_stats, start, 0, count)

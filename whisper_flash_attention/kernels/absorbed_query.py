@@ -19,10 +19,8 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels._checks import HEAD_WIDTH, check_absorbed_query
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
-
-HEAD = 64
 
 
 @dataclass(frozen=True)
@@ -74,16 +72,11 @@ def absorb_query(
         config: overrides `choose_query_config`.
 
     Raises:
-        UnsupportedAttention: shapes that do not fit each other.
+        KernelShapeError: shapes that do not fit each other.
     """
     rows, d = x.shape
-    heads = d // HEAD
-    square = q_weight.shape == k_weight.shape == (d, d)
-    if d % HEAD or out.shape != (rows, heads, d) or not square:
-        raise UnsupportedAttention(
-            f"absorbed queries of x {tuple(x.shape)} need out {(rows, heads, d)} and square"
-            f" weights; found {tuple(out.shape)}, {tuple(q_weight.shape)}, {tuple(k_weight.shape)}"
-        )
+    heads = d // HEAD_WIDTH
+    check_absorbed_query(x, out, q_weight, k_weight)
     config = config or choose_query_config(rows, d, x.dtype)
     high = 1 << (d.bit_length() - 1)
     launch(_absorb_query_kernel, (d // config.columns, heads, triton.cdiv(rows, config.rows)))(
@@ -111,15 +104,11 @@ def fold_queries(
         scale: what the queries are multiplied with.
 
     Raises:
-        UnsupportedAttention: shapes that do not fit each other.
+        KernelShapeError: shapes that do not fit each other.
     """
     rows, d = queries.shape
-    heads = d // HEAD
-    if d % HEAD or out.shape != (rows, heads, d) or k_weight.shape != (d, d):
-        raise UnsupportedAttention(
-            f"folded queries of {tuple(queries.shape)} need out {(rows, heads, d)} and a square"
-            f" weight; found {tuple(out.shape)}, {tuple(k_weight.shape)}"
-        )
+    heads = d // HEAD_WIDTH
+    check_absorbed_query(queries, out, k_weight)
     columns = 128 if d % 128 == 0 else 64
     block = 16 if rows <= 16 else 32
     launch(_fold_queries_kernel, (d // columns, heads, triton.cdiv(rows, block)))(

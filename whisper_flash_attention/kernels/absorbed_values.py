@@ -17,10 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels._checks import HEAD_WIDTH, check_absorbed_values
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
-
-HEAD = 64
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,13 @@ def project_values(
         config: overrides `choose_values_config`.
 
     Raises:
-        UnsupportedAttention: shapes that do not fit each other.
+        KernelShapeError: shapes that do not fit each other.
     """
     splits, rows, heads, d = partial_out.shape
-    if heads * HEAD != d or out.shape != (rows, d) or v_weight.shape != (d, d):
-        raise UnsupportedAttention(
-            f"values of parts {tuple(partial_out.shape)} need D = 64 H, a weight {(d, d)} and out"
-            f" {(rows, d)}; found {tuple(v_weight.shape)} and {tuple(out.shape)}"
-        )
+    check_absorbed_values(partial_out, v_weight, out)
     config = config or choose_values_config(rows, d, out.dtype)
-    launch(_project_values_kernel, (HEAD // config.columns, heads, triton.cdiv(rows, config.rows)))(
+    grid = (HEAD_WIDTH // config.columns, heads, triton.cdiv(rows, config.rows))
+    launch(_project_values_kernel, grid)(
         partial_out, partial_stats, v_weight, v_weight if v_bias is None else v_bias,
         partial_stats if finished is None else finished, out, rows,
         BIAS=v_bias is not None, FINISHED=finished is not None, TOKENS=tokens_per_slot,

@@ -24,14 +24,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.kernels._checks import check_rows, check_splits
+from whisper_flash_attention.kernels._checks import (
+    HEAD_WIDTH,
+    check_cache_attention,
+    check_clip_rows,
+    check_splits,
+)
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.self_attention import (
-    HEAD_DIM,
     LOG2_E,
     LOWEST,
     attend_tile,
-    check_shapes,
     load_tile,
     merge_lanes,
 )
@@ -93,7 +96,7 @@ def workspace_size(rows: int, heads: int, splits: int) -> Workspace:
     """What `cross_attention` needs for `splits` parts; a larger workspace will do as well."""
     if splits == 1:
         return Workspace(0, 0)
-    return Workspace(rows * heads * splits * (HEAD_DIM + 2), rows * heads)
+    return Workspace(rows * heads * splits * (HEAD_WIDTH + 2), rows * heads)
 
 
 @triton.jit
@@ -104,7 +107,7 @@ def _part(split, keys_count, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _behind_mixtures(partials, rows_per_clip, SPLITS: tl.constexpr):
+def _statistics_offsets(partials, rows_per_clip, SPLITS: tl.constexpr):
     """Where maxima and sums of weights begin in `partials`: each is [rows, heads, SPLITS], behind
     the weighted sums of values [rows, heads, SPLITS, 64]."""
     cells = tl.num_programs(2) * rows_per_clip * tl.num_programs(1) * SPLITS
@@ -185,7 +188,7 @@ def _attend_row(
     writes = 64  # columns
     if SPLITS > 1:
         pair = row * tl.num_programs(1) + head
-        maxima, sums = _behind_mixtures(partials, rows_per_clip, SPLITS)
+        maxima, sums = _statistics_offsets(partials, rows_per_clip, SPLITS)
         cell = pair * SPLITS + split
         tl.store(partials + cell * 64 + column, mixed)
         tl.store(maxima + cell, top)
@@ -280,7 +283,7 @@ def _attend_rows(
     writes = rows_per_clip
     if SPLITS > 1:
         pair = row * tl.num_programs(1) + head
-        maxima, sums = _behind_mixtures(partials, rows_per_clip, SPLITS)
+        maxima, sums = _statistics_offsets(partials, rows_per_clip, SPLITS)
         cell = pair * SPLITS + split
         tl.store(partials + cell[:, None] * 64 + column[None, :], mixed, mask=here[:, None])
         tl.store(maxima + cell, top, mask=here)
@@ -341,13 +344,13 @@ def cross_attention(
     Sums are in float32; only the result is rounded to the dtype of `out` (and the "dot" variant's
     weights, to multiply them by the values). Parts are merged in the same order always.
 
-    Raises UnsupportedAttention if shapes, strides, splits or the workspace do not fit.
+    Raises KernelShapeError if shapes, strides, splits or the workspace do not fit.
     """
-    check_shapes(q, keys, values, out)
+    check_cache_attention(q, keys, values, out)
     clips, heads, keys_count, _ = keys.shape
     config = config or choose(rows_per_clip, q.dtype)
     tiles = triton.cdiv(keys_count, config.block)
-    check_rows(q.shape[0], clips, rows_per_clip, tokens_per_slot, finished)
+    check_clip_rows(q.shape[0], clips, rows_per_clip, tokens_per_slot, finished)
     check_splits(splits, tiles, workspace_size(q.shape[0], heads, splits), partials, counters)
     kernel = _attend_row if config.variant == "vector" else _attend_rows
     groups = triton.cdiv(rows_per_clip, config.block_m)

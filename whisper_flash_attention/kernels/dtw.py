@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from whisper_flash_attention.kernels._checks import check_dtw
 from whisper_flash_attention.kernels.launch import launch
 
 BLOCK = 128
@@ -38,7 +39,7 @@ def token_costs(
         costs: [B, N, P'] float32, contiguous, P' >= P; written where a row has anything.
     """
     rows, heads, tokens, positions = attention.shape
-    assert attention.is_contiguous() and costs.is_contiguous() and moments.is_contiguous()
+    check_dtw(attention, moments, costs)
     tiles = triton.cdiv(positions, BLOCK)
     launch(_moments, (rows * heads, tiles))(
         attention, moments, lengths, rows * heads, heads, tokens, positions, BLOCK=BLOCK
@@ -94,22 +95,22 @@ def token_starts(
 @triton.jit
 def _moments(attention, moments, lengths, planes, heads, tokens, positions, BLOCK: tl.constexpr):
     plane = tl.program_id(0).to(tl.int64)
-    places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = places < positions
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < positions
     length = tl.load(lengths + plane // heads)
-    rows = attention + plane * tokens * positions + places
+    rows = attention + plane * tokens * positions + columns
     total = tl.zeros((BLOCK,), tl.float32)
     for token in range(length):
-        total += tl.load(rows + token * positions, mask=there, other=0.0)
+        total += tl.load(rows + token * positions, mask=inside, other=0.0)
     mean = total / length
     squares = tl.zeros((BLOCK,), tl.float32)
     for token in range(length):
-        apart = tl.load(rows + token * positions, mask=there, other=0.0) - mean
-        squares += apart * apart
-    # Where all tokens look alike, none is preferred.
+        centred = tl.load(rows + token * positions, mask=inside, other=0.0) - mean
+        squares += centred * centred
+    # Where all tokens weight alike, none is preferred.
     deviation = tl.maximum(tl.sqrt(squares / length), 1.1754943508222875e-38)
-    tl.store(moments + plane * positions + places, mean, mask=there)
-    tl.store(moments + (planes + plane) * positions + places, deviation, mask=there)
+    tl.store(moments + plane * positions + columns, mean, mask=inside)
+    tl.store(moments + (planes + plane) * positions + columns, deviation, mask=inside)
 
 
 @triton.jit
@@ -130,36 +131,36 @@ def _costs(
 ):
     row = (tl.program_id(0) // count).to(tl.int64)
     token = tl.program_id(0) % count
-    places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     end = tl.load(seen + row)
-    there = places < tl.where(first + token < tl.load(lengths + row) - 1, end, 0)
+    inside = columns < tl.where(first + token < tl.load(lengths + row) - 1, end, 0)
     total = tl.zeros((BLOCK,), tl.float32)
     for head in range(heads):
         plane = row * heads + head
-        looks = attention + (plane * tokens + first + token) * positions
+        weights = attention + (plane * tokens + first + token) * positions
         means = moments + plane * positions
         deviations = moments + (planes + plane) * positions
-        a = _normed(looks, means, deviations, places - 3, end, there)
-        b = _normed(looks, means, deviations, places - 2, end, there)
-        c = _normed(looks, means, deviations, places - 1, end, there)
-        d = _normed(looks, means, deviations, places, end, there)
-        e = _normed(looks, means, deviations, places + 1, end, there)
-        f = _normed(looks, means, deviations, places + 2, end, there)
-        g = _normed(looks, means, deviations, places + 3, end, there)
+        a = _normed(weights, means, deviations, columns - 3, end, inside)
+        b = _normed(weights, means, deviations, columns - 2, end, inside)
+        c = _normed(weights, means, deviations, columns - 1, end, inside)
+        d = _normed(weights, means, deviations, columns, end, inside)
+        e = _normed(weights, means, deviations, columns + 1, end, inside)
+        f = _normed(weights, means, deviations, columns + 2, end, inside)
+        g = _normed(weights, means, deviations, columns + 3, end, inside)
         # Fewer positions than can be reflected are left as they are.
         total += tl.where(end > 3, _median(a, b, c, d, e, f, g), d)
-    tl.store(costs + (row * count + token) * width + places, -(total / heads), mask=there)
+    tl.store(costs + (row * count + token) * width + columns, -(total / heads), mask=inside)
 
 
 @triton.jit
-def _normed(looks, means, deviations, places, end, there):
-    """Normalised attention at places that are reflected at 0 and at the last position."""
-    places = tl.where(places < 0, -places, places)
-    places = tl.where(places >= end, 2 * (end - 1) - places, places)
-    places = tl.minimum(tl.maximum(places, 0), end - 1)
-    look = tl.load(looks + places, mask=there, other=0.0)
-    mean = tl.load(means + places, mask=there, other=0.0)
-    return (look - mean) / tl.load(deviations + places, mask=there, other=1.0)
+def _normed(weights, means, deviations, columns, end, inside):
+    """Normalised attention at columns that are reflected at 0 and at the last position."""
+    columns = tl.where(columns < 0, -columns, columns)
+    columns = tl.where(columns >= end, 2 * (end - 1) - columns, columns)
+    columns = tl.minimum(tl.maximum(columns, 0), end - 1)
+    weight = tl.load(weights + columns, mask=inside, other=0.0)
+    mean = tl.load(means + columns, mask=inside, other=0.0)
+    return (weight - mean) / tl.load(deviations + columns, mask=inside, other=1.0)
 
 
 @triton.jit
@@ -207,9 +208,9 @@ def _starts(
     both = tl.full((SIZE,), infinite, tl.float32)
     for diagonal in range(1, tokens + positions - 1):
         # The threads of a program hand their totals to one another through memory, in turns.
-        places = diagonal - ids
-        inside = (ids < tokens) & (places >= 0) & (places < positions)
-        cost = tl.load(costs + ids * width + places, mask=inside, other=0.0)
+        columns = diagonal - ids
+        inside = (ids < tokens) & (columns >= 0) & (columns < positions)
+        cost = tl.load(costs + ids * width + columns, mask=inside, other=0.0)
         buffer = totals + (diagonal & 1) * SIZE
         tl.store(buffer + ids, now)
         tl.debug_barrier()
@@ -226,10 +227,10 @@ def _starts(
     i = tokens - 1
     j = positions - 1
     for _ in range(tokens + positions - 2):
-        goes_on = i + j > 0
-        choice = tl.load(choices + (i + j) * SIZE + i, mask=goes_on, other=2).to(tl.int32)
-        is_first = goes_on & (choice < 2)
+        active = i + j > 0
+        choice = tl.load(choices + (i + j) * SIZE + i, mask=active, other=2).to(tl.int32)
+        is_first = active & (choice < 2)
         tl.store(starts + row * count + i, j, mask=is_first)
         i -= tl.where(is_first, 1, 0)
-        j -= tl.where(goes_on & (choice != 1), 1, 0)
+        j -= tl.where(active & (choice != 1), 1, 0)
     tl.store(starts + row * count, 0)

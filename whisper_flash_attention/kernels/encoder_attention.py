@@ -23,13 +23,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.errors import KernelShapeError
+from whisper_flash_attention.kernels._checks import (
+    DESCRIPTOR_ALIGNMENT,
+    HEAD_WIDTH,
+    check_encoder_attention,
+    is_aligned,
+)
 from whisper_flash_attention.kernels.launch import (
     interpreted,
     launch,
@@ -39,13 +44,9 @@ from whisper_flash_attention.kernels.launch import (
     wait,
 )
 
-HEAD_WIDTH = 64
-
 # Softmax runs in units of log 2, for the hardware's exponential is 2 to the x.
 LOG2_E = 1.4426950408889634
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_ALIGNMENT = 16
 # Tiles of 128 queries below which a GPU of about 132 processors is better off with more, smaller.
 _PROCESSORS = 132
 
@@ -103,20 +104,20 @@ def attention(
             16 bytes are loaded through pointers.
 
     Raises:
-        UnsupportedAttention: shapes, strides, dtypes, devices or the configuration do not fit.
+        KernelShapeError: shapes, strides, dtypes, devices or the configuration do not fit.
     """
     tensors = {"q": q, "k": k, "v": v, "out": out}
-    misaligned = [name for name, tensor in tensors.items() if not _is_aligned(tensor)]
-    _check(tensors, scale)
+    misaligned = [name for name, tensor in tensors.items() if not is_aligned(tensor)]
+    check_encoder_attention(tensors, scale, runs_here=q.is_cuda or interpreted())
     batch, length, heads, _ = q.shape
     if config is None:
         config = choose(batch, heads, length)
         if misaligned:
             config = replace(config, loads="pointers")
-    if config.loads == "descriptors" and misaligned:
-        raise UnsupportedAttention(
-            f"descriptors need addresses and strides in multiples of {_ALIGNMENT} bytes, but "
-            f'{", ".join(misaligned)} have others: use loads="pointers"'
+    if not (config.loads == "pointers" or not misaligned):
+        raise KernelShapeError(
+            f"descriptors need addresses and strides in multiples of {DESCRIPTOR_ALIGNMENT} bytes, "
+            f'but {", ".join(misaligned)} have others: use loads="pointers"'
         )
     if q.numel() == 0:
         return
@@ -247,29 +248,3 @@ def attention_kernel(
         start = batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head
         at = out + start + row.to(tl.int64)[:, None] * out_row + tl.arange(0, HEAD)[None, :]
         tl.store(at, mean.to(out.dtype.element_ty), mask=(row < length)[:, None])
-
-
-def _is_aligned(tensor: Tensor) -> bool:
-    strides = (stride * tensor.element_size() for stride in tensor.stride()[:-1])
-    return not any(number % _ALIGNMENT for number in (tensor.data_ptr(), *strides))
-
-
-def _check(tensors: dict[str, Tensor], scale: float) -> None:
-    q = tensors["q"]
-    reasons = []
-    for name, tensor in tensors.items():
-        if tensor.ndim != 4 or tensor.shape != q.shape or tensor.shape[-1] != HEAD_WIDTH:
-            reasons.append(f"{name} is {list(tensor.shape)}, not [B, L, H, {HEAD_WIDTH}] like q")
-        elif tensor.stride(3) != 1:
-            reasons.append(f"{name} has strides {tensor.stride()}, but its last must be 1")
-        if tensor.dtype not in _DTYPES or (tensor.dtype, tensor.device) != (q.dtype, q.device):
-            reasons.append(
-                f"{name} is {tensor.dtype} on {tensor.device}, not float16, bfloat16 or float32 "
-                f"like q, which is {q.dtype} on {q.device}"
-            )
-    if not interpreted() and not q.is_cuda:
-        reasons.append(f"it runs on CUDA devices, but q is on {q.device}")
-    if not scale > 0:
-        reasons.append(f"scale must be positive, but is {scale}")
-    if reasons:
-        raise UnsupportedAttention(f"this attention cannot run: {'; '.join(reasons)}")

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels._checks import check_greedy_sample
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 from whisper_flash_attention.kernels.logits import LIMITS, NOWHERE, SETTINGS, Partials
 
@@ -30,7 +30,7 @@ NO_TIMESTAMPS = tl.constexpr(8)
 ENDS = tl.constexpr(16)
 
 
-def pick(
+def greedy_sample(
     partials: Partials,
     flags: torch.Tensor,
     limits: torch.Tensor,
@@ -76,16 +76,12 @@ def pick(
         pad: what an ended slot gets.
 
     Raises:
-        OptionError: shapes do not go together.
+        KernelShapeError: shapes do not go together.
     """
     slots, blocks = partials.values.shape[1:]
-    rows, width = embedding.shape
-    if x.shape != (slots, width) or output.shape[0] != slots or not 0 <= pad < rows:
-        raise OptionError(
-            f"x {tuple(x.shape)}, output {tuple(output.shape)} and pad {pad} do not fit {slots} "
-            f"slots and an embedding {tuple(embedding.shape)}"
-        )
-    launch(_pick, (slots,))(
+    width = embedding.shape[1]
+    check_greedy_sample(x, output, embedding, slots, pad)
+    launch(_greedy_sample, (slots,))(
         partials.values,
         partials.ids,
         flags,
@@ -120,7 +116,7 @@ def pick(
 
 
 @triton.jit
-def _pick(
+def _greedy_sample(
     values,
     ids,
     flags,
@@ -172,16 +168,16 @@ def _pick(
     had_finished = tl.load(finished + slot) != 0
     had_failed = tl.load(failed + slot) != 0
     logprobs = tl.load(sum_logprobs + slot)
-    seat = tl.load(positions + slot) + tokens_per_slot
-    room = tl.minimum(max_length, capacity)
-    written = seat < room
+    position = tl.load(positions + slot) + tokens_per_slot
+    end = tl.minimum(max_length, capacity)
+    written = position < end
     sequence = output + slot * output_stride
-    before = tl.load(sequence + seat - 1, mask=written, other=0).to(tl.int32)
+    before = tl.load(sequence + position - 1, mask=written, other=0).to(tl.int32)
 
     plane = slots * blocks
     start = slot * blocks
-    text, text_sum, text_id = _gather(values + start, ids + start, plane, blocks, BLOCKS)
-    stamp, stamp_sum, stamp_id = _gather(
+    text, text_sum, text_id = _merge_blocks(values + start, ids + start, plane, blocks, BLOCKS)
+    stamp, stamp_sum, stamp_id = _merge_blocks(
         values + 2 * plane + start, ids + plane + start, plane, blocks, BLOCKS
     )
     stamps_win = tl.where(detect, stamp + _log(stamp_sum) > text, stamp > text)
@@ -194,12 +190,12 @@ def _pick(
     # Where timestamps win by their sum, text is forbidden and does not count.
     total = tl.where(stamps_win & detect, 0.0, text_part) + stamp_part
     logprob = best - shift - tl.where(nothing, 0.0, _log(total))
-    broken = text_part + stamp_part != text_part + stamp_part
+    not_finite = text_part + stamp_part != text_part + stamp_part
 
     token = tl.where(nothing, 0, tl.where(stamps_win, stamp_id, text_id))
     token = tl.where(had_finished, pad, token)
     ends = (tl.load(flags + token).to(tl.int32) & ENDS) != 0
-    length = seat + 1
+    length = position + 1
     forbid, text_from, stamp_from, stamp_end = _next_limits(
         now, setting, token, before, length, vocabulary
     )
@@ -210,24 +206,26 @@ def _pick(
     tl.store(limit + 2, stamp_from)
     tl.store(limit + 3, stamp_end)
     tl.store(tokens + slot, token.to(tl.int64))
-    tl.store(sequence + seat, token.to(tl.int64), mask=written)
-    tl.store(finished + slot, had_finished | ends | (length >= room))
-    tl.store(failed + slot, had_failed | (broken & (had_finished == 0)))
+    tl.store(sequence + position, token.to(tl.int64), mask=written)
+    tl.store(finished + slot, had_finished | ends | (length >= end))
+    tl.store(failed + slot, had_failed | (not_finite & (had_finished == 0)))
     tl.store(sum_logprobs + slot, tl.where(had_finished, logprobs, logprobs + logprob))
-    seat = tl.maximum(tl.minimum(seat, room - 1), 0)
-    tl.store(positions + slot, seat)
+    position = tl.maximum(tl.minimum(position, end - 1), 0)
+    tl.store(positions + slot, position)
 
     columns = tl.arange(0, BLOCK_D)
     inside = columns < D
-    seat = tl.minimum(seat, position_rows - 1)
-    word = tl.load(embedding + token * embedding_stride + columns, mask=inside, other=0.0)
-    order = tl.load(position_embedding + seat * position_stride + columns, mask=inside, other=0.0)
-    hidden = word.to(tl.float32) + order.to(tl.float32)
+    position = tl.minimum(position, position_rows - 1)
+    token_row = tl.load(embedding + token * embedding_stride + columns, mask=inside, other=0.0)
+    position_row = tl.load(
+        position_embedding + position * position_stride + columns, mask=inside, other=0.0
+    )
+    hidden = token_row.to(tl.float32) + position_row.to(tl.float32)
     tl.store(x + slot * x_stride + columns, hidden.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gather(values, ids, plane, blocks, BLOCKS: tl.constexpr):
+def _merge_blocks(values, ids, plane, blocks, BLOCKS: tl.constexpr):
     """The largest score of all blocks, the sum of exponentials relative to it, its lowest id."""
     block = tl.arange(0, BLOCKS)
     known = block < blocks
@@ -251,21 +249,23 @@ def _next_limits(now, setting, token, before, length, vocabulary):
     """The limits after `token`, which follows `before`; there are `length` tokens then."""
     text_from, stamp_from, stamp_end = now
     begin_length, min_length, grammar, initial_end, eos, begin = setting
-    ruled = grammar >= 0
-    answered = length - grammar
-    last = (answered >= 1) & (token >= begin)
-    pair = last & ((answered < 2) | (before >= begin))
-    opening = last & (answered >= 2) & (before < begin)
-    first = answered == 0
+    has_grammar = grammar >= 0
+    generated = length - grammar
+    last = (generated >= 1) & (token >= begin)
+    pair = last & ((generated < 2) | (before >= begin))
+    opening = last & (generated >= 2) & (before < begin)
+    first = generated == 0
     # Timestamps do not decrease; only the one that closes a pair may repeat the one before.
     stamp_from = tl.where(text_from == eos, stamp_from + 1, stamp_from)
     stamp_from = tl.where(last, tl.where(opening, token, token + 1), stamp_from)
-    stamp_from = tl.where(answered < 1, begin, stamp_from)
+    stamp_from = tl.where(generated < 1, begin, stamp_from)
     stamp_end = tl.where(first, initial_end, tl.where(pair, begin, vocabulary))
     text_from = tl.where(first, begin, tl.where(opening, eos, 0))
     forbid = SUPPRESSED + tl.where(length == begin_length, SUPPRESSED_AT_BEGIN, 0)
-    forbid += tl.where(length < min_length, WAITS_FOR_LENGTH, 0) + tl.where(ruled, NO_TIMESTAMPS, 0)
-    text_from = tl.where(ruled, text_from, 0)
-    stamp_from = tl.where(ruled, stamp_from, vocabulary)
-    stamp_end = tl.where(ruled, stamp_end, vocabulary)
+    forbid += tl.where(length < min_length, WAITS_FOR_LENGTH, 0) + tl.where(
+        has_grammar, NO_TIMESTAMPS, 0
+    )
+    text_from = tl.where(has_grammar, text_from, 0)
+    stamp_from = tl.where(has_grammar, stamp_from, vocabulary)
+    stamp_end = tl.where(has_grammar, stamp_end, vocabulary)
     return forbid, text_from, stamp_from, stamp_end

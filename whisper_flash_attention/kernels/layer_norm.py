@@ -21,10 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels._checks import check_layer_norm
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # 16-byte loads that a thread has in flight: enough of them, and few enough registers.
 _LOADS = 4
@@ -83,9 +81,9 @@ def layer_norm(
         config: how to cut the work; `choose` decides if None.
 
     Raises:
-        OptionError: shapes, strides, dtypes or devices do not fit together.
+        KernelShapeError: shapes, strides, dtypes or devices do not fit together.
     """
-    _check(x, weight, bias, out, limit, shift)
+    check_layer_norm(x, weight, bias, out, limit, shift)
     rows, d = x.shape
     if rows == 0:
         return
@@ -151,40 +149,3 @@ def layer_norm_kernel(
     normed = scaled * gain[None, :] + offset[None, :]
     to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
     tl.store(to, normed.to(dtype), mask=inside)
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    out: Tensor,
-    limit: float | None,
-    shift: Tensor | None,
-) -> None:
-    if x.ndim != 2 or x.dtype not in _DTYPES or x.shape[1] == 0:
-        raise OptionError(
-            f"x must be [R, D] in float16, bfloat16 or float32, but is {list(x.shape)} in {x.dtype}"
-        )
-    for name, rows in (("x", x), ("out", out)):
-        dense = rows.ndim == 2 and rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1]
-        if rows.shape != x.shape or not (dense or rows.numel() == 0):
-            raise OptionError(
-                f"{name} must be {list(x.shape)} with adjacent values and rows apart, but is "
-                f"{list(rows.shape)} with strides {rows.stride()}"
-            )
-    vectors = {"weight": weight, "bias": bias}
-    shifts = {} if shift is None else {"shift": shift}
-    for name, vector in (vectors | shifts).items():
-        if vector.shape != x.shape[1:] or not vector.is_contiguous():
-            raise OptionError(
-                f"{name} must be contiguous [{x.shape[1]}], but is {list(vector.shape)} with "
-                f"strides {vector.stride()}"
-            )
-    for name, tensor in (vectors | {"out": out} | shifts).items():
-        dtype = torch.float32 if name == "shift" else x.dtype
-        if (tensor.dtype, tensor.device) != (dtype, x.device):
-            raise OptionError(
-                f"{name} must be {dtype} on {x.device}, but is {tensor.dtype} on {tensor.device}"
-            )
-    if limit is not None and not limit > 0:
-        raise OptionError(f"limit must be positive, but is {limit}")

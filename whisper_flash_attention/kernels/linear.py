@@ -14,6 +14,9 @@ products accumulated in float32; a linear layer's result rounded before its GELU
 (erf) and in float32. The residual is added in float32, before the one rounding.
 """
 
+# Triton's decorators and kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -21,17 +24,23 @@ from typing import Literal
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.kernels.launch import interpreted, launch, pdl, shared_memory
-from whisper_flash_attention.kernels.linear_kernels import linear_kernel, qkv_kernel
-
-HEAD_WIDTH = 64
+from whisper_flash_attention.errors import KernelShapeError
+from whisper_flash_attention.kernels._checks import HEAD_WIDTH, check_linear, check_qkv
+from whisper_flash_attention.kernels.launch import (
+    interpreted,
+    launch,
+    pdl,
+    release,
+    release_late,
+    shared_memory,
+    wait,
+)
 
 _GEMV_ROWS = 2
 _PROGRAMS = 128
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -127,22 +136,12 @@ def linear(
         config: how to cut the work; `choose` decides if None.
 
     Raises:
-        OptionError: shapes, dtypes, devices or the configuration do not fit together.
+        KernelShapeError: shapes, dtypes, devices or the configuration do not fit together.
     """
     rows, k, n = x.shape[0], x.shape[-1], weight.shape[0]
-    _check_tensor("x", x, (rows, k), x)
-    _check_tensor("weight", weight, (n, k), x)
-    _check_tensor("out", out, (rows, n), x)
-    for name, tensor, shape in (("bias", bias, (n,)), ("residual", residual, (rows, n))):
-        if tensor is not None:
-            _check_tensor(name, tensor, shape, x)
-    if (norm_weight is None) != (norm_bias is None):
-        raise OptionError("norm_weight and norm_bias go together, but only one was given")
-    if norm_weight is not None and norm_bias is not None:
-        _check_tensor("norm_weight", norm_weight, (k,), x)
-        _check_tensor("norm_bias", norm_bias, (k,), x)
+    check_linear(x, weight, bias, out, norm_weight, norm_bias, residual)
     config = config or choose(rows, n, k, x.dtype, norm=norm_weight is not None)
-    config = _checked(config, k, x)
+    config = _fit(config, k, x)
     overlap = pdl(x.device)
     launch(linear_kernel, (triton.cdiv(n, config.block_n), triton.cdiv(rows, config.block_m)))(
         x,
@@ -214,23 +213,26 @@ def qkv(
         config: how to cut the work; `choose` decides if None.
 
     Raises:
-        OptionError: shapes, dtypes, devices or the configuration do not fit together.
+        KernelShapeError: shapes, dtypes, devices or the configuration do not fit together.
     """
     rows, d = x.shape[0], x.shape[-1]
-    _check_tensor("x", x, (rows, d), x)
-    _check_tensor("q_out", q_out, (rows, d), x)
-    vectors = {"norm_weight": norm_weight, "norm_bias": norm_bias}
-    vectors |= {
-        name: bias
-        for name, bias in (("q_bias", q_bias), ("k_bias", k_bias), ("v_bias", v_bias))
-        if bias is not None
-    }
-    for name, vector in vectors.items():
-        _check_tensor(name, vector, (d,), x)
-    for name, matrix in (("q_weight", q_weight), ("k_weight", k_weight), ("v_weight", v_weight)):
-        _check_tensor(name, matrix, (d, d), x)
-    _check_caches(x, keys, values, positions, tokens_per_slot)
-    config = _checked(config or choose(rows, 3 * d, d, x.dtype, norm=True), d, x)
+    check_qkv(
+        x,
+        {
+            "norm_weight": norm_weight,
+            "norm_bias": norm_bias,
+            "q_bias": q_bias,
+            "k_bias": k_bias,
+            "v_bias": v_bias,
+        },
+        {"q_weight": q_weight, "k_weight": k_weight, "v_weight": v_weight},
+        q_out,
+        keys,
+        values,
+        positions,
+        tokens_per_slot,
+    )
+    config = _fit(config or choose(rows, 3 * d, d, x.dtype, norm=True), d, x)
     launch(qkv_kernel, (3 * triton.cdiv(d, config.block_n), triton.cdiv(rows, config.block_m)))(
         x,
         norm_weight,
@@ -267,54 +269,339 @@ def qkv(
     )
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    if tensor.shape != shape or not tensor.is_contiguous():
-        kind = "" if tensor.is_contiguous() else " and is not contiguous"
-        raise OptionError(
-            f"{name} must be contiguous {list(shape)}, but has shape {list(tensor.shape)}{kind}"
-        )
-    if tensor.dtype not in _DTYPES or (tensor.dtype, tensor.device) != (x.dtype, x.device):
-        raise OptionError(
-            f"{name} must be float16, bfloat16 or float32 like x ({x.dtype} on {x.device}), "
-            f"but is {tensor.dtype} on {tensor.device}"
-        )
-
-
-def _check_caches(
-    x: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tokens_per_slot: int
-) -> None:
-    rows, d = x.shape
-    if tokens_per_slot < 1 or rows % tokens_per_slot or d % HEAD_WIDTH:
-        raise OptionError(
-            f"x must be [slots * tokens_per_slot, {HEAD_WIDTH} * heads], but is {list(x.shape)} "
-            f"with tokens_per_slot {tokens_per_slot}"
-        )
-    slots = rows // tokens_per_slot
-    for name, cache in (("keys", keys), ("values", values)):
-        if (
-            cache.ndim != 4
-            or cache.shape[0] < slots
-            or cache.shape[2] < 1
-            or (cache.shape[1], cache.shape[3]) != (d // HEAD_WIDTH, HEAD_WIDTH)
-            or cache.stride() != keys.stride()
-            or cache.shape[2] != keys.shape[2]
-            or cache.stride(3) != 1
-            or (cache.dtype, cache.device) != (x.dtype, x.device)
-        ):
-            raise OptionError(
-                f"{name} must be [{slots} or more, {d // HEAD_WIDTH}, T, {HEAD_WIDTH}] in "
-                f"{x.dtype} on {x.device} with the same strides as keys and the last 1, but is "
-                f"{list(cache.shape)} in {cache.dtype} on {cache.device}, strides {cache.stride()}"
-            )
-    if positions.dtype != torch.int32 or positions.ndim != 1 or positions.shape[0] < slots:
-        raise OptionError(
-            f"positions must be int32 [{slots}], but is {positions.dtype} {list(positions.shape)}"
-        )
-
-
-def _checked(config: Config, k: int, x: Tensor) -> Config:
+def _fit(config: Config, k: int, x: Tensor) -> Config:
+    """Limit the stages to the device's shared memory."""
     if config.variant == "dot":
         return fitting(config, x.itemsize, shared_memory(x.device))
-    if config.block_k < k:
-        raise OptionError(f"gemv needs block_k of at least {k}, but it is {config.block_k}")
+    if not (config.block_k >= k):
+        raise KernelShapeError(f"gemv needs block_k of at least {k}, but it is {config.block_k}")
     return config
+
+
+# Loads are issued in the order in which they should leave: weights and biases first, then `wait`,
+# then activations. No atomics and no second pass.
+
+
+@triton.jit
+def linear_kernel(
+    x,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    residual,
+    out,
+    rows,
+    eps,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    GELU: tl.constexpr,
+    GEMV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """out[r, n] of BLOCK_M rows and BLOCK_N columns, as `linear` says."""
+    r = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    place = r[:, None] * N + n[None, :]
+    inside = (r < rows)[:, None] & (n < N)[None, :]
+    if GEMV:
+        tile, gain, shift = _gemv_weights(weight, n, N, norm_weight, norm_bias, K, BLOCK_K)
+    elif PREFETCH:
+        _prefetch(weight, n, N, K)
+    if bias is not None:
+        added = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    release(PDL)
+    wait(PDL)
+    if residual is not None:
+        skipped = tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    if GEMV:
+        acc = _gemv(x, r, rows, tile, norm_weight is not None, gain, shift, eps, K, BLOCK_K)
+    else:
+        acc = _dot(
+            x,
+            r,
+            rows,
+            weight,
+            n,
+            N,
+            norm_weight,
+            norm_bias,
+            eps,
+            K,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT,
+        )
+    release_late(PDL)
+    if bias is not None:
+        acc += added[None, :]
+    if GELU:
+        acc = acc.to(out.dtype.element_ty).to(tl.float32)
+        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    if residual is not None:
+        acc += skipped
+    tl.store(out + place, acc.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def qkv_kernel(
+    x,
+    norm_weight,
+    norm_bias,
+    q_weight,
+    q_bias,
+    k_weight,
+    k_bias,
+    v_weight,
+    v_bias,
+    q_out,
+    keys,
+    values,
+    positions,
+    rows,
+    scale,
+    eps,
+    slot_stride,
+    head_stride,
+    position_stride,
+    capacity,
+    D: tl.constexpr,
+    TOKENS: tl.constexpr,
+    HEAD: tl.constexpr,
+    GEMV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """BLOCK_M rows and BLOCK_N columns of queries, keys or values, as `qkv` says."""
+    blocks: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
+    which = tl.program_id(0) // blocks
+    n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    r = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    weight = _one_of(which, q_weight, k_weight, v_weight)
+    if GEMV:
+        tile, gain, shift = _gemv_weights(weight, n, D, norm_weight, norm_bias, D, BLOCK_K)
+    elif PREFETCH:
+        _prefetch(weight, n, D, D)
+    added = tl.zeros([BLOCK_N], dtype=tl.float32)
+    if q_bias is not None:
+        added += _bias_if(which == 0, q_bias, n, D)
+    if k_bias is not None:
+        added += _bias_if(which == 1, k_bias, n, D)
+    if v_bias is not None:
+        added += _bias_if(which == 2, v_bias, n, D)
+    release(PDL)
+    wait(PDL)
+    slot = r // TOKENS
+    position = tl.load(positions + slot, mask=r < rows, other=0) + r % TOKENS
+    if GEMV:
+        acc = _gemv(x, r, rows, tile, True, gain, shift, eps, D, BLOCK_K)
+    else:
+        acc = _dot(
+            x,
+            r,
+            rows,
+            weight,
+            n,
+            D,
+            norm_weight,
+            norm_bias,
+            eps,
+            D,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+            SPLIT,
+        )
+    release_late(PDL)
+    result = (acc + added[None, :]).to(x.dtype.element_ty)
+    scaled = (result.to(tl.float32) * scale).to(x.dtype.element_ty)
+
+    in_cache = slot.to(tl.int64) * slot_stride + position.to(tl.int64) * position_stride
+    row_start = tl.where(which == 0, r.to(tl.int64) * D, in_cache)
+    column = tl.where(which == 0, n, (n // HEAD) * head_stride + n % HEAD)
+    checked = tl.where(which == 0, 0, position)
+    kept = (r < rows) & (checked >= 0) & (checked < capacity)
+    tl.store(
+        _one_of(which, q_out, keys, values) + row_start[:, None] + column[None, :],
+        tl.where(which == 0, scaled, result),
+        mask=kept[:, None] & (n < D)[None, :],
+    )
+
+
+@triton.jit
+def _one_of(which, first, second, third):
+    return tl.where(which == 0, first, tl.where(which == 1, second, third))
+
+
+@triton.jit
+def _bias_if(wanted, bias, n, N: tl.constexpr):
+    return tl.load(bias + n, mask=n < tl.where(wanted, N, 0), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _gemv_weights(
+    weight, n, N: tl.constexpr, norm_weight, norm_bias, K: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Rows n of the weight [1, BLOCK_N, BLOCK_K], and the layer norm's [1, 1, BLOCK_K], if any."""
+    k = tl.arange(0, BLOCK_K)[None, None, :]
+    row = n[None, :, None]
+    tile = tl.load(weight + row * K + k, mask=(row < N) & (k < K), other=0.0)
+    gain = 0.0
+    shift = 0.0
+    if norm_weight is not None:
+        gain = tl.load(norm_weight + k, mask=k < K, other=0.0)
+        shift = tl.load(norm_bias + k, mask=k < K, other=0.0)
+    return tile, gain, shift
+
+
+@triton.jit
+def _gemv(
+    x, r, rows, tile, NORM: tl.constexpr, gain, shift, eps, K: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """norm?(x)[r] @ tile.T in float32, as [BLOCK_M, BLOCK_N]."""
+    k = tl.arange(0, BLOCK_K)[None, None, :]
+    row = r[:, None, None]
+    value = tl.load(x + row * K + k, mask=(row < rows) & (k < K), other=0.0)
+    if NORM:
+        number = value.to(tl.float32)
+        mean = tl.sum(number, axis=2, keep_dims=True) / K
+        apart = tl.where(k < K, number - mean, 0.0)
+        deviation = tl.rsqrt(tl.sum(apart * apart, axis=2, keep_dims=True) / K + eps)
+        value = _normalised(value, mean, deviation, gain, shift)
+    return tl.sum(value.to(tl.float32) * tile.to(tl.float32), axis=2)
+
+
+@triton.jit
+def _dot(
+    x,
+    r,
+    rows,
+    weight,
+    n,
+    N: tl.constexpr,
+    norm_weight,
+    norm_bias,
+    eps,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """norm?(x)[r] @ weight[n].T in float32, in chunks of columns, as [BLOCK_M, BLOCK_N].
+
+    Rows and columns beyond the end are computed from the last one, for the caller to throw away.
+    """
+    x_row = x + tl.minimum(r, rows - 1) * K
+    weight_row = weight + tl.minimum(n, N - 1) * K
+    if norm_weight is not None:
+        mean, deviation = _statistics(x_row, eps, K, BLOCK_M, BLOCK_K)
+
+    if SPLIT == 1:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        for start in range(0, K, BLOCK_K):
+            k = start + tl.arange(0, BLOCK_K)
+            tile = _load(weight_row[None, :] + k[:, None], k[:, None], K, BLOCK_K)
+            chunk = _load(x_row[:, None] + k[None, :], k[None, :], K, BLOCK_K)
+            if norm_weight is not None:
+                gain = _load(norm_weight + k, k, K, BLOCK_K)[None, :]
+                shift = _load(norm_bias + k, k, K, BLOCK_K)[None, :]
+                chunk = _normalised(chunk, mean[:, None], deviation[:, None], gain, shift)
+            acc = tl.dot(chunk, tile, acc, input_precision="ieee")
+        return acc
+    else:
+        WIDTH: tl.constexpr = BLOCK_K // SPLIT
+        piece = tl.arange(0, SPLIT) * WIDTH
+        inner = tl.arange(0, WIDTH)
+        slices = tl.zeros([SPLIT, BLOCK_M, BLOCK_N], dtype=tl.float32)
+        for start in range(0, K, BLOCK_K):
+            down = start + piece[:, None, None] + inner[None, :, None]
+            tile = _load(weight_row[None, None, :] + down, down, K, BLOCK_K)
+            along = start + piece[:, None, None] + inner[None, None, :]
+            chunk = _load(x_row[None, :, None] + along, along, K, BLOCK_K)
+            if norm_weight is not None:
+                gain = _load(norm_weight + along, along, K, BLOCK_K)
+                shift = _load(norm_bias + along, along, K, BLOCK_K)
+                chunk = _normalised(
+                    chunk, mean[None, :, None], deviation[None, :, None], gain, shift
+                )
+            slices = tl.dot(chunk, tile, slices, input_precision="ieee")
+        return _sum_slices(slices, SPLIT, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _sum_slices(slices, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The sum over the first axis, by halves: one exchange between warps, then registers only."""
+    if SPLIT == 1:
+        return tl.reshape(slices, [BLOCK_M, BLOCK_N])
+    else:
+        HALF: tl.constexpr = SPLIT // 2
+        pairs = tl.reshape(slices, [2, HALF, BLOCK_M, BLOCK_N])
+        first, second = tl.split(tl.permute(pairs, (1, 2, 3, 0)))
+        return _sum_slices(first + second, HALF, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _load(pointers, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Values at columns k, zero beyond K; without a mask where chunks fill K."""
+    if K % BLOCK_K == 0:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=k < K, other=0.0)
+
+
+@triton.jit
+def _normalised(chunk, mean, deviation, gain, shift):
+    value = (chunk.to(tl.float32) - mean) * deviation * gain.to(tl.float32) + shift.to(tl.float32)
+    return value.to(chunk.dtype)
+
+
+@triton.jit
+def _statistics(x_row, eps, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Mean and 1 / sqrt(variance + eps) of each row, in one pass over it.
+
+    Welford's update in every one of WIDTH columns, then Chan's formula for their union (Chan,
+    Golub and LeVeque, 1979): no difference of large sums.
+    """
+    WIDTH: tl.constexpr = BLOCK_K if BLOCK_M * BLOCK_K <= 4096 else 4096 // BLOCK_M
+    column = tl.arange(0, WIDTH)
+    means = tl.zeros([BLOCK_M, WIDTH], dtype=tl.float32)
+    squares = tl.zeros([BLOCK_M, WIDTH], dtype=tl.float32)
+    for i in tl.static_range((K + WIDTH - 1) // WIDTH):
+        k = (i * WIDTH + column)[None, :]
+        value = _load(x_row[:, None] + k, k, K, WIDTH).to(tl.float32)
+        delta = tl.where(k < K, value - means, 0.0)
+        means += delta * (1.0 / (i + 1))
+        squares += delta * (value - means)
+    count = ((K - column + WIDTH - 1) // WIDTH).to(tl.float32)[None, :]
+    mean = tl.sum(means * count, axis=1) / K
+    apart = means - mean[:, None]
+    variance = tl.sum(squares + count * apart * apart, axis=1) / K
+    return mean, tl.rsqrt(variance + eps)
+
+
+@triton.jit
+def _prefetch(weight, n, N: tl.constexpr, K: tl.constexpr):
+    """Ask for rows n of the weight in the L2 cache, one request per line of 128 bytes."""
+    LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.next_power_of_2((K + LINE - 1) // LINE)
+    column = tl.minimum(tl.arange(0, LINES) * LINE, K - 1)
+    pointers = weight + tl.minimum(n, N - 1)[:, None] * K + column[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

@@ -1,10 +1,10 @@
 """The decoder's last layer norm, the logits, and what greedy choice needs to know of them.
 
-One pass over the embedding's rows, which is all that it costs: [V, D], 106 MB for D 1024 in half
-precision. Logits are not stored (unless asked for): each block of the vocabulary leaves, per slot,
-the best text token, the best timestamp, and the two sums of exponentials; `pick` puts the blocks
-together. Two variants: "gemv" for one or two slots, without tensor cores, the weights in flight
-before the input is known; "dot" for more.
+One pass over the embedding [V, D] (106 MB at D 1024 in half precision) takes all the time. Logits
+are stored only on request: each block of the vocabulary leaves, per slot, the best text token, the
+best timestamp and the two sums of exponentials, which `greedy_sample` merges. Two variants: "gemv"
+for one or two slots, without tensor cores, whose weights are loaded before the input is known;
+"dot" for more.
 
 Tokens are forbidden by data, so that a captured CUDA graph serves any rules:
 
@@ -25,7 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import KernelShapeError
+from whisper_flash_attention.kernels._checks import check_logits
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 SETTINGS = tl.constexpr(8)
@@ -94,8 +95,8 @@ class Partials:
         """Buffers for so many slots and an embedding [V, D], on its device."""
         vocabulary, width = embedding.shape
         config = config or choose(slots, width, embedding.dtype)
-        if config.variant == "dot" and width % config.block_k:
-            raise OptionError(f"block_k {config.block_k} does not divide the width {width}")
+        if not (config.variant == "gemv" or width % config.block_k == 0):
+            raise KernelShapeError(f"block_k {config.block_k} does not divide the width {width}")
         shape = (slots, triton.cdiv(vocabulary, config.block_n))
         return cls(
             torch.empty((4, *shape), dtype=torch.float32, device=embedding.device),
@@ -128,18 +129,13 @@ def logits(
         raw: [B, V] of any floating dtype; the logits before any rule are stored there.
 
     Raises:
-        OptionError: shapes do not go together.
+        KernelShapeError: shapes do not go together.
     """
     slots, blocks = partials.values.shape[1:]
     vocabulary, width = embedding.shape
     config = partials.config
-    if (norm_weight is None) and norm_bias is not None:
-        raise OptionError("norm_bias was given without norm_weight")
-    if blocks != triton.cdiv(vocabulary, config.block_n) or x.shape[0] != slots * tokens_per_slot:
-        raise OptionError(
-            f"partials of {slots} slots and {blocks} blocks do not fit x {tuple(x.shape)}, "
-            f"embedding {tuple(embedding.shape)} and {tokens_per_slot} tokens per slot"
-        )
+    needed = triton.cdiv(vocabulary, config.block_n)
+    check_logits(x, norm_weight, norm_bias, embedding, slots, (blocks, needed), tokens_per_slot)
     tensors = (x, norm_weight, norm_bias, embedding, flags, limits, settings)
     outputs = (partials.values, partials.ids, raw)
     strides = (x.stride(0), embedding.stride(0), 0 if raw is None else raw.stride(0))

@@ -19,18 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels._checks import check_matmul
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 MOST_PARTS = 3
 _FEW_TILES = 100
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,9 @@ def matmul(
         config: how to cut the work; `choose` decides if None.
 
     Raises:
-        OptionError: shapes, dtypes, devices or strides do not fit together.
+        KernelShapeError: shapes, dtypes, devices or strides do not fit together.
     """
-    _check(x, weights, biases, out, residual)
+    check_matmul(x, weights, biases, out, residual, MOST_PARTS)
     clips, rows, k = x.shape
     n, parts = weights[0].shape[0], len(weights)
     config = config or choose(clips * rows, n, parts=parts, gelu=gelu)
@@ -141,47 +139,6 @@ def _box(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     if shape[0] == 1:
         strides[0] = shape[1] * strides[1]
     return TensorDescriptor(tensor, shape, strides, [1, rows, columns])
-
-
-def _check(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    out: Tensor,
-    residual: Tensor | None,
-) -> None:
-    parts = len(weights)
-    if not 1 <= parts <= MOST_PARTS or len(biases) != parts:
-        raise OptionError(f"{parts} weights and {len(biases)} biases: give one to three of both")
-    clips, rows, k = x.shape
-    n = weights[0].shape[0]
-    result = (clips, rows, n * parts)
-    wanted: list[tuple[str, Tensor, tuple[int, ...]]] = [
-        ("x", x, (clips, rows, k)),
-        ("out", out, result),
-    ]
-    wanted += [("a weight", weight, (n, k)) for weight in weights]
-    wanted += [("a bias", bias, (n,)) for bias in biases if bias is not None]
-    if residual is not None:
-        wanted.append(("residual", residual, result))
-    for name, tensor, shape in wanted:
-        if tensor.shape != shape or tensor.stride(-1) != 1:
-            raise OptionError(
-                f"{name} must be {list(shape)} with a dense last axis, but is "
-                f"{list(tensor.shape)} with strides {list(tensor.stride())}"
-            )
-        if tensor.dtype not in _DTYPES or (tensor.dtype, tensor.device) != (x.dtype, x.device):
-            raise OptionError(
-                f"{name} must be float16, bfloat16 or float32 like x ({x.dtype} on {x.device}), "
-                f"but is {tensor.dtype} on {tensor.device}"
-            )
-    for name, tensor in [("x", x), *(("a weight", weight) for weight in weights)]:
-        steps = [tensor.storage_offset(), *tensor.stride()[:-1]]
-        if any(step * tensor.element_size() % 16 for step in steps):
-            raise OptionError(
-                f"{name} must start, and step from row to row, by multiples of 16 bytes, but has "
-                f"strides {list(tensor.stride())} of {tensor.element_size()} bytes"
-            )
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])

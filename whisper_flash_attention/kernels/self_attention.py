@@ -20,10 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.errors import UnsupportedAttention
+from whisper_flash_attention.kernels._checks import check_cache_attention, check_slots
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
-
-HEAD_DIM = 64
 
 # Scores are kept in units of log 2, for the hardware's exponential is 2 to the x.
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -67,7 +65,7 @@ def load_tile(rows, offsets, valid, CACHE: tl.constexpr = tl.constexpr("")):
 
 
 @triton.jit
-def all_on_their_way():
+def keep_loads_above():
     """Keep loads above from being moved below, behind a wait for those that are used first."""
     tl.debug_barrier()
 
@@ -155,7 +153,7 @@ def _self_attention(
         v_at += owner.to(tl.int64) * value_slot
     k = load_tile(keys, k_at, wanted)
     v = load_tile(values, v_at, wanted)
-    all_on_their_way()
+    keep_loads_above()
     if EAGER:  # what no one has written yet may be NaN, and 0 * NaN is NaN
         v = tl.where(valid[:, None], v, 0.0)
     top = tl.full([BLOCK], LOWEST, tl.float32)
@@ -207,11 +205,11 @@ def self_attention(
     them. ancestors: [B, T] int32; position t of slot b is read from slot ancestors[b, t] (beam
     search). Sums are in float32; only the result is rounded to the dtype of `out`.
 
-    Raises UnsupportedAttention if shapes or strides do not fit each other.
+    Raises KernelShapeError if shapes or strides do not fit each other.
     """
-    check_shapes(q, keys, values, out)
+    check_cache_attention(q, keys, values, out)
     slots, heads, capacity, _ = keys.shape
-    _check_slots(q, slots, capacity, positions, tokens_per_slot, finished, ancestors)
+    check_slots(q, slots, capacity, positions, tokens_per_slot, finished, ancestors)
     rows = q.shape[0]
     config = config or choose(rows, heads, capacity)
     launch(_self_attention, (rows, heads))(
@@ -237,51 +235,3 @@ def self_attention(
         num_warps=config.warps,
         **pdl(q.device),
     )
-
-
-def check_shapes(q: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
-    """Raise UnsupportedAttention unless heads, dtypes and last dimensions agree.
-
-    q, out: [R, H * 64]; keys, values: [B, H, T, 64]; one dtype; last dimensions contiguous.
-    """
-    heads = keys.shape[1] if keys.ndim == 4 else 0
-    if keys.shape != values.shape or keys.ndim != 4 or keys.shape[3] != HEAD_DIM:
-        problem = f"keys and values must both be [B, H, T, {HEAD_DIM}]"
-    elif q.shape != out.shape or q.ndim != 2 or q.shape[1] != heads * HEAD_DIM:
-        problem = f"q and out must both be [R, {heads * HEAD_DIM}]"
-    elif len({tensor.dtype for tensor in (q, keys, values, out)}) > 1:
-        problem = "q, keys, values and out must have one dtype"
-    elif any(tensor.stride(-1) != 1 for tensor in (q, keys, values, out)):
-        problem = "the last dimension of q, keys, values and out must be contiguous"
-    else:
-        return
-    found = ", ".join(
-        f"{name} {list(tensor.shape)} {tensor.dtype} with strides {list(tensor.stride())}"
-        for name, tensor in (("q", q), ("keys", keys), ("values", values), ("out", out))
-    )
-    raise UnsupportedAttention(f"{problem}; found {found}")
-
-
-def _check_slots(
-    q: Tensor,
-    slots: int,
-    capacity: int,
-    positions: Tensor,
-    tokens_per_slot: int,
-    finished: Tensor | None,
-    ancestors: Tensor | None,
-) -> None:
-    expected = {
-        "q": q.shape[0] == slots * tokens_per_slot,
-        "positions": positions.shape == (slots,),
-    }
-    if finished is not None:
-        expected["finished"] = finished.shape == (slots,)
-    if ancestors is not None:
-        expected["ancestors"] = ancestors.shape == (slots, capacity) and ancestors.stride(1) == 1
-    wrong = [name for name, fits in expected.items() if not fits]
-    if wrong:
-        raise UnsupportedAttention(
-            f"{', '.join(wrong)} must fit {slots} slots of {tokens_per_slot} tokens each "
-            f"and a cache of {capacity} positions; q has {q.shape[0]} rows"
-        )

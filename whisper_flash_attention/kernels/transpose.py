@@ -1,4 +1,4 @@
-"""Turn features over, from channels first to time first, with silence around them."""
+"""Transpose features from channels first to time first, with zero padding around them."""
 
 # Triton's decorators and kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.kernels._checks import check_transpose
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
 _TIMES = 64
 
 
-def time_first(features: Tensor, out: Tensor) -> None:
+def transpose(features: Tensor, out: Tensor) -> None:
     """out[:, 1 : 1 + T] = features transposed; out's other rows become zeros.
 
     Args:
@@ -23,19 +23,12 @@ def time_first(features: Tensor, out: Tensor) -> None:
         out: [B, N, C] with N > T, contiguous, written; of the dtype of `features`.
 
     Raises:
-        OptionError: shapes, dtypes or strides do not fit together.
+        KernelShapeError: shapes, dtypes or strides do not fit together.
     """
     clips, channels, times = features.shape
     length = out.shape[1]
-    if out.shape != (clips, length, channels) or length <= times:
-        raise OptionError(
-            f"out must be [{clips}, more than {times}, {channels}], but is {list(out.shape)}"
-        )
-    if features.stride(2) != 1 or not out.is_contiguous():
-        raise OptionError("features must be dense over time, and out contiguous")
-    if (features.dtype, features.device) != (out.dtype, out.device):
-        raise OptionError(f"features are {features.dtype}, out is {out.dtype}")
-    launch(time_first_kernel, (triton.cdiv(length, _TIMES), clips))(
+    check_transpose(features, out)
+    launch(transpose_kernel, (triton.cdiv(length, _TIMES), clips))(
         features,
         out,
         times,
@@ -50,7 +43,7 @@ def time_first(features: Tensor, out: Tensor) -> None:
 
 
 @triton.jit
-def time_first_kernel(
+def transpose_kernel(
     features,
     out,
     times,

@@ -28,7 +28,7 @@ from torch import Tensor
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
-from whisper_flash_attention.engine.cuda_graphs import copying_stream
+from whisper_flash_attention.engine.cuda_graphs import copy_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.recording import Recording
@@ -75,7 +75,7 @@ def prefetch(
         return
 
     # Made here: a new thread has no CUDA context to make it in.
-    stream = copying_stream(device)
+    stream = copy_stream(device)
 
     def make() -> tuple[Batch, _Copies] | None:
         batch = next(batches, None)

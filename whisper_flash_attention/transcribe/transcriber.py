@@ -108,11 +108,11 @@ class Transcriber:
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
-        from whisper_flash_attention.engine.layout import runs_on
+        from whisper_flash_attention.engine.layout import backend_name
 
         if not self.runs_on_engine:
             return "Transformers generate"
-        return f"decode engine ({runs_on(self.model.device)})"
+        return f"decode engine ({backend_name(self.model.device)})"
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -29,18 +29,18 @@ from torch import Tensor
 from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import (
+    LogitsProcessor,
+    LogitsProcessors,
     MinLength,
     NoRepeatNgram,
     Normalise,
     RepetitionPenalty,
-    Rule,
-    Rules,
     Suppress,
     SuppressAtBegin,
     Timestamps,
 )
-from whisper_flash_attention.engine.request import Beams, Decoded, Request, stays_on_device
-from whisper_flash_attention.engine.scheduler import Finished, Job
+from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request, stays_on_device
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.recording import Recording
@@ -81,7 +81,7 @@ class RequestBuilder:
         rules = self._rules(begin, length)
         return Request(
             # Beams add up log-probabilities, which must be those of what the rules left.
-            rules=Rules((*rules, Normalise()) if beams else rules),
+            processors=LogitsProcessors((*rules, Normalise()) if beams else rules),
             max_length=most,
             eos=(words.end,),
             pad=words.end,
@@ -89,10 +89,12 @@ class RequestBuilder:
             temperature=temperature or 1.0,
             beams=beams,
             want_logprobs=beams is None,
-            watch=probe,
+            probe=probe,
         )
 
-    def best(self, decoded: Decoded, windows: int, length: int) -> list[tuple[list[int], float]]:
+    def best(
+        self, decoded: DecodeOutput, windows: int, length: int
+    ) -> list[tuple[list[int], float]]:
         """The best result of every window: its tokens up to the end, and the sum of the
         log-probabilities of them and of the end.
 
@@ -128,9 +130,9 @@ class RequestBuilder:
             candidates=2 * size,
         )
 
-    def _rules(self, begin: int, length: int) -> tuple[Rule, ...]:
+    def _rules(self, begin: int, length: int) -> tuple[LogitsProcessor, ...]:
         options = self._options
-        rules: list[Rule] = []
+        rules: list[LogitsProcessor] = []
         if options.repetition_penalty != 1:
             rules.append(RepetitionPenalty(options.repetition_penalty, begin))
         if options.no_repeat_ngram_size:
@@ -143,7 +145,7 @@ class RequestBuilder:
         rules.append(self._timestamps(begin))
         return tuple(rules)
 
-    def _timestamps(self, begin: int) -> Rule:
+    def _timestamps(self, begin: int) -> LogitsProcessor:
         """The grammar of timestamps, or none of them."""
         words, latest = self._vocabulary, self._options.max_initial_timestamp
         if self._options.without_timestamps:
@@ -314,19 +316,19 @@ class WindowDecoder:
         """Tokens of a window at most, the prompt included."""
         return self._vocabulary.positions
 
-    def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> Job:
+    def job(self, states: Tensor, prompt: Sequence[int], tag: object) -> DecodeJob:
         """The job that decodes a window, of states `[S, D]`, in a slot to its first result."""
         begin, first = self._vocabulary.sample_begin(prompt), self._options.temperatures[0]
         request = self._requests.request(begin, len(prompt), first, self._probe(prompt))
-        return Job(states, prompt, request, tag)
+        return DecodeJob(states, prompt, request, tag)
 
-    def result(self, finished: Finished) -> DecodingResult:
+    def result(self, finished: FinishedJob) -> DecodingResult:
         """The first result of a window that was decoded in a slot."""
         prompt, tokens = finished.job.prompt, list(finished.tokens)
         if tokens and tokens[-1] == self._vocabulary.end:
             tokens.pop()
         prefix = prompt[self._vocabulary.sample_begin(prompt) :]
-        row = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.watched)
+        row = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.probe_probability)
         return self._result(row, self._options.temperatures[0])
 
     def is_last(self, first: DecodingResult) -> bool:
@@ -351,7 +353,7 @@ class WindowDecoder:
         pending: list[tuple[Window, DecodingResult]] = []
         most, since = max(1, slots // SLOTS_PER_FALLBACK), 0
 
-        def jobs(count: int) -> list[Job]:
+        def jobs(count: int) -> list[DecodeJob]:
             return [self.job(each.states, each.prompt, each) for each in more(count)]
 
         while True:
@@ -467,8 +469,8 @@ class WindowDecoder:
             decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
-            if decoded.watched is not None:
-                silent = decoded.watched[::width].tolist()
+            if decoded.probe_probability is not None:
+                silent = decoded.probe_probability[::width].tolist()
             best = self._requests.best(decoded, len(group), length)
             for index, (tokens, total), probability in zip(group, best, silent, strict=True):
                 found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)

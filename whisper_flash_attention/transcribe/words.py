@@ -17,7 +17,12 @@ from statistics import median
 
 from torch import Tensor
 
-from whisper_flash_attention.engine.alignment import Said, TokenTimes, check_heads, token_times
+from whisper_flash_attention.engine.alignment import (
+    AlignmentInput,
+    TokenTimestamps,
+    check_heads,
+    token_timestamps,
+)
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.results import Segment, Word
@@ -267,7 +272,7 @@ class WordAligner:
         ]
         # All prompts are of one length.
         first = len(self._prompt(windows[0])) if windows else 0
-        times = token_times(
+        times = token_timestamps(
             self._weights, rows, self._heads, first=first, text_tokens=self._vocabulary.end
         )
 
@@ -279,11 +284,13 @@ class WordAligner:
 
         return finish
 
-    def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> Said:
+    def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> AlignmentInput:
         """The text between a prompt without timestamps and the end, as far as there is room."""
         prompt = self._prompt(window)
         room = len(self._weights.positions) - len(prompt) - 1
-        return Said(window.states, (*prompt, *text[:room], self._vocabulary.end), window.frames)
+        return AlignmentInput(
+            window.states, (*prompt, *text[:room], self._vocabulary.end), window.frames
+        )
 
     def _prompt(self, window: SpokenWindow) -> tuple[int, ...]:
         vocabulary, language, task = self._vocabulary, window.language, window.task
@@ -296,7 +303,9 @@ class WordAligner:
             )
         return tuple(vocabulary.prompt(language, task, without_timestamps=True))
 
-    def _words(self, window: SpokenWindow, text: Sequence[int], times: TokenTimes) -> list[Timing]:
+    def _words(
+        self, window: SpokenWindow, text: Sequence[int], times: TokenTimestamps
+    ) -> list[Timing]:
         """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
         starts = (times.starts / POSITIONS_PER_SECOND).tolist()
         likely = times.probabilities.tolist()
