@@ -60,10 +60,12 @@ matrix-without-pytorch: $(VENV)/.dev
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
-# Transformers' own tests of Whisper with our class; docs/hf-suite.md says which, and what HF_TESTS adds.
+# Transformers' own tests of Whisper with our class; HF_TESTS is the tests folder of a checkout of
+# Transformers (docs/hf-suite.md).
 hf-suite: $(VENV)/.dev
-	$(PIP) parameterized
-	$(BIN)/python tools/hf_suite.py --work build/hf-suite $(if $(HF_TESTS),--tests $(HF_TESTS))
+	$(PIP) parameterized httpx pytest-timeout
+	$(BIN)/python tools/hf_suite.py --work build/hf-suite --tests $(or $(HF_TESTS),build/transformers/tests) \
+	  --output benchmarks/results/hf-suite.json
 
 clean:
 	rm -rf $(VENV) $(DEMO_RESULTS) build dist .pytest_cache .mypy_cache .ruff_cache
