@@ -123,7 +123,7 @@ def _transformers_promises() -> Finding:
     try:
         import_module("whisper_flash_attention.hf.compat").check()
     except ImportError as error:
-        advice = "pip install 'transformers>=5.17,<5.24'"
+        advice = "pip install 'transformers>=5.17,<5.25'"
         return Finding("packages", name, str(error), advice, broken=True)
     return Finding("packages", name, "as expected")
 

@@ -55,7 +55,7 @@ def test_a_decode_loop_of_another_name(
 
 
 def test_a_cache_of_another_kind(twins: Twins, features, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What 5.24 did: our cache was passed under another name than the one that is looked at."""
+    """The effect of 5.24: our cache is passed under another name than the one that is checked."""
     monkeypatch.setattr("whisper_flash_attention.hf.eligibility.CACHE", "of_another_name")
     assert_warned(twins, features, FallbackReason.CACHE.value)
 

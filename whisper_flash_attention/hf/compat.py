@@ -89,7 +89,7 @@ __all__ = [
 ]
 
 # The releases that the contract tests pass with; pyproject.toml states the same range.
-SUPPORTED = ">=5.17,<5.24"
+SUPPORTED = ">=5.17,<5.25"
 INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
 
 # The key/value cache, as an argument of forward methods and `generate` and as a field of their
