@@ -16,7 +16,7 @@ QUICK := $(addprefix tests/,flash_attention \
   $(addprefix kernels/test_,launch.py layer_norm.py logits.py transpose.py) \
   $(addprefix transcribe/test_,cues.py hallucination.py output.py prompts.py \
     results.py segmentation.py segmentation_clips.py segmentation_leftovers.py writers.py) \
-  $(addprefix weights/test_,sources.py tokens.py variables.py) \
+  $(addprefix weights/test_,ctranslate2_variables.py sources.py tokens.py) \
   $(addprefix test_,cache.py options.py public_names.py validation.py))
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 

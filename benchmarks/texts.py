@@ -57,7 +57,7 @@ from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.words import alignment_heads
-from whisper_flash_attention.weights.openai import DIMENSIONS, openai_name
+from whisper_flash_attention.weights.openai_reader import DIMENSIONS, openai_name
 
 Samples = npt.NDArray[np.float32]
 Segments = list[tuple[float, float, str]]

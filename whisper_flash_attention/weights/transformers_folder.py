@@ -30,8 +30,7 @@ from whisper_flash_attention.weights.files import (
     decode_json,
     read_json,
 )
-from whisper_flash_attention.weights.torch_archive import TorchArchive
-from whisper_flash_attention.weights.torch_pickle import StoredTensor
+from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 # Weight files in the order in which Transformers looks for them, without and with safetensors.
