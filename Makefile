@@ -16,7 +16,7 @@ QUICK := $(addprefix tests/,flash_attention \
   $(addprefix kernels/test_,launch.py layer_norm.py logits.py transpose.py) \
   $(addprefix transcribe/test_,cues.py hallucination.py output.py prompts.py \
     results.py segmentation.py segmentation_clips.py segmentation_leftovers.py writers.py) \
-  $(addprefix weights/test_,sources.py tokens.py variables.py) \
+  $(addprefix weights/test_,ctranslate2_variables.py sources.py tokens.py) \
   $(addprefix test_,cache.py options.py public_names.py validation.py))
 RECORDING := whisper_flash_attention/data/recordings/austen_0870.wav
 
@@ -60,10 +60,12 @@ matrix-without-pytorch: $(VENV)/.dev
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
-# Transformers' own tests of Whisper with our class; docs/hf-suite.md says which, and what HF_TESTS adds.
+# Transformers' own tests of Whisper with our class; HF_TESTS is the tests folder of a checkout of
+# Transformers (docs/hf-suite.md).
 hf-suite: $(VENV)/.dev
-	$(PIP) parameterized
-	$(BIN)/python tools/hf_suite.py --work build/hf-suite $(if $(HF_TESTS),--tests $(HF_TESTS))
+	$(PIP) parameterized httpx pytest-timeout
+	$(BIN)/python tools/hf_suite.py --work build/hf-suite --tests $(or $(HF_TESTS),build/transformers/tests) \
+	  --output benchmarks/results/hf-suite.json
 
 clean:
 	rm -rf $(VENV) $(DEMO_RESULTS) build dist .pytest_cache .mypy_cache .ruff_cache

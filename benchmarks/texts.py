@@ -57,7 +57,7 @@ from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.words import alignment_heads
-from whisper_flash_attention.weights.openai import DIMENSIONS, openai_name
+from whisper_flash_attention.weights.openai_reader import DIMENSIONS, openai_name
 
 Samples = npt.NDArray[np.float32]
 Segments = list[tuple[float, float, str]]
@@ -89,6 +89,7 @@ Model = Annotated[str, typer.Option(help="As `whisper-flash transcribe --model`.
 Language = Annotated[str, typer.Option(help="Code, for recordings without one in an index.json.")]
 Attention = Annotated[str, typer.Option(help="Of stock: eager or sdpa.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda ...")]
+DType = Annotated[str, typer.Option("--dtype", help="float32, float16 ...; auto as transcribe.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Chunks at a time.")]
 
 
@@ -459,6 +460,7 @@ def compare(
     language: Language = "en",
     attention: Attention = "sdpa",
     device: Device = "auto",
+    dtype: DType = "auto",
     batch_size: BatchSize = 8,
     openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
     system: Annotated[
@@ -470,7 +472,7 @@ def compare(
     commit: Commit = None,
 ) -> None:
     """Compare texts with stock's and openai-whisper's, and word error rates."""
-    transcriber = Transcriber.from_pretrained(model, device=device)
+    transcriber = Transcriber.from_pretrained(model, device=device, dtype=dtype)
     other = openai_model(transcriber) if openai else None
     recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
     if joined:
@@ -492,6 +494,7 @@ def compare(
         console.print(f"{spoken.path.name}: done")
     show_texts(rows)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
+    document |= {"dtype": str(transcriber.model.dtype).removeprefix("torch.")}
     document |= {"threads": torch.get_num_threads(), "word_error_rates": rates(rows)}
     document |= {"differing": differing(rows), "lost_words": lost_words(rows)}
     document |= {"rows": rows}

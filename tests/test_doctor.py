@@ -14,7 +14,8 @@ from whisper_flash_attention.cli import app
 from whisper_flash_attention.doctor import OPTIONAL, Report, examine, print_report
 from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.flash_attention import backend_names
-from whisper_flash_attention.hf import HANDOVERS, compat
+from whisper_flash_attention.hf import compat
+from whisper_flash_attention.hf.fallback import FALLBACK_REASONS
 
 runner = CliRunner()
 
@@ -102,8 +103,8 @@ def test_triton_is_named_with_its_version(report: Report, monkeypatch: pytest.Mo
     assert value(examine(), "triton").startswith("not installed (kernels")
 
 
-def test_every_reason_to_hand_over_is_listed(report: Report) -> None:
-    assert report.handovers == HANDOVERS
+def test_every_fallback_reason_is_listed(report: Report) -> None:
+    assert report.fallback_reasons == FALLBACK_REASONS
 
 
 def test_a_package_that_is_missing_comes_with_the_command_that_installs_it(
@@ -134,7 +135,7 @@ def test_the_tables_show_findings_reasons_and_the_verdict(
         "xformers",
         "decode on cpu",
         "own decode loop where",
-        *HANDOVERS,
+        *FALLBACK_REASONS,
         "Ready to use.",
     ):
         assert expected in shown
@@ -147,7 +148,9 @@ def test_what_is_broken_gives_exit_code_1_and_says_what_to_do(
     if broken == "package":
         monkeypatch.setattr(doctor, "REQUIRED", ("torch", "no_such_package"))
     else:
-        monkeypatch.setitem(compat.PROMISES, "some.function", (examine, ("a_parameter",)))
+        monkeypatch.setitem(
+            compat.REQUIRED_PARAMETERS, "some.function", (examine, ("a_parameter",))
+        )
     result = runner.invoke(app, ["doctor"])
     assert result.exit_code == 1
     assert "pip install" in result.stdout

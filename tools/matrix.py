@@ -43,9 +43,9 @@ SMALL = (
     "pytest",
     "rich",
     "safetensors",
+    "transformers>=5.17,<5.25",
     "typer",
 )
-SMALL += ("transformers>=5.17,<5.24",)
 SMALL_TESTS = (
     "tests/audio/test_audio_source_load.py",
     "tests/audio/test_bundled_clips.py",

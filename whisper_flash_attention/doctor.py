@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.errors import MissingPackage, WeightsError
-from whisper_flash_attention.hf import HANDOVERS
+from whisper_flash_attention.hf.fallback import FALLBACK_REASONS
 from whisper_flash_attention.terminal import printable
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ class AttentionFinding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that `examine` found. `handovers`: which calls run in Transformers' own decode loop."""
+    """All that `examine` found. `fallback_reasons`: for which calls Transformers' own loop runs."""
 
     findings: tuple[Finding, ...]
     attention: tuple[AttentionFinding, ...]
-    handovers: tuple[str, ...]
+    fallback_reasons: tuple[str, ...]
 
     @property
     def usable(self) -> bool:
@@ -80,7 +80,7 @@ def examine() -> Report:
     """Look at this machine: nothing is changed, downloaded or run on a GPU."""
     required = tuple(_required())
     if any(finding.broken for finding in required):  # the rest needs these
-        return Report((*_system(), *required), (), HANDOVERS)
+        return Report((*_system(), *required), (), FALLBACK_REASONS)
     findings = (
         *_system(),
         *required,
@@ -89,7 +89,7 @@ def examine() -> Report:
         *_optional(),
         *_weights(),
     )
-    return Report(findings, tuple(_attention()), HANDOVERS)
+    return Report(findings, tuple(_attention()), FALLBACK_REASONS)
 
 
 def _system() -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def _transformers_promises() -> Finding:
     try:
         import_module("whisper_flash_attention.hf.compat").check()
     except ImportError as error:
-        advice = "pip install 'transformers>=5.17,<5.24'"
+        advice = "pip install 'transformers>=5.17,<5.25'"
         return Finding("packages", name, str(error), advice, broken=True)
     return Finding("packages", name, "as expected")
 
@@ -222,9 +222,9 @@ def print_report(report: Report, *, as_json: bool = False) -> None:
         rows = [row for row in report.attention if row.device == device]
         _print_picks(device, rows, console)
         _print_reasons(device, rows, console)
-    console.print("\ngenerate is handed over to Transformers' own decode loop where", style="bold")
-    for handover in report.handovers:
-        console.print(f"  {handover}", soft_wrap=True)
+    console.print("\ngenerate runs on Transformers' own decode loop where", style="bold")
+    for reason in report.fallback_reasons:
+        console.print(f"  {reason}", soft_wrap=True)
     verdict = "Ready to use." if report.usable else "Something that is needed is broken, see above."
     console.print(f"\n{verdict}", style="bold")
 

@@ -22,20 +22,14 @@ from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.flash_attention import backend_names
-from whisper_flash_attention.hf import (
-    Handover,
-    compat,
-    decode_hooks,
-    eligibility,
-    fast_path,
-    stock_modules,
-)
+from whisper_flash_attention.hf import compat, decode_hooks, eligibility, fast_path, stock_modules
 from whisper_flash_attention.hf.attention_registry import (
     from_transformers_name,
     register_backends,
     to_transformers_name,
 )
 from whisper_flash_attention.hf.compat import GenerationMode, StockWhisper
+from whisper_flash_attention.hf.fallback import Fallback
 from whisper_flash_attention.hf.kv_cache import new_cache
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.checkpoint import check_limits
@@ -200,7 +194,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             OptionError: not exactly one of `batch_size` and `memory_gb`, a number that makes no
                 sense, a budget too small for one clip, or a model that the engine cannot run.
         """
-        reason = stock_modules.why_not(self, without_data=True)
+        reason = stock_modules.mismatch(self, without_data=True)
         if reason is not None:
             raise OptionError(f"the engine cannot run this model: {reason}")
         wanted = PlanRequest(
@@ -251,7 +245,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             generation_config=generation_config,
             num_segment_frames=num_segment_frames,
         )
-        decode_hooks.note_languages(detected)
+        decode_hooks.record_languages(detected)
         return detected
 
     def _sample(
@@ -266,9 +260,9 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of greedy decoding and sampling: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = eligibility.Call(*arguments, synced_gpus, streamer, model_kwargs)
+        call = eligibility.DecodeCall(*arguments, synced_gpus, streamer, model_kwargs)
         result = decode_hooks.decode(self, call)
-        if not isinstance(result, Handover):
+        if not isinstance(result, Fallback):
             return result
         parent: Any = super()
         return parent._sample(
@@ -286,9 +280,9 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     ) -> Any:
         """The decode loop of beam search: the engine's where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        call = eligibility.Call(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
+        call = eligibility.DecodeCall(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
         result = decode_hooks.decode(self, call)
-        if not isinstance(result, Handover):
+        if not isinstance(result, Fallback):
             return result
         parent: Any = super()
         return parent._beam_search(*arguments, synced_gpus=synced_gpus, **model_kwargs)
@@ -319,7 +313,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     )
 
     def _postprocess_outputs(self, *args: Any, **kwargs: Any) -> Any:
-        return decode_hooks.split_outputs(super()._postprocess_outputs, *args, **kwargs)
+        return decode_hooks.postprocess_outputs(super()._postprocess_outputs, *args, **kwargs)
 
     @contextmanager
     def _attention_kept(self) -> Iterator[None]:

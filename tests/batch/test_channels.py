@@ -23,7 +23,7 @@ from whisper_flash_attention.batch.run import _settings, run_batch
 from whisper_flash_attention.batch.shards import read_shard, write_shard
 from whisper_flash_attention.batch.stages import TranscribeStage, decode
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.options import TranscribeOptions
+from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 
@@ -117,10 +117,10 @@ def test_a_manifest_has_columns_for_them(tmp_path: Path, suffix: str) -> None:
 
 
 def test_settings_of_folders_without_channels_are_as_before() -> None:
-    usual = _settings(FakeModel(), Asked(), ())
+    usual = _settings(FakeModel(), Asked(), (), SubtitleOptions())
     assert "channel" not in usual and "audio_track" not in usual and usual["task"] == "transcribe"
     asked = Asked(TranscribeOptions(channel="each"))
-    assert _settings(FakeModel(), asked, ()) == {**usual, "channel": "each"}
+    assert _settings(FakeModel(), asked, (), SubtitleOptions()) == {**usual, "channel": "each"}
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])

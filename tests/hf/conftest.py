@@ -15,9 +15,8 @@ from transformers import WhisperForConditionalGeneration as Stock
 
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
-from whisper_flash_attention import hf
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.hf import fast_path
+from whisper_flash_attention.hf import fallback, fast_path
 
 # In the order of the multilingual models: text, end, start, languages, tasks, <|startofprev|>,
 # <|nospeech|>, <|notimestamps|>, timestamps.
@@ -151,8 +150,10 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sentences that this test logs, each once."""
     sentences: list[str] = []
-    monkeypatch.setattr(hf, "_said", set())
-    monkeypatch.setattr(hf.logger, "log", lambda level, text, reason: sentences.append(reason))
+    monkeypatch.setattr(fallback, "_logged", set())
+    monkeypatch.setattr(
+        fallback.logger, "log", lambda level, text, reason: sentences.append(reason)
+    )
     return sentences
 
 

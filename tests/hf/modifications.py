@@ -1,7 +1,7 @@
 """Ways in which people modify a Whisper, each applied to one model in place.
 
 Every function takes a `WhisperForConditionalGeneration` and a `MonkeyPatch`, for what is not the
-model's own (classes, tables of global hooks). `HANDED_OVER` holds those that the engine must not
+model's own (classes, tables of global hooks). `FALLS_BACK` holds those that the engine must not
 run, `RUN` those that change nothing it does not know.
 """
 
@@ -27,12 +27,12 @@ from transformers.models.whisper import modeling_whisper as whisper
 Patch = pytest.MonkeyPatch
 Modification = Callable[[Any, Patch], None]
 
-HANDED_OVER: dict[str, Modification] = {}
+FALLS_BACK: dict[str, Modification] = {}
 RUN: dict[str, Modification] = {}
 
 
-def handed_over(modification: Modification) -> Modification:
-    HANDED_OVER[modification.__name__] = modification
+def falls_back(modification: Modification) -> Modification:
+    FALLS_BACK[modification.__name__] = modification
     return modification
 
 
@@ -84,24 +84,24 @@ def subclass(module: nn.Module) -> None:
 # Containers and replaced modules.
 
 
-@handed_over
+@falls_back
 def linear_in_a_container(model: Any, patch: Patch) -> None:
     decoder_layer(model).fc1 = nn.Sequential(decoder_layer(model).fc1, Roll())
 
 
-@handed_over
+@falls_back
 def norm_in_a_container(model: Any, patch: Patch) -> None:
     layer = decoder_layer(model)
     layer.final_layer_norm = nn.Sequential(layer.final_layer_norm, Roll())
 
 
-@handed_over
+@falls_back
 def projection_in_a_container(model: Any, patch: Patch) -> None:
     attention = encoder_layer(model).self_attn
     attention.v_proj = nn.Sequential(attention.v_proj, Roll())
 
 
-@handed_over
+@falls_back
 def layer_in_a_container(model: Any, patch: Patch) -> None:
     class Passing(nn.Sequential):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,37 +110,37 @@ def layer_in_a_container(model: Any, patch: Patch) -> None:
     model.model.encoder.layers[1] = Passing(model.model.encoder.layers[1])
 
 
-@handed_over
+@falls_back
 def norm_removed(model: Any, patch: Patch) -> None:
     encoder_layer(model).final_layer_norm = nn.Identity()
 
 
-@handed_over
+@falls_back
 def norm_of_another_kind(model: Any, patch: Patch) -> None:
     decoder_layer(model).self_attn_layer_norm = nn.RMSNorm(128)
 
 
-@handed_over
+@falls_back
 def norm_without_bias(model: Any, patch: Patch) -> None:
     model.model.decoder.layer_norm = nn.LayerNorm(128, bias=False)
 
 
-@handed_over
+@falls_back
 def norm_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.decoder.layer_norm)
 
 
-@handed_over
+@falls_back
 def linear_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(encoder_layer(model).fc2)
 
 
-@handed_over
+@falls_back
 def convolution_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.encoder.conv2)
 
 
-@handed_over
+@falls_back
 def layers_in_reverse(model: Any, patch: Patch) -> None:
     class Reversed(nn.ModuleList):
         def __iter__(self) -> Any:
@@ -149,12 +149,12 @@ def layers_in_reverse(model: Any, patch: Patch) -> None:
     model.model.encoder.layers.__class__ = Reversed
 
 
-@handed_over
+@falls_back
 def layers_dropped(model: Any, patch: Patch) -> None:
     model.model.decoder.layers = model.model.decoder.layers[:1]
 
 
-@handed_over
+@falls_back
 def module_added_to_a_layer(model: Any, patch: Patch) -> None:
     encoder_layer(model).adapter = Roll()
     encoder_layer(model).register_forward_hook(lambda module, _, out: module.adapter(out))
@@ -163,57 +163,57 @@ def module_added_to_a_layer(model: Any, patch: Patch) -> None:
 # Subclasses with a `forward` of their own.
 
 
-@handed_over
+@falls_back
 def encoder_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.encoder)
 
 
-@handed_over
+@falls_back
 def decoder_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.decoder)
 
 
-@handed_over
+@falls_back
 def body_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model)
 
 
-@handed_over
+@falls_back
 def model_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model)
 
 
-@handed_over
+@falls_back
 def encoder_layer_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(encoder_layer(model))
 
 
-@handed_over
+@falls_back
 def decoder_layer_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(decoder_layer(model))
 
 
-@handed_over
+@falls_back
 def attention_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(decoder_layer(model).encoder_attn)
 
 
-@handed_over
+@falls_back
 def embedding_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.decoder.embed_tokens)
 
 
-@handed_over
+@falls_back
 def decoder_positions_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.decoder.embed_positions)
 
 
-@handed_over
+@falls_back
 def encoder_positions_of_a_subclass(model: Any, patch: Patch) -> None:
     subclass(model.model.encoder.embed_positions)
 
 
-@handed_over
+@falls_back
 def output_projection_of_a_subclass(model: Any, patch: Patch) -> None:
     class Tilted(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -244,11 +244,11 @@ for _kind in (
     nn.LayerNorm,
     nn.Embedding,
 ):
-    HANDED_OVER[f"class_{_kind.__name__}_patched"] = patch_class(_kind)
-HANDED_OVER["conv_forward_patched"] = patch_class(nn.Conv1d, "_conv_forward")
+    FALLS_BACK[f"class_{_kind.__name__}_patched"] = patch_class(_kind)
+FALLS_BACK["conv_forward_patched"] = patch_class(nn.Conv1d, "_conv_forward")
 
 
-@handed_over
+@falls_back
 def code_of_a_forward_replaced(model: Any, patch: Patch) -> None:
     def forward(self, input):
         return self.__dict__["_parameters"]["weight"][input].roll(1, -1)
@@ -256,12 +256,12 @@ def code_of_a_forward_replaced(model: Any, patch: Patch) -> None:
     patch.setattr(nn.Embedding.forward, "__code__", forward.__code__)
 
 
-@handed_over
+@falls_back
 def functional_patched(model: Any, patch: Patch) -> None:
     patch.setattr(F, "linear", wrap(F.linear))
 
 
-@handed_over
+@falls_back
 def inputs_of_steps_patched_on_the_class(model: Any, patch: Patch) -> None:
     prepare = Stock.prepare_inputs_for_generation
 
@@ -273,7 +273,7 @@ def inputs_of_steps_patched_on_the_class(model: Any, patch: Patch) -> None:
     patch.setattr(Stock, "prepare_inputs_for_generation", odd)
 
 
-@handed_over
+@falls_back
 def inputs_of_steps_patched_on_the_model(model: Any, patch: Patch) -> None:
     prepare = model.prepare_inputs_for_generation
 
@@ -292,21 +292,21 @@ def patch_instance(find: Callable[[Any], nn.Module], name: str = "forward") -> M
     return modification
 
 
-HANDED_OVER["forward_of_the_model_patched"] = patch_instance(lambda model: model)
-HANDED_OVER["forward_of_the_encoder_patched"] = patch_instance(lambda model: model.model.encoder)
-HANDED_OVER["forward_of_a_layer_patched"] = patch_instance(decoder_layer)
-HANDED_OVER["forward_of_attention_patched"] = patch_instance(lambda m: encoder_layer(m).self_attn)
-HANDED_OVER["forward_of_a_norm_patched"] = patch_instance(lambda m: m.model.encoder.layer_norm)
-HANDED_OVER["call_of_a_layer_patched"] = patch_instance(encoder_layer, "_call_impl")
+FALLS_BACK["forward_of_the_model_patched"] = patch_instance(lambda model: model)
+FALLS_BACK["forward_of_the_encoder_patched"] = patch_instance(lambda model: model.model.encoder)
+FALLS_BACK["forward_of_a_layer_patched"] = patch_instance(decoder_layer)
+FALLS_BACK["forward_of_attention_patched"] = patch_instance(lambda m: encoder_layer(m).self_attn)
+FALLS_BACK["forward_of_a_norm_patched"] = patch_instance(lambda m: m.model.encoder.layer_norm)
+FALLS_BACK["call_of_a_layer_patched"] = patch_instance(encoder_layer, "_call_impl")
 
 
-@handed_over
+@falls_back
 def convolution_patched_on_the_instance(model: Any, patch: Patch) -> None:
     conv = model.model.encoder.conv1
     conv._conv_forward = wrap(conv._conv_forward)
 
 
-@handed_over
+@falls_back
 def encoder_getter_patched(model: Any, patch: Patch) -> None:
     encoder = copy.deepcopy(model.model.encoder)
     with torch.no_grad():
@@ -317,13 +317,13 @@ def encoder_getter_patched(model: Any, patch: Patch) -> None:
 # Attributes.
 
 
-@handed_over
+@falls_back
 def activation_replaced(model: Any, patch: Patch) -> None:
     for layer in model.model.decoder.layers:
         layer.activation_fn = nn.ReLU()
 
 
-@handed_over
+@falls_back
 def activation_of_the_same_name(model: Any, patch: Patch) -> None:
     class GELUActivation(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -332,28 +332,28 @@ def activation_of_the_same_name(model: Any, patch: Patch) -> None:
     encoder_layer(model).activation_fn = GELUActivation()
 
 
-@handed_over
+@falls_back
 def activation_function_replaced(model: Any, patch: Patch) -> None:
     encoder_layer(model).activation_fn.act = F.silu
 
 
-@handed_over
+@falls_back
 def output_projection_with_bias(model: Any, patch: Patch) -> None:
     model.proj_out.bias = nn.Parameter(torch.linspace(-9, 9, 510))
 
 
-@handed_over
+@falls_back
 def scaling_changed(model: Any, patch: Patch) -> None:
     decoder_layer(model).encoder_attn.scaling = 0.9
 
 
-@handed_over
+@falls_back
 def heads_of_other_width(model: Any, patch: Patch) -> None:
     for layer in (*model.model.encoder.layers, *model.model.decoder.layers):
         layer.self_attn.num_heads, layer.self_attn.head_dim = 4, 32
 
 
-@handed_over
+@falls_back
 def encoder_made_causal(model: Any, patch: Patch) -> None:
     if type(model) is Stock:
         # Eager attention leaves the mask to the model, which has none here.
@@ -361,39 +361,39 @@ def encoder_made_causal(model: Any, patch: Patch) -> None:
     encoder_layer(model).self_attn.is_causal = True
 
 
-@handed_over
+@falls_back
 def attention_with_a_configuration_of_its_own(model: Any, patch: Patch) -> None:
     attention = decoder_layer(model).self_attn
     attention.config = copy.deepcopy(attention.config)
     attention.config._attn_implementation = "eager"
 
 
-@handed_over
+@falls_back
 def circular_convolution(model: Any, patch: Patch) -> None:
     model.model.encoder.conv1.padding_mode = "circular"
 
 
-@handed_over
+@falls_back
 def embedding_with_a_largest_norm(model: Any, patch: Patch) -> None:
     model.model.decoder.embed_tokens.max_norm = 0.5
 
 
-@handed_over
+@falls_back
 def heads_of_the_configuration_changed(model: Any, patch: Patch) -> None:
     model.config.encoder_attention_heads = 4
 
 
-@handed_over
+@falls_back
 def activation_of_the_configuration_changed(model: Any, patch: Patch) -> None:
     model.config.activation_function = "relu"
 
 
-@handed_over
+@falls_back
 def positions_of_the_configuration_changed(model: Any, patch: Patch) -> None:
     model.config.max_target_positions = 60
 
 
-@handed_over
+@falls_back
 def module_as_dropout(model: Any, patch: Patch) -> None:
     layer = decoder_layer(model)
     del layer.dropout
@@ -434,29 +434,29 @@ def resized_vocabulary(model: Any, patch: Patch) -> None:
 # Hooks.
 
 
-@handed_over
+@falls_back
 def forward_hook(model: Any, patch: Patch) -> None:
     decoder_layer(model).register_forward_hook(lambda *args: altered(args[-1]))
 
 
-@handed_over
+@falls_back
 def hook_that_is_always_called(model: Any, patch: Patch) -> None:
     model.proj_out.register_forward_hook(lambda *args: args[-1].roll(1, -1), always_call=True)
 
 
-@handed_over
+@falls_back
 def forward_pre_hook(model: Any, patch: Patch) -> None:
     encoder_layer(model).fc1.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 1.7,))
 
 
-@handed_over
+@falls_back
 def hook_with_keywords(model: Any, patch: Patch) -> None:
     encoder_layer(model).register_forward_hook(
         lambda _, args, kwargs, out: altered(out), with_kwargs=True
     )
 
 
-@handed_over
+@falls_back
 def global_forward_hook(model: Any, patch: Patch) -> None:
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         return output.roll(1, -1) if isinstance(module, nn.LayerNorm) else None
@@ -464,7 +464,7 @@ def global_forward_hook(model: Any, patch: Patch) -> None:
     patch.setitem(torch_module._global_forward_hooks, -1, hook)
 
 
-@handed_over
+@falls_back
 def global_forward_pre_hook(model: Any, patch: Patch) -> None:
     def hook(module: nn.Module, inputs: Any) -> Any:
         return (inputs[0].roll(1, -1),) if isinstance(module, nn.Linear) else None
@@ -495,7 +495,7 @@ class Dimmed(torch.Tensor):
         return super().__torch_function__(function, kinds, args, kwargs or {})
 
 
-@handed_over
+@falls_back
 def tensor_subclass_as_parameter(model: Any, patch: Patch) -> None:
     weight = decoder_layer(model).fc2.weight.detach()
     decoder_layer(model).fc2.weight = nn.Parameter(weight.as_subclass(Dimmed))
@@ -515,73 +515,73 @@ class Int8Linear(nn.Module):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
-@handed_over
+@falls_back
 def quantised_linear(model: Any, patch: Patch) -> None:
     decoder_layer(model).fc1 = Int8Linear(decoder_layer(model).fc1)
 
 
-@handed_over
+@falls_back
 def quantised_output_projection(model: Any, patch: Patch) -> None:
     model.proj_out = Int8Linear(model.proj_out)
 
 
-@handed_over
+@falls_back
 def weight_norm(model: Any, patch: Patch) -> None:
     parametrizations.weight_norm(decoder_layer(model).fc1)
 
 
-@handed_over
+@falls_back
 def weight_norm_by_a_hook(model: Any, patch: Patch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         nn.utils.weight_norm(encoder_layer(model).fc1)
 
 
-@handed_over
+@falls_back
 def spectral_norm(model: Any, patch: Patch) -> None:
     torch.manual_seed(0)
     parametrizations.spectral_norm(encoder_layer(model).fc2)
 
 
-@handed_over
+@falls_back
 def parametrization(model: Any, patch: Patch) -> None:
     parametrize.register_parametrization(decoder_layer(model).fc2, "weight", Roll())
 
 
-@handed_over
+@falls_back
 def pruning(model: Any, patch: Patch) -> None:
     prune.l1_unstructured(decoder_layer(model).fc2, "weight", amount=0.6)
 
 
-@handed_over
+@falls_back
 def compiled_layer(model: Any, patch: Patch) -> None:
     model.model.encoder.layers[0] = torch.compile(model.model.encoder.layers[0], backend="eager")
 
 
-@handed_over
+@falls_back
 def layer_compiled_in_place(model: Any, patch: Patch) -> None:
     model.model.decoder.layers[0].compile(backend="eager")
 
 
-@handed_over
+@falls_back
 def positions_of_another_dtype(model: Any, patch: Patch) -> None:
     positions = model.model.decoder.embed_positions
     positions.weight = nn.Parameter(positions.weight.detach().bfloat16())
 
 
-@handed_over
+@falls_back
 def expanded_weight(model: Any, patch: Patch) -> None:
     norm = decoder_layer(model).final_layer_norm
     norm.weight = nn.Parameter(norm.weight.detach()[:1].expand(128))
 
 
-@handed_over
+@falls_back
 def strided_weight(model: Any, patch: Patch) -> None:
     weight = encoder_layer(model).fc1.weight
     weight.data = (weight.data * 1.7).t().contiguous().t()
 
 
-@handed_over
+@falls_back
 def weight_transposed_in_place(model: Any, patch: Patch) -> None:
     weight = decoder_layer(model).self_attn.q_proj.weight
     weight.data = weight.data.t()
@@ -592,7 +592,7 @@ def buffer_in_a_layer(model: Any, patch: Patch) -> None:
     encoder_layer(model).register_buffer("mask", torch.ones(1))
 
 
-@handed_over
+@falls_back
 def gathered_parameters(model: Any, patch: Patch) -> None:
     """Parameters are empty, and there only while their module runs, as DeepSpeed does it."""
     linear = decoder_layer(model).fc1

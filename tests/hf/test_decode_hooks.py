@@ -23,8 +23,8 @@ from tests.hf.conftest import (
     make_twins,
 )
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.hf import Reason
 from whisper_flash_attention.hf.compat import CACHE
+from whisper_flash_attention.hf.fallback import FallbackReason
 from whisper_flash_attention.hf.kv_cache import RecomputedCache
 
 STAMPED = {"return_timestamps": True, "suppress_tokens": [*SPECIAL, FIRST_TIMESTAMP]}
@@ -233,18 +233,18 @@ class Never(StoppingCriteria):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"output_attentions": True, "return_dict_in_generate": True}, Reason.INTERNALS),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, Reason.INTERNALS),
-        ({"use_cache": False}, Reason.NO_CACHE),
-        ({"cache_implementation": "static"}, Reason.CACHE),
-        ({"logits_processor": [Nothing()]}, Reason.PROCESSOR),
-        ({"bad_words_ids": [[3, 4]]}, Reason.PROCESSOR),
-        ({"stopping_criteria": [Never()]}, Reason.CRITERION),
-        ({"max_time": 60.0}, Reason.CRITERION),
+        ({"output_attentions": True, "return_dict_in_generate": True}, FallbackReason.INTERNALS),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, FallbackReason.INTERNALS),
+        ({"use_cache": False}, FallbackReason.NO_CACHE),
+        ({"cache_implementation": "static"}, FallbackReason.CACHE),
+        ({"logits_processor": [Nothing()]}, FallbackReason.PROCESSOR),
+        ({"bad_words_ids": [[3, 4]]}, FallbackReason.PROCESSOR),
+        ({"stopping_criteria": [Never()]}, FallbackReason.CRITERION),
+        ({"max_time": 60.0}, FallbackReason.CRITERION),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value.name.lower(),
 )
-def test_what_the_engine_cannot_do_is_handed_over(features, said, counts, options, reason) -> None:
+def test_what_the_engine_cannot_do_falls_back(features, said, counts, options, reason) -> None:
     twins = make_twins()
     found, expected = both(twins, features, max_new_tokens=4, **copy.copy(options))
     ids = [
@@ -268,7 +268,7 @@ def test_attentions_once_do_not_switch_the_engine_off(features, counts) -> None:
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_padded_prompts_are_handed_over(twins: Twins, features, said, counts, padded) -> None:
+def test_padded_prompts_fall_back(twins: Twins, features, said, counts, padded) -> None:
     from transformers import GenerationMixin
 
     mask = torch.ones(3, 5, dtype=torch.int64)
@@ -284,7 +284,7 @@ def test_padded_prompts_are_handed_over(twins: Twins, features, said, counts, pa
         for model in (twins.ours, twins.stock)
     ]
     assert torch.equal(*results)
-    assert said == ([Reason.MASK.value] if padded else [])
+    assert said == ([FallbackReason.MASK.value] if padded else [])
     assert counts.decodes == (0 if padded else 1)
 
 
@@ -300,7 +300,7 @@ def test_conditioning_on_earlier_windows(agree: Agree, long_features) -> None:
     )
 
 
-def test_a_given_cache_is_handed_over(twins: Twins, features, said) -> None:
+def test_a_passed_cache_falls_back(twins: Twins, features, said) -> None:
     from transformers import DynamicCache
 
     found, expected = (
@@ -313,17 +313,17 @@ def test_a_given_cache_is_handed_over(twins: Twins, features, said) -> None:
         for model in (twins.ours, twins.stock)
     )
     assert torch.equal(found, expected)
-    assert said == [Reason.CACHE.value]
+    assert said == [FallbackReason.CACHE.value]
 
 
-def test_output_longer_than_the_positions_is_handed_over(twins: Twins, features, said) -> None:
+def test_output_longer_than_the_positions_falls_back(twins: Twins, features, said) -> None:
     from transformers import GenerationMixin
 
     with pytest.raises(Exception):  # noqa: B017
         GenerationMixin.generate(twins.stock, features, max_new_tokens=100)
     with pytest.raises(Exception):  # noqa: B017
         GenerationMixin.generate(twins.ours, features, max_new_tokens=100)
-    assert said == [Reason.LENGTH.value]
+    assert said == [FallbackReason.LENGTH.value]
 
 
 def test_word_timestamps_are_stock_s(features, said) -> None:
@@ -337,7 +337,7 @@ def test_word_timestamps_are_stock_s(features, said) -> None:
     )
     assert_same(found, expected)
     assert twins.ours.attention_backend == "auto"
-    assert said == [Reason.INTERNALS.value]
+    assert said == [FallbackReason.INTERNALS.value]
 
 
 def test_a_decode_outside_generate_is_stock_s(twins: Twins, features) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.hf.conftest import Twins, make_twins
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.hf import Handover, Reason
 from whisper_flash_attention.hf.eligibility import engine_for
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def twins() -> Twins:
     return make_twins(dropout=0.1)
 
 
-def reason_of(model: Any) -> Reason | None:
+def reason_of(model: Any) -> FallbackReason | None:
     found = engine_for(model)
-    return found.reason if isinstance(found, Handover) else None
+    return found.reason if isinstance(found, Fallback) else None
 
 
 def test_a_plain_model_has_one_engine(twins: Twins) -> None:
@@ -70,8 +70,8 @@ def test_a_changed_model_is_noticed(twins: Twins, change, seen_before: bool) -> 
     if seen_before:
         assert reason_of(twins.ours) is None
     change(twins.ours)
-    assert reason_of(twins.ours) is Reason.MODULES
-    assert reason_of(twins.ours) is Reason.MODULES
+    assert reason_of(twins.ours) is FallbackReason.MODULES
+    assert reason_of(twins.ours) is FallbackReason.MODULES
 
 
 def test_an_adapter_is_not_skipped(twins: Twins) -> None:
@@ -86,18 +86,18 @@ def test_an_adapter_is_not_skipped(twins: Twins) -> None:
 
 def test_a_hook_that_is_gone_lets_the_engine_back(twins: Twins) -> None:
     handle = twins.ours.model.decoder.register_forward_hook(lambda *_: None)
-    assert reason_of(twins.ours) is Reason.MODULES
+    assert reason_of(twins.ours) is FallbackReason.MODULES
     handle.remove()
     assert reason_of(twins.ours) is None
 
 
 def test_dropout_counts_in_training_only(twins: Twins) -> None:
     twins.ours.train()
-    assert reason_of(twins.ours) is Reason.TRAINING
+    assert reason_of(twins.ours) is FallbackReason.TRAINING
     twins.ours.eval()
     assert reason_of(twins.ours) is None
     twins.ours.model.decoder.layers[1].train()
-    assert reason_of(twins.ours) is Reason.TRAINING
+    assert reason_of(twins.ours) is FallbackReason.TRAINING
     for module in twins.ours.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.0
@@ -106,10 +106,10 @@ def test_dropout_counts_in_training_only(twins: Twins) -> None:
 
 def test_autocast_and_named_attention(twins: Twins) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert reason_of(twins.ours) is Reason.AUTOCAST
+        assert reason_of(twins.ours) is FallbackReason.AUTOCAST
     for name in ("eager", "sdpa", "reference"):
         twins.ours.set_attn_implementation(name)
-        assert reason_of(twins.ours) is Reason.ATTENTION
+        assert reason_of(twins.ours) is FallbackReason.ATTENTION
     twins.ours.set_attn_implementation("auto")
     assert reason_of(twins.ours) is None
 
@@ -120,4 +120,4 @@ def test_a_forward_of_a_subclass_is_not_skipped(twins: Twins) -> None:
             return super().forward(*args, **kwargs)
 
     twins.ours.__class__ = Louder
-    assert reason_of(twins.ours) is Reason.MODULES
+    assert reason_of(twins.ours) is FallbackReason.MODULES

@@ -104,7 +104,7 @@ def test_other_audio_of_the_same_kind(twins: Twins, features, counts: Counts) ->
 
 
 def test_a_second_window_is_left_to_stock(twins: Twins, agree: Agree, features, counts) -> None:
-    """Without rules against them, timestamps may come in pairs: stock then seeks and goes on."""
+    """Timestamps that are not suppressed may come in pairs: stock then decodes another window."""
     options = {"language": "en", "suppress_tokens": all_but(*LATE_STAMPS), "max_new_tokens": 8}
     assert count_windows(twins, features, options) > 1
     agree(features, **options)
@@ -245,7 +245,7 @@ def test_a_changed_configuration_is_another_kind(twins: Twins, features, counts:
 
 
 def test_truth_and_one_are_not_the_same_option(twins: Twins, features) -> None:
-    """`return_timestamps=1` adds no timestamp rules in stock, `True` does."""
+    """`return_timestamps=1` adds no timestamp processor in stock, `True` does."""
     options = {"language": "en", "force_unique_generate_call": True}
     for value in (True, 1, True, 1):
         expected = twins.stock.generate(features, return_timestamps=value, **options)
@@ -317,7 +317,7 @@ def test_warnings_about_lengths_come_with_every_call(twins: Twins, features) -> 
 
 
 def test_kept_calls_do_not_grow_without_bound(twins: Twins, features, monkeypatch) -> None:
-    monkeypatch.setattr(fast_path, "MOST_CALLS", 4)
+    monkeypatch.setattr(fast_path, "MAX_PREPARED_CALLS", 4)
     for length in range(2, 9):
         twins.ours.generate(features, language="en", max_new_tokens=length)
     assert 0 < len(fast_path._prepared[twins.ours]) <= 4

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.hf.conftest import END, START, Counts, Twins, make_twins
-from whisper_flash_attention.hf import Reason
+from whisper_flash_attention.hf.fallback import FallbackReason
 
 OPTIONS: dict[str, Any] = {"language": "en", "max_new_tokens": 8}
 
@@ -44,7 +44,7 @@ def same_ids(twins: Twins, features: torch.Tensor, counts: Counts, said: list[st
     for _ in range(2):
         assert torch.equal(twins.ours.generate(features, **OPTIONS), expected)
     assert len(said) == 1
-    assert said[0].startswith(Reason.MODULES.value)
+    assert said[0].startswith(FallbackReason.MODULES.value)
 
 
 @pytest.mark.parametrize("kind", ["LoraConfig", "LNTuningConfig", "IA3Config"])

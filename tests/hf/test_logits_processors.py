@@ -1,4 +1,4 @@
-"""Processors and criteria become rules and limits, by exact type."""
+"""Translation of processors and criteria, by exact type."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from whisper_flash_attention.engine import logits_processors
-from whisper_flash_attention.hf import Handover, Reason, compat
+from whisper_flash_attention.hf import compat
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 from whisper_flash_attention.hf.logits_processors import (
     translate,
     translate_limits,
-    translate_rules,
+    translate_processors,
 )
 
 ENDS = torch.tensor([40, 41])
@@ -40,7 +41,7 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_each_processor_has_its_rule(processor) -> None:
-    assert translate_rules([processor]) == logits_processors.LogitsProcessors(
+    assert translate_processors([processor]) == logits_processors.LogitsProcessors(
         (PROCESSORS[processor],)
     )
 
@@ -48,7 +49,7 @@ def test_each_processor_has_its_rule(processor) -> None:
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda each: type(each).__name__)
 def test_a_rule_does_what_its_processor_does(processor) -> None:
     generator = torch.Generator().manual_seed(1)
-    translated = translate_rules([processor])
+    translated = translate_processors([processor])
     assert isinstance(translated, logits_processors.LogitsProcessors)
     for length in range(2, 12):
         tokens = torch.randint(0, 80, (2, length), generator=generator)
@@ -65,7 +66,7 @@ def test_order_is_kept_and_silence_left_out() -> None:
         compat.WhisperNoSpeechDetection(59, begin_index=1),
         compat.TemperatureLogitsWarper(2.0),
     ]
-    assert translate_rules(listed) == logits_processors.LogitsProcessors(
+    assert translate_processors(listed) == logits_processors.LogitsProcessors(
         (logits_processors.TopK(4), logits_processors.Temperature(2.0))
     )
 
@@ -74,28 +75,28 @@ def test_a_subclass_is_not_its_parent() -> None:
     class Hotter(compat.TemperatureLogitsWarper):
         pass
 
-    assert translate_rules([Hotter(2.0)]) == Handover(Reason.PROCESSOR, "Hotter")
+    assert translate_processors([Hotter(2.0)]) == Fallback(FallbackReason.PROCESSOR, "Hotter")
 
 
-def test_a_grammar_that_makes_no_sense_is_handed_over() -> None:
+def test_a_grammar_that_makes_no_sense_falls_back() -> None:
     strange = SimpleNamespace(
         no_timestamps_token_id=20, eos_token_id=40, bos_token_id=40, max_initial_timestamp_index=5
     )
-    found = translate_rules([compat.WhisperTimeStampLogitsProcessor(strange, begin_index=3)])
-    assert isinstance(found, Handover)
-    assert "WhisperTimeStampLogitsProcessor" in found.found
+    found = translate_processors([compat.WhisperTimeStampLogitsProcessor(strange, begin_index=3)])
+    assert isinstance(found, Fallback)
+    assert "WhisperTimeStampLogitsProcessor" in found.detail
 
 
 def test_criteria_become_limits() -> None:
     lengths = [compat.MaxLengthCriteria(9), compat.MaxLengthCriteria(7)]
     assert translate_limits([*lengths, compat.EosTokenCriteria([5, 6])]) == (7, (5, 6))
     assert translate_limits(lengths) == (7, ())
-    assert translate_limits([]) == Handover(Reason.CRITERION, "no largest length")
+    assert translate_limits([]) == Fallback(FallbackReason.CRITERION, "no largest length")
 
     class Longer(compat.MaxLengthCriteria):
         pass
 
-    assert translate_limits([Longer(9)]) == Handover(Reason.CRITERION, "Longer")
+    assert translate_limits([Longer(9)]) == Fallback(FallbackReason.CRITERION, "Longer")
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
@@ -108,6 +109,6 @@ def test_scores_are_wanted_in_a_dictionary_only(dictionary: bool) -> None:
         _pad_token_tensor=torch.tensor(3),
     )
     request = translate([], [compat.MaxLengthCriteria(9)], config, cross_attention="absorbed")
-    assert not isinstance(request, Handover)
+    assert not isinstance(request, Fallback)
     assert (request.want_scores, request.want_logits, request.sample) == (dictionary, False, True)
     assert (request.pad, request.max_length, request.cross_attention) == (3, 9, "absorbed")

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from tests.hf.conftest import Counts, Twins, make_twins
-from tests.hf.modifications import HANDED_OVER, MODES, RUN, Modification
-from whisper_flash_attention.hf import Handover, Reason
+from tests.hf.modifications import FALLS_BACK, MODES, RUN, Modification
 from whisper_flash_attention.hf.eligibility import engine_for
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 
 OPTIONS: dict[str, Any] = {"language": "en", "max_new_tokens": 8}
 # These have stock compute the same ids: what they stand for need not.
@@ -93,14 +93,14 @@ def changes(twins: Twins, features, before, monkeypatch) -> Callable[[Modificati
     return check
 
 
-@pytest.mark.parametrize("name", HANDED_OVER)
-def test_what_the_engine_does_not_know_is_handed_over(
+@pytest.mark.parametrize("name", FALLS_BACK)
+def test_what_the_engine_does_not_know_falls_back(
     changes, counts: Counts, said: list[str], name: str
 ) -> None:
-    changed = changes(HANDED_OVER[name])
+    changed = changes(FALLS_BACK[name])
     assert counts.decodes == 2
     assert len(said) == 1
-    assert said[0].startswith(Reason.MODULES.value)
+    assert said[0].startswith(FallbackReason.MODULES.value)
     assert changed or name in SAME_IDS
 
 
@@ -112,11 +112,11 @@ def test_what_the_engine_knows_it_runs(changes, counts: Counts, said: list[str],
     assert changed or name in SAME_IDS
 
 
-@pytest.mark.parametrize("name", HANDED_OVER | RUN)
+@pytest.mark.parametrize("name", FALLS_BACK | RUN)
 def test_modified_before_the_first_call(twins: Twins, monkeypatch, name: str) -> None:
-    (HANDED_OVER | RUN)[name](twins.ours, monkeypatch)
+    (FALLS_BACK | RUN)[name](twins.ours, monkeypatch)
     found = engine_for(twins.ours)
-    assert isinstance(found, Handover) == (name in HANDED_OVER)
+    assert isinstance(found, Fallback) == (name in FALLS_BACK)
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -206,7 +206,7 @@ def test_dropout_that_the_configuration_does_not_have(
         torch.manual_seed(2)
         outcomes.append(generated(model, features))
     assert outcomes[0] == outcomes[1]
-    assert said == [f"{Reason.TRAINING.value} ({rate})"]
+    assert said == [f"{FallbackReason.TRAINING.value} ({rate})"]
 
 
 def test_gradient_checkpointing_in_training(twins: Twins, features, counts, said) -> None:
@@ -221,7 +221,7 @@ def test_gradient_checkpointing_in_training(twins: Twins, features, counts, said
     for _ in range(2):
         assert generated(twins.ours, features) == generated(twins.stock, features)
     assert counts.decodes == 1
-    assert said == [f"{Reason.TRAINING.value} (gradient checkpointing)"]
+    assert said == [f"{FallbackReason.TRAINING.value} (gradient checkpointing)"]
 
 
 def test_a_patched_method_ends_the_short_way(twins: Twins, features, counts, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
-from whisper_flash_attention.weights.generation import make_generation_config
+from whisper_flash_attention.weights.generation_config import make_generation_config
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 FRAMES = 200

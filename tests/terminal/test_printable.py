@@ -181,7 +181,7 @@ def test_every_print_goes_through_one_function() -> None:
                 wrong.add(f"{name}: {ast.unparse(node)}")
     # Of `doctor`: its own sentences.
     assert wrong == {
-        "doctor.py: console.print(f'  {handover}', soft_wrap=True)",
+        "doctor.py: console.print(f'  {reason}', soft_wrap=True)",
         "doctor.py: console.print(f'\\n{verdict}', style='bold')",
     }
 

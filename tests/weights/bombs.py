@@ -95,7 +95,7 @@ BOMBS = {
 
 def main(paths: list[str]) -> None:
     from whisper_flash_attention.errors import WeightsError
-    from whisper_flash_attention.weights.openai import read_openai
+    from whisper_flash_attention.weights.openai_reader import read_openai
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -28,13 +28,12 @@ from tests.weights.mutations import (
 )
 from tests.weights.writers import model_bin, quantize, to_ctranslate2, to_openai
 from whisper_flash_attention.errors import WeightsError
-from whisper_flash_attention.weights import ctranslate2, openai
+from whisper_flash_attention.weights import ctranslate2_reader, openai_reader
 from whisper_flash_attention.weights.files import JoinedFiles, read_json
-from whisper_flash_attention.weights.generation import make_generation_config
+from whisper_flash_attention.weights.generation_config import make_generation_config
 from whisper_flash_attention.weights.tokenizer_files import check_tokenizer_files
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
-from whisper_flash_attention.weights.torch_archive import TorchArchive, is_contiguous
-from whisper_flash_attention.weights.torch_pickle import StoredTensor
+from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
 from whisper_flash_attention.weights.transformers_folder import (
     check_config,
     check_feature_extractor,
@@ -141,7 +140,10 @@ def _openai_bytes(model: WhisperForConditionalGeneration, folder: Path) -> Loade
     # The pickle is at the beginning, the directory of the archive at the end.
     places = ((0, 6000), (len(intact) - 6000, len(intact)), (len(intact) - 100, len(intact)))
     return Loader(
-        "model.pt", intact, lambda rng: damaged_bytes(rng, intact, places), openai.read_openai
+        "model.pt",
+        intact,
+        lambda rng: damaged_bytes(rng, intact, places),
+        openai_reader.read_openai,
     )
 
 
@@ -204,7 +206,7 @@ def _ctranslate2(model: WhisperForConditionalGeneration) -> Loader:
         "model.bin",
         intact,
         lambda rng: damaged_bytes(rng, intact, places),
-        lambda path: ctranslate2.read_ctranslate2(path.parent),
+        lambda path: ctranslate2_reader.read_ctranslate2(path.parent),
     )
 
 
@@ -221,7 +223,7 @@ def _ctranslate2_config(model: WhisperForConditionalGeneration) -> Loader:
     return _json(
         "config.json",
         content,
-        lambda path: ctranslate2.read_generation_config(path, model.config, tokens),
+        lambda path: ctranslate2_reader.read_generation_config(path, model.config, tokens),
     )
 
 

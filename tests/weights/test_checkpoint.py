@@ -14,7 +14,7 @@ from whisper_flash_attention.weights.checkpoint import (
     parameter_shapes,
     shorten,
 )
-from whisper_flash_attention.weights.generation import make_generation_config
+from whisper_flash_attention.weights.generation_config import make_generation_config
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 DIMENSIONS = {

@@ -20,9 +20,8 @@ from tests.weights.bombs import BOMBS, archive
 from tests.weights.mutations import INSTRUCTIONS
 from tests.weights.writers import to_openai
 from whisper_flash_attention.errors import WeightsError
-from whisper_flash_attention.weights.openai import read_openai
-from whisper_flash_attention.weights.torch_archive import TorchArchive
-from whisper_flash_attention.weights.torch_pickle import StoredTensor
+from whisper_flash_attention.weights.openai_reader import read_openai
+from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive
 
 MARGIN = 64 << 20
 

@@ -253,7 +253,7 @@ def openai_file(path: Path) -> None:
     import torch
 
     from whisper_flash_attention.weights.checkpoint import make_config, parameter_shapes
-    from whisper_flash_attention.weights.openai import openai_name
+    from whisper_flash_attention.weights.openai_reader import openai_name
 
     theirs = ("n_vocab", "n_audio_state", "n_mels", "n_audio_ctx", "n_text_ctx", "n_audio_layer")
     theirs += ("n_text_layer", "n_audio_head", "n_text_head")
@@ -275,7 +275,7 @@ def ctranslate2_parts() -> list[list]:
     """Variables of a small `model.bin`: name, shape, kind, size, data."""
 
     from whisper_flash_attention.weights.checkpoint import make_config, parameter_shapes
-    from whisper_flash_attention.weights.ctranslate2 import _plan, _stacked_shape
+    from whisper_flash_attention.weights.ctranslate2_reader import _plan, _stacked_shape
 
     config = make_config("", **SMALL | {"vocab_size": 51864})[0]
     shapes, found = parameter_shapes(config), []

@@ -30,7 +30,10 @@ from transformers import (
 from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
 
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, ModelSize
-from whisper_flash_attention.weights.generation import known_alignment_heads, make_generation_config
+from whisper_flash_attention.weights.generation_config import (
+    known_alignment_heads,
+    make_generation_config,
+)
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""The back-ends as attention implementations of Transformers, under names that it accepts.
+"""Registration of the back-ends as attention implementations of Transformers.
 
 Transformers refuses registered names with "flash" in them, has checks of its own for names with
-"sdpa" or "flex_attention", and takes a "/" for a kernel of the Hub. And it drops every mask,
-padding included, of a name that is not registered for masks too.
+"sdpa" or "flex_attention", and treats a "/" as a kernel of the Hub. It also drops every mask,
+padding included, for a name that is not registered for masks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TRANSFORMERS_NAMES = {
     "flash_attn": "wfa_fa_package",
 }
 
-# What Transformers may pass that changes the result and that no back-end here computes.
-FOREIGN = ("softcap", "position_bias", "cache", "s_aux")
+# Arguments of Transformers that change the result and that no back-end here supports.
+UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "cache", "s_aux")
 
 
 class AttentionFunction(Protocol):
@@ -63,12 +63,12 @@ def to_transformers_name(name: str) -> str:
 
 
 def from_transformers_name(name: str) -> str | None:
-    """The back-end behind a name in Transformers' registries; None for a name that is not ours."""
+    """The back-end registered in Transformers by a name; None for names of others."""
     return next((ours for ours, theirs in TRANSFORMERS_NAMES.items() if theirs == name), None)
 
 
 def register_backends() -> None:
-    """Tell Transformers of every back-end and its masks; doing so again is harmless."""
+    """Register every back-end and its masks in Transformers; idempotent."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from whisper_flash_attention.hf.compat import sdpa_mask
@@ -96,12 +96,12 @@ def attention_function(backend: str) -> AttentionFunction:
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        _refuse_foreign(backend, kwargs)
+        _refuse_unsupported(backend, kwargs)
         q_len = query.shape[2]
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         causal = q_len > 1 and attention_mask is None and causal
         if causal and key.shape[2] > q_len:
-            # The prompt, on an empty static cache: what lies beyond it is not written yet.
+            # The prompt on an empty static cache; positions after it are not written yet.
             key, value = key[:, :, :q_len], value[:, :, :q_len]
         heads_first = (query, key, value)
         if output_attentions:
@@ -141,10 +141,10 @@ def _inputs(
     return AttentionInputs(q, k, v, causal, mask, scale, dropout)
 
 
-def _refuse_foreign(backend: str, kwargs: dict[str, Any]) -> None:
-    for name in FOREIGN:
+def _refuse_unsupported(backend: str, kwargs: dict[str, Any]) -> None:
+    for name in UNSUPPORTED_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise UnsupportedAttention(
-                f"attention back-end {backend} does not compute {name!r}, which this model asks "
-                "for: choose attn_implementation='eager' or 'sdpa'"
+                f"attention back-end {backend} does not compute {name!r}, which this model "
+                "requests: choose attn_implementation='eager' or 'sdpa'"
             )

@@ -1,8 +1,7 @@
-"""Every Transformers name that we lean on beyond its documented interface.
+"""Every name of Transformers that is used beyond its documented interface.
 
-All of them are imported here and nowhere else, so that a new Transformers release is judged in one
-place: `check` compares the signatures with what was read from 5.17 to 5.24, and
-`tests/contract/` runs it, and the behaviour behind it, against the installed version.
+All of them are imported here and nowhere else: `check` compares their signatures with those of
+releases 5.17 to 5.24, and `tests/contract/` tests them and their behaviour with the installed one.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ __all__ = [
     "CACHE_NAMES",
     "DECODE_STEPS",
     "ENCODER_STEPS",
-    "PROMISES",
+    "REQUIRED_PARAMETERS",
     "SORTS_SAMPLED_BEAMS",
     "SUPPORTED",
     "BaseModelOutput",
@@ -90,16 +89,16 @@ __all__ = [
 ]
 
 # The releases that the contract tests pass with; pyproject.toml states the same range.
-SUPPORTED = ">=5.17,<5.24"
+SUPPORTED = ">=5.17,<5.25"
 INSTALLED = tuple(map(int, transformers.__version__.split(".")[:2]))
 
 # The key/value cache, as an argument of forward methods and `generate` and as a field of their
-# outputs: renamed in 5.24, which still accepts the older name from callers, with a warning.
+# outputs: renamed in 5.24, which accepts the older name with a warning.
 CACHE_NAMES = ("past_key_values", "cache")
 CACHE = "cache" if INSTALLED >= (5, 24) else "past_key_values"
 
-# Sampled beam search ranks the drawn candidates by score since 5.24; only the best `num_beams` of
-# them may finish, so that the order decides.
+# Since 5.24, sampled beam search sorts the drawn candidates by score; only the first `num_beams`
+# of them may finish.
 SORTS_SAMPLED_BEAMS = INSTALLED >= (5, 24)
 
 # The loops of `generate` that the engine replaces.
@@ -111,8 +110,8 @@ ENCODER_STEPS = (
     "_prepare_text_encoder_decoder_kwargs_for_generation",
 )
 
-# What we call or override -> the parameters that must be there, by name.
-PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
+# Functions that are called or overridden -> names of the parameters that they must have.
+REQUIRED_PARAMETERS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
     "masking_utils.sdpa_mask": (
         sdpa_mask,
         ("batch_size", "q_length", "kv_length", "attention_mask", "allow_is_causal_skip"),
@@ -198,13 +197,13 @@ PROMISES: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
 
 
 def check() -> None:
-    """Raise `IncompatibleTransformers` if a name in `PROMISES` lost a parameter that we use."""
+    """Raise `IncompatibleTransformers` if a function lacks a parameter that is used here."""
     if not any(hasattr(GenerationMixin, name) for name in ENCODER_STEPS):
         raise IncompatibleTransformers(
             f"transformers {transformers.__version__} has no step {' or '.join(ENCODER_STEPS)}; "
             f"install transformers{SUPPORTED}"
         )
-    for name, (function, wanted) in PROMISES.items():
+    for name, (function, wanted) in REQUIRED_PARAMETERS.items():
         found = inspect.signature(function).parameters
         if missing := [parameter for parameter in wanted if parameter not in found]:
             raise IncompatibleTransformers(

@@ -1,12 +1,12 @@
-"""The seam in Transformers' `generate`: its decode loops, and the encoder before them.
+"""Replacements for the decode loops of Transformers' `generate`, and for its encoder step.
 
     generate (Whisper's: windows, temperatures)  ─  generate (Transformers': options, processors)
-        ├─ encode       ─ engine.encode
-        └─ decode       ─ plan_call ─ engine.decode      or Transformers' loop, with a reason
+        ├─ encode  ─ engine.encode
+        └─ decode  ─ to_engine_call ─ engine.decode      or a `Fallback` to Transformers' loop
 
 `decode` returns what stock's `_sample` or `_beam_search` would: token ids, or a dictionary whose
 key/value cache is computed when it is read. Stock Whisper runs the encoder again at every
-temperature and once more to detect the language; within one call, equal features are encoded once.
+temperature and to detect the language; here equal features are encoded once within a call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import DecodeOutput, Request
-from whisper_flash_attention.hf import Handover, say
 from whisper_flash_attention.hf.compat import (
     CACHE,
     BaseModelOutput,
@@ -29,22 +28,22 @@ from whisper_flash_attention.hf.compat import (
     GenerateEncoderDecoderOutput,
 )
 from whisper_flash_attention.hf.eligibility import (
-    Call,
-    check_encoder,
-    check_handover,
+    DecodeCall,
     encoder_engine,
-    plan_call,
+    to_engine_call,
+    warn_if_encoded_elsewhere,
+    warn_if_unexplained,
 )
+from whisper_flash_attention.hf.fallback import Fallback, log_once
 from whisper_flash_attention.hf.kv_cache import RecomputedCache, recomputed_cache
-from whisper_flash_attention.hf.logits_processors import detects_silence, listen
+from whisper_flash_attention.hf.logits_processors import detect_no_speech
 
 
 @dataclass(frozen=True)
-class Decode:
-    """One decode by the engine on behalf of `_sample`.
+class EngineDecode:
+    """A decode that the engine ran for `_sample` or `_beam_search`.
 
-    `repeatable` says that another call with the same options asks the engine for the same, whatever
-    the audio.
+    `repeatable`: another call with the same options makes the same request for any audio.
     """
 
     prompt: torch.Tensor
@@ -56,12 +55,12 @@ class Decode:
 
 
 @dataclass
-class Scope:
-    """The memory of one `generate` call."""
+class CallScope:
+    """State of one `generate` call."""
 
-    decodes: list[Decode] = field(default_factory=list)
+    decodes: list[EngineDecode] = field(default_factory=list)
     languages: list[torch.Tensor] = field(default_factory=list)
-    handed_over: bool = False
+    fell_back: bool = False
     # The arguments of `generate` by name; None for decodes outside of it.
     options: dict[str, Any] | None = None
     encoder_reached: bool = False
@@ -84,13 +83,15 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b))
 
 
-_current: ContextVar[Scope | None] = ContextVar("whisper_flash_attention_generate", default=None)
+_current: ContextVar[CallScope | None] = ContextVar(
+    "whisper_flash_attention_generate", default=None
+)
 
 
 @contextmanager
-def call_scope(options: dict[str, Any] | None = None) -> Iterator[Scope]:
-    """A new memory, for the time of one `generate` call with these options."""
-    scope = Scope(options=options)
+def call_scope(options: dict[str, Any] | None = None) -> Iterator[CallScope]:
+    """Set a new `CallScope` for the duration of one `generate` call with these options."""
+    scope = CallScope(options=options)
     token = _current.set(scope)
     try:
         yield scope
@@ -98,51 +99,45 @@ def call_scope(options: dict[str, Any] | None = None) -> Iterator[Scope]:
         _current.reset(token)
 
 
-def current_scope() -> Scope:
-    """The running call's memory; outside `generate` a fresh one that nobody reads."""
-    return _current.get() or Scope()
+def current_scope() -> CallScope:
+    """The scope of the running call; outside `generate` a new one."""
+    return _current.get() or CallScope()
 
 
-def decode(model: Any, call: Call) -> Any:
-    """Run the call on the engine; `Handover` if Transformers' own loop must."""
-    plan = plan_call(model, call)
+def decode(model: Any, call: DecodeCall) -> Any:
+    """Run the call on the engine; `Fallback` if Transformers' own loop must."""
+    engine_call = to_engine_call(model, call)
     scope = current_scope()
-    if isinstance(plan, Handover):
-        hand_over(plan)
-        check_handover(plan, scope.options, call.config)
-        return plan
+    if isinstance(engine_call, Fallback):
+        scope.fell_back = True
+        log_once(engine_call)
+        warn_if_unexplained(engine_call, scope.options, call.config)
+        return engine_call
     if not scope.encoder_reached:
-        check_encoder(scope.options)
-    if detects_silence(call.processors):
-        listen(call.processors, plan.engine, plan.states, call.input_ids, plan.request)
-    decoded = plan.engine.decode(plan.states, call.input_ids, plan.request)
+        warn_if_encoded_elsewhere(scope.options)
+    engine, request, states = engine_call
+    prompt = call.input_ids
+    detect_no_speech(call.processors, engine, states, prompt, request)
+    decoded = engine.decode(states, prompt, request)
     if call.streamer is not None:
         call.streamer.end()
     scope.decodes.append(
-        Decode(
-            call.input_ids, plan.request, plan.states, decoded, call.config, _is_repeatable(call)
-        )
+        EngineDecode(prompt, request, states, decoded, call.config, _is_repeatable(call))
     )
     if not call.config.return_dict_in_generate:
         return decoded.sequences
-    return as_dictionary(model, plan.states, decoded)
+    return to_model_output(model, states, decoded)
 
 
-def hand_over(handover: Handover) -> None:
-    """Note and say that Transformers' own loop runs this call."""
-    current_scope().handed_over = True
-    say(handover)
-
-
-def note_languages(detected: torch.Tensor) -> None:
-    """Note that this call detected languages, int64 `[B]`: the prompt depends on the audio."""
+def record_languages(detected: torch.Tensor) -> None:
+    """Record languages detected by this call, int64 `[B]`: its prompt depends on the audio."""
     current_scope().languages.append(detected)
 
 
-def as_dictionary(
+def to_model_output(
     model: Any, states: torch.Tensor, decoded: DecodeOutput
 ) -> GenerateEncoderDecoderOutput | GenerateBeamEncoderDecoderOutput:
-    """Stock's dictionary of a decode; fields that were not asked for are None."""
+    """The `ModelOutput` that stock returns for a decode; fields not requested are None."""
     # Transformers declares tuples of one tensor here.
     fields: dict[str, Any] = {
         "sequences": decoded.sequences,
@@ -178,8 +173,8 @@ def encode(model: Any, features: Any, kwargs: dict[str, Any], config: Any) -> An
     return BaseModelOutput(last_hidden_state=scope.encode(engine, features))
 
 
-def split_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: Any) -> Any:
-    """Stock's `_postprocess_outputs`, without looking into caches that are not computed yet.
+def postprocess_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: Any) -> Any:
+    """Stock's `_postprocess_outputs`, without computing the caches.
 
     Args:
         stock: stock's method; the other arguments are its own.
@@ -188,14 +183,14 @@ def split_outputs(stock: Any, *, seek_outputs: Any, is_shortform: bool, **more: 
     cache = None if isinstance(outputs, torch.Tensor) else outputs.get(CACHE)
     if not isinstance(cache, RecomputedCache):
         return stock(seek_outputs=outputs, is_shortform=is_shortform, **more)
-    rest = {name: value for name, value in outputs.items() if name != CACHE}
-    sequences, rows = stock(seek_outputs=type(outputs)(**rest), is_shortform=is_shortform, **more)
+    others = {name: value for name, value in outputs.items() if name != CACHE}
+    sequences, rows = stock(seek_outputs=type(outputs)(**others), is_shortform=is_shortform, **more)
     for index, row in enumerate(rows):
         row[CACHE] = cache.row(index) if is_shortform else None
     return sequences, rows
 
 
-def _is_repeatable(call: Call) -> bool:
+def _is_repeatable(call: DecodeCall) -> bool:
     config = call.config
     thresholds = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
     return (

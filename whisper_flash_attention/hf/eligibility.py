@@ -1,15 +1,15 @@
-"""Whether the engine may run a call of `generate`, and what Transformers' own loop runs instead.
+"""Whether the engine may run a call of `generate`, with the reasons why not.
 
-Three questions, each with its reasons in words:
+Three questions are answered here, and nowhere else:
 
-- May the engine stand in for the model as it is now? `stock_modules` compares every module with
-  what stock Whisper has. That takes longer than a small model's whole decode, so the outcome is
-  kept. Before each call it is checked that nothing which was compared has changed: types, children,
+- May the engine replace the model in its current state? `stock_modules` compares every module with
+  stock Whisper's. That takes longer than decoding with a small model, so the outcome is kept as a
+  `ModelSnapshot`. Before each call, the snapshot is compared with the model: types, children,
   parameters, hooks, attributes, the configuration, and the functions of all classes involved.
-- Can it do exactly what the call requests? `plan_call` translates the call for the engine.
-- Did a call fall back although nothing in it needs that? The engine is reached through methods of
-  Transformers that carry no promise: a new release may call them with other arguments, or not at
-  all. The text stays right and the speed is lost: a warning, which Python shows by default.
+- Can the engine do exactly what the call requests? `to_engine_call` translates the call.
+- Did a call fall back although nothing in it requires that? The engine is reached through private
+  methods of Transformers: a new release may call them with other arguments, or not at all. The
+  text stays right and the speed is lost: `EngineBypassed`, a warning that Python shows by default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import lru_cache
 from inspect import signature
 from itertools import chain, repeat
 from operator import contains, is_not, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +33,7 @@ from torch.utils._device import DeviceContext
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.errors import EngineBypassed
-from whisper_flash_attention.hf import Handover, Reason, say, stock_modules
+from whisper_flash_attention.hf import stock_modules
 from whisper_flash_attention.hf.attention_registry import to_transformers_name
 from whisper_flash_attention.hf.compat import (
     CACHE,
@@ -43,21 +43,27 @@ from whisper_flash_attention.hf.compat import (
     BaseModelOutput,
     StockWhisper,
 )
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason, log_once
 from whisper_flash_attention.hf.kv_cache import BucketedLayer
 from whisper_flash_attention.hf.logits_processors import translate
-from whisper_flash_attention.hf.stock_modules import BYPASSED, CALLS, HOOKS, SIZES
+from whisper_flash_attention.hf.stock_modules import (
+    BYPASSED_METHODS,
+    CALL_METHODS,
+    CONFIG_SIZES,
+    HOOK_TABLES,
+)
 
 AUTOMATIC = to_transformers_name("auto")
 # Probabilities of modules that drop values or whole layers in training mode.
-RATES = ("dropout", "activation_dropout", "layerdrop")
+DROPOUT_RATES = ("dropout", "activation_dropout", "layerdrop")
 _TRAINING = itemgetter("training")
-_HOOKS: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*HOOKS)
+_HOOKS: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*HOOK_TABLES)
 
 
-class Inspected:
-    """A model that was found plain, its engine, and all that was looked at.
+class ModelSnapshot:
+    """State of a model that passed `stock_modules.mismatch`, and the engine that runs it.
 
-    It does not keep the model alive, and so holds the modules within it only.
+    It holds the submodules only, so that it does not keep the model alive.
     """
 
     def __init__(self, model: Any, engine: Engine) -> None:
@@ -65,39 +71,41 @@ class Inspected:
         modules = list(model.modules())
         self._inner = modules[1:]
         self._types = list(map(type, modules))
-        kinds = [
-            (module, kind)
-            for module, kind in stock_modules.walk(model, stock_modules.expected(model))
-            if kind.attributes
+        specs = [
+            (module, spec)
+            for module, spec in stock_modules.walk_specs(model, stock_modules.expected_spec(model))
+            if spec.attributes
         ]
-        self._readers = [module for module, _ in kinds]
+        self._attribute_owners = [module for module, _ in specs]
         # With the second name, `itemgetter` gives a tuple where there is one attribute, too.
-        self._getters = [itemgetter(*kind.attributes, "training") for _, kind in kinds]
-        self._read = self._currently_read()
+        self._getters = [itemgetter(*spec.attributes, "training") for _, spec in specs]
+        self._attributes = self._current_attributes()
         self._hooks = _hooks(map(vars, modules))
         self._config = model.config
         self._sizes = _sizes(model.config)
         self._methods = _methods(type(model))
         self._functions = stock_modules.current_functions()
 
-    def _currently_read(self) -> list[Any]:
-        """All attributes that the modules' `forward` reads."""
-        values = (get(vars(each)) for get, each in zip(self._getters, self._readers, strict=True))
+    def _current_attributes(self) -> list[Any]:
+        """Values of all attributes that the modules' `forward` methods read."""
+        values = (
+            get(vars(each)) for get, each in zip(self._getters, self._attribute_owners, strict=True)
+        )
         return list(chain.from_iterable(each[:-1] for each in values))
 
-    def unchanged(self, model: Any) -> bool:
-        """Whether the model is still what was looked at; its engine watches the parameters."""
+    def matches(self, model: Any) -> bool:
+        """Whether the model is unchanged, apart from parameters, which `Engine.of` compares."""
         modules = [model, *self._inner]
         attributes = list(map(vars, modules))
         return (
             model.config is self._config
             and _sizes(model.config) == self._sizes
             and not any(map(is_not, map(type, modules), self._types))
-            and not any(any(map(contains, attributes, repeat(name))) for name in CALLS)
-            and vars(model).keys().isdisjoint(BYPASSED)
+            and not any(any(map(contains, attributes, repeat(name))) for name in CALL_METHODS)
+            and vars(model).keys().isdisjoint(BYPASSED_METHODS)
             and _hooks(attributes) == self._hooks
             and not any(stock_modules.GLOBAL_HOOKS)
-            and not any(map(is_not, self._currently_read(), self._read))
+            and not any(map(is_not, self._current_attributes(), self._attributes))
             and not any(map(is_not, _methods(type(model)), self._methods))
             and stock_modules.current_functions() == self._functions
         )
@@ -106,11 +114,11 @@ class Inspected:
         return any(map(_TRAINING, map(vars, (model, *self._inner))))
 
     def training_reason(self, model: Any) -> str | None:
-        """What stock does in training mode and the engine does not."""
+        """What stock Whisper does in training mode and the engine does not; None if nothing."""
         if getattr(model.config, "apply_spec_augment", False):
             return "SpecAugment"
         for module in self._inner:
-            rate = next((name for name in RATES if getattr(module, name, 0)), None)
+            rate = next((name for name in DROPOUT_RATES if getattr(module, name, 0)), None)
             if module.training and rate is not None:
                 return rate
             if module.training and getattr(module, "gradient_checkpointing", False):
@@ -118,92 +126,92 @@ class Inspected:
         return None
 
 
-_inspected: WeakKeyDictionary[Any, Inspected] = WeakKeyDictionary()
+_snapshots: WeakKeyDictionary[Any, ModelSnapshot] = WeakKeyDictionary()
 
 
-def engine_for(model: Any) -> Engine | Handover:
+def engine_for(model: Any) -> Engine | Fallback:
     """The model's engine, or why the engine must not run this model as it is now."""
     if model.config._attn_implementation != AUTOMATIC:
-        return Handover(Reason.ATTENTION, repr(model.attention_backend))
-    found = _known(model) or _inspect(model)
-    if isinstance(found, Handover):
+        return Fallback(FallbackReason.ATTENTION, repr(model.attention_backend))
+    found = _current_snapshot(model) or _take_snapshot(model)
+    if isinstance(found, Fallback):
         return found
     if torch.is_autocast_enabled(found.engine.weights.device.type):
-        return Handover(Reason.AUTOCAST)
-    if (mode := _mode()) is not None:
-        return Handover(Reason.MODE, mode)
+        return Fallback(FallbackReason.AUTOCAST)
+    if (mode := _operation_mode()) is not None:
+        return Fallback(FallbackReason.MODE, mode)
     if found.is_training(model) and (reason := found.training_reason(model)) is not None:
-        return Handover(Reason.TRAINING, reason)
+        return Fallback(FallbackReason.TRAINING, reason)
     return found.engine
 
 
 class ModelChanged(Exception):
-    """The engine that was taken on trust must not run the model any more."""
+    """The engine of a model must not run it any more."""
 
 
 def trusted_engine(model: Any) -> Engine | None:
-    """The engine that ran the model last, without a look at the model's modules.
+    """The engine that ran the model last, before its snapshot is compared; None without one.
 
-    That look takes up to milliseconds, in which a GPU can work already: whoever runs this engine
-    calls `confirm` meanwhile, and drops the result if that raises. Nothing of the model is called
-    or changed by the engine, which holds the weights that it read. What would intercept the
-    engine's own operations is looked at here.
+    The comparison takes up to milliseconds, in which a GPU can work already: the caller starts the
+    engine, calls `verify_engine` meanwhile, and drops the result if that raises. The engine calls
+    and changes nothing of the model, and holds the weights that it read. What would intercept the
+    engine's own operations is checked here.
     """
     if model.training or model.config._attn_implementation != AUTOMATIC:
         found = engine_for(model)
-        return None if isinstance(found, Handover) else found
-    known = _inspected.get(model)
-    if known is None or _mode() is not None:
+        return None if isinstance(found, Fallback) else found
+    snapshot = _snapshots.get(model)
+    if snapshot is None or _operation_mode() is not None:
         return None
-    if torch.is_autocast_enabled(known.engine.weights.device.type):
+    if torch.is_autocast_enabled(snapshot.engine.weights.device.type):
         return None
-    return known.engine
+    return snapshot.engine
 
 
-def confirm(model: Any, engine: Engine) -> None:
+def verify_engine(model: Any, engine: Engine) -> None:
     """Raise `ModelChanged` unless `engine` may run the model as it is now."""
     if engine_for(model) is not engine:
         raise ModelChanged
 
 
-def _known(model: Any) -> Inspected | None:
-    """What was found out about the model, if it is still as it was."""
-    known = _inspected.get(model)
-    if known is None:
+def _current_snapshot(model: Any) -> ModelSnapshot | None:
+    """The snapshot of the model, if the model still matches it."""
+    snapshot = _snapshots.get(model)
+    if snapshot is None:
         return None
-    # What was replaced or deleted meanwhile may lack what is read here.
+    # Replaced modules may lack the attributes that are read here.
     with suppress(AttributeError, KeyError):
-        if known.unchanged(model) and Engine.of(model) is known.engine:
-            return known
+        if snapshot.matches(model) and Engine.of(model) is snapshot.engine:
+            return snapshot
     return None
 
 
-def _inspect(model: Any) -> Inspected | Handover:
-    found = stock_modules.why_not(model)
+def _take_snapshot(model: Any) -> ModelSnapshot | Fallback:
+    found = stock_modules.mismatch(model)
     if found is not None:
-        _inspected.pop(model, None)
+        _snapshots.pop(model, None)
         Engine.forget(model)
-        return Handover(Reason.MODULES, found)
-    inspected = _inspected[model] = Inspected(model, Engine.of(model))
-    return inspected
+        return Fallback(FallbackReason.MODULES, found)
+    snapshot = _snapshots[model] = ModelSnapshot(model, Engine.of(model))
+    return snapshot
 
 
 def _hooks(attributes: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Numbers of all hooks, which are never given twice."""
+    """Ids of all hooks; PyTorch never uses an id twice."""
     return list(chain.from_iterable(chain.from_iterable(map(_HOOKS, attributes))))
 
 
 def _sizes(config: Any) -> list[Any]:
-    return [getattr(config, name) for name in SIZES]
+    return [getattr(config, name) for name in CONFIG_SIZES]
 
 
 def _methods(model_class: type) -> list[Any]:
-    return [getattr(model_class, name, None) for name in (*CALLS, *BYPASSED)]
+    return [getattr(model_class, name, None) for name in (*CALL_METHODS, *BYPASSED_METHODS)]
 
 
-def _mode() -> str | None:
-    """What intercepts PyTorch's operations: Transformers' own are the ones that it should see."""
-    # A default device is a mode, too, and changes no operation on tensors that are there.
+def _operation_mode() -> str | None:
+    """What intercepts PyTorch's operations, and would see the engine's instead of the model's."""
+    # A default device is a mode, too, but changes no operation on existing tensors.
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     modes = [mode for mode in stack if type(mode) is not DeviceContext]
     if modes:
@@ -215,15 +223,14 @@ def _mode() -> str | None:
     return None
 
 
-# What `_sample` may get that changes nothing here: Whisper's encoder ignores its mask, the engine
-# computes the last logits only, in any case, and Transformers drops the labels that its trainer
-# passes before each step.
-HARMLESS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", CACHE})
-LOOKED_AT = frozenset({"encoder_outputs", "decoder_attention_mask"})
+# Arguments of `_sample` without effect: Whisper's encoder ignores its mask, the engine computes
+# only the last logits, and Transformers drops the labels that its trainer passes.
+IGNORED_INPUTS = frozenset({"attention_mask", "labels", "logits_to_keep", "use_cache", CACHE})
+CHECKED_INPUTS = frozenset({"encoder_outputs", "decoder_attention_mask"})
 
 
 @dataclass(frozen=True)
-class Call:
+class DecodeCall:
     """The arguments of Transformers' `_sample` or, with `by_beams`, `_beam_search`."""
 
     input_ids: torch.Tensor
@@ -236,9 +243,8 @@ class Call:
     by_beams: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A call that the engine can run."""
+class EngineCall(NamedTuple):
+    """Engine and arguments of one decode."""
 
     engine: Engine
     request: Request
@@ -247,17 +253,21 @@ class Plan:
 
 def encoder_engine(model: Any, features: Any, kwargs: dict[str, Any], config: Any) -> Engine | None:
     """The engine, if it may run the encoder on these inputs; arguments as for `encode`."""
-    if config.output_attentions or config.output_hidden_states or not takes(model, features):
+    if (
+        config.output_attentions
+        or config.output_hidden_states
+        or not accepts_features(model, features)
+    ):
         return None
     for name, value in kwargs.items():
-        is_known = name in HARMLESS | LOOKED_AT or name.startswith("decoder_")
+        is_known = name in IGNORED_INPUTS | CHECKED_INPUTS or name.startswith("decoder_")
         if value is not None and not is_known:
             return None
     engine = engine_for(model)
-    return None if isinstance(engine, Handover) else engine
+    return None if isinstance(engine, Fallback) else engine
 
 
-def takes(model: Any, features: Any) -> bool:
+def accepts_features(model: Any, features: Any) -> bool:
     """Whether features are whole windows in the model's dtype, on its device."""
     if type(features) is not torch.Tensor or features.ndim != 3 or not features.shape[0]:
         return False
@@ -270,19 +280,19 @@ def takes(model: Any, features: Any) -> bool:
     )
 
 
-def plan_call(model: Any, call: Call) -> Plan | Handover:
-    """What to ask the engine for, or why it cannot run this call."""
-    found = _why_not(model, call)
+def to_engine_call(model: Any, call: DecodeCall) -> EngineCall | Fallback:
+    """The engine call that does what `call` requests, or why there is none."""
+    found = _call_reason(model, call)
     if found is not None:
         return found
     engine = engine_for(model)
-    if isinstance(engine, Handover):
+    if isinstance(engine, Fallback):
         return engine
     states = call.model_kwargs["encoder_outputs"].last_hidden_state
     if states.dtype != engine.weights.dtype or states.device != engine.weights.device:
-        return Handover(Reason.ENCODER, f"{states.dtype} on {states.device}")
+        return Fallback(FallbackReason.ENCODER, f"{states.dtype} on {states.device}")
     if call.by_beams:
-        # Transformers repeats the states for every beam; ours share them.
+        # Transformers repeats the states for every beam; the engine's beams share them.
         states = states[:: call.config.num_beams].contiguous()
     streamer = call.streamer
     request = translate(
@@ -293,43 +303,45 @@ def plan_call(model: Any, call: Call) -> Plan | Handover:
         cross_attention=model.cross_attention,
         on_token=None if streamer is None else lambda tokens: streamer.put(tokens.cpu()),
     )
-    if isinstance(request, Handover):
+    if isinstance(request, Fallback):
         return request
     if request.max_length > model.config.max_target_positions:
-        return Handover(Reason.LENGTH)
-    return Plan(engine, request, states)
+        return Fallback(FallbackReason.LENGTH)
+    return EngineCall(engine, request, states)
 
 
-def _why_not(model: Any, call: Call) -> Handover | None:
-    """Why the engine cannot run a call, apart from rules and the model."""
+def _call_reason(model: Any, call: DecodeCall) -> Fallback | None:
+    """Why the engine cannot run a call, apart from its logits processors and the model."""
     config, kwargs = call.config, call.model_kwargs
     if call.synced_gpus:
-        return Handover(Reason.SYNCED)
+        return Fallback(FallbackReason.SYNCED)
     if config.is_assistant:
-        return Handover(Reason.ASSISTANT)
+        return Fallback(FallbackReason.ASSISTANT)
     if config.output_attentions or config.output_hidden_states:
-        return Handover(Reason.INTERNALS)
+        return Fallback(FallbackReason.INTERNALS)
     if not kwargs.get("use_cache"):
-        return Handover(Reason.NO_CACHE)
-    if config.cache_implementation not in (None, "dynamic") or not _is_own(kwargs.get(CACHE)):
-        return Handover(Reason.CACHE)
+        return Fallback(FallbackReason.NO_CACHE)
+    if config.cache_implementation not in (None, "dynamic") or not _is_empty_own_cache(
+        kwargs.get(CACHE)
+    ):
+        return Fallback(FallbackReason.CACHE)
     for name, value in kwargs.items():
-        if value is not None and name not in HARMLESS | LOOKED_AT:
-            return Handover(Reason.INPUT, name)
+        if value is not None and name not in IGNORED_INPUTS | CHECKED_INPUTS:
+            return Fallback(FallbackReason.INPUT, name)
     mask = kwargs.get("decoder_attention_mask")
     if mask is not None and not bool((mask != 0).all()):
-        return Handover(Reason.MASK)
+        return Fallback(FallbackReason.MASK)
     encoded = kwargs.get("encoder_outputs")
     states = encoded.last_hidden_state if isinstance(encoded, BaseModelOutput) else None
     if states is None or states.ndim != 3:
-        return Handover(Reason.ENCODER)
+        return Fallback(FallbackReason.ENCODER)
     if call.input_ids.shape[0] % states.shape[0]:
-        return Handover(Reason.ENCODER, "its rows do not fit the prompts'")
+        return Fallback(FallbackReason.ENCODER, "its rows do not fit the prompts'")
     return None
 
 
-def _is_own(cache: Any) -> bool:
-    """Whether a cache is the empty one that the model made for this call."""
+def _is_empty_own_cache(cache: Any) -> bool:
+    """Whether a cache is empty and was created by our model for this call."""
     past = getattr(cache, "self_attention_cache", None)
     return (
         getattr(past, "layer_class_to_replicate", None) is BucketedLayer
@@ -338,7 +350,7 @@ def _is_own(cache: Any) -> bool:
     )
 
 
-# What Transformers makes of options of `generate`, beyond what `translate` knows.
+# Classes that Transformers creates for options of `generate`, and `translate` does not know.
 PROCESSORS_OF_OPTIONS = frozenset(
     {
         "EncoderNoRepeatNGramLogitsProcessor",
@@ -389,30 +401,30 @@ def options_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, An
     return {name: value for name, value in named.items() if value is not None}
 
 
-def check_handover(handover: Handover, options: Mapping[str, Any] | None, config: Any) -> None:
-    """Warn of a handover that neither the call's options nor the model's state explain.
+def warn_if_unexplained(fallback: Fallback, options: Mapping[str, Any] | None, config: Any) -> None:
+    """Warn about a fallback that neither the call's options nor the model's state explain.
 
     Args:
-        options: the arguments of `generate` by name; None outside of it, where the caller built
-            the call and nothing can be judged.
+        options: the arguments of `generate` by name; None if `_sample` or `_beam_search` was
+            called directly.
         config: the call's `GenerationConfig`.
     """
-    if options is not None and not _is_explained(handover, options, config):
-        _warn(str(handover))
+    if options is not None and not _is_explained(fallback, options, config):
+        _warn(str(fallback))
 
 
-def check_encoder(options: Mapping[str, Any] | None) -> None:
-    """Warn where the engine decodes states that neither it nor the caller computed.
+def warn_if_encoded_elsewhere(options: Mapping[str, Any] | None) -> None:
+    """Warn if the engine decodes states that neither it nor the caller computed.
 
     Args:
-        options: as in `check_handover`.
+        options: as in `warn_if_unexplained`.
     """
     if options is not None and "encoder_outputs" not in options:
         _warn("the encoder ran outside the engine")
 
 
-def check_reached(model: Any, options: Mapping[str, Any]) -> None:
-    """Log or warn why a call of `generate` reached none of the decode hooks.
+def report_missed_hooks(model: Any, options: Mapping[str, Any]) -> None:
+    """Log why a call of `generate` reached no decode hook, or warn if nothing explains it.
 
     Args:
         options: the arguments of `generate` by name.
@@ -421,42 +433,44 @@ def check_reached(model: Any, options: Mapping[str, Any]) -> None:
     for name in OTHER_LOOPS:
         values = (options.get(name), *(getattr(config, name, None) for config in configs))
         if any(values):
-            say(Handover(Reason.LOOP, name))
+            log_once(Fallback(FallbackReason.LOOP, name))
             return
     groups = (options.get("num_beam_groups"), *(getattr(c, "num_beam_groups", 1) for c in configs))
     if any((each or 1) > 1 for each in groups):
-        say(Handover(Reason.LOOP, "num_beam_groups"))
+        log_once(Fallback(FallbackReason.LOOP, "num_beam_groups"))
         return
     for name in (*DECODE_STEPS, "generate"):
         if not _is_of_this_package(getattr(type(model), name)):
-            say(Handover(Reason.MODULES, f"{type(model).__name__} has a {name} of its own"))
+            log_once(
+                Fallback(FallbackReason.MODULES, f"{type(model).__name__} has a {name} of its own")
+            )
             return
     _warn(f"it called none of {', '.join(DECODE_STEPS)}")
 
 
-def _is_explained(handover: Handover, options: Mapping[str, Any], config: Any) -> bool:
-    match handover.reason:
-        case Reason.CACHE:
+def _is_explained(fallback: Fallback, options: Mapping[str, Any], config: Any) -> bool:
+    match fallback.reason:
+        case FallbackReason.CACHE:
             chosen = config.cache_implementation not in (None, "dynamic")
             return chosen or any(name in options for name in CACHE_NAMES)
-        case Reason.NO_CACHE:
+        case FallbackReason.NO_CACHE:
             return not config.use_cache
-        case Reason.INPUT:
-            return handover.found in options
-        case Reason.ENCODER:
+        case FallbackReason.INPUT:
+            return fallback.detail in options
+        case FallbackReason.ENCODER:
             return "encoder_outputs" in options
-        case Reason.PROCESSOR:
+        case FallbackReason.PROCESSOR:
             given = options.get("logits_processor", ())
-            return _is_known(handover.found, PROCESSORS_OF_OPTIONS, given)
-        case Reason.CRITERION:
+            return _is_known(fallback.detail, PROCESSORS_OF_OPTIONS, given)
+        case FallbackReason.CRITERION:
             given = options.get("stopping_criteria", ())
-            return _is_known(handover.found, CRITERIA_OF_OPTIONS, given)
+            return _is_known(fallback.detail, CRITERIA_OF_OPTIONS, given)
         case _:
             return True
 
 
 def _is_known(found: str, known: frozenset[str], given: Any) -> bool:
-    # A colon follows where the engine knows the type but not the value.
+    # A colon: the engine supports the type, but not this value.
     return ":" in found or found in known or found in {type(each).__name__ for each in given}
 
 
@@ -469,8 +483,8 @@ def _warn(reason: str) -> None:
         return
     _warned.add(reason)
     warnings.warn(
-        f"generate ran on Transformers' own code although nothing in the call needs it: {reason}. "
-        "The output is right, but the engine's speed is lost. "
+        "generate ran on Transformers' own code although nothing in the call requires it: "
+        f"{reason}. The output is right, but the engine's speed is lost. "
         f"Transformers {transformers.__version__} is installed; supported: {SUPPORTED}",
         EngineBypassed,
         # The caller of `generate`, as far as Transformers' own frames allow.

@@ -1,11 +1,11 @@
 """Plain calls of `generate`: one window per clip, no options but common ones.
 
-Transformers spends longer on preparing a call than the engine on decoding it with a small model.
-All of that preparation follows from the options, the configuration and the batch size, so the
-first call of a kind goes the whole way through Transformers; what it asked the engine for is kept,
-and the next call of this kind asks for the same directly. A call is kept only if its result, made
-anew the short way, equals what Transformers returned. What Transformers says about options in its
-log, it says at the first call.
+Preparing a call takes Transformers longer than decoding it takes the engine with a small model.
+The outcome depends only on the options, the configuration and the batch size, so the first call of
+a kind runs through Transformers, and the engine request that it led to is kept: later calls with
+the same key go directly to the engine. A call is kept only if its result, computed from the kept
+request, equals what Transformers returned. Transformers' warnings about options appear at the
+first call only.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ from transformers import GenerationConfig
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.hf.compat import StockWhisper
-from whisper_flash_attention.hf.decode_hooks import Decode, Scope, as_dictionary, call_scope
+from whisper_flash_attention.hf.decode_hooks import (
+    CallScope,
+    EngineDecode,
+    call_scope,
+    to_model_output,
+)
 from whisper_flash_attention.hf.eligibility import (
     ModelChanged,
-    check_reached,
-    confirm,
+    accepts_features,
     options_of,
-    takes,
+    report_missed_hooks,
     trusted_engine,
+    verify_engine,
 )
 
-# Options that decide nothing but the prompt, the rules, the lengths and the form of the output.
-OPTIONS = frozenset(
+# Options that affect only the prompt, the logits processors, the lengths and the output format.
+PREPARED_OPTIONS = frozenset(
     {
         "begin_suppress_tokens",
         "do_sample",
@@ -68,60 +73,61 @@ OPTIONS = frozenset(
         "use_cache",
     }
 )
-SIMPLE = (type(None), bool, int, float, str, list, tuple)
-MOST_CALLS = 64
+PLAIN_TYPES = (type(None), bool, int, float, str, list, tuple)
+MAX_PREPARED_CALLS = 64
 
 
 @dataclass(frozen=True)
-class Language:
-    """Detection of the language: stock's, on the states that are there already.
+class LanguageDetection:
+    """Stock Whisper's language detection, on encoder states that are already computed.
 
     Args:
-        place: where the language's token stands in the prompt.
-        start: the token after which the languages are compared.
+        position: of the language token in the prompt.
+        start: the token after which the language logits are compared.
         ids: the languages' tokens, ascending, int64 `[N]`.
     """
 
-    place: int
+    position: int
     start: int
     ids: torch.Tensor
 
     def detect(self, engine: Engine, states: torch.Tensor) -> torch.Tensor:
-        """The likeliest language's token for every clip of states `[B, S, D]`, int64 `[B]`."""
+        """The most probable language token for each clip of states `[B, S, D]`, int64 `[B]`."""
         return self.ids[engine.language_logits(states, self.start, self.ids).argmax(dim=-1)]
 
 
 @dataclass(frozen=True)
 class PreparedCall:
-    """What calls of one kind ask the engine for, and what becomes of its answer."""
+    """The engine request of calls with one key, and the format of their output."""
 
     prompt: torch.Tensor
     request: Request
-    finish: Finish
-    as_dictionary: bool
-    language: Language | None
+    output_format: OutputFormat
+    returns_dictionary: bool
+    language: LanguageDetection | None
 
     def run(self, model: Any, engine: Engine, features: torch.Tensor) -> Any:
         """What `generate` returns for features `[B, mel bins, frames]`.
 
-        None if Transformers would go on to a second window; random numbers are then as before.
+        None if Transformers would continue with a second window. In this case and on an error the
+        state of the random number generator is restored.
 
         Args:
-            engine: from `trusted_engine`; the model is looked at while the device works.
+            engine: from `trusted_engine`; the model is verified while the device works.
 
         Raises:
-            ModelChanged: this engine must not run the model any more; random numbers are as before.
+            ModelChanged: this engine must not run the model any more.
         """
-        before = _random_state(features.device) if self.request.sample else None
+        before = _rng_state(features.device) if self.request.sample else None
         try:
             result = self._decoded(model, engine, features)
-        except Exception:  # of weights that are the model's no more, say
+        except Exception:  # weights freed or replaced since the last call may cause any error
             if before is not None:
-                _restore(features.device, before)
-            confirm(model, engine)
+                _restore_rng(features.device, before)
+            verify_engine(model, engine)
             raise
         if result is None and before is not None:
-            _restore(features.device, before)
+            _restore_rng(features.device, before)
         return result
 
     def _decoded(self, model: Any, engine: Engine, features: torch.Tensor) -> Any:
@@ -130,21 +136,21 @@ class PreparedCall:
         if self.language is not None:
             prompt = prompt.clone()
             found = self.language.detect(engine, states)
-            prompt[:, self.language.place] = found.repeat_interleave(
+            prompt[:, self.language.position] = found.repeat_interleave(
                 prompt.shape[0] // found.shape[0]
             )
         decoded = engine.decode(
-            states, prompt, self.request, meanwhile=lambda: confirm(model, engine)
+            states, prompt, self.request, meanwhile=lambda: verify_engine(model, engine)
         )
         return self.result(model, states, decoded)
 
     def result(self, model: Any, states: torch.Tensor, decoded: Any) -> Any:
         """The output for one decode; None as in `run`."""
-        if not self.as_dictionary:
-            return self.finish.sequences(decoded)
-        if not self.finish.one_window and self.finish.lengths(decoded) is None:
+        if not self.returns_dictionary:
+            return self.output_format.sequences(decoded)
+        if not self.output_format.one_window and self.output_format.lengths(decoded) is None:
             return None
-        return as_dictionary(model, states, decoded)
+        return to_model_output(model, states, decoded)
 
 
 _prepared: WeakKeyDictionary[Any, dict[bytes, PreparedCall]] = WeakKeyDictionary()
@@ -158,13 +164,13 @@ def forget(model: Any) -> None:
 def generate(
     model: Any, stock: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Whisper's `generate`: the short way where a call of this kind was prepared, else stock's.
+    """Whisper's `generate`: directly on the engine where the call was prepared, else stock's.
 
     Args:
         stock: runs Transformers' `generate` with these arguments.
         args, kwargs: the arguments of `generate`.
     """
-    features, key = _kind(model, args, kwargs)
+    features, key = _call_key(model, args, kwargs)
     calls = _prepared.setdefault(model, {})
     prepared = None if key is None else calls.get(key)
     if prepared is not None:
@@ -177,25 +183,27 @@ def generate(
     options = options_of(args, kwargs)
     with call_scope(options) as scope:
         result = stock()
-    if not scope.decodes and not scope.handed_over:
-        check_reached(model, options)
+    if not scope.decodes and not scope.fell_back:
+        report_missed_hooks(model, options)
     if key is not None and prepared is None:
         prepared = _prepare(model, scope, kwargs, result)
         if prepared is not None:
-            if len(calls) >= MOST_CALLS:
+            if len(calls) >= MAX_PREPARED_CALLS:
                 calls.clear()
             calls[key] = prepared
     return result
 
 
-def _kind(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bytes | None]:
-    """The features, and everything that preparation depends on as one key; None if not plain."""
+def _call_key(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, bytes | None]:
+    """The features, and the key of the prepared call; None for a call that cannot be prepared."""
     options = dict(kwargs)
     features = args[0] if args else options.pop("input_features", None)
-    if len(args) > 1 or not takes(model, features) or _is_customised(model):
+    if len(args) > 1 or not accepts_features(model, features) or _is_customised(model):
         return features, None
     mask = options.pop("attention_mask", None)
-    # Whisper ignores the mask here; one that is not as expected is for Transformers to refuse.
+    # Whisper ignores the mask; Transformers reports one of the wrong type or shape.
     if mask is not None and (type(mask) is not torch.Tensor or mask.ndim != 2):
         return features, None
     # Transformers' trainer passes labels, which `generate` ignores.
@@ -211,8 +219,8 @@ def _kind(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
             return features, None
         prompt_ids = (prompt_ids.device.type, prompt_ids.tolist())
     simple = all(
-        name in OPTIONS
-        and type(value) in SIMPLE
+        name in PREPARED_OPTIONS
+        and type(value) in PLAIN_TYPES
         and not (name == "temperature" and type(value) in (list, tuple))
         for name, value in options.items()
     )
@@ -223,12 +231,12 @@ def _kind(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
         (features.shape[0], device.type, device.index),
         (options, prompt_ids),
         [vars(config) for config in configs],
-        # Settings of the model that `generate` reads or complains of.
+        # Settings of the model that `generate` reads or warns about.
         (len(vars(model.config)), getattr(model.config, "forced_decoder_ids", None)),
         model.cross_attention,
     )
     try:
-        # Exact where `==` is not (True, 1 and 1.0 differ); fails for anything that is not plain.
+        # Exact where `==` is not (True, 1 and 1.0 differ); fails for objects of other types.
         return features, marshal.dumps(parts, 2)
     except ValueError:
         return features, None
@@ -243,18 +251,18 @@ def _is_customised(model: Any) -> bool:
     now = list(chain.from_iterable(vars(each).values() for each in model_class.__mro__))
     known = _classes.get(model_class)
     if known is None or len(known.members) != len(now) or any(map(is_not, now, known.members)):
-        known = _classes[model_class] = _Class(now, _has_own_methods(model_class))
+        known = _classes[model_class] = _ClassMembers(now, _has_own_methods(model_class))
     return known.customised or not vars(model).keys().isdisjoint(_METHODS)
 
 
-class _Class(NamedTuple):
-    """All that a class and its bases hold, and whether that is not this package's own."""
+class _ClassMembers(NamedTuple):
+    """The members of a class and its bases, and whether any method is not this package's own."""
 
     members: list[Any]
     customised: bool
 
 
-_classes: WeakKeyDictionary[type, _Class] = WeakKeyDictionary()
+_classes: WeakKeyDictionary[type, _ClassMembers] = WeakKeyDictionary()
 _STOCK = {
     name: getattr_static(StockWhisper, name)
     for name in dir(StockWhisper)
@@ -274,13 +282,15 @@ def _has_own_methods(model_class: type) -> bool:
     )
 
 
-def _prepare(model: Any, scope: Scope, options: dict[str, Any], result: Any) -> PreparedCall | None:
-    """What Transformers made of a call, if the next one of its kind can do without it."""
-    if scope.handed_over or len(scope.decodes) != 1 or not scope.decodes[0].repeatable:
+def _prepare(
+    model: Any, scope: CallScope, options: dict[str, Any], result: Any
+) -> PreparedCall | None:
+    """The prepared call, if later calls with the same key can bypass Transformers."""
+    if scope.fell_back or len(scope.decodes) != 1 or not scope.decodes[0].repeatable:
         return None
     decode = scope.decodes[0]
     if decode.request.beams is not None and isinstance(result, dict):
-        # Stock keeps the cache of some beams only, as it happens.
+        # Stock keeps the cache of those beams only that were running at the end.
         return None
     config = decode.config
     one_window = _forces_one_window(options, config)
@@ -295,14 +305,14 @@ def _prepare(model: Any, scope: Scope, options: dict[str, Any], result: Any) -> 
     prepared = PreparedCall(
         prompt=decode.prompt.contiguous(),
         request=decode.request,
-        finish=Finish(
+        output_format=OutputFormat(
             prompt=decode.prompt.shape[1],
             eos=config.eos_token_id,
             pad=config.pad_token_id,
             timestamp_begin=no_timestamps + 1,
             one_window=one_window,
         ),
-        as_dictionary=isinstance(result, dict),
+        returns_dictionary=isinstance(result, dict),
         language=language,
     )
     again = prepared.result(model, decode.states, decode.decoded)
@@ -316,22 +326,22 @@ def _forces_one_window(options: dict[str, Any], config: Any) -> bool:
     return bool(forced)
 
 
-def _language(scope: Scope, decode: Decode) -> Language | None:
-    """Where the detected language stands in the prompt; None unless that is clear."""
+def _language(scope: CallScope, decode: EngineDecode) -> LanguageDetection | None:
+    """The position of the detected language in the prompt; None if it is ambiguous."""
     if len(scope.languages) != 1:
         return None
     start, ids = decode.config.decoder_start_token_id, decode.config.lang_to_id.values()
     prompt = decode.prompt
-    places = (prompt[0] == start).nonzero().flatten().tolist()
-    if not places or places[-1] + 1 >= prompt.shape[1]:
+    starts = (prompt[0] == start).nonzero().flatten().tolist()
+    if not starts or starts[-1] + 1 >= prompt.shape[1]:
         return None
-    place = places[-1] + 1
+    position = starts[-1] + 1
     detected = scope.languages[0]
     if not torch.equal(
-        prompt[:, place], detected.repeat_interleave(prompt.shape[0] // detected.shape[0])
+        prompt[:, position], detected.repeat_interleave(prompt.shape[0] // detected.shape[0])
     ):
         return None
-    return Language(place, start, torch.tensor(sorted(ids), device=prompt.device))
+    return LanguageDetection(position, start, torch.tensor(sorted(ids), device=prompt.device))
 
 
 def _same(ours: Any, stock: Any) -> bool:
@@ -348,11 +358,11 @@ def _same_tensor(ours: torch.Tensor, stock: torch.Tensor) -> bool:
     return ours.dtype == stock.dtype and ours.device == stock.device and torch.equal(ours, stock)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def _rng_state(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def _restore(device: torch.device, state: torch.Tensor) -> None:
+def _restore_rng(device: torch.device, state: torch.Tensor) -> None:
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)
     else:
@@ -360,14 +370,14 @@ def _restore(device: torch.device, state: torch.Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Finish:
-    """How sequences `[B, P + N]` become what `generate` returns.
+class OutputFormat:
+    """Conversion of sequences `[B, P + N]` to what `generate` returns.
 
     Args:
         prompt: P, the length of the prompt.
-        eos, pad: the ids of the end and of the padding.
-        timestamp_begin: the first timestamp's id.
-        one_window: a single window was forced, and the sequences are returned as they are.
+        eos, pad: ids of the end and padding tokens.
+        timestamp_begin: id of the first timestamp token.
+        one_window: a single window was forced; sequences are returned unchanged.
     """
 
     prompt: int
@@ -377,7 +387,7 @@ class Finish:
     one_window: bool
 
     def lengths(self, decoded: DecodeOutput) -> np.ndarray | None:
-        """Tokens of each row's answer, int64 `[B]`; None if stock would go on or do otherwise."""
+        """Generated tokens of each row, int64 `[B]`; None if stock must process the result."""
         ids = decoded.sequences[:, self.prompt :].cpu().numpy()
         lengths = np.full(ids.shape[0], ids.shape[1])
         padding = (ids == self.pad).sum(axis=1) - (self.pad == self.eos)
@@ -388,7 +398,7 @@ class Finish:
         return lengths if self._is_last_window(ids, lengths) else None
 
     def sequences(self, decoded: DecodeOutput) -> torch.Tensor | None:
-        """The ids that `generate` returns, `[B, longest]` int64; None if stock must do it."""
+        """The ids that `generate` returns, int64 `[B, longest]`; None as in `lengths`."""
         if self.one_window:
             return decoded.sequences
         lengths = self.lengths(decoded)
@@ -398,18 +408,18 @@ class Finish:
         ids = decoded.sequences[:, self.prompt : self.prompt + longest]
         if self.pad == self.eos:
             return ids.contiguous()
-        places = torch.arange(longest, device=ids.device)
+        positions = torch.arange(longest, device=ids.device)
         ends = torch.from_numpy(lengths).to(ids.device)
-        return ids.where(places < ends[:, None], self.pad)
+        return ids.where(positions < ends[:, None], self.pad)
 
     def _is_last_window(self, ids: np.ndarray, lengths: np.ndarray) -> bool:
-        """Whether no row holds a pair of timestamps, or each that does ends in a single one."""
-        stamps = ids >= self.timestamp_begin
-        if not stamps.any():
+        """Whether every row with a pair of timestamps ends in a single one, so that stock stops."""
+        is_timestamp = ids >= self.timestamp_begin
+        if not is_timestamp.any():
             return True
-        for row, length in zip(stamps, lengths, strict=True):
-            answer = row[:length]
-            has_pair = bool((answer[:-1] & answer[1:]).any())
-            if has_pair and answer[-2:].tolist() != [False, True]:
+        for flags, length in zip(is_timestamp, lengths, strict=True):
+            row = flags[:length]
+            has_pair = bool((row[:-1] & row[1:]).any())
+            if has_pair and row[-2:].tolist() != [False, True]:
                 return False
         return True

@@ -2,7 +2,7 @@
 
 Stock Whisper grows its self-attention cache with `torch.cat`: every step allocates a buffer of the
 new length and copies the whole past into it, for every layer. Here the past stays where it is:
-buffers grow by buckets, a step writes one column, and the layer hands out a view of what is valid.
+buffers grow by buckets, a step writes one column, and the layer returns a view of the valid part.
 The cross-attention cache keeps the projected encoder states as they come, without a copy.
 
 Both are drop-in layers of Transformers' `DynamicCache`, so beam search, cropping and the splitting
@@ -19,7 +19,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from whisper_flash_attention.hf.compat import CACHE, Cache, DynamicLayer
 
-# Positions by which buffers grow. Whisper's longest answer, 448 positions, is seven of them.
+# Buffers grow by this number of positions; Whisper's 448 positions are seven buckets.
 BUCKET = 64
 
 
@@ -31,8 +31,7 @@ def bucket_of(length: int) -> int:
 class BucketedLayer(DynamicLayer):
     """Self-attention keys and values `[B, H, T, D]`, as views of buffers that grow by buckets.
 
-    With gradients the buffers can't be written in place, so the layer concatenates as the stock
-    one does.
+    With gradients enabled, buffers cannot be written in place; the layer concatenates as stock's.
     """
 
     _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -51,7 +50,7 @@ class BucketedLayer(DynamicLayer):
             self._grow(key_states, past, total)
         assert self._buffers is not None
         keys, values = self._buffers
-        # `narrow` rather than slices: a step makes few other calls, and slicing costs as much.
+        # `narrow` instead of slices: slicing takes as long as the copies themselves.
         keys.narrow(2, past, total - past).copy_(key_states)
         values.narrow(2, past, total - past).copy_(value_states)
         self.keys, self.values = keys.narrow(2, 0, total), values.narrow(2, 0, total)
@@ -94,8 +93,7 @@ class BucketedLayer(DynamicLayer):
     def _grow(self, like: torch.Tensor, past: int, total: int) -> None:
         batch, heads, _, width = like.shape
         shape = (batch, heads, bucket_of(total), width)
-        # Zeros, not empty: what lies beyond the valid view must never be NaN where a kernel
-        # multiplies a masked key by zero.
+        # Zeros, not empty: kernels multiply masked keys by zero, and NaN would remain NaN.
         keys, values = like.new_zeros(shape), like.new_zeros(shape)
         if past:
             assert self.keys is not None and self.values is not None
@@ -105,7 +103,7 @@ class BucketedLayer(DynamicLayer):
 
 
 class StoredOnceLayer(DynamicLayer):
-    """Cross-attention keys and values: kept as they are the first time, never copied."""
+    """Cross-attention keys and values, stored without a copy."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -125,7 +123,7 @@ def _cache_of(layer: type[DynamicLayer]) -> DynamicCache:
 
 
 def new_cache() -> EncoderDecoderCache:
-    """An empty cache for one `generate` call: the past by buckets, the encoder's states once."""
+    """An empty cache for one `generate` call."""
     return EncoderDecoderCache(_cache_of(BucketedLayer), _cache_of(StoredOnceLayer))
 
 
@@ -133,20 +131,20 @@ _PARTS = ("self_attention_cache", "cross_attention_cache", "is_updated")
 
 
 class RecomputedCache(EncoderDecoderCache):
-    """An `EncoderDecoderCache` whose content is computed at the first look.
+    """An `EncoderDecoderCache` whose content is computed at the first access.
 
-    It holds what stock's holds after `generate`: every token but the last. It is computed from the
-    model's weights as they are at that time. Copies and pickles hold the content.
+    It holds what stock's holds after `generate`: every token but the last. The model's weights at
+    the time of access are used. Copies and pickles hold the content.
 
     Args:
-        compute: makes the cache whose content this one takes over; called at most once.
+        compute: returns the cache with the content; called at most once.
     """
 
     def __init__(self, compute: Callable[[], EncoderDecoderCache]) -> None:
         self._compute: Callable[[], EncoderDecoderCache] | None = compute
 
     def __getattr__(self, name: str) -> Any:
-        # Reached for attributes that are not set, which the parts are not before the first look.
+        # Called for attributes that are not set; the parts are not before the first access.
         compute = self.__dict__.get("_compute")
         if name not in _PARTS or compute is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -160,7 +158,7 @@ class RecomputedCache(EncoderDecoderCache):
         return EncoderDecoderCache, (self.self_attention_cache, self.cross_attention_cache)
 
     def row(self, index: int) -> RecomputedCache:
-        """The cache of one row of the batch, on the CPU: what stock keeps of each segment."""
+        """The cache of one row of the batch, on the CPU, as stock keeps it in each segment."""
         return RecomputedCache(lambda: self._row(index))
 
     def _row(self, index: int) -> EncoderDecoderCache:
@@ -177,7 +175,7 @@ class RecomputedCache(EncoderDecoderCache):
 
 
 def recomputed_cache(model: Any, states: torch.Tensor, sequences: torch.Tensor) -> RecomputedCache:
-    """The cache that decoding leaves behind.
+    """The cache that stock's decoding of these sequences would return.
 
     Args:
         model: a `WhisperForConditionalGeneration`.

@@ -1,7 +1,6 @@
-"""Transformers' processors and criteria as the engine's rules and limits.
+"""Translation of Transformers' logits processors and stopping criteria to an engine request.
 
-Types are matched exactly: a subclass may do anything, so it is handed over, as is whatever has no
-counterpart.
+Types are matched exactly: subclasses, and types without a counterpart, make the call fall back.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import Beams, Request
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.hf import Handover, Reason
 from whisper_flash_attention.hf.compat import (
     SORTS_SAMPLED_BEAMS,
     BaseModelOutput,
@@ -46,19 +44,20 @@ from whisper_flash_attention.hf.compat import (
     WhisperNoSpeechDetection,
     WhisperTimeStampLogitsProcessor,
 )
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 
 
 def _tokens(ids: torch.Tensor) -> tuple[int, ...]:
     return tuple(ids.tolist())
 
 
-def _ignored(prompt: int | torch.Tensor | None) -> int | tuple[int, ...]:
+def _ignored_prompt(prompt: int | torch.Tensor | None) -> int | tuple[int, ...]:
     if isinstance(prompt, torch.Tensor):
         return _tokens(prompt)
     return prompt or 0
 
 
-RULES: dict[type, Callable[[Any], LogitsProcessor]] = {
+PROCESSOR_TRANSLATIONS: dict[type, Callable[[Any], LogitsProcessor]] = {
     SuppressTokensLogitsProcessor: lambda p: Suppress(_tokens(p.suppress_tokens)),
     SuppressTokensAtBeginLogitsProcessor: lambda p: SuppressAtBegin(
         _tokens(p.begin_suppress_tokens), p.begin_index
@@ -76,7 +75,7 @@ RULES: dict[type, Callable[[Any], LogitsProcessor]] = {
         p.prompt_length_to_skip + p.min_new_tokens, _tokens(p.eos_token_id)
     ),
     RepetitionPenaltyLogitsProcessor: lambda p: RepetitionPenalty(
-        p.penalty, _ignored(p.prompt_ignore_length)
+        p.penalty, _ignored_prompt(p.prompt_ignore_length)
     ),
     NoRepeatNGramLogitsProcessor: lambda p: NoRepeatNgram(p.ngram_size),
     TemperatureLogitsWarper: lambda p: Temperature(p.temperature),
@@ -85,26 +84,26 @@ RULES: dict[type, Callable[[Any], LogitsProcessor]] = {
 }
 
 
-def translate_rules(processors: Iterable[Any]) -> LogitsProcessors | Handover:
-    """The rules that do what these processors do, in their order.
+def translate_processors(processors: Iterable[Any]) -> LogitsProcessors | Fallback:
+    """The engine's counterparts of these processors, in their order.
 
-    `WhisperNoSpeechDetection` changes no score and is left out; `listen` runs it.
+    `WhisperNoSpeechDetection` changes no score and is left out; `detect_no_speech` runs it.
     """
-    rules = []
+    translated: list[LogitsProcessor] = []
     for processor in processors:
         kind = type(processor)
         if kind is WhisperNoSpeechDetection:
             continue
-        if kind not in RULES:
-            return Handover(Reason.PROCESSOR, kind.__name__)
+        if kind not in PROCESSOR_TRANSLATIONS:
+            return Fallback(FallbackReason.PROCESSOR, kind.__name__)
         try:
-            rules.append(RULES[kind](processor))
+            translated.append(PROCESSOR_TRANSLATIONS[kind](processor))
         except OptionError as error:
-            return Handover(Reason.PROCESSOR, f"{kind.__name__}: {error}")
-    return LogitsProcessors(tuple(rules))
+            return Fallback(FallbackReason.PROCESSOR, f"{kind.__name__}: {error}")
+    return LogitsProcessors(tuple(translated))
 
 
-def translate_limits(criteria: Iterable[Any]) -> tuple[int, tuple[int, ...]] | Handover:
+def translate_limits(criteria: Iterable[Any]) -> tuple[int, tuple[int, ...]] | Fallback:
     """The largest length, prompt included, and the tokens that end a row, of stopping criteria."""
     lengths: list[int] = []
     ends: list[int] = []
@@ -114,14 +113,14 @@ def translate_limits(criteria: Iterable[Any]) -> tuple[int, tuple[int, ...]] | H
         elif type(criterion) is EosTokenCriteria:
             ends += criterion.eos_token_id.tolist()
         else:
-            return Handover(Reason.CRITERION, type(criterion).__name__)
+            return Fallback(FallbackReason.CRITERION, type(criterion).__name__)
     if not lengths:
-        return Handover(Reason.CRITERION, "no largest length")
+        return Fallback(FallbackReason.CRITERION, "no largest length")
     return min(lengths), tuple(ends)
 
 
 def translate_beams(config: Any) -> Beams:
-    """The search that Transformers' `_beam_search` makes of a `GenerationConfig`."""
+    """The parameters of the search that `_beam_search` runs with a `GenerationConfig`."""
     ends = config._eos_token_tensor
     kept = max(2, 1 + (0 if ends is None else len(ends)))
     return Beams(
@@ -141,29 +140,29 @@ def translate(
     *,
     by_beams: bool = False,
     **more: Any,
-) -> Request | Handover:
-    """The engine's request for what Transformers' `_sample` or `_beam_search` was asked for.
+) -> Request | Fallback:
+    """The engine request that does what Transformers' `_sample` or `_beam_search` would do.
 
     Args:
-        processors, criteria: the lists that these get.
+        processors, criteria: the lists that Transformers passes to them.
         config: their `GenerationConfig`.
-        by_beams: it was `_beam_search`.
+        by_beams: for `_beam_search`.
         **more: further fields of the request.
     """
-    rules = translate_rules(processors)
-    if isinstance(rules, Handover):
-        return rules
+    logits_processors = translate_processors(processors)
+    if isinstance(logits_processors, Fallback):
+        return logits_processors
     limits = translate_limits(criteria)
-    if isinstance(limits, Handover):
+    if isinstance(limits, Fallback):
         return limits
     max_length, eos = limits
     pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
     if by_beams and not pad and eos:
-        # Transformers takes a padding of 0 for none there.
+        # Transformers' beam search treats padding token 0 as not set.
         pad = eos[0]
     wants_dictionary = bool(config.return_dict_in_generate)
     return Request(
-        processors=rules,
+        processors=logits_processors,
         max_length=max_length,
         eos=eos,
         pad=pad,
@@ -175,30 +174,25 @@ def translate(
     )
 
 
-def detects_silence(processors: list[Any]) -> bool:
-    """Whether any of the processors listens for silence."""
-    return any(type(processor) is WhisperNoSpeechDetection for processor in processors)
-
-
-def listen(
+def detect_no_speech(
     processors: list[Any],
     engine: Engine,
     states: torch.Tensor,
     prompt: torch.Tensor,
     request: Request,
 ) -> None:
-    """Have every `WhisperNoSpeechDetection` among the processors note what it notes.
+    """Call every `WhisperNoSpeechDetection` among the processors, as stock's first step does.
 
     Args:
         states: the encoder's output `[clips, S, D]`.
         prompt: `[B, P]` int64.
-        request: what is about to be decoded.
+        request: the decode that follows.
     """
     for index, processor in enumerate(processors):
         if type(processor) is not WhisperNoSpeechDetection:
             continue
         if processor.start_of_trans_offset > 1:
-            _listen_in_the_prompt(processor, states, prompt)
+            _detect_at_prompt_token(processor, states, prompt)
         else:
             scores = _first_logits(engine, states, prompt, request)
             for earlier in processors[:index]:
@@ -206,16 +200,16 @@ def listen(
             processor(prompt, scores)
 
 
-def _listen_in_the_prompt(processor: Any, states: torch.Tensor, prompt: torch.Tensor) -> None:
-    """Stock runs the whole model on the inputs of the first temperature: give it the states.
+def _detect_at_prompt_token(processor: Any, states: torch.Tensor, prompt: torch.Tensor) -> None:
+    """Let the processor run the decoder on `states`, where stock runs the whole model.
 
-    After a fallback of some rows only, those inputs belong to more rows than `states` does; stock
-    looks at all of them, and so does this.
+    Its inputs are those of the first temperature. After temperature fallback of some rows they have
+    more rows than `states`; then the encoder runs on all of them, as in stock.
     """
     inputs = processor.inputs
     if inputs is not None and inputs["input_features"].shape[0] == states.shape[0]:
-        known = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
-        processor.inputs = {k: v for k, v in inputs.items() if k != "input_features"} | known
+        encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+        processor.inputs = {k: v for k, v in inputs.items() if k != "input_features"} | encoded
     try:
         processor(prompt, prompt.new_empty(0))
     finally:

@@ -1,9 +1,9 @@
-"""The modules that the engine stands in for, and how a model differs from them.
+"""The modules of stock Whisper, and how a model differs from them.
 
 The engine reads weights and calls no module. It may run a model only if every module is exactly
 what stock Whisper builds from the configuration: its type, its children, its parameters, and the
-attributes that its `forward` reads. Whatever else there is (adapters, quantisation, hooks, replaced
-methods) would be skipped, so anything unknown is a reason not to run.
+attributes that its `forward` reads. Anything else (adapters, quantization, hooks, replaced methods)
+would be ignored by the engine, so every difference is a reason not to run.
 """
 
 from __future__ import annotations
@@ -38,16 +38,22 @@ from whisper_flash_attention.hf.compat import (
 # requested; they do nothing in other calls.
 IDLE_HOOKS = "transformers.utils.output_capturing"
 # Backward hooks need a gradient, which `generate` does not compute.
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks")
 GLOBAL_HOOKS = tuple(
     table
     for name, table in vars(torch_module).items()
     if name.startswith("_global_") and name.endswith("_hooks") and isinstance(table, dict)
 )
 # Attributes through which an instance replaces what its class does when it is called.
-CALLS = ("forward", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl", "_conv_forward")
+CALL_METHODS = (
+    "forward",
+    "_call_impl",
+    "_wrapped_call_impl",
+    "_compiled_call_impl",
+    "_conv_forward",
+)
 # Methods of the model, beside its calls, that the engine bypasses.
-BYPASSED = (
+BYPASSED_METHODS = (
     "get_decoder",
     "get_encoder",
     "prepare_inputs_for_generation",
@@ -70,23 +76,23 @@ CLASSES: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
     nn.Embedding,
 )
-# Everything through which a call of these classes goes.
+# All functions that a call of these classes runs.
 FUNCTIONS: tuple[tuple[Any, str], ...] = (
     *(
         (owner, name)
         for owner in CLASSES
-        for name in ("__call__", "__getattr__", *CALLS)
+        for name in ("__call__", "__getattr__", *CALL_METHODS)
         if hasattr(owner, name)
     ),
-    *((StockWhisper, name) for name in BYPASSED),
+    *((StockWhisper, name) for name in BYPASSED_METHODS),
     (nn.ModuleList, "__iter__"),
     *(
         (F, name)
         for name in ("conv1d", "dropout", "embedding", "gelu", "layer_norm", "linear", "softmax")
     ),
 )
-# The configuration that decides the modules.
-SIZES = (
+# Fields of the configuration that determine the modules.
+CONFIG_SIZES = (
     "activation_function",
     "d_model",
     "decoder_attention_heads",
@@ -103,22 +109,22 @@ SIZES = (
 )
 
 
-class Function(NamedTuple):
-    """A function, and its code, which may be replaced on its own."""
+class FunctionIdentity(NamedTuple):
+    """A function and its code, either of which may be replaced."""
 
     function: Any
     code: Any
 
 
-def current_functions() -> list[Function]:
-    """What `FUNCTIONS` names at this moment."""
+def current_functions() -> list[FunctionIdentity]:
+    """The functions that `FUNCTIONS` names at present."""
     found = [getattr(owner, name) for owner, name in FUNCTIONS]
-    return [Function(each, getattr(each, "__code__", None)) for each in found]
+    return [FunctionIdentity(each, getattr(each, "__code__", None)) for each in found]
 
 
 _ORIGINAL = current_functions()
-# The folders of both packages, as code objects name them.
-_HOMES = tuple(
+# The folders of PyTorch and Transformers, as code objects name them.
+_PACKAGE_FOLDERS = tuple(
     Path(function.__code__.co_filename).parents[2]
     for function in (nn.Module.add_module, StockWhisper.__init__)
 )
@@ -130,47 +136,47 @@ def patched_function() -> str | None:
     Those replaced before this module was imported are recognised by the file of their code.
     """
     for (owner, name), now, original in zip(FUNCTIONS, current_functions(), _ORIGINAL, strict=True):
-        foreign = now.code is not None and not _is_at_home(now.code)
+        foreign = now.code is not None and not _is_original_code(now.code)
         if foreign or now.function is not original.function or now.code is not original.code:
             return f"{owner.__name__}.{name}"
     return None
 
 
 @cache
-def _is_at_home(code: CodeType) -> bool:
-    return any(home in Path(code.co_filename).parents for home in _HOMES)
+def _is_original_code(code: CodeType) -> bool:
+    return any(folder in Path(code.co_filename).parents for folder in _PACKAGE_FOLDERS)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A module as stock Whisper has it.
+class ModuleSpec:
+    """The expected state of a module.
 
     Args:
         type: its exact class.
         parameters: shapes by name; None is a parameter that is None.
-        attributes: the values of attributes that its `forward` reads; a class instead of a value
-            is the type of a value that the engine reads, too.
+        attributes: values of the attributes that its `forward` reads; a class stands for any
+            value of this type, which the engine reads, too.
         children: by name, in order where the class is a list.
     """
 
     type: type[nn.Module]
     parameters: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
-    children: dict[str, Kind] = field(default_factory=dict)
+    children: dict[str, ModuleSpec] = field(default_factory=dict)
 
 
-def _linear(inputs: int, outputs: int, *, bias: bool = True) -> Kind:
+def _linear(inputs: int, outputs: int, *, bias: bool = True) -> ModuleSpec:
     shapes: dict[str, tuple[int, ...] | None] = {"weight": (outputs, inputs)}
     shapes["bias"] = (outputs,) if bias else None
-    return Kind(nn.Linear, shapes)
+    return ModuleSpec(nn.Linear, shapes)
 
 
-def _norm(width: int) -> Kind:
+def _norm(width: int) -> ModuleSpec:
     shapes: dict[str, tuple[int, ...] | None] = {"weight": (width,), "bias": (width,)}
-    return Kind(nn.LayerNorm, shapes, {"normalized_shape": (width,), "eps": float})
+    return ModuleSpec(nn.LayerNorm, shapes, {"normalized_shape": (width,), "eps": float})
 
 
-def _convolution(inputs: int, outputs: int, *, stride: int) -> Kind:
+def _convolution(inputs: int, outputs: int, *, stride: int) -> ModuleSpec:
     attributes = {
         "kernel_size": (3,),
         "stride": (stride,),
@@ -180,18 +186,20 @@ def _convolution(inputs: int, outputs: int, *, stride: int) -> Kind:
         "padding_mode": "zeros",
         "transposed": False,
     }
-    return Kind(nn.Conv1d, {"weight": (outputs, inputs, 3), "bias": (outputs,)}, attributes)
+    return ModuleSpec(nn.Conv1d, {"weight": (outputs, inputs, 3), "bias": (outputs,)}, attributes)
 
 
-def _embedding(rows: int, width: int, kind: type[nn.Module] = nn.Embedding) -> Kind:
-    return Kind(kind, {"weight": (rows, width)}, {"num_embeddings": rows, "max_norm": None})
+def _embedding(rows: int, width: int, kind: type[nn.Module] = nn.Embedding) -> ModuleSpec:
+    return ModuleSpec(kind, {"weight": (rows, width)}, {"num_embeddings": rows, "max_norm": None})
 
 
-def _list(kinds: list[Kind]) -> Kind:
-    return Kind(nn.ModuleList, children={str(index): kind for index, kind in enumerate(kinds)})
+def _list(specs: list[ModuleSpec]) -> ModuleSpec:
+    return ModuleSpec(
+        nn.ModuleList, children={str(index): spec for index, spec in enumerate(specs)}
+    )
 
 
-def _attention(config: Any, heads: int, layer: int | None, *, causal: bool) -> Kind:
+def _attention(config: Any, heads: int, layer: int | None, *, causal: bool) -> ModuleSpec:
     width = config.d_model
     attributes = {
         "num_heads": heads,
@@ -205,21 +213,21 @@ def _attention(config: Any, heads: int, layer: int | None, *, causal: bool) -> K
         name: _linear(width, width, bias=name != "k_proj")
         for name in ("q_proj", "k_proj", "v_proj", "out_proj")
     }
-    return Kind(WhisperAttention, attributes=attributes, children=projections)
+    return ModuleSpec(WhisperAttention, attributes=attributes, children=projections)
 
 
-def _feed_forward(config: Any, width: int) -> dict[str, Kind]:
+def _feed_forward(config: Any, width: int) -> dict[str, ModuleSpec]:
     return {
-        "activation_fn": Kind(type(GELU), attributes={"act": vars(GELU).get("act")}),
+        "activation_fn": ModuleSpec(type(GELU), attributes={"act": vars(GELU).get("act")}),
         "fc1": _linear(config.d_model, width),
         "fc2": _linear(width, config.d_model),
         "final_layer_norm": _norm(config.d_model),
     }
 
 
-def _encoder(config: Any) -> Kind:
+def _encoder(config: Any) -> ModuleSpec:
     width = config.d_model
-    layer = Kind(
+    layer = ModuleSpec(
         WhisperEncoderLayer,
         children={
             "self_attn": _attention(config, config.encoder_attention_heads, None, causal=False),
@@ -227,7 +235,7 @@ def _encoder(config: Any) -> Kind:
             **_feed_forward(config, config.encoder_ffn_dim),
         },
     )
-    return Kind(
+    return ModuleSpec(
         WhisperEncoder,
         attributes={"config": config, "embed_scale": 1.0},
         children={
@@ -240,10 +248,10 @@ def _encoder(config: Any) -> Kind:
     )
 
 
-def _decoder(config: Any) -> Kind:
+def _decoder(config: Any) -> ModuleSpec:
     width, heads = config.d_model, config.decoder_attention_heads
     layers = [
-        Kind(
+        ModuleSpec(
             WhisperDecoderLayer,
             children={
                 "self_attn": _attention(config, heads, index, causal=True),
@@ -255,7 +263,7 @@ def _decoder(config: Any) -> Kind:
         )
         for index in range(config.decoder_layers)
     ]
-    return Kind(
+    return ModuleSpec(
         WhisperDecoder,
         attributes={"config": config, "embed_scale": 1.0},
         children={
@@ -269,26 +277,26 @@ def _decoder(config: Any) -> Kind:
     )
 
 
-def expected(model: nn.Module) -> Kind:
-    """What a model should be, by its configuration: any subclass of stock Whisper outside."""
+def expected_spec(model: nn.Module) -> ModuleSpec:
+    """The modules of stock Whisper with the model's configuration and the model's own class."""
     config: Any = model.config
-    body = Kind(
+    body = ModuleSpec(
         WhisperModel,
         attributes={"config": config},
         children={"encoder": _encoder(config), "decoder": _decoder(config)},
     )
     projection = _linear(config.d_model, config.vocab_size, bias=False)
-    return Kind(type(model), children={"model": body, "proj_out": projection})
+    return ModuleSpec(type(model), children={"model": body, "proj_out": projection})
 
 
-def walk(module: nn.Module, kind: Kind) -> Iterator[tuple[nn.Module, Kind]]:
-    """Every module of a model that is as expected, with its kind."""
-    yield module, kind
-    for name, child in kind.children.items():
-        yield from walk(cast(nn.Module, module._modules[name]), child)
+def walk_specs(module: nn.Module, spec: ModuleSpec) -> Iterator[tuple[nn.Module, ModuleSpec]]:
+    """Every module of a model that matches `spec`, with its own spec."""
+    yield module, spec
+    for name, child in spec.children.items():
+        yield from walk_specs(cast(nn.Module, module._modules[name]), child)
 
 
-def why_not(model: Any, *, without_data: bool = False) -> str | None:
+def mismatch(model: Any, *, without_data: bool = False) -> str | None:
     """Why the engine cannot run this model; None if it can.
 
     Args:
@@ -298,7 +306,7 @@ def why_not(model: Any, *, without_data: bool = False) -> str | None:
     return (
         _config_reason(model.config)
         or _functions_reason(type(model))
-        or _module_reason("", model, expected(model))
+        or _module_reason("", model, expected_spec(model))
         or _tensors_reason(model, without_data)
     )
 
@@ -320,41 +328,41 @@ def _functions_reason(model_class: type) -> str | None:
     patched = patched_function()
     if patched is not None:
         return f"{patched} was replaced"
-    for name in (*CALLS, *BYPASSED):
+    for name in (*CALL_METHODS, *BYPASSED_METHODS):
         if getattr(model_class, name, None) is not getattr(StockWhisper, name, None):
             return f"{model_class.__name__} has a {name} of its own"
     return None
 
 
-def _module_reason(path: str, module: nn.Module, kind: Kind) -> str | None:
+def _module_reason(path: str, module: nn.Module, spec: ModuleSpec) -> str | None:
     name = path or "the model"
     found = vars(module)
-    hooks = chain.from_iterable(found[table].values() for table in HOOKS)
+    hooks = chain.from_iterable(found[table].values() for table in HOOK_TABLES)
     if any(getattr(hook, "__module__", None) != IDLE_HOOKS for hook in hooks):
         return f"a hook on {name}"
-    for method in (*CALLS, *(() if path else BYPASSED)):
+    for method in (*CALL_METHODS, *(() if path else BYPASSED_METHODS)):
         if method in found:
             return f"{name} has a {method} of its own"
-    if type(module) is not kind.type:
-        return f"{name} is a {type(module).__name__} instead of a {kind.type.__name__}"
-    for attribute, value in kind.attributes.items():
-        if attribute not in found or not _is(found[attribute], value):
+    if type(module) is not spec.type:
+        return f"{name} is a {type(module).__name__} instead of a {spec.type.__name__}"
+    for attribute, value in spec.attributes.items():
+        if attribute not in found or not _matches_value(found[attribute], value):
             return f"{name} has another {attribute}"
-    return _parameters_reason(name, module, kind) or _children_reason(path, name, module, kind)
+    return _parameters_reason(name, module, spec) or _children_reason(path, name, module, spec)
 
 
-def _is(found: Any, wanted: Any) -> bool:
+def _matches_value(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, type):
         return type(found) is wanted
     plain = isinstance(wanted, bool | int | float | str | tuple)
     return found is wanted or (plain and type(found) is type(wanted) and bool(found == wanted))
 
 
-def _parameters_reason(name: str, module: nn.Module, kind: Kind) -> str | None:
+def _parameters_reason(name: str, module: nn.Module, spec: ModuleSpec) -> str | None:
     parameters = module._parameters
-    if parameters.keys() != kind.parameters.keys():
+    if parameters.keys() != spec.parameters.keys():
         return f"{name} has parameters {', '.join(parameters) or 'of none'}"
-    for each, shape in kind.parameters.items():
+    for each, shape in spec.parameters.items():
         found = parameters[each]
         if found is not None and type(found) not in (nn.Parameter, torch.Tensor):
             return f"{name}.{each} is a {type(found).__name__}"
@@ -364,16 +372,16 @@ def _parameters_reason(name: str, module: nn.Module, kind: Kind) -> str | None:
     return None
 
 
-def _children_reason(path: str, name: str, module: nn.Module, kind: Kind) -> str | None:
+def _children_reason(path: str, name: str, module: nn.Module, spec: ModuleSpec) -> str | None:
     children = module._modules
-    if kind.type is nn.ModuleList and len(children) != len(kind.children):
-        return f"{name} has {len(children)} modules instead of {len(kind.children)}"
-    if kind.type is nn.ModuleList and list(children) != list(kind.children):
+    if spec.type is nn.ModuleList and len(children) != len(spec.children):
+        return f"{name} has {len(children)} modules instead of {len(spec.children)}"
+    if spec.type is nn.ModuleList and list(children) != list(spec.children):
         return f"{name} has its modules in another order"
-    if children.keys() != kind.children.keys():
-        differing = ", ".join(sorted(children.keys() ^ kind.children.keys()))
+    if children.keys() != spec.children.keys():
+        differing = ", ".join(sorted(children.keys() ^ spec.children.keys()))
         return f"{name} has other modules inside ({differing})"
-    for each, wanted in kind.children.items():
+    for each, wanted in spec.children.items():
         child = children[each]
         inside = f"{path}.{each}" if path else each
         if child is None:

@@ -94,11 +94,11 @@ class Transcriber:
         """
         if not hasattr(self.model, "attention_backend"):  # Transformers' own class
             return None
-        from whisper_flash_attention.hf import Handover
         from whisper_flash_attention.hf.eligibility import engine_for
+        from whisper_flash_attention.hf.fallback import Fallback
 
         found = engine_for(self.model)
-        return None if isinstance(found, Handover) else found
+        return None if isinstance(found, Fallback) else found
 
     @property
     def runs_on_engine(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AddedToken, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 from whisper_flash_attention.errors import WeightsError
-from whisper_flash_attention.weights import ctranslate2, openai
+from whisper_flash_attention.weights import ctranslate2_reader, openai_reader
 from whisper_flash_attention.weights.files import (
     LARGEST_TOKENIZER,
     cannot_load,
@@ -65,8 +65,8 @@ def load_processor(source: Source, tokenizer: Source | None = None) -> WhisperPr
 
 def _read_dimensions(located: Located) -> tuple[int, SpecialTokens]:
     if located.kind == "ctranslate2":
-        return ctranslate2.read_dimensions(located.model)
-    return openai.read_dimensions(located.model[0])
+        return ctranslate2_reader.read_dimensions(located.model)
+    return openai_reader.read_dimensions(located.model[0])
 
 
 def _load_tokenizer(source: Source, tokens: SpecialTokens | None) -> WhisperTokenizer:

@@ -10,8 +10,8 @@ from typing import Literal
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.validation import shown
 from whisper_flash_attention.weights.checkpoint import Checkpoint, shorten
-from whisper_flash_attention.weights.ctranslate2 import read_ctranslate2
-from whisper_flash_attention.weights.openai import read_openai
+from whisper_flash_attention.weights.ctranslate2_reader import read_ctranslate2
+from whisper_flash_attention.weights.openai_reader import read_openai
 from whisper_flash_attention.weights.packaged import PREFIX, packaged_source
 
 Source = str | os.PathLike[str]

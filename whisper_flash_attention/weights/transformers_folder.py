@@ -30,8 +30,7 @@ from whisper_flash_attention.weights.files import (
     decode_json,
     read_json,
 )
-from whisper_flash_attention.weights.torch_archive import TorchArchive
-from whisper_flash_attention.weights.torch_pickle import StoredTensor
+from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive
 
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 # Weight files in the order in which Transformers looks for them, without and with safetensors.
@@ -205,6 +204,9 @@ def check_generation_config(
         raise WeightsError(f"{path}: alignment_heads is not a list of [layer, head] of the model")
 
 
+# Ids are int64 in PyTorch; no vocabulary is this large.
+MOST_TOKENS = 2**31
+
 _TOKEN_NAMES = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("no_timestamps_token_id", "prev_sot_token_id"),
@@ -236,12 +238,13 @@ def _check_tokens(path: str, content: Mapping[str, Any], vocab_size: int) -> Non
             raise WeightsError(f"{path}: {name} is {shorten(token)}, no token below {vocab_size}")
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         tokens = content.get(name)
-        # Older files hold -1 for OpenAI's own list.
+        # Older files hold -1 for OpenAI's own list; a configuration of a small vocabulary may hold
+        # the defaults of a large one, and a token that there is not is suppressed already.
         if tokens is not None and not (
             isinstance(tokens, list)
-            and all(token == -1 or _is_token(token, vocab_size) for token in tokens)
+            and all(token == -1 or _is_token(token, MOST_TOKENS) for token in tokens)
         ):
-            raise WeightsError(f"{path}: {name} is not a list of tokens below {vocab_size}")
+            raise WeightsError(f"{path}: {name} is not a list of token ids")
     forced = content.get("forced_decoder_ids")
     if forced is not None and not (
         isinstance(forced, list)

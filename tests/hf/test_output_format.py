@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from whisper_flash_attention.engine.request import DecodeOutput
-from whisper_flash_attention.hf.fast_path import Finish
+from whisper_flash_attention.hf.fast_path import OutputFormat
 
 END, PAD, STAMP = 9, 9, 20
 
@@ -14,7 +14,7 @@ END, PAD, STAMP = 9, 9, 20
 def finish(*rows: list[int], pad: int = PAD, one_window: bool = False) -> list[list[int]] | None:
     """Finish rows of a prompt of one token."""
     sequences = torch.tensor([[0, *row] for row in rows])
-    found = Finish(1, END, pad, STAMP, one_window).sequences(DecodeOutput(sequences))
+    found = OutputFormat(1, END, pad, STAMP, one_window).sequences(DecodeOutput(sequences))
     return None if found is None else found.tolist()
 
 

@@ -6,16 +6,16 @@ import logging
 
 import pytest
 
-import whisper_flash_attention.hf as module
-from whisper_flash_attention.hf import HANDOVERS, Handover, Reason, say
+from whisper_flash_attention.hf import fallback
+from whisper_flash_attention.hf.fallback import FALLBACK_REASONS, Fallback, FallbackReason, log_once
 
 
 def test_a_reason_is_logged_once(caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(fallback, "_logged", set())
     with caplog.at_level(logging.INFO, logger="whisper_flash_attention"):
         for found in ("TopHLogitsWarper", "TopHLogitsWarper", "MinPLogitsWarper"):
-            say(Handover(Reason.PROCESSOR, found))
-        say(Handover(Reason.MODULES, "a hook on model.encoder"))
+            log_once(Fallback(FallbackReason.PROCESSOR, found))
+        log_once(Fallback(FallbackReason.MODULES, "a hook on model.encoder"))
     assert [record.levelno for record in caplog.records] == [
         logging.INFO,
         logging.INFO,
@@ -28,5 +28,5 @@ def test_a_reason_is_logged_once(caplog, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_all_reasons_are_listed() -> None:
-    assert len(HANDOVERS) == len(set(HANDOVERS)) == len(Reason)
-    assert all(reason[0].islower() and not reason.endswith(".") for reason in HANDOVERS)
+    assert len(FALLBACK_REASONS) == len(set(FALLBACK_REASONS)) == len(FallbackReason)
+    assert all(reason[0].islower() and not reason.endswith(".") for reason in FALLBACK_REASONS)

@@ -23,9 +23,8 @@ from tests.weights.writers import (
 )
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import Checkpoint, read_checkpoint
-from whisper_flash_attention.weights.ctranslate2 import read_ctranslate2
+from whisper_flash_attention.weights.ctranslate2_reader import VariableReader, read_ctranslate2
 from whisper_flash_attention.weights.files import JoinedFiles
-from whisper_flash_attention.weights.variables import VariableReader
 
 QKV = "encoder/layer_0/self_attention/linear_0/weight"
 FFN = "decoder/layer_0/ffn/linear_1/weight"

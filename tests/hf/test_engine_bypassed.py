@@ -11,7 +11,8 @@ from transformers import GenerationMixin, LogitsProcessor
 
 from tests.hf.conftest import Twins
 from whisper_flash_attention.errors import EngineBypassed
-from whisper_flash_attention.hf import Handover, Reason, compat, eligibility
+from whisper_flash_attention.hf import compat, eligibility
+from whisper_flash_attention.hf.fallback import Fallback, FallbackReason
 
 
 class Unknown(LogitsProcessor):
@@ -54,9 +55,9 @@ def test_a_decode_loop_of_another_name(
 
 
 def test_a_cache_of_another_kind(twins: Twins, features, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What 5.24 did: our cache was passed under another name than the one that is looked at."""
+    """The effect of 5.24: our cache is passed under another name than the one that is checked."""
     monkeypatch.setattr("whisper_flash_attention.hf.eligibility.CACHE", "of_another_name")
-    assert_warned(twins, features, Reason.CACHE.value)
+    assert_warned(twins, features, FallbackReason.CACHE.value)
 
 
 def test_an_input_that_nobody_gave(twins: Twins, features, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +71,7 @@ def test_an_input_that_nobody_gave(twins: Twins, features, monkeypatch: pytest.M
 
     monkeypatch.setattr(type(twins.ours), "_sample", with_another)
     monkeypatch.setattr(GenerationMixin, "_sample", without)
-    assert_warned(twins, features, f"{Reason.INPUT.value} (added)")
+    assert_warned(twins, features, f"{FallbackReason.INPUT.value} (added)")
 
 
 def test_a_processor_that_no_option_made(
@@ -84,7 +85,7 @@ def test_a_processor_that_no_option_made(
         return processors
 
     monkeypatch.setattr(GenerationMixin, "_get_logits_processor", with_another)
-    assert_warned(twins, features, f"{Reason.PROCESSOR.value} (Unknown)")
+    assert_warned(twins, features, f"{FallbackReason.PROCESSOR.value} (Unknown)")
 
 
 def test_an_encoder_step_of_another_name(
@@ -117,7 +118,7 @@ def test_options_that_need_transformers_loop_warn_of_nothing(
 
 def test_an_assistant_is_named(twins: Twins, features, said) -> None:
     twins.ours.generate(features[:1], language="en", max_new_tokens=3, assistant_model=twins.ours)
-    assert str(Handover(Reason.LOOP, "assistant_model")) in said
+    assert str(Fallback(FallbackReason.LOOP, "assistant_model")) in said
 
 
 def test_processors_that_transformers_makes_of_options_are_known() -> None:
@@ -125,10 +126,10 @@ def test_processors_that_transformers_makes_of_options_are_known() -> None:
     from transformers.generation import logits_process
     from transformers.generation.utils import GenerationMixin as Mixin
 
-    from whisper_flash_attention.hf.logits_processors import RULES
+    from whisper_flash_attention.hf.logits_processors import PROCESSOR_TRANSLATIONS
 
     names = Mixin._get_logits_processor.__code__.co_names
     made = {name for name in names if isinstance(getattr(logits_process, name, None), type)}
     made = {n for n in made if issubclass(getattr(logits_process, n), LogitsProcessor)}
-    translated = {kind.__name__ for kind in RULES}
+    translated = {kind.__name__ for kind in PROCESSOR_TRANSLATIONS}
     assert made - translated <= eligibility.PROCESSORS_OF_OPTIONS

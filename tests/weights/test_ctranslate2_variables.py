@@ -10,8 +10,8 @@ import torch
 
 from tests.weights.writers import DTYPES, model_bin, text, variable
 from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.weights.ctranslate2_reader import VariableReader
 from whisper_flash_attention.weights.files import JoinedFiles
-from whisper_flash_attention.weights.variables import VariableReader
 
 MATRIX = torch.arange(6, dtype=torch.float32).reshape(2, 3)
 

@@ -21,10 +21,12 @@ from whisper_flash_attention.weights.checkpoint import (
     parameter_shapes,
     shorten,
 )
-from whisper_flash_attention.weights.generation import known_alignment_heads, make_generation_config
+from whisper_flash_attention.weights.generation_config import (
+    known_alignment_heads,
+    make_generation_config,
+)
 from whisper_flash_attention.weights.tokens import SpecialTokens
-from whisper_flash_attention.weights.torch_archive import TorchArchive, is_contiguous
-from whisper_flash_attention.weights.torch_pickle import StoredTensor
+from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
 
 # OpenAI's `ModelDimensions` -> `WhisperConfig`. The width is there twice, once for each side.
 DIMENSIONS = {

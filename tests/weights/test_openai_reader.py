@@ -18,7 +18,7 @@ from transformers import WhisperForConditionalGeneration
 from tests.weights.writers import logits, small_whisper, to_openai
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import Checkpoint, read_checkpoint
-from whisper_flash_attention.weights.openai import read_openai
+from whisper_flash_attention.weights.openai_reader import read_openai
 
 
 def read(folder: Path, content: object) -> Checkpoint:

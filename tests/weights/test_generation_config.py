@@ -8,7 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from whisper_flash_attention.weights import read_checkpoint
-from whisper_flash_attention.weights.generation import make_generation_config
+from whisper_flash_attention.weights.generation_config import make_generation_config
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 
