@@ -220,7 +220,7 @@ def _default_tokens() -> dict[str, Any]:
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
-        "begin_suppress_tokens": list(config.begin_suppress_tokens),
+        "begin_suppress_tokens": list(config.begin_suppress_tokens or ()),
     }
 
 
