@@ -9,9 +9,9 @@ import pytest
 
 from tests.batch.attacks import ATTACKS, SLOW, attack
 
-# How many of each kind are tried in every run.
-COUNTS = {"manifest, csv": 1_000, "manifest, jsonl": 1_000, "whole run": 20}
-OTHERS = 200
+# How many of each kind are tried in every run; of files that are read, FILES.
+COUNTS = {"ids": 200, "command line": 200, "whole run": 20}
+FILES = 2_000
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and names of bytes are POSIX's")
 
@@ -26,7 +26,7 @@ def needs(kind: str) -> None:
 def test_no_attack_gets_through(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     needs(kind)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # disks are not attacked
-    assert attack(kind, COUNTS.get(kind, OTHERS)).total() == COUNTS.get(kind, OTHERS)
+    assert attack(kind, COUNTS.get(kind, FILES)).total() == COUNTS.get(kind, FILES)
 
 
 @posix

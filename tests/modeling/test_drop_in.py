@@ -65,6 +65,17 @@ def test_saved_folders_load_in_both_classes(model, features, tmp_path: Path, sou
     assert "wfa" not in (tmp_path / "config.json").read_text()
 
 
+def test_a_small_vocabulary_keeps_the_default_ids(features, tmp_path: Path) -> None:
+    """Stock saves and loads ids beyond the vocabulary if they are those of its configuration."""
+    config = small_whisper_config(vocab_size=510, pad_token_id=0, decoder_start_token_id=2)
+    stock = perturbed(Stock(config))
+    stock.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] >= 510
+    loaded = Ours.from_pretrained(tmp_path).eval()
+    expected = stock.generate(features, **FIVE_TOKENS)
+    assert torch.equal(loaded.generate(features, **FIVE_TOKENS), expected)
+
+
 def test_a_back_end_is_chosen_at_load_and_switched_later(model, features, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = Ours.from_pretrained(tmp_path, attn_implementation="sdpa_flash").eval()

@@ -37,6 +37,7 @@ from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArc
 from whisper_flash_attention.weights.transformers_folder import (
     check_config,
     check_feature_extractor,
+    check_folder,
     check_generation_config,
     read_index,
     read_safetensors_header,
@@ -88,6 +89,7 @@ def loaders(model: WhisperForConditionalGeneration, folder: Path) -> dict[str, L
     return {
         "OpenAI .pt, bytes": _openai_bytes(model, folder),
         "OpenAI .pt, instructions": _openai_instructions(model, folder),
+        "pytorch_model.bin": _torch_weights(model, folder),
         "CTranslate2 model.bin": _ctranslate2(model),
         "CTranslate2 config.json": _ctranslate2_config(model),
         "tokenizer.json": _json(
@@ -172,6 +174,25 @@ def _openai_instructions(model: WhisperForConditionalGeneration, folder: Path) -
         return packed(entries | {"small/data.pkl": damaged_pickle(rng, steps)})
 
     return Loader("model.pt", intact, damage, read)
+
+
+def _torch_weights(model: WhisperForConditionalGeneration, folder: Path) -> Loader:
+    norm = model.model.encoder.layer_norm
+    path = folder / "weights.bin"
+    torch.save({"weight": norm.weight.detach(), "bias": norm.bias.detach()}, path)
+    intact = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    steps = instructions(entries["weights/data.pkl"])
+
+    def damage(rng: random.Random) -> bytes:
+        if rng.random() < 0.5:
+            return damaged_bytes(rng, intact)
+        return packed(entries | {"weights/data.pkl": damaged_pickle(rng, steps)})
+
+    return Loader(
+        "pytorch_model.bin", intact, damage, lambda path: check_folder(path.parent, config=False)
+    )
 
 
 def _ctranslate2(model: WhisperForConditionalGeneration) -> Loader:

@@ -12,6 +12,7 @@ from tests.weights.hostile import Loader, attack, loaders
 NAMES = (
     "OpenAI .pt, bytes",
     "OpenAI .pt, instructions",
+    "pytorch_model.bin",
     "CTranslate2 model.bin",
     "CTranslate2 config.json",
     "tokenizer.json",

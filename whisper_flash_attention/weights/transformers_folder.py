@@ -213,7 +213,24 @@ _TOKEN_NAMES = (
 )
 
 
+@cache
+def _default_tokens() -> dict[str, Any]:
+    """Token ids that Transformers saves with a model of any vocabulary if none were chosen."""
+    config = WhisperConfig()
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "begin_suppress_tokens": list(config.begin_suppress_tokens or ()),
+    }
+
+
 def _check_tokens(path: str, content: Mapping[str, Any], vocab_size: int) -> None:
+    defaults = _default_tokens()
+    content = {
+        name: value
+        for name, value in content.items()
+        if name not in defaults or value != defaults[name]
+    }
     for name in _TOKEN_NAMES:
         token = content.get(name)
         several = token if isinstance(token, list) and token else [token]
