@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 SETS = {"newest": "highest", "oldest": "lowest-direct"}
-TESTS = ("tests/audio", "tests/weights", "tests/test_cli.py", "tests/contract")
+TESTS = ("tests/audio", "tests/weights", "tests/cli/test_main.py", "tests/contract")
 NOT_PASSED_ON = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
 # Compiling all of Transformers takes longer than installing it.
 PIP_INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile")

@@ -540,8 +540,8 @@ def choose_track(
 
 
 def listing(tracks: list[AudioTrack]) -> str:
-    """List the tracks for a message, one line each."""
-    return "its audio tracks are\n" + "\n".join(f"  {each}" for each in tracks)
+    """List the tracks for a message, in its line: line breaks are escaped in a terminal."""
+    return f"its audio tracks are {'; '.join(map(str, tracks))}"
 
 
 def _describe(number: int, stream: AudioStream) -> AudioTrack:
