@@ -225,7 +225,7 @@ def test_gradient_checkpointing_in_training(twins: Twins, features, counts, said
 
 
 def test_a_patched_method_ends_the_short_way(twins: Twins, features, counts, monkeypatch) -> None:
-    """A prepared call runs none of the methods that prepared it, wherever they were patched."""
+    """A prepared call runs none of the methods that prepared it; it is discarded and dropped."""
     for _ in range(2):
         generated(twins.ours, features)
     assert counts.short == 1
@@ -240,15 +240,21 @@ def test_a_patched_method_ends_the_short_way(twins: Twins, features, counts, mon
     with monkeypatch.context() as patch:
         patch.setattr(kind, "_retrieve_init_tokens", german)
         expected = generated(twins.stock, features)
-        assert generated(twins.ours, features) == expected
-        assert generated(twins.ours, features) == expected
-    assert counts.short == 1
-    twins.ours._retrieve_init_tokens = german.__get__(twins.ours)
-    assert generated(twins.ours, features) == expected
-    assert counts.short == 1
-    del twins.ours._retrieve_init_tokens
-    assert generated(twins.ours, features) == generated(twins.stock, features)
+        for _ in range(3):
+            assert generated(twins.ours, features) == expected
     assert counts.short == 2
+    original_ids = generated(twins.stock, features)
+    for _ in range(2):
+        assert generated(twins.ours, features) == original_ids
+    assert counts.short == 3
+    twins.ours._retrieve_init_tokens = german.__get__(twins.ours)
+    for _ in range(3):
+        assert generated(twins.ours, features) == expected
+    assert counts.short == 4
+    del twins.ours._retrieve_init_tokens
+    for _ in range(2):
+        assert generated(twins.ours, features) == original_ids
+    assert counts.short == 5
 
 
 def test_labels_of_a_trainer_are_taken(twins: Twins, features, counts, said) -> None:

@@ -107,7 +107,7 @@ class ModelSnapshot:
             and not any(stock_modules.GLOBAL_HOOKS)
             and not any(map(is_not, self._current_attributes(), self._attributes))
             and not any(map(is_not, _methods(type(model)), self._methods))
-            and stock_modules.current_functions() == self._functions
+            and not any(map(is_not, stock_modules.current_functions(), self._functions))
         )
 
     def is_training(self, model: Any) -> bool:
@@ -202,7 +202,8 @@ def _hooks(attributes: Iterable[Mapping[str, Any]]) -> list[int]:
 
 
 def _sizes(config: Any) -> list[Any]:
-    return [getattr(config, name) for name in CONFIG_SIZES]
+    # Attribute access of configurations runs Python code of Transformers.
+    return list(map(vars(config).get, CONFIG_SIZES))
 
 
 def _methods(model_class: type) -> list[Any]:

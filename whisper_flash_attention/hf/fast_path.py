@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from inspect import getattr_static
 from itertools import chain
@@ -116,7 +115,7 @@ class PreparedCall:
             engine: from `trusted_engine`; the model is verified while the device works.
 
         Raises:
-            ModelChanged: this engine must not run the model any more.
+            ModelChanged: this engine must not run the model any more, or its class was changed.
         """
         before = _rng_state(features.device) if self.request.sample else None
         try:
@@ -124,7 +123,7 @@ class PreparedCall:
         except Exception:  # weights freed or replaced since the last call may cause any error
             if before is not None:
                 _restore_rng(features.device, before)
-            verify_engine(model, engine)
+            _verify(model, engine)
             raise
         if result is None and before is not None:
             _restore_rng(features.device, before)
@@ -140,7 +139,7 @@ class PreparedCall:
                 prompt.shape[0] // found.shape[0]
             )
         decoded = engine.decode(
-            states, prompt, self.request, meanwhile=lambda: verify_engine(model, engine)
+            states, prompt, self.request, meanwhile=lambda: _verify(model, engine)
         )
         return self.result(model, states, decoded)
 
@@ -173,11 +172,17 @@ def generate(
     features, key = _call_key(model, args, kwargs)
     calls = _prepared.setdefault(model, {})
     prepared = None if key is None else calls.get(key)
-    if prepared is not None:
+    if key is not None and prepared is not None:
         engine = trusted_engine(model)
         if engine is not None:
-            with torch.no_grad(), suppress(ModelChanged):
-                result = prepared.run(model, engine, features)
+            try:
+                with torch.no_grad():
+                    result = prepared.run(model, engine, features)
+            except ModelChanged:
+                # Otherwise a model with methods of its own would run on the engine at every call.
+                calls.pop(key, None)
+                prepared = None
+            else:
                 if result is not None:
                     return result
     options = options_of(args, kwargs)
@@ -200,7 +205,7 @@ def _call_key(
     """The features, and the key of the prepared call; None for a call that cannot be prepared."""
     options = dict(kwargs)
     features = args[0] if args else options.pop("input_features", None)
-    if len(args) > 1 or not accepts_features(model, features) or _is_customised(model):
+    if len(args) > 1 or not accepts_features(model, features):
         return features, None
     mask = options.pop("attention_mask", None)
     # Whisper ignores the mask; Transformers reports one of the wrong type or shape.
@@ -240,6 +245,13 @@ def _call_key(
         return features, marshal.dumps(parts, 2)
     except ValueError:
         return features, None
+
+
+def _verify(model: Any, engine: Engine) -> None:
+    """Raise `ModelChanged` unless the prepared calls and `engine` may still be used."""
+    verify_engine(model, engine)
+    if _is_customised(model):
+        raise ModelChanged
 
 
 def _is_customised(model: Any) -> bool:
@@ -286,7 +298,12 @@ def _prepare(
     model: Any, scope: CallScope, options: dict[str, Any], result: Any
 ) -> PreparedCall | None:
     """The prepared call, if later calls with the same key can bypass Transformers."""
-    if scope.fell_back or len(scope.decodes) != 1 or not scope.decodes[0].repeatable:
+    if (
+        _is_customised(model)
+        or scope.fell_back
+        or len(scope.decodes) != 1
+        or not scope.decodes[0].repeatable
+    ):
         return None
     decode = scope.decodes[0]
     if decode.request.beams is not None and isinstance(result, dict):

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -109,17 +109,13 @@ CONFIG_SIZES = (
 )
 
 
-class FunctionIdentity(NamedTuple):
-    """A function and its code, either of which may be replaced."""
-
-    function: Any
-    code: Any
+_OWNERS, _NAMES = zip(*FUNCTIONS, strict=True)
 
 
-def current_functions() -> list[FunctionIdentity]:
-    """The functions that `FUNCTIONS` names at present."""
-    found = [getattr(owner, name) for owner, name in FUNCTIONS]
-    return [FunctionIdentity(each, getattr(each, "__code__", None)) for each in found]
+def current_functions() -> list[Any]:
+    """The functions that `FUNCTIONS` names at present, then the code of each, or None."""
+    functions = list(map(getattr, _OWNERS, _NAMES))
+    return functions + list(map(getattr, functions, repeat("__code__"), repeat(None)))
 
 
 _ORIGINAL = current_functions()
@@ -135,9 +131,10 @@ def patched_function() -> str | None:
 
     Those replaced before this module was imported are recognised by the file of their code.
     """
-    for (owner, name), now, original in zip(FUNCTIONS, current_functions(), _ORIGINAL, strict=True):
-        foreign = now.code is not None and not _is_original_code(now.code)
-        if foreign or now.function is not original.function or now.code is not original.code:
+    for index, (now, original) in enumerate(zip(current_functions(), _ORIGINAL, strict=True)):
+        is_foreign = isinstance(now, CodeType) and not _is_original_code(now)
+        if is_foreign or now is not original:
+            owner, name = FUNCTIONS[index % len(FUNCTIONS)]
             return f"{owner.__name__}.{name}"
     return None
 
