@@ -86,7 +86,7 @@ def test_auto_is_the_gpu_where_there_is_one_and_the_cpu_elsewhere() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_without_a_gpu_cuda_is_an_error_that_says_what_to_do(name: str) -> None:
-    with pytest.raises(DeviceError, match=f"device '{name}' was asked for, but .*use 'cpu'"):
+    with pytest.raises(DeviceError, match=f"device '{name}' was requested, but .*use 'cpu'"):
         resolve_device(name)
 
 
@@ -94,7 +94,7 @@ def test_without_a_gpu_cuda_is_an_error_that_says_what_to_do(name: str) -> None:
 def test_a_gpu_is_chosen_by_its_number_and_a_missing_one_names_those_there() -> None:
     assert resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(DeviceError, match=r"'cuda:99' was asked for; found: cuda:0 \("):
+    with pytest.raises(DeviceError, match=r"'cuda:99' was requested; found: cuda:0 \("):
         resolve_device("cuda:99")
 
 

@@ -33,7 +33,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device 'mps' was asked for, but PyTorch finds no Apple GPU; use 'cpu'")
+        raise DeviceError("device 'mps' was requested, but PyTorch finds no Apple GPU; use 'cpu'")
     if name.startswith("cuda"):
         _check_cuda(name, index=int(match[1] or 0))
     return torch.device(name)
@@ -44,18 +44,18 @@ def _check_cuda(name: str, index: int) -> None:
 
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
-            f"device {name!r} was asked for, but this PyTorch ({torch.__version__}) is built for "
+            f"device {name!r} was requested, but this PyTorch ({torch.__version__}) is built for "
             "CPUs only; use 'cpu', or install a CUDA build (pytorch.org)"
         )
     count = torch.cuda.device_count()
     if count == 0:
         raise DeviceError(
-            f"device {name!r} was asked for, but PyTorch finds no GPU; use 'cpu', or see "
+            f"device {name!r} was requested, but PyTorch finds no GPU; use 'cpu', or see "
             "whether `nvidia-smi` runs"
         )
     if index >= count:
         found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-        raise DeviceError(f"device {name!r} was asked for; found: {found}")
+        raise DeviceError(f"device {name!r} was requested; found: {found}")
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

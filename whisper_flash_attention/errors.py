@@ -1,22 +1,22 @@
 """The exceptions that this package raises for users.
 
     WhisperFlashError
-    ├── UnsupportedAttention     no back-end, or not the one asked for, can run this attention
+    ├── UnsupportedAttention     no back-end, or not the one requested, can run this attention
     ├── KernelShapeError         tensors or a configuration do not fit a Triton kernel
     ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
     ├── AudioError               a recording is missing, not audio, or empty
     ├── DecoderError             the processes that decode recordings cannot run
     ├── OptionError              an option has a value that makes no sense here
-    ├── DeviceError              the device asked for is not there
+    ├── DeviceError              the requested device does not exist
     ├── MissingPackage           an optional package is needed; the message names the extra
     ├── IncompatibleTransformers a Transformers internal that we lean on has changed
     ├── NotFinite                the model computed NaN or infinity
     ├── BatchError               results of an archive cannot be written, or are not to be trusted
-    └── BenchmarkError           the benchmark cannot do what was asked
+    └── BenchmarkError           the benchmark cannot do what was requested
 
-EngineBypassed is a warning: `generate` ran without the engine although nothing asked for that.
+EngineBypassed is a warning: `generate` ran without the engine although nothing required that.
 
-Every message says what was asked, what was found and what to do. The command line prints
+Every message names what was requested, what was found and what to do. The command line prints
 the message as one line and exits with code 2.
 """
 
@@ -26,7 +26,7 @@ class WhisperFlashError(Exception):
 
 
 class UnsupportedAttention(WhisperFlashError, ValueError):
-    """No attention back-end (or not the one asked for by name) can run these inputs."""
+    """No attention back-end (or not the one requested by name) can run these inputs."""
 
 
 class KernelShapeError(WhisperFlashError, ValueError):
@@ -50,11 +50,11 @@ class OptionError(WhisperFlashError, ValueError):
 
 
 class DeviceError(WhisperFlashError, RuntimeError):
-    """The device asked for does not exist on this machine."""
+    """The requested device does not exist on this machine."""
 
 
 class MissingPackage(WhisperFlashError, ImportError):
-    """An optional package is needed for what was asked. The message names the extra to install."""
+    """An optional package is needed. The message names the extra to install."""
 
 
 class IncompatibleTransformers(WhisperFlashError, ImportError):
@@ -77,4 +77,4 @@ class BatchError(WhisperFlashError, RuntimeError):
 
 
 class BenchmarkError(WhisperFlashError, RuntimeError):
-    """The benchmark cannot run what was asked, or cannot use the results it found."""
+    """The benchmark cannot run what was requested, or cannot use the results it found."""

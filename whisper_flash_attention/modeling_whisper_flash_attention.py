@@ -41,7 +41,7 @@ STOCK_ARCHITECTURE = StockWhisper.__name__
 class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     """Whisper with memory-efficient attention; a drop-in for `WhisperForConditionalGeneration`.
 
-    Everything that the stock class does works here by the same names; what `generate` is asked for
+    Everything that the stock class does works here by the same names; a call of `generate`
     runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
     own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
     dictionary that `generate` returns, the key/value cache is computed when it is looked at.
@@ -50,7 +50,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     - `attn_implementation` also takes the back-ends of this package: "auto" (the default: the
       first that can run the call), "reference", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient",
-      "xformers", "flash_attn". A back-end asked for by name never falls back to another.
+      "xformers", "flash_attn". A back-end requested by name never falls back to another.
     - `from_pretrained` also reads OpenAI's `.pt` files and faster-whisper (CTranslate2) folders.
     - `cross_attention` says what the engine's cross-attention reads.
     - `plan` tells the memory of a call before it is made, or the batch that fits a budget.

@@ -17,7 +17,7 @@ from whisper_flash_attention.audio.audio_source import ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
-from whisper_flash_attention.batch.model import Asked
+from whisper_flash_attention.batch.model import RunOptions
 from whisper_flash_attention.batch.rows import failed_row, finished_row
 from whisper_flash_attention.batch.run import _settings, run_batch
 from whisper_flash_attention.batch.shards import read_shard, write_shard
@@ -79,7 +79,7 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool)
         def open(self) -> Any:
             return Speech()
 
-    stage = TranscribeStage(Opener(), Asked())
+    stage = TranscribeStage(Opener(), RunOptions())
     items = [Item("a", str(stereo), channel="each"), Item("b", str(stereo), channel=1)]
     rows = stage.rows(list(decode(items, pool)))
     assert isinstance(seen[0], ChannelSources) and isinstance(seen[1], np.ndarray)
@@ -87,12 +87,12 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool)
 
 
 def test_a_rows_channel_counts_before_the_runs() -> None:
-    asked = Asked(TranscribeOptions(channel=2, audio_track="en"))
-    assert asked.resolved(Item("a", "a")).channel == 2
-    found = asked.resolved(Item("a", "a", channel="each", audio_track=3))
+    run_options = RunOptions(TranscribeOptions(channel=2, audio_track="en"))
+    assert run_options.resolved(Item("a", "a")).channel == 2
+    found = run_options.resolved(Item("a", "a", channel="each", audio_track=3))
     assert (found.channel, found.audio_track) == ("each", 3)
     assert Item.from_json(found.to_json()) == found
-    assert asked.of(Item("a", "a")) == asked
+    assert run_options.of(Item("a", "a")) == run_options
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -117,10 +117,13 @@ def test_a_manifest_has_columns_for_them(tmp_path: Path, suffix: str) -> None:
 
 
 def test_settings_of_folders_without_channels_are_as_before() -> None:
-    usual = _settings(FakeModel(), Asked(), (), SubtitleOptions())
+    usual = _settings(FakeModel(), RunOptions(), (), SubtitleOptions())
     assert "channel" not in usual and "audio_track" not in usual and usual["task"] == "transcribe"
-    asked = Asked(TranscribeOptions(channel="each"))
-    assert _settings(FakeModel(), asked, (), SubtitleOptions()) == {**usual, "channel": "each"}
+    run_options = RunOptions(TranscribeOptions(channel="each"))
+    assert _settings(FakeModel(), run_options, (), SubtitleOptions()) == {
+        **usual,
+        "channel": "each",
+    }
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
@@ -134,8 +137,8 @@ def test_labels_are_in_shards_where_they_are_set(tmp_path: Path, output_format: 
 
 
 def test_a_run_reads_each_channel(stereo: Path, tmp_path: Path) -> None:
-    asked = Asked(TranscribeOptions(channel=1))
-    summary = run_batch(str(stereo), tmp_path / "out", model=FakeModel(), asked=asked)
+    run_options = RunOptions(TranscribeOptions(channel=1))
+    summary = run_batch(str(stereo), tmp_path / "out", model=FakeModel(), run_options=run_options)
     assert summary.all_well and len(all_rows(tmp_path / "out")) == 1
     with pytest.raises(OptionError, match="channel"):
-        run_batch(str(stereo), tmp_path / "out", model=FakeModel(), asked=Asked())
+        run_batch(str(stereo), tmp_path / "out", model=FakeModel(), run_options=RunOptions())

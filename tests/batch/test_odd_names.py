@@ -19,7 +19,7 @@ from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
-from whisper_flash_attention.batch.model import Asked
+from whisper_flash_attention.batch.model import RunOptions
 from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
@@ -162,7 +162,7 @@ def test_a_bug_is_no_error_of_a_recording(
 
     monkeypatch.setattr(FakeSpeech, "transcribe_many", broken)
     with pytest.raises(error, match="a bug"):
-        TranscribeStage(FakeModel(), Asked()).rows([decoded])
+        TranscribeStage(FakeModel(), RunOptions()).rows([decoded])
     name = f"{faulty_decoders.__name__}:raise_bug"
     with DecoderPool(1, decode=name) as pool, pytest.raises(error, match="a bug") as raised:
         list(decode([item], pool))
@@ -190,17 +190,17 @@ def test_a_bug_ends_the_run_and_what_is_done_is_kept(
 
 
 def test_an_option_that_one_row_cannot_have_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Asked, item: Item) -> Asked:
+    def refuse(self: RunOptions, item: Item) -> RunOptions:
         if item.id == "odd":
             raise OptionError("this prompt is odd")
         return self
 
-    monkeypatch.setattr(Asked, "of", refuse)
+    monkeypatch.setattr(RunOptions, "of", refuse)
     import numpy as np
 
     samples = np.zeros(1_600, np.float32)
     group = [Decoded(Item(name, "a.wav"), samples) for name in ("a", "odd")]
-    rows = TranscribeStage(FakeModel(), Asked()).rows(group)
+    rows = TranscribeStage(FakeModel(), RunOptions()).rows(group)
     assert [row["error"] for row in rows] == [None, "this prompt is odd"]
 
 

@@ -20,7 +20,7 @@ import pytest
 from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.batch import Asked, ray_engine, run_batch
+from whisper_flash_attention.batch import RunOptions, ray_engine, run_batch
 from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.ray_engine import Pool
 from whisper_flash_attention.batch.shards import shards_in
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-FEW_AT_A_TIME = Asked(batch_size=1)  # four recordings a group
+FEW_AT_A_TIME = RunOptions(batch_size=1)  # four recordings a group
 COUNT = 10
 
 
@@ -65,7 +65,7 @@ def expected() -> dict[str, str | None]:
 
 
 def run(archive: Path, out: Path, model: FakeModel, **options: Any) -> Any:
-    wanted = {"engine": "ray", "workers": 1, "asked": FEW_AT_A_TIME} | options
+    wanted = {"engine": "ray", "workers": 1, "run_options": FEW_AT_A_TIME} | options
     return run_batch(archive, out, model=model, **wanted)
 
 
@@ -84,7 +84,7 @@ def test_rows_equal_those_of_local_with_recordings_that_fail_and_decoders_that_d
         shutil.copy(archive / "000.wav", archive / f"{name}.wav")
     model = FakeModel(raises_at=1_604)
     summary = run(archive, tmp_path / "ray", model, workers=2)
-    run_batch(archive, tmp_path / "local", model=model, asked=FEW_AT_A_TIME)
+    run_batch(archive, tmp_path / "local", model=model, run_options=FEW_AT_A_TIME)
     rows = all_rows(tmp_path / "ray")
     assert same_but_for_time(rows) == same_but_for_time(all_rows(tmp_path / "local"))
     assert (summary.done, summary.failed) == (COUNT - 1, 4)
@@ -127,10 +127,10 @@ def test_a_driver_that_is_killed_and_a_shard_that_is_damaged(
     address = ray.get_runtime_context().gcs_address
     program = (
         "from tests.batch.fakes import FakeModel\n"
-        "from whisper_flash_attention.batch import Asked, Cluster, run_batch, sink\n"
+        "from whisper_flash_attention.batch import Cluster, RunOptions, run_batch, sink\n"
         "sink.Sink.__init__.__kwdefaults__['shard_seconds'] = 0.0\n"
         f"run_batch({str(archive)!r}, {str(out)!r}, model=FakeModel(waits=0.5), engine='ray',"
-        f" workers=1, cluster=Cluster({address!r}), asked=Asked(batch_size=1))"
+        f" workers=1, cluster=Cluster({address!r}), run_options=RunOptions(batch_size=1))"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         while process.poll() is None and not (out.is_dir() and len(shards_in(out)) >= 2):
@@ -172,8 +172,8 @@ def test_a_full_disk_loses_nothing(
 
 def test_what_would_be_the_same_for_all_is_raised(ray: Any, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="English-only"):
-        model, asked = FakeModel(languages=("en",)), Asked(TranscribeOptions("de"))
-        run(archive, tmp_path / "out", model, asked=asked)
+        model, run_options = FakeModel(languages=("en",)), RunOptions(TranscribeOptions("de"))
+        run(archive, tmp_path / "out", model, run_options=run_options)
 
 
 def test_a_cluster_is_shared_out() -> None:

@@ -20,14 +20,14 @@ from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive, write_wav
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import BundledClip
-from whisper_flash_attention.batch import Asked, Cluster, Model, Summary, run_batch
+from whisper_flash_attention.batch import Cluster, Model, RunOptions, Summary, run_batch
 from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.errors import BatchError, DecoderError, MissingPackage, OptionError
 from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
 
-FEW_AT_A_TIME = Asked(batch_size=1)  # four recordings a group
+FEW_AT_A_TIME = RunOptions(batch_size=1)  # four recordings a group
 
 
 def texts(folder: Path) -> dict[str, str | None]:
@@ -85,7 +85,7 @@ def test_errors_are_rows_and_are_done_again_when_asked(archive: Path, out: Path)
     shown = Console(record=True, width=200, file=open(os.devnull, "w"))  # noqa: SIM115
     with shown.file:
         summary = run_batch(
-            archive, out, model=FakeModel(raises_at=1_604), asked=FEW_AT_A_TIME, console=shown
+            archive, out, model=FakeModel(raises_at=1_604), run_options=FEW_AT_A_TIME, console=shown
         )
         told = shown.export_text()
     assert (summary.done, summary.failed) == (9, 2)
@@ -152,7 +152,7 @@ def test_an_interruption_keeps_what_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(Sink, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run_batch(archive, out, model=FakeModel(), asked=FEW_AT_A_TIME)
+            run_batch(archive, out, model=FakeModel(), run_options=FEW_AT_A_TIME)
     assert len(all_rows(out)) == 8
     assert not (out / "summary.json").exists()
     assert run_batch(archive, out, model=FakeModel()).run_files == 2
@@ -162,10 +162,10 @@ def test_an_interruption_keeps_what_is_done(
 def test_killed_and_begun_again(archive: Path, out: Path) -> None:
     program = (
         "from tests.batch.fakes import FakeModel\n"
-        "from whisper_flash_attention.batch import Asked, run_batch, sink\n"
+        "from whisper_flash_attention.batch import RunOptions, run_batch, sink\n"
         "sink.Sink.__init__.__kwdefaults__['shard_seconds'] = 0.0\n"
         f"run_batch({str(archive)!r}, {str(out)!r}, model=FakeModel(waits=0.3),"
-        " asked=Asked(batch_size=1))"
+        " run_options=RunOptions(batch_size=1))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as process:
@@ -234,7 +234,7 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
         ({"engine": ["local"]}, "unknown engine"),
         ({"output_format": {}}, "unknown format"),
         ({"subtitles": 1}, "subtitles is 1: give a list"),
-        ({"asked": "fr"}, "asked is 'fr': give Asked"),
+        ({"run_options": "fr"}, "run_options is 'fr': give RunOptions"),
         ({"cluster": "auto"}, "cluster is 'auto': give Cluster"),
         ({"decode_timeout": 0.0}, "decode_timeout is 0.0: give seconds, more than 0"),
     ):
@@ -252,9 +252,9 @@ def test_a_cluster_is_checked() -> None:
 
 
 def test_a_model_that_is_not_there_ends_the_run(archive: Path, out: Path) -> None:
-    asked = Asked(TranscribeOptions("fr"))
+    run_options = RunOptions(TranscribeOptions("fr"))
     with pytest.raises(OptionError, match="does not know language 'fr'"):
-        run_batch(archive, out, model=FakeModel(), asked=asked)
+        run_batch(archive, out, model=FakeModel(), run_options=run_options)
     assert all_rows(out) == {}
 
 
@@ -278,8 +278,10 @@ def test_real_speech_with_real_weights(
         {"id": "missing", "path": "nowhere.wav"},
     ]
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    asked = Asked(decode=DecodeOptions(word_timestamps=True))
-    summary = run_batch(manifest, tmp_path / "out", model=Model(tiny_en, "cpu"), asked=asked)
+    run_options = RunOptions(decode=DecodeOptions(word_timestamps=True))
+    summary = run_batch(
+        manifest, tmp_path / "out", model=Model(tiny_en, "cpu"), run_options=run_options
+    )
     assert isinstance(summary, Summary)
     assert (summary.done, summary.errors) == (2, {"AudioError": 1})
     found = all_rows(tmp_path / "out")
@@ -287,7 +289,11 @@ def test_real_speech_with_real_weights(
         Model(tiny_en, "cpu")
         .open()
         .transcribe_many(
-            [str(recording)], language=None, task="transcribe", options=asked.decode, batch_size=16
+            [str(recording)],
+            language=None,
+            task="transcribe",
+            options=run_options.decode,
+            batch_size=16,
         )
     )
     assert found["whole"]["text"] == alone[0].text

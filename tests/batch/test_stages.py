@@ -13,7 +13,7 @@ import torch
 from tests.batch.fakes import FakeModel, FakeSpeech, write_wav
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.batch.model import Asked, shifted
+from whisper_flash_attention.batch.model import RunOptions, shifted
 from whisper_flash_attention.batch.rows import failed_row
 from whisper_flash_attention.batch.stages import (
     Decoded,
@@ -75,7 +75,7 @@ def test_what_cannot_be_decoded_is_a_row(pool: DecoderPool, tmp_path: Path) -> N
 def test_groups_are_bounded_in_files_and_length() -> None:
     def sizes(files: int, seconds: float) -> list[int]:
         # Four recordings for each window that is decoded at a time.
-        work = Work(FakeModel(), Asked(batch_size=files), seconds / 3_600)
+        work = Work(FakeModel(), RunOptions(batch_size=files), seconds / 3_600)
         return [len(group) for group in grouped(heard(*[16_000] * 7), work)]
 
     assert sizes(1, 100.0) == [4, 3]
@@ -91,7 +91,7 @@ def test_what_is_decoded_together_is_about_a_group() -> None:
         items = [Item(str(number), "a.wav", seconds=seconds) for number in range(10)]
         return [len(some) for some in planned(items, work)]
 
-    assert counts(Work(FakeModel(), Asked(batch_size=1)), None) == [4, 4, 2]
+    assert counts(Work(FakeModel(), RunOptions(batch_size=1)), None) == [4, 4, 2]
     assert counts(Work(FakeModel(), group_hours=2.0), 3_600.0) == [2] * 5
     assert counts(Work(FakeModel()).alone(), None) == [1] * 10
     assert list(planned([], Work(FakeModel()))) == []
@@ -104,12 +104,12 @@ def test_a_small_archive_is_shared_out_among_the_workers() -> None:
     shared = Work(FakeModel(), group_hours=0.01, group_files=2).shared(items, workers=5)
     assert (shared.group_hours, shared.most_files) == (0.01, 2)
     unknown = [Item(str(number), "a.wav") for number in range(100)]
-    shared = Work(FakeModel(), Asked(batch_size=1)).shared(unknown, workers=1)
+    shared = Work(FakeModel(), RunOptions(batch_size=1)).shared(unknown, workers=1)
     assert (shared.group_hours, shared.most_files) == (4.0, 4)
 
 
 def test_one_that_raises_costs_no_other() -> None:
-    stage = TranscribeStage(FakeModel(raises_at=2), Asked())
+    stage = TranscribeStage(FakeModel(raises_at=2), RunOptions())
     gone = Item("gone", "/nowhere.wav")
     failed = Decoded(gone, failure=failed_row(gone, "AudioError", "there is no such file"))
     rows = stage.rows([*heard(1, 2), failed, *heard(3)])
@@ -120,7 +120,7 @@ def test_one_that_raises_costs_no_other() -> None:
 
 
 def test_each_is_asked_what_its_row_says() -> None:
-    stage = TranscribeStage(FakeModel(), Asked(TranscribeOptions("german")))
+    stage = TranscribeStage(FakeModel(), RunOptions(TranscribeOptions("german")))
     group = [*heard(1), *heard(2, task="translate"), *heard(3, language="en", prompt="Ann")]
     rows = stage.rows(group)
     assert [row["text"] for row in rows] == [
@@ -139,13 +139,13 @@ def test_times_are_those_of_the_whole_recording() -> None:
     assert (segment.start, segment.end) == (10.5, 11.0)
     assert (segment.words[0].start, segment.words[0].end) == (10.5, 10.75)
     assert shifted(text, 0.0) == text
-    (row,) = TranscribeStage(FakeModel(), Asked()).rows(heard(16_000, start=10.0))
+    (row,) = TranscribeStage(FakeModel(), RunOptions()).rows(heard(16_000, start=10.0))
     assert row["seconds"] == 1.0
     assert row["segments"][0]["start"] == 10.0
 
 
 def test_time_is_shared_out_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = TranscribeStage(FakeModel(waits=0.02), Asked()).rows(heard(1_000, 3_000))
+    rows = TranscribeStage(FakeModel(waits=0.02), RunOptions()).rows(heard(1_000, 3_000))
     assert rows[1]["seconds_taken"] == pytest.approx(3 * rows[0]["seconds_taken"])
     assert rows[0]["seconds_taken"] + rows[1]["seconds_taken"] >= 0.02
 
@@ -158,7 +158,7 @@ def test_what_is_drawn_depends_on_the_group_alone(monkeypatch: pytest.MonkeyPatc
         return [Transcription("", "en", (), 1.0) for _ in recordings]
 
     monkeypatch.setattr(FakeSpeech, "transcribe_many", draw)
-    stage = TranscribeStage(FakeModel(), Asked())
+    stage = TranscribeStage(FakeModel(), RunOptions())
     torch.manual_seed(0)
     outside = torch.rand(())
     torch.manual_seed(0)
@@ -173,7 +173,7 @@ def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> TranscribeStag
         raise error
 
     monkeypatch.setattr(FakeSpeech, "transcribe_many", refuse)
-    return TranscribeStage(FakeModel(), Asked())
+    return TranscribeStage(FakeModel(), RunOptions())
 
 
 def test_what_would_be_the_same_for_all_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,4 +192,4 @@ def test_an_option_of_one_row_is_an_error_of_that_row(monkeypatch: pytest.Monkey
 
 def test_a_model_that_cannot_do_what_is_asked_is_not_begun_with() -> None:
     with pytest.raises(OptionError, match="English-only"):
-        TranscribeStage(FakeModel(languages=("en",)), Asked(TranscribeOptions("de")))
+        TranscribeStage(FakeModel(languages=("en",)), RunOptions(TranscribeOptions("de")))

@@ -199,7 +199,7 @@ def test_an_unknown_model_says_where_else_models_are(clip: BundledClip) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 def test_a_missing_gpu_is_told(clip: BundledClip) -> None:
     outcome = call("transcribe", clip.path, "--device", "cuda")
-    assert_one_line_error(outcome, "device 'cuda' was asked for", "use 'cpu'")
+    assert_one_line_error(outcome, "device 'cuda' was requested", "use 'cpu'")
 
 
 def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -> None:

@@ -20,7 +20,7 @@ from attacks.values import UNPRINTABLE, Case, any_name, mutate_bytes, run_comman
 def names(folder: Path) -> dict[str, Case]:
     from rich.console import Console
 
-    from whisper_flash_attention.batch import Asked, Model, run_batch
+    from whisper_flash_attention.batch import Model, RunOptions, run_batch
     from whisper_flash_attention.batch.manifest import read_archive
     from whisper_flash_attention.options import DecodeOptions
     from whisper_flash_attention.transcribe.loading import load
@@ -110,7 +110,7 @@ def names(folder: Path) -> dict[str, Case]:
                     base / "m.jsonl",
                     out,
                     model=Model(str(model), "cpu"),
-                    asked=Asked(decode=DecodeOptions(max_new_tokens=2)),
+                    run_options=RunOptions(decode=DecodeOptions(max_new_tokens=2)),
                     workers=1,
                     subtitles=("srt", "vtt"),
                     console=console,

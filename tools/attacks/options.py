@@ -21,7 +21,7 @@ def options(folder: Path) -> dict[str, Case]:
 
     from whisper_flash_attention.audio import load_audio
     from whisper_flash_attention.audio.audio_source import stream_audio
-    from whisper_flash_attention.batch import Asked, Cluster, Model, run_batch
+    from whisper_flash_attention.batch import Cluster, Model, RunOptions, run_batch
     from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, preset
     from whisper_flash_attention.transcribe import Transcriber
     from whisper_flash_attention.transcribe.arguments import TranscribeArguments
@@ -161,10 +161,10 @@ def options(folder: Path) -> dict[str, Case]:
 
     def batch(rng: random.Random) -> tuple[int, int]:
         names = ["workers", "group_hours", "group_files", "output_format", "subtitles", "limit"]
-        names += ["engine", "decode_timeout", "asked", "cluster"]
+        names += ["engine", "decode_timeout", "run_options", "cluster"]
         given = {key: value(rng) for key in rng.sample(names, rng.choice((1, 1, 2)))}
         if rng.random() < 0.3:
-            given["asked"] = Asked(batch_size=value(rng))
+            given["run_options"] = RunOptions(batch_size=value(rng))
         if rng.random() < 0.1:
             given["cluster"] = Cluster(value(rng), value(rng))
         with tempfile.TemporaryDirectory(dir=folder) as out:

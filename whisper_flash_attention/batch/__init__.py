@@ -7,8 +7,8 @@ files named by `subtitle_names.py`, in the folder that `results.py` prepares. On
 `Transcriber`. Ray and pyarrow are optional, and imported where they are used.
 """
 
-from whisper_flash_attention.batch.model import Asked, Model
+from whisper_flash_attention.batch.model import Model, RunOptions
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
 
-__all__ = ["Asked", "Cluster", "Model", "Summary", "run_batch"]
+__all__ = ["Cluster", "Model", "RunOptions", "Summary", "run_batch"]

@@ -27,9 +27,9 @@ class Item:
         path: a local file, or a URL that fsspec opens.
         language: name or code, kept as its code; None leaves it to the run's options.
         task: "transcribe" or "translate"; None leaves it to the run's options.
-        prompt: what was said before, as it were; None leaves it to the run's options.
+        prompt: text that stands for earlier context; None leaves it to the run's options.
         start, end: the part of the recording to transcribe, in seconds; all of it if left out.
-        seconds: its length as far as it can be told without opening it.
+        seconds: its length as far as it is known without opening it.
         channel, audio_track: what is read of it, as in `TranscribeOptions`; None leaves it to the
             run's options.
 
@@ -73,7 +73,7 @@ class Item:
 
     @property
     def expected_seconds(self) -> float | None:
-        """Seconds of audio to transcribe, as far as they can be told without opening it."""
+        """Seconds of audio to transcribe, as far as they are known without opening it."""
         if self.end is not None:
             return self.end - self.start
         return None if self.seconds is None else max(0.0, self.seconds - self.start)

@@ -32,7 +32,7 @@ def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
         DecoderError: the processes that decode cannot be started.
         WhisperFlashError: what would be the same for every recording.
     """
-    stage = TranscribeStage(work.opener, work.asked)
+    stage = TranscribeStage(work.opener, work.run_options)
     with (
         DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode) as pool,
         closing(_groups(items, work, pool)) as groups,

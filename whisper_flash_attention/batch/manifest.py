@@ -172,8 +172,8 @@ def _refuse_duplicates(source: str, rows_of_id: Mapping[str, list[int]]) -> None
     if len(twice) > SHOWN_DUPLICATES:
         shown.append(f"and {len(twice) - SHOWN_DUPLICATES} more")
     raise OptionError(
-        f"{source}: {len(twice)} ids are there more than once, so that results could not be told "
-        f"apart: {'; '.join(shown)}"
+        f"{source}: {len(twice)} ids are there more than once, so that results could not be "
+        f"distinguished: {'; '.join(shown)}"
     )
 
 
@@ -234,7 +234,7 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
 
 
 def _csv_rows(file: BinaryIO, unused: dict[str, None]) -> Iterator[Row]:
-    # Bytes that are not UTF-8 are told of the row that they are in.
+    # Bytes that are not UTF-8 are reported for the row that they are in.
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     try:
         yield from _csv_rows_of(text, unused)

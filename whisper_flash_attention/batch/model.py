@@ -60,8 +60,8 @@ class Model(ModelOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked of the model, for a whole archive, where an item asks for nothing else.
+class RunOptions:
+    """Options of a whole archive, where an item has none of its own.
 
     Args:
         options: language and task, channel and audio track.
@@ -91,8 +91,8 @@ class Asked:
             audio_track=track if item.audio_track is None else item.audio_track,
         )
 
-    def of(self, item: Item) -> Asked:
-        """What is asked about this recording."""
+    def of(self, item: Item) -> RunOptions:
+        """The options for this recording."""
         language = item.language or self.options.language
         task = item.task or self.options.task
         options = replace(self.options, language=language, task=task)
@@ -104,7 +104,7 @@ class Asked:
 
 
 def transcriptions(
-    speech: Speech, samples: Sequence[Samples | ChannelSources], asked: Asked, seed: int
+    speech: Speech, samples: Sequence[Samples | ChannelSources], run_options: RunOptions, seed: int
 ) -> list[Transcription]:
     """Transcribe recordings side by side; raises as `Transcriber` does.
 
@@ -121,10 +121,10 @@ def transcriptions(
         torch.manual_seed(seed)
         return speech.transcribe_many(
             samples,
-            language=asked.options.language,
-            task=asked.options.task,
-            options=asked.decode,
-            batch_size=asked.batch_size,
+            language=run_options.options.language,
+            task=run_options.options.task,
+            options=run_options.decode,
+            batch_size=run_options.batch_size,
         )
 
 

@@ -79,7 +79,7 @@ class Pool:
             per_worker: GPUs of a model; None is 1 where there are any.
 
         Raises:
-            BatchError: more is asked for than there is.
+            BatchError: more is requested than there is.
         """
         cores = [node.get("CPU", 0.0) for node in nodes if node.get("CPU", 0.0) > 0]
         gpus = [node.get("GPU", 0.0) for node in nodes]
@@ -90,7 +90,7 @@ class Pool:
             most = sum(int(count / each) for count in gpus)
             if most < (workers or 1):
                 raise BatchError(
-                    f"{workers or 1} workers of {each:g} GPUs were asked for, and the cluster's "
+                    f"{workers or 1} workers of {each:g} GPUs were requested, and the cluster's "
                     f"{sum(gpus):g} GPUs have room for {most}"
                 )
             return cls(workers or most, each, 1.0, 1, 1.0)
@@ -122,7 +122,7 @@ def run_on_ray(
 
     Raises:
         MissingPackage: Ray Data is not installed.
-        BatchError: the cluster cannot be reached, lacks what is asked for, or all workers die.
+        BatchError: the cluster cannot be reached, lacks what is requested, or all workers die.
         WhisperFlashError: what would be the same for every recording.
     """
     with _connected(address) as ray:
@@ -231,9 +231,9 @@ def _pass(ray: Any, items: Sequence[Item], work: Work, pool: Pool) -> Iterator[l
             _raise_if_fatal(table.column("fatal").to_pylist())
             yield [json.loads(each) for each in table.column("row").to_pylist()]
     except ray.exceptions.RayError as error:
-        told = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise BatchError(
-            f"Ray gave up ({type(error).__name__}: {told[-1]}); the same command goes on"
+            f"Ray gave up ({type(error).__name__}: {lines[-1]}); the same command goes on"
         ) from error
     finally:
         context.enable_progress_bars = had_bars
@@ -347,7 +347,7 @@ class TranscribeActor:
         self._stage: TranscribeStage | None = None
         self._fatal: str | None = None
         try:
-            self._stage = TranscribeStage(work.opener, work.asked)
+            self._stage = TranscribeStage(work.opener, work.run_options)
         except WhisperFlashError as error:
             self._fatal = _described(error)
 
@@ -380,6 +380,6 @@ def _described(error: WhisperFlashError) -> str:
 
 
 def _raise_if_fatal(column: Sequence[str | None]) -> None:
-    for told in filter(None, column):
-        name, message = json.loads(told)
+    for line in filter(None, column):
+        name, message = json.loads(line)
         raise getattr(errors, name)(message)

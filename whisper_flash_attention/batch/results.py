@@ -160,13 +160,13 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(settings))  # as they would come back
     other = [name for name, value in earlier.items() if wanted.get(name) != value]
     if other:
-        told = "; ".join(
+        changes = "; ".join(
             f"{name} {reprlib.repr(earlier[name])}, now {reprlib.repr(wanted.get(name))}"
             for name in other[:_SHOWN_SETTINGS]
         )
         raise OptionError(
-            f"{folder}: holds results of other settings ({told}): take the same, another folder, "
-            "or --no-resume, which sets them aside"
+            f"{folder}: holds results of other settings ({changes}): take the same, "
+            "another folder, or --no-resume, which sets them aside"
         )
 
 

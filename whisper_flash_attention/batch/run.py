@@ -17,7 +17,7 @@ from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
 from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
-from whisper_flash_attention.batch.model import Asked, Model, Opener
+from whisper_flash_attention.batch.model import Model, Opener, RunOptions
 from whisper_flash_attention.batch.progress import ArchiveProgress
 from whisper_flash_attention.batch.results import held, prepare
 from whisper_flash_attention.batch.rows import Row
@@ -60,7 +60,7 @@ def run_batch(
     output: str | Path,
     *,
     model: str | Opener = "small",
-    asked: Asked = Asked(),
+    run_options: RunOptions = RunOptions(),
     engine: str = "local",
     cluster: Cluster = Cluster(),
     workers: int | None = None,
@@ -81,7 +81,7 @@ def run_batch(
         source: a folder, a pattern, or a manifest (csv, jsonl, parquet), local or a URL.
         output: local folder of the results; made if need be.
         model: a checkpoint, as `Transcriber.from_pretrained` takes it, or `Model` with a device.
-        asked: language, task and decoding, where a manifest's row asks for nothing else.
+        run_options: language, task and decoding, where a manifest's row has no value of its own.
         engine: "local" (this process) or "ray" (Ray Data, any number of machines).
         cluster: where "ray" runs.
         workers: processes that decode ("local"), or models ("ray"); None chooses.
@@ -106,13 +106,13 @@ def run_batch(
         MissingPackage: Ray, pyarrow, or what a URL needs is not installed.
         BatchError: results cannot be written (a full disk, say). What is in shards is safe.
         DecoderError: the processes that decode cannot be started.
-        WhisperFlashError: the model cannot be loaded, or do what is asked.
+        WhisperFlashError: the model cannot be loaded, or do what is requested.
     """
     started = time.monotonic()
     opener = Model(model) if isinstance(model, str) else model
-    check.instance("asked", asked, Asked)
+    check.instance("run_options", run_options, RunOptions)
     check.instance("cluster", cluster, Cluster)
-    work = Work(opener, asked, group_hours, group_files, workers, decode_timeout)
+    work = Work(opener, run_options, group_hours, group_files, workers, decode_timeout)
     _check(str(output), engine, output_format, subtitles, subtitle_options, limit)
     if engine != "ray" and cluster != Cluster():
         raise OptionError("address and gpus_per_worker are for engine 'ray'")
@@ -124,13 +124,13 @@ def run_batch(
     with held(folder):
         finished = prepare(
             folder,
-            _settings(opener, asked, subtitles, subtitle_options),
+            _settings(opener, run_options, subtitles, subtitle_options),
             resume=resume,
             retry_errors=retry_errors,
             tell=lambda line: print_line(shown, line),
         )
         left = [item for item in archive.items if item.id not in finished.ids]
-        todo = longest_first([asked.resolved(item) for item in left[:limit]])
+        todo = longest_first([run_options.resolved(item) for item in left[:limit]])
         if len(left) < len(archive.items):
             print_line(
                 shown, f"{len(archive.items) - len(left)} of {len(archive.items)} are there already"
@@ -201,11 +201,14 @@ def _check(
 
 
 def _settings(
-    opener: Opener, asked: Asked, subtitles: Sequence[str], subtitle_options: SubtitleOptions
+    opener: Opener,
+    run_options: RunOptions,
+    subtitles: Sequence[str],
+    subtitle_options: SubtitleOptions,
 ) -> dict[str, Any]:
     """What results depend on, so that no folder has rows of two kinds."""
     usual = asdict(TranscribeOptions()) | asdict(SubtitleOptions())
-    given = asdict(asked.options) | asdict(subtitle_options)
+    given = asdict(run_options.options) | asdict(subtitle_options)
     # Folders of earlier releases know neither channels nor tracks, nor how subtitles are cut.
     options = {
         name: value
@@ -215,7 +218,7 @@ def _settings(
     return {
         "model": opener.source,
         **options,
-        **asdict(asked.decode),
+        **asdict(run_options.decode),
         "subtitles": sorted(subtitles),
     }
 

@@ -21,7 +21,7 @@ from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPoo
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.batch.model import Asked, Opener, Speech, shifted, transcriptions
+from whisper_flash_attention.batch.model import Opener, RunOptions, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
 from whisper_flash_attention.batch.storage import is_url, opened, refuse_special_file
 from whisper_flash_attention.batch.work import Work
@@ -70,7 +70,7 @@ class Decoded:
 
 
 def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
-    """Decode recordings, or the parts of them that are asked for, in their order.
+    """Decode recordings, or the requested parts of them, in their order.
 
     URLs are opened in the processes that decode, so that a storage package that crashes or hangs
     costs one recording, too. Settings that are made in this process alone do not reach them.
@@ -156,20 +156,20 @@ def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:
 
 
 class TranscribeStage:
-    """A model, opened, and what is asked of it.
+    """An open model, and the options of the run.
 
     Args:
         opener: of the model.
-        asked: of every recording that asks for nothing else.
+        run_options: for every recording without options of its own.
 
     Raises:
-        WhisperFlashError: the model cannot be opened, or cannot do what is asked.
+        WhisperFlashError: the model cannot be opened, or cannot do what is requested.
     """
 
-    def __init__(self, opener: Opener, asked: Asked) -> None:
+    def __init__(self, opener: Opener, run_options: RunOptions) -> None:
         self._speech: Speech = opener.open()
-        self._asked = asked
-        asked.options.check_model(self._speech.languages)
+        self._asked = run_options
+        run_options.options.check_model(self._speech.languages)
 
     def rows(self, group: Sequence[Decoded]) -> list[Row]:
         """Transcribe a group; one row for each recording, in the group's order.
@@ -183,7 +183,7 @@ class TranscribeStage:
             Exception: what `is_bug` says no recording is the cause of.
         """
         rows: dict[str, Row] = {}
-        alike: dict[Asked, list[Decoded]] = {}
+        alike: dict[RunOptions, list[Decoded]] = {}
         for each in group:
             if each.failure is not None:
                 rows[each.item.id] = each.failure
@@ -192,24 +192,24 @@ class TranscribeStage:
                 alike.setdefault(self._asked.of(each.item), []).append(each)
             except OptionError as error:  # of what this recording's row asks for
                 rows[each.item.id] = failed_row(each.item, type(error).__name__, str(error))
-        for asked, several in alike.items():
-            for row in self._rows(several, asked):
+        for run_options, several in alike.items():
+            for row in self._rows(several, run_options):
                 rows[row["id"]] = row
         return [rows[each.item.id] for each in group]
 
-    def _rows(self, several: list[Decoded], asked: Asked) -> list[Row]:
+    def _rows(self, several: list[Decoded], run_options: RunOptions) -> list[Row]:
         try:
-            return self._transcribed(several, asked)
+            return self._transcribed(several, run_options)
         except Exception as error:  # whatever a recording provokes must not cost the others
-            self._raise_if_of_all(error, asked)
+            self._raise_if_of_all(error, run_options)
             if len(several) == 1:
                 kind, message = type(error).__name__, str(error) or repr(error)
                 name = printable(several[0].item.id)
                 logger.warning("%s: %s: %s", name, kind, printable(message))
                 return [failed_row(several[0].item, kind, message)]
-        return [row for each in several for row in self._rows([each], asked)]
+        return [row for each in several for row in self._rows([each], run_options)]
 
-    def _raise_if_of_all(self, error: Exception, asked: Asked) -> None:
+    def _raise_if_of_all(self, error: Exception, run_options: RunOptions) -> None:
         """Raise what says nothing about a recording."""
         import torch
 
@@ -219,14 +219,14 @@ class TranscribeStage:
             raise DeviceLost(str(error)) from error
         if isinstance(error, OF_ALL):
             raise error
-        if isinstance(error, OptionError) and asked == self._asked:
-            raise error  # no recording asked for anything of its own
+        if isinstance(error, OptionError) and run_options == self._asked:
+            raise error  # no recording has options of its own
 
-    def _transcribed(self, several: list[Decoded], asked: Asked) -> list[Row]:
+    def _transcribed(self, several: list[Decoded], run_options: RunOptions) -> list[Row]:
         started = time.perf_counter()
         samples = [_as_recording(np.asarray(each.samples)) for each in several]
         seed = crc32("\n".join(each.item.id for each in several).encode())
-        found = transcriptions(self._speech, samples, asked, seed)
+        found = transcriptions(self._speech, samples, run_options, seed)
         rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
         return [
             finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)

@@ -1,4 +1,4 @@
-"""What a run does with every recording, as an engine is told it."""
+"""What a run does with every recording, as engines receive it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO
 from whisper_flash_attention.batch.items import Item
-from whisper_flash_attention.batch.model import Asked, Opener
+from whisper_flash_attention.batch.model import Opener, RunOptions
 
 ENGINES = ("local", "ray")
 # Of a small archive, too, every model gets a share, and none waits long for the last one.
@@ -18,11 +18,11 @@ GROUPS_EACH = 4
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The model, what is asked of it, and how many recordings it sees at a time.
+    """The model, the options, and how many recordings it gets at a time.
 
     Args:
         opener: of the model.
-        asked: of every recording that asks for nothing else.
+        run_options: for every recording without options of its own.
         group_hours: hours of audio that are transcribed side by side, and held in memory; 1 hour of
             samples is 0.23 GB. A recording that is longer is a group of its own.
         group_files: the most recordings of a group; None is some times more than are decoded at a
@@ -36,7 +36,7 @@ class Work:
     """
 
     opener: Opener
-    asked: Asked = field(default_factory=Asked)
+    run_options: RunOptions = field(default_factory=RunOptions)
     group_hours: float = 4.0
     group_files: int | None = None
     workers: int | None = None
@@ -54,7 +54,7 @@ class Work:
     @property
     def most_files(self) -> int:
         """The most recordings of a group."""
-        return self.group_files or 4 * self.asked.batch_size
+        return self.group_files or 4 * self.run_options.batch_size
 
     @property
     def most_seconds(self) -> float:

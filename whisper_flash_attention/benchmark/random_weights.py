@@ -198,7 +198,7 @@ def special_tokens(size: ModelSize) -> SpecialTokens:
 
 
 def text_names(count: int) -> list[str]:
-    """So many names of text tokens, none twice: letters, and words of two to eight of them."""
+    """Distinct names of `count` text tokens: letters, and words of two to eight of them."""
     draw = random.Random(0)
     names = dict.fromkeys(LETTERS)
     while len(names) < count:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
-from whisper_flash_attention.batch.model import Asked, Model
+from whisper_flash_attention.batch.model import Model, RunOptions
 from whisper_flash_attention.batch.run import Cluster, run_batch
 from whisper_flash_attention.batch.summary import Summary
 from whisper_flash_attention.cli.parameters import (
@@ -175,14 +175,16 @@ def batch_command(
     subtitle_options = options_of(SubtitleOptions, given)
     if subtitle_options.highlight_words:
         given["word_timestamps"] = True
-    asked = Asked(options_of(TranscribeOptions, given), decode_options(preset, given), batch_size)
+    run_options = RunOptions(
+        options_of(TranscribeOptions, given), decode_options(preset, given), batch_size
+    )
     try:
         with warnings_told(lambda line: print_line(console, line)):
             summary = run_batch(
                 archive,
                 output,
                 model=Model(**asdict(options_of(ModelOptions, given))),
-                asked=asked,
+                run_options=run_options,
                 engine=engine,
                 cluster=Cluster(address, gpus_per_worker),
                 workers=workers,

@@ -371,7 +371,7 @@ def windows_of(case: ThroughputCase, minutes: float | None) -> int:
 
 
 def speech(files: list[Path], windows: int) -> tuple[Samples, str]:
-    """So many windows of recordings, over and over, and what they are."""
+    """`count` windows of recordings, repeated as needed, and a description of them."""
     import numpy as np
 
     from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, MOST_CLIPS, bundled_clips

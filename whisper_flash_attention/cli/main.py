@@ -2,8 +2,8 @@
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
-`parity` a difference; 2 an error, told in one line; 130 interrupted. PyTorch and Transformers are
-imported by the commands, so that `--help` is quick.
+`parity` a difference; 2 an error, reported in one line; 130 interrupted. PyTorch and Transformers
+are imported by the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _options(
 )
 def benchmark(context: typer.Context) -> None:
     """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
-    # Its options are declared beside it, and imported only when it is asked for.
+    # Its options are declared beside it, and imported only when it is run.
     from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
 
     command = typer.Typer(

@@ -147,7 +147,7 @@ def align_batches(
             None is `GPU_BUDGET` or `CPU_BUDGET`.
 
     Raises:
-        OptionError: the model has no such head, or not so many positions as a row has tokens.
+        OptionError: the model has no such head, or fewer positions than a row has tokens.
     """
     check_heads(weights, heads)
     longest = max((len(row.tokens) for row in rows), default=0)

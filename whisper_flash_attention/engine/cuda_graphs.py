@@ -107,7 +107,7 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream that does not wait for the default one.
 
-    It comes from the driver where that can be asked: the first of PyTorch's own streams brings all
+    It comes from the driver where it gives one: the first of PyTorch's own streams brings all
     others with it, and each takes device memory.
     """
     handle = ctypes.c_void_p()

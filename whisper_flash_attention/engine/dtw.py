@@ -114,7 +114,7 @@ def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_
     # Entry (i, j) of each matrix at (i + j, b, i); rows overlap others where j is out of range.
     strides = (item, tokens * positions * item, (positions - 1) * item)
     skewed = as_strided(costs, (last, batch, tokens), strides, writeable=False)
-    # Totals of three anti-diagonals, behind one token that is never reached.
+    # Totals of three anti-diagonals, after one token that is never reached.
     totals = [np.full((batch, tokens + 1), np.inf, np.float32) for _ in range(3)]
     spare = np.empty((batch, tokens), np.float32)
     totals[1][:, 1] = costs[:, 0, 0]

@@ -34,7 +34,7 @@ from whisper_flash_attention.flash_attention import attend
 GPU_BUDGET = 256 * 2**20
 CPU_BUDGET = 16 * 2**20
 
-# Beyond so many clips PyTorch's operations keep a GPU busy while the host launches.
+# Beyond this number of clips PyTorch's operations keep a GPU busy while the host launches.
 MOST_GRAPH_CLIPS = 4
 
 # Beyond this, Transformers' layers clamp float16.

@@ -104,7 +104,7 @@ class DecodeState:
     def _pairs(
         self, other: DecodeState, length: int
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """The axis that counts slots, a buffer, and the other state's, up to so many tokens."""
+        """The axis that counts slots, a buffer, and the other state's, up to `length` tokens."""
         for name in buffers(self.layout).keys() - {"ancestors"}:
             mine, theirs = getattr(self, name), getattr(other, name)
             if name in POSITION_AXIS:

@@ -58,7 +58,7 @@ class History:
         return self.tokens[:, : self.length] if isinstance(self.length, int) else self.tokens
 
     def is_at(self, length: int) -> bool | Tensor:
-        """Whether there are so many tokens: a bool, or a bool tensor [1, 1] or [B, 1]."""
+        """Whether there are `length` tokens: a bool, or a bool tensor [1, 1] or [B, 1]."""
         return self.length == length if isinstance(self.length, int) else self.lengths == length
 
     def is_below(self, length: int) -> bool | Tensor:
@@ -235,7 +235,7 @@ class RepetitionPenalty:
             begin = self.ignore
         else:
             begin = _token_tensor(self.ignore, scores.device).unsqueeze(-1)
-        # Positions that do not count point at a spare column behind the vocabulary.
+        # Positions that do not count point at a spare column after the vocabulary.
         ids = history.known.clamp(max=vocabulary).where(history.since(begin), vocabulary)
         padded = torch.nn.functional.pad(scores, (0, 1))
         score = padded.gather(1, ids)

@@ -82,7 +82,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Device memory of one `generate` from features of so many clips, in bytes.
+    """Device memory of one `generate` from features of a number of clips, in bytes.
 
     Args:
         cross_attention: the form chosen, "projected" or "absorbed".
@@ -122,7 +122,7 @@ class MemoryPlan:
         )
 
     def fits(self, budget_bytes: int) -> bool:
-        """Whether the peak stays within so many bytes."""
+        """Whether the peak stays within a budget in bytes."""
         return self.total <= budget_bytes
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ class MemoryPlan:
 def make_plan(
     weights: Weights, wanted: PlanRequest, *, batch_size: int | None, memory_gb: float | None
 ) -> MemoryPlan:
-    """The plan for so many clips, or for the most that a budget in units of 1e9 bytes allows.
+    """The plan for a number of clips, or for the most that a budget in units of 1e9 bytes allows.
 
     Raises:
         OptionError: not exactly one of the two was given, or it makes no sense.

@@ -76,7 +76,7 @@ class TokenPositions:
 
     @classmethod
     def of(cls, positions: list[int], device: torch.device) -> TokenPositions:
-        """The places of so many rows."""
+        """One position for each row."""
         at = torch.tensor(positions, device=device)
         end = max(positions) + 1
         return cls(at, end, torch.arange(end, device=device) <= at[:, None, None, None])

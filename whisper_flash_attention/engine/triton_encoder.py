@@ -36,8 +36,9 @@ BUDGET = 480 * 2**20
 # three of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
-# Up to so many clips launches are the time: kernels overlap with their predecessors (programmatic
-# dependent launch), and the last norm is recorded, too, though its result must then be copied.
+# Up to this number of clips launches are the time: kernels overlap with their predecessors
+# (programmatic dependent launch), and the last norm is recorded, too, though its result must then
+# be copied.
 FEW_CLIPS = 4
 # Sizes of parts whose recordings are kept; they share their space.
 MOST_PARTS = 8
@@ -52,7 +53,7 @@ def clips_per_part(weights: EncoderWeights, batch: int, budget_bytes: int = BUDG
 
 
 def space_bytes(weights: EncoderWeights, clips: int) -> int:
-    """Bytes that encoding so many clips at a time takes, beside features and states."""
+    """Bytes that encoding this number of clips at a time takes, beside features and states."""
     return sum(aligned_bytes(*spec) for spec in _buffers(weights, clips).values())
 
 
@@ -83,7 +84,7 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
 
 
 class EncoderPass:
-    """Encodes so many clips in one space: `load`, `layers`, `store`; nothing waits for the device.
+    """Encodes a fixed number of clips: `load`, `layers`, `store`; nothing waits for the device.
 
     `layers` and `run` use the space alone, so that a CUDA graph of them serves all features.
     """
@@ -184,7 +185,7 @@ class EncoderPass:
         self._x.addmm_(hidden[0], layer.fc2.weight.t())
 
     def _normalize(self, norm: Norm, out: Tensor, products: int) -> None:
-        """Normalise the stream, to which so many products have been added without their biases."""
+        """Normalise the stream, to which `count` products have been added without their biases."""
         # Transformers clamps float16 after whole layers.
         limit = self._limit if products and products % 2 == 0 else None
         shift = self._shifts[products]
@@ -249,7 +250,7 @@ class TritonEncoder:
         return states
 
     def _part(self, clips: int) -> tuple[EncoderPass, GraphCache]:
-        """A pass over so many clips, and its recording."""
+        """A pass over this number of clips, and its recording."""
         found = self._parts.get(clips)
         if found is None:
             size = space_bytes(self._weights, clips)

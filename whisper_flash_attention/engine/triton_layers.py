@@ -25,12 +25,14 @@ from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
 from whisper_flash_attention.kernels.self_attention import self_attention
 
-# Up to this width and so many rows one kernel projects and absorbs queries; beyond, two are faster.
+# Up to this width and number of rows one kernel projects and absorbs queries; beyond, two are
+# faster.
 ONE_KERNEL_WIDTH = 512
 ONE_KERNEL_ROWS = 64
 
-# Up to so many slots kernels overlap with their predecessors (programmatic dependent launch): there
-# time is latency. With more slots programs that start early get in the way of those that still run.
+# Up to this number of slots kernels overlap with their predecessors (programmatic dependent
+# launch): there time is latency. With more slots programs that start early get in the way of those
+# that still run.
 OVERLAPPED_SLOTS = 2
 
 

@@ -94,14 +94,14 @@ def reasons_of(problem: AttentionProblem, backends: Sequence[Backend]) -> dict[s
 
 @lru_cache(maxsize=8192)
 def pick(problem: AttentionProblem, backend: str = AUTO) -> Backend:
-    """The back-end that will run `problem`; cached, for it is asked at every attention call.
+    """The back-end that will run `problem`; cached, since every attention call needs it.
 
     PyTorch's settings count as they are when a problem is first met: call `pick.cache_clear()`
     after switching deterministic algorithms or one of PyTorch's kernels on or off.
 
     Raises:
         OptionError: `backend` is not one of `backend_names()`.
-        UnsupportedAttention: the back-end asked for by name cannot run `problem`. The message
+        UnsupportedAttention: the back-end requested by name cannot run `problem`. The message
             has shape, dtype, device and the reasons of every back-end.
     """
     return choose(problem, backend, BACKENDS)
@@ -133,7 +133,7 @@ def attend(
             It applies together with `causal`. A query that may attend to nothing gets zeros.
         scale: factor of the scores; 1 / sqrt(D) if None.
         dropout: share of the attention weights dropped, in [0, 1).
-        backend: one of `backend_names()`. A back-end asked for by name never falls back.
+        backend: one of `backend_names()`. A back-end requested by name never falls back.
 
     Returns:
         [B, Lq, H, D] in the dtype of q.
@@ -141,7 +141,7 @@ def attend(
     Raises:
         ValueError: the inputs do not fit together.
         OptionError: `backend` is unknown.
-        UnsupportedAttention: the back-end asked for cannot run these inputs.
+        UnsupportedAttention: the requested back-end cannot run these inputs.
     """
     inputs = AttentionInputs(q, k, v, causal, mask, scale, dropout)
     return pick(inputs.problem, backend).run(inputs)

@@ -135,7 +135,7 @@ def dtype_reasons(problem: AttentionProblem, dtypes: tuple[torch.dtype, ...]) ->
 def package_reasons(
     machine: Machine, module: str, extra: str, oldest: tuple[int, ...]
 ) -> list[str]:
-    """A reason if the package behind `module` is missing or older than `oldest`."""
+    """A reason if the package of `module` is missing or older than `oldest`."""
     version = machine.version(module)
     install = f"'whisper-flash-attention[{extra}]'"
     if version is None:
@@ -158,7 +158,7 @@ def _dotted(capability: Capability) -> str:
 
 
 class TorchKernel(Enum):
-    """The fused CUDA kernels behind `torch.nn.functional.scaled_dot_product_attention`."""
+    """The fused CUDA kernels of `torch.nn.functional.scaled_dot_product_attention`."""
 
     FLASH = "flash"
     CUDNN = "cuDNN"
@@ -171,10 +171,10 @@ class TorchKernel(Enum):
             params = sdpa_parameters(problem)
             if can_use(params):
                 return []
-            with warnings.catch_warnings(record=True) as said:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 can_use(params, debug=True)
-        reasons = [str(warning.message).split(" (Triggered internally")[0] for warning in said]
+        reasons = [str(warning.message).split(" (Triggered internally")[0] for warning in caught]
         return reasons or [f"PyTorch refuses its {self.value} kernel and does not say why"]
 
 

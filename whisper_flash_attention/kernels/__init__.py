@@ -1,4 +1,4 @@
-"""Triton kernels, each behind one launcher that takes preallocated tensors.
+"""Triton kernels, each with one launcher that takes preallocated tensors.
 
 This folder owns how a decode step's few rows go through layer norm, linear layers, attention and
 token selection on a GPU, and an encoder's many rows through layer norm and attention: block sizes,

@@ -108,7 +108,7 @@ def _part(split, keys_count, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _statistics_offsets(partials, rows_per_clip, SPLITS: tl.constexpr):
-    """Where maxima and sums of weights begin in `partials`: each is [rows, heads, SPLITS], behind
+    """Where maxima and sums of weights begin in `partials`: each is [rows, heads, SPLITS], after
     the weighted sums of values [rows, heads, SPLITS, 64]."""
     cells = tl.num_programs(2) * rows_per_clip * tl.num_programs(1) * SPLITS
     return partials + cells * 64, partials + cells * 65
@@ -176,7 +176,7 @@ def _attend_row(
     total = tl.zeros([BLOCK], tl.float32)
     mixed = tl.zeros([BLOCK, 64], tl.float32)
     # Tiles go through shared memory, which puts all loads before the first wait. Loads to registers
-    # do not: the assembler moves those of a single tile's values behind its scores.
+    # do not: the assembler moves those of a single tile's values after its scores.
     for first in tl.range(start, stop, BLOCK, num_stages=STAGES):
         valid = first + lane < keys_count
         k = load_tile(keys, (first + lane) * key_position, valid)

@@ -60,7 +60,7 @@ class Config:
         block_n: keys per step, likewise.
         warps, stages: of a program, and of its pipeline of keys and values.
         loads: "pointers" or "descriptors".
-        registers: at most so many for a thread, so that more programs fit a processor; None
+        registers: the most for a thread, so that more programs fit a processor; None
             leaves it to the compiler.
     """
 

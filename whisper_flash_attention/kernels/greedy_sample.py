@@ -63,7 +63,7 @@ def greedy_sample(
             grammar begins (-1: none), end of the first timestamp's ids, the grammar's eos, first
             timestamp id, whether timestamps are detected by probability.
         tokens: [B] int64, written.
-        output: [B, T] int64, prompt included; the token is written behind what is there.
+        output: [B, T] int64, prompt included; the token is appended.
         positions: [B] int32, of the first of the tokens_per_slot tokens that this step processed;
             afterwards of the new token, which is the next step's input.
         finished: [B] bool, updated.
@@ -150,7 +150,7 @@ def _greedy_sample(
     slot = tl.program_id(0)
     release(PDL)
     wait(PDL)
-    # Each warp reads a slot's state for itself, and one of them writes it, behind the barrier.
+    # Each warp reads a slot's state for itself, and one of them writes it, after the barrier.
     row = settings + slot * SETTINGS
     max_length = tl.load(row + 2)
     begin = tl.load(row + 6)

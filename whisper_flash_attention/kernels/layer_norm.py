@@ -26,7 +26,7 @@ from whisper_flash_attention.kernels.launch import launch, pdl, release, release
 
 # 16-byte loads that a thread has in flight: enough of them, and few enough registers.
 _LOADS = 4
-# From so many rows on bandwidth counts, and before that the time of one row.
+# From this number of rows on bandwidth counts, and before that the time of one row.
 _MANY_ROWS = 8192
 
 

@@ -56,7 +56,7 @@ class Config:
 
 
 def choose(slots: int, width: int, dtype: torch.dtype) -> Config:
-    """A good way for so many slots and this width D."""
+    """A good way for this number of slots and width D."""
     whole = triton.next_power_of_2(width)
     size = dtype.itemsize
     if slots <= 2:
@@ -92,7 +92,7 @@ class Partials:
         embedding: torch.Tensor,
         config: Config | None = None,
     ) -> Partials:
-        """Buffers for so many slots and an embedding [V, D], on its device."""
+        """Buffers for a number of slots and an embedding [V, D], on its device."""
         vocabulary, width = embedding.shape
         config = config or choose(slots, width, embedding.dtype)
         if not (config.variant == "gemv" or width % config.block_k == 0):

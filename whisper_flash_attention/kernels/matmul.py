@@ -39,7 +39,7 @@ class Config:
         block_m, block_n: rows and columns of the result that a program computes at a time.
         block_k: columns of `x` per step.
         warps, stages: Triton's num_warps and num_stages.
-        programs: at most so many, each of which computes every so-manieth tile; 0 is one per tile.
+        programs: the most that are launched, each for every n-th tile of n; 0 is one per tile.
     """
 
     block_m: int

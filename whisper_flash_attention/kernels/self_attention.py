@@ -66,7 +66,7 @@ def load_tile(rows, offsets, valid, CACHE: tl.constexpr = tl.constexpr("")):
 
 @triton.jit
 def keep_loads_above():
-    """Keep loads above from being moved below, behind a wait for those that are used first."""
+    """Keep loads above from being moved below, after a wait for those that are used first."""
     tl.debug_barrier()
 
 

@@ -82,7 +82,7 @@ class FileProgress:
         self._bar.update(self._task, completed=sum(self._shares.values()))
 
     def measure(self, audio_seconds: float, work_seconds: float) -> None:
-        """So many seconds of audio, of all files so far, took so many seconds of work."""
+        """Report the seconds of audio of all files so far, and the seconds that they took."""
         if audio_seconds > 0:
             speed = f"{audio_seconds:.0f} s, {audio_seconds / work_seconds:.1f} x real time"
             self._bar.update(self._task, speed=speed)

@@ -23,7 +23,7 @@ class Checkpoint:
     """Weights with everything that `WhisperForConditionalGeneration` needs to run them.
 
     Attributes:
-        source: where it came from, as it was asked for.
+        source: where it came from, as the caller named it.
         format: "openai" or "ctranslate2".
         config: the model's dimensions and special ids.
         generation_config: suppress lists, languages, tasks and alignment heads.

@@ -240,7 +240,7 @@ def read_ctranslate2(
     Args:
         folder: the folder.
         model: the parts of `model.bin`, where it lies elsewhere or in parts.
-        source: how the checkpoint was asked for; the folder unless given.
+        source: how the checkpoint was named by the caller; the folder unless given.
 
     Raises:
         WeightsError: a file is missing, truncated, wrong or hostile.

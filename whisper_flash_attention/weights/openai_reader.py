@@ -69,7 +69,7 @@ def read_openai(path: Path, source: str | None = None) -> Checkpoint:
 
     Args:
         path: the file.
-        source: how the checkpoint was asked for; the path unless given.
+        source: how the checkpoint was named by the caller; the path unless given.
 
     Raises:
         WeightsError: the file is truncated, hostile, or holds something else.

@@ -97,14 +97,14 @@ class SpecialTokens:
 
     @property
     def suppressed(self) -> tuple[int, ...]:
-        """What is never said: non-speech and the special tokens that only a prompt may hold."""
+        """What is never sampled: non-speech and the special tokens that only a prompt may hold."""
         text = _NON_SPEECH_MULTILINGUAL if self.multilingual else _NON_SPEECH_ENGLISH
         markers = (self.translate, self.transcribe, self.start_of_lm, self.start_of_previous)
         return (*text, self.start_of_transcript, *markers, self.no_speech)
 
     @property
     def suppressed_at_begin(self) -> tuple[int, ...]:
-        """What is not said first: a blank, and the end."""
+        """What is not sampled first: a blank, and the end."""
         return (_BLANK, self.end_of_text)
 
 
