@@ -456,6 +456,7 @@ def _detector() -> tuple[Any, Any]:
     with warnings.catch_warnings():
         # The package loads its model by a function that PyTorch has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         return load_silero_vad(), get_speech_timestamps
 
 
