@@ -67,7 +67,10 @@ def test_saved_folders_load_in_both_classes(model, features, tmp_path: Path, sou
 
 def test_a_small_vocabulary_keeps_the_default_ids(features, tmp_path: Path) -> None:
     """Stock saves and loads ids beyond the vocabulary if they are those of its configuration."""
-    config = small_whisper_config(vocab_size=510, pad_token_id=0, decoder_start_token_id=2)
+    config = small_whisper_config(
+        vocab_size=510, pad_token_id=0, decoder_start_token_id=2, suppress_tokens=[7, 51_000]
+    )
+    assert max(config.begin_suppress_tokens) >= 510
     stock = perturbed(Stock(config))
     stock.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] >= 510

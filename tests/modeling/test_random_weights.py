@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig
@@ -175,17 +173,3 @@ def test_a_users_own_cache_is_left_alone(pair) -> None:
     ours.generate(features_of(ours.config), max_new_tokens=5, **{CACHE: mine})
     assert mine.get_seq_length() == 5
     assert {type(layer) for layer in mine.self_attention_cache.layers} == {DynamicLayer}
-
-
-def test_a_small_vocabulary_keeps_default_suppressed_tokens(tmp_path: Path) -> None:
-    """Stock's defaults for `begin_suppress_tokens` lie beyond a vocabulary of 200 tokens."""
-    config = small_whisper_config(
-        vocab_size=200, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3
-    )
-    assert max(config.begin_suppress_tokens) >= 200
-    stock = perturbed(Stock(config))
-    stock.save_pretrained(tmp_path)
-    model = Ours.from_pretrained(tmp_path)
-    features = torch.randn(1, 80, 200, generator=torch.Generator().manual_seed(0))
-    ids = [each.generate(features, max_new_tokens=5, do_sample=False) for each in (stock, model)]
-    assert torch.equal(*ids)

@@ -204,7 +204,7 @@ def check_generation_config(
         raise WeightsError(f"{path}: alignment_heads is not a list of [layer, head] of the model")
 
 
-# Ids are int64 in PyTorch; no vocabulary is this large.
+# No vocabulary is this large.
 MOST_TOKENS = 2**31
 
 _TOKEN_NAMES = (
@@ -220,7 +220,6 @@ def _default_tokens() -> dict[str, Any]:
     return {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_id,
-        "begin_suppress_tokens": list(config.begin_suppress_tokens or ()),
     }
 
 
@@ -238,8 +237,8 @@ def _check_tokens(path: str, content: Mapping[str, Any], vocab_size: int) -> Non
             raise WeightsError(f"{path}: {name} is {shorten(token)}, no token below {vocab_size}")
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         tokens = content.get(name)
-        # Older files hold -1 for OpenAI's own list; a configuration of a small vocabulary may hold
-        # the defaults of a large one, and a token that there is not is suppressed already.
+        # Older files hold -1 for OpenAI's own list. Tokens beyond the vocabulary, such as the
+        # defaults in the configuration of a small one, are never generated anyway.
         if tokens is not None and not (
             isinstance(tokens, list)
             and all(token == -1 or _is_token(token, MOST_TOKENS) for token in tokens)
