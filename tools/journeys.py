@@ -29,7 +29,7 @@ PACKAGE = "whisper_flash_attention"
 # From low to high. Rooms of one line do not import one another's modules.
 ROOMS = (
     ("errors", "_version"),
-    ("validation", "config", "options", "devices", "languages", "terminal"),
+    ("validation", "config", "option_kinds", "options", "devices", "languages", "terminal"),
     ("kernels", "flash_attention", "audio"),
     ("weights", "engine", "cache"),
     ("hf", "generation", "compat"),

@@ -9,18 +9,18 @@ command line (`cli/parameters.py`), validation, `help()` and the tables of the d
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+from whisper_flash_attention import option_kinds as kinds
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.option_kinds import Kind
 
 TASKS = ("transcribe", "translate")
 MODES = ("sequential", "batched")
-CHANNELS = ("mix", "each")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
@@ -31,32 +31,8 @@ SUBTITLE_PANEL = "Subtitles (srt, vtt)"
 MOST_BEAMS = 100
 # No result is longer than the decoder's positions, 448 in every checkpoint.
 MOST_TOKENS = 10_000
-# Vocabularies have about 52,000 tokens.
-MOST_TOKEN = 1_000_000
-# Of a day: no pause or stretch of speech is longer.
-MOST_MILLISECONDS = 86_400_000
 
 Options = TypeVar("Options")
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The values that an option takes.
-
-    Args:
-        check: returns the plain Python value for an option's name and a given value; raises
-            `OptionError` for an impossible one.
-        expected: the possible values, in words.
-        parse: converts text of a command line; raises `ValueError`. None for flags.
-        metavar: the value in `--help`.
-        is_list: whether the option may be repeated, or take several values with commas.
-    """
-
-    check: Callable[[str, Any], Any]
-    expected: str
-    parse: Callable[[str], Any] | None = str
-    metavar: str = "TEXT"
-    is_list: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,138 +87,6 @@ def _keep_checked(options: Any, prefix: str = "") -> None:
             object.__setattr__(options, each.name, about.kind.check(f"{prefix}{each.name}", value))
 
 
-def _flag() -> Kind:
-    return Kind(check.flag, "True or False", parse=None)
-
-
-def _text() -> Kind:
-    return Kind(check.text, "text")
-
-
-def _choice(*names: str) -> Kind:
-    return Kind(
-        lambda name, value: check.one_of(name, value, names), ", ".join(names), metavar="NAME"
-    )
-
-
-def _whole(least: int, most: int | None = None) -> Kind:
-    return Kind(
-        lambda name, value: check.whole_number(name, value, least=least, most=most),
-        f"a whole number, {least} {'or more' if most is None else f'to {most}'}",
-        parse=int,
-        metavar="N",
-    )
-
-
-def _number(expected: str, metavar: str = "NUMBER", **bounds: float) -> Kind:
-    return Kind(
-        lambda name, value: check.number(name, value, expected, **bounds),
-        expected,
-        parse=float,
-        metavar=metavar,
-    )
-
-
-def _milliseconds() -> Kind:
-    number = _number(
-        f"milliseconds, 0 to {MOST_MILLISECONDS}", "MS", least=0, most=MOST_MILLISECONDS
-    )
-
-    def checked(name: str, value: Any) -> float:
-        found: float = number.check(name, value)
-        return int(found) if found.is_integer() else found
-
-    return replace(number, check=checked)
-
-
-def checked_channel(given: Any, name: str = "channel") -> int | str:
-    """Return a `channel` as it is kept. Raises `OptionError` if it is none."""
-    if isinstance(given, str) and given in CHANNELS:
-        return str(given)
-    return check.whole_number(name, given, least=1, expected=_CHANNEL)
-
-
-def checked_track(given: Any, name: str = "audio_track") -> int | str | None:
-    """Return an `audio_track` as it is kept. Raises `OptionError` if it is none."""
-    if given is None:
-        return None
-    if isinstance(given, str) and check.text(name, given).strip():
-        return given.strip()
-    return check.whole_number(name, given, least=1, expected=_TRACK)
-
-
-_CHANNEL = "mix, each, or the number of a channel, from 1"
-_TRACK = "the number of a track, from 1, or a language"
-
-
-def parse_channel(text: str) -> int | str:
-    """Return the `channel` that a text of a command line or a table means.
-
-    Raises `OptionError` if it is neither "mix" nor "each" nor a number from 1.
-    """
-    return checked_channel(_number_or_text(text))
-
-
-def parse_audio_track(text: str) -> int | str | None:
-    """Return the `audio_track` that a text of a command line or a table means.
-
-    Raises `OptionError` if it is empty, or a number below 1.
-    """
-    return checked_track(_number_or_text(text))
-
-
-def _number_or_text(given: str) -> int | str:
-    plain = given.strip().lower()
-    return int(plain) if re.fullmatch(r"-?[0-9]{1,9}", plain) else plain
-
-
-def _list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Return a parser of values with commas between; an empty text is an empty list."""
-    return lambda text: tuple(map(convert, text.split(","))) if text.strip() else ()
-
-
-def _ascending_seconds() -> Kind:
-    expected = "seconds from 0 on, each above the one before"
-
-    def checked(name: str, given: Any) -> tuple[float, ...]:
-        found = [
-            check.number(name, each, expected, least=0)
-            for each in check.values(name, given, expected)
-        ]
-        if found != sorted(set(found)):
-            raise OptionError(f"{name} is {check.shown(given)}: give {expected}")
-        return tuple(found)
-
-    return Kind(checked, expected, _list_of(float), "SECONDS", is_list=True)
-
-
-def _token_ids() -> Kind:
-    expected = "ids of tokens, -1 for the checkpoint's list"
-
-    def checked(name: str, given: Any) -> tuple[int, ...]:
-        return tuple(
-            check.whole_number(name, each, least=-1, most=MOST_TOKEN, expected=expected)
-            for each in check.values(name, given, expected)
-        )
-
-    return Kind(checked, expected, _list_of(int), "IDS", is_list=True)
-
-
-def _temperatures() -> Kind:
-    expected = "numbers from 0 to 2, at least one"
-
-    def checked(name: str, given: Any) -> float | tuple[float, ...]:
-        """One number as it is, several as a tuple."""
-        if not isinstance(given, Iterable):
-            return check.number(name, given, expected, least=0, most=2)
-        found = check.values(name, given, expected)
-        if not found:
-            raise OptionError(f"{name} is {check.shown(given)}: give {expected}")
-        return tuple(check.number(name, each, expected, least=0, most=2) for each in found)
-
-    return Kind(checked, expected, _list_of(float), "NUMBER", is_list=True)
-
-
 @_documented
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
@@ -253,26 +97,26 @@ class ModelOptions:
 
     source: str = option(
         "small",
-        _text(),
+        kinds.text(),
         "Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder (Transformers "
         "or faster-whisper), OpenAI .pt file, or package:tiny.en.",
         flags=("--model", "-m"),
     )
     device: str = option(
         "auto",
-        replace(_text(), metavar="NAME"),
+        replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
         commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
     )
     dtype: str = option(
         "auto",
-        _choice(*DTYPES),
+        kinds.choice(*DTYPES),
         "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
         commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
     )
     attention: str = option(
         "auto",
-        replace(_text(), metavar="NAME"),
+        replace(kinds.text(), metavar="NAME"),
         "Attention back-end, as `whisper-flash doctor` lists them.",
         commands=(*TRANSCRIBING, "parity"),
     )
@@ -293,16 +137,18 @@ class TranscribeOptions:
         "Spoken language, by name (german) or code (de). Detected if left out.",
         flags=("--language", "-l"),
     )
-    task: str = option("transcribe", _choice(*TASKS), "transcribe, or translate (into English).")
+    task: str = option(
+        "transcribe", kinds.choice(*TASKS), "transcribe, or translate (into English)."
+    )
     channel: int | str = option(
         "mix",
-        Kind(lambda name, value: checked_channel(value, name), _CHANNEL, _number_or_text, "N"),
+        kinds.channel(),
         "Of several channels: mix (all in one), the number of one channel, from 1, or each (every "
         "channel by itself, as of a telephone call; segments have the number of their channel).",
     )
     audio_track: int | str | None = option(
         None,
-        Kind(lambda name, value: checked_track(value, name), _TRACK, _number_or_text, "N"),
+        kinds.audio_track(),
         "Of a file with several audio tracks: number, from 1, or language. Left out: the file's "
         "default.",
     )
@@ -341,32 +187,34 @@ class VadOptions:
 
     threshold: float = option(
         0.5,
-        _number("a probability between 0 and 1", above=0, most=1),
+        kinds.number("a probability between 0 and 1", above=0, most=1),
         "A frame of 32 ms is speech from this probability on.",
     )
     neg_threshold: float | None = option(
         None,
-        _number("a probability between 0 and 1", above=0, most=1),
+        kinds.number("a probability between 0 and 1", above=0, most=1),
         "Speech ends where the probability falls below this. None: `threshold` less 0.15, at least "
         "0.01.",
     )
     min_speech_duration_ms: int = option(
-        250, _milliseconds(), "Shorter stretches of speech are dropped."
+        250, kinds.milliseconds(), "Shorter stretches of speech are dropped."
     )
     max_speech_duration_s: float | None = option(
         None,
-        _number("seconds, 1 or more", "SECONDS", least=1),  # room for the padding on both sides
+        kinds.number(
+            "seconds, 1 or more", "SECONDS", least=1
+        ),  # room for the padding on both sides
         "Speech without a pause is cut at this length. None: 27 s in batched mode, where it is "
         "also the longest chunk (30 at most), and unlimited in sequential mode.",
     )
     min_silence_duration_ms: int | None = option(
         None,
-        _milliseconds(),
+        kinds.milliseconds(),
         "Shorter pauses do not end a stretch. None: 500 in batched mode, 2000 in sequential mode.",
     )
     speech_pad_ms: int | None = option(
         None,
-        _milliseconds(),
+        kinds.milliseconds(),
         "Added before and after each stretch. None: 200 in batched mode, 400 in sequential mode.",
     )
 
@@ -419,151 +267,154 @@ class DecodeOptions:
 
     mode: str = option(
         "sequential",
-        _choice(*MODES),
+        kinds.choice(*MODES),
         "sequential (OpenAI's algorithm, window after window), or batched (chunks of speech side "
         "by side, without previous text; needs the extra vad, or --no-vad).",
         panel=DECODING_PANEL,
     )
     temperature: float | tuple[float, ...] = option(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
-        _temperatures(),
+        kinds.temperatures(),
         "0 decodes greedily or with beams, above 0 samples. Of several, the next one is tried "
         "where a result fails a threshold.",
         panel=SEARCH_PANEL,
     )
     compression_ratio_threshold: float | None = option(
         2.4,
-        _number("a number, or None"),
+        kinds.number("a number, or None"),
         "A result whose text compresses better than this repeats itself and is decoded again at "
         "the next temperature.",
         panel=SEARCH_PANEL,
     )
     logprob_threshold: float | None = option(
         -1.0,
-        _number("a number, or None"),
+        kinds.number("a number, or None"),
         "A result whose average log-probability is below this is decoded again at the next "
         "temperature.",
         panel=SEARCH_PANEL,
     )
     no_speech_threshold: float | None = option(
         0.6,
-        _number("a probability, 0 to 1", least=0, most=1),
+        kinds.number("a probability, 0 to 1", least=0, most=1),
         "A window is silence if the model's probability of no speech is above this and its result "
         "fails `logprob_threshold`.",
         panel=SEARCH_PANEL,
     )
     beam_size: int | None = option(
         None,
-        _whole(1, MOST_BEAMS),
+        kinds.whole_number(1, MOST_BEAMS),
         "Number of beams at temperature 0; 1 is greedy.",
         panel=SEARCH_PANEL,
     )
     best_of: int | None = option(
         None,
-        _whole(1, MOST_BEAMS),
+        kinds.whole_number(1, MOST_BEAMS),
         "Number of samples at temperatures above 0; the likeliest is kept.",
         panel=SEARCH_PANEL,
     )
     length_penalty: float = option(
         1.0,
-        _number("a number from -10 to 10", least=-10, most=10),
+        kinds.number("a number from -10 to 10", least=-10, most=10),
         "Beams and samples are ranked by the sum of their log-probabilities, divided by their "
         "length to this power.",
         panel=SEARCH_PANEL,
     )
     repetition_penalty: float = option(
         1.0,
-        _number("a number above 0, at most 10", above=0, most=10),
+        kinds.number("a number above 0, at most 10", above=0, most=10),
         "Above 1, tokens that the result already holds become less likely; 1 disables.",
         panel=SEARCH_PANEL,
     )
     no_repeat_ngram_size: int = option(
         0,
-        _whole(0, MOST_TOKENS),
+        kinds.whole_number(0, MOST_TOKENS),
         "Forbid repeating any n-gram of this size; 0 disables.",
         panel=SEARCH_PANEL,
     )
     suppress_tokens: tuple[int, ...] = option(
         (-1,),
-        _token_ids(),
+        kinds.token_ids(),
         "Ids of tokens that are never generated; -1 stands for the checkpoint's list. Tokens that "
         "steer the model (tasks, <|startoftranscript|> and the like) never are.",
         panel=SEARCH_PANEL,
     )
     suppress_blank: bool = option(
         True,
-        _flag(),
+        kinds.flag(),
         "A result begins neither with a blank nor with its end.",
         panel=SEARCH_PANEL,
     )
     min_new_tokens: int | None = option(
         None,
-        _whole(0, MOST_TOKENS),
+        kinds.whole_number(0, MOST_TOKENS),
         "Least number of tokens of a window's result, without prefix and end.",
         panel=DECODING_PANEL,
     )
     max_new_tokens: int | None = option(
         None,
-        _whole(1, MOST_TOKENS),
+        kinds.whole_number(1, MOST_TOKENS),
         "Largest number of tokens of a window's result, without prefix and end. Left out: what the "
         "model has positions for.",
         panel=DECODING_PANEL,
     )
     without_timestamps: bool = option(
-        False, _flag(), "Text alone: a segment is a window of 30 s.", panel=DECODING_PANEL
+        False, kinds.flag(), "Text alone: a segment is a window of 30 s.", panel=DECODING_PANEL
     )
     max_initial_timestamp: float | None = option(
         1.0,
-        _number("seconds from 0 to 30", "SECONDS", least=0, most=30),
+        kinds.number("seconds from 0 to 30", "SECONDS", least=0, most=30),
         "Latest time within a window at which its first segment may begin.",
         panel=DECODING_PANEL,
     )
     condition_on_previous_text: bool = option(
         True,
-        _flag(),
+        kinds.flag(),
         "Give each window the previous text as context (sequential mode).",
         panel=DECODING_PANEL,
     )
     initial_prompt: str | None = option(
         None,
-        _text(),
+        kinds.text(),
         "Context of the first window, in batched mode of every chunk: names, style, punctuation.",
         panel=DECODING_PANEL,
     )
     carry_initial_prompt: bool = option(
         False,
-        _flag(),
+        kinds.flag(),
         "Give every window the initial prompt, before the previous text.",
         panel=DECODING_PANEL,
     )
     hotwords: str | None = option(
-        None, _text(), "Words to expect; part of every window's context.", panel=DECODING_PANEL
+        None, kinds.text(), "Words to expect; part of every window's context.", panel=DECODING_PANEL
     )
     prefix: str | None = option(
         None,
-        _text(),
+        kinds.text(),
         "Text that the result of the first window begins with; that window gets no hotwords.",
         panel=DECODING_PANEL,
     )
     clip_timestamps: tuple[float, ...] = option(
         (),
-        _ascending_seconds(),
+        kinds.ascending_seconds(),
         "Read parts alone: start,end,start,end ... The last end may be left out.",
         panel=DECODING_PANEL,
     )
     word_timestamps: bool = option(
-        False, _flag(), "Give words their times: in json, and for subtitles.", panel=DECODING_PANEL
+        False,
+        kinds.flag(),
+        "Give words their times: in json, and for subtitles.",
+        panel=DECODING_PANEL,
     )
     hallucination_silence_threshold: float | None = option(
         None,
-        _number("seconds, 0 or more", "SECONDS", least=0),
+        kinds.number("seconds, 0 or more", "SECONDS", least=0),
         "Skip silence longer than this beside words that look hallucinated; needs word timestamps "
         "and sequential mode.",
         panel=DECODING_PANEL,
     )
     vad_filter: bool | None = option(
         None,
-        _flag(),
+        kinds.flag(),
         "Read only speech, found by Silero's detector (extra vad), or everything. Left out: speech "
         "in batched mode, everything in sequential mode. Batched mode without the detector cuts "
         "recordings where they are quietest.",
@@ -584,7 +435,7 @@ class DecodeOptions:
     )
     multilingual: bool = option(
         False,
-        _flag(),
+        kinds.flag(),
         "Detect the language in every window, not only in the first; segments then carry their "
         "language.",
         panel=DECODING_PANEL,
@@ -669,26 +520,26 @@ class SubtitleOptions:
 
     max_line_width: int | None = option(
         None,
-        _whole(1),
+        kinds.whole_number(1),
         "Largest number of characters of a line. A longer word has a line of its own.",
         panel=SUBTITLE_PANEL,
     )
     max_line_count: int | None = option(
         None,
-        _whole(1),
+        kinds.whole_number(1),
         "Largest number of lines of a cue; needs the line width. With word timestamps, cues then "
         "continue from one segment into the next, as openai-whisper's do.",
         panel=SUBTITLE_PANEL,
     )
     max_gap: float | None = option(
         3.0,
-        _number("seconds, 0 or more", "SECONDS", least=0),
+        kinds.number("seconds, 0 or more", "SECONDS", least=0),
         "Silence between words that have times, above which a new cue starts.",
         panel=SUBTITLE_PANEL,
     )
     highlight_words: bool = option(
         False,
-        _flag(),
+        kinds.flag(),
         "Underline each word that has times while it is spoken.",
         panel=SUBTITLE_PANEL,
     )

@@ -26,7 +26,6 @@ from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.container import (
     AudioTrack,
     Source,
-    check_track,
     choose_track,
     name_of,
     open_container,
@@ -48,6 +47,7 @@ from whisper_flash_attention.audio.samples import (
     recording_channels,
 )
 from whisper_flash_attention.errors import AudioError, OptionError
+from whisper_flash_attention.option_kinds import checked_track
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def stream_audio(
     if last is not None and last <= first:
         raise OptionError(f"end must be after start, but is {end} s, and start {start} s")
     channel = check.optional(check.whole_number, "channel", channel, least=1)
-    check_track(track)
+    track = checked_track(track, "track")
     decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)
     return _blocks(source, size, track, decoding)
 
@@ -183,7 +183,7 @@ def chosen_track(source: Source, track: int | str | None = None) -> AudioTrack:
     Raises:
         AudioError: as `load_audio`, if it is not a recording or has no such track.
     """
-    check_track(track)
+    track = checked_track(track, "track")
     with open_container(source) as recording:
         return choose_track(recording.container, track, recording.name)[0]
 

@@ -33,7 +33,7 @@ from whisper_flash_attention.audio.lengths import (
     length_correction,
     mp3_frames,
 )
-from whisper_flash_attention.errors import AudioError, OptionError
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.validation import shown
 
@@ -484,14 +484,6 @@ class AudioTrack:
         parts += [] if self.seconds is None else [f"{self.seconds:.1f} s"]
         parts += ["default"] * self.default
         return ", ".join(parts)
-
-
-def check_track(track: int | str | None) -> None:
-    """Raise `OptionError` if `track` can be neither a number nor a language tag."""
-    if isinstance(track, bool) or not isinstance(track, int | str | None):
-        raise OptionError(f"track must be a number or a language, got {track!r}")
-    if (isinstance(track, int) and track < 1) or (isinstance(track, str) and not track.strip()):
-        raise OptionError(f"track must be 1 or more, or a language such as 'en', got {track!r}")
 
 
 def tracks_of(container: InputContainer) -> list[AudioTrack]:

@@ -1,10 +1,10 @@
 """Transcription of whole archives that resumes after interruptions, on one machine or on many.
 
 `run.py` is one run from start to end. `manifest.py` and `storage.py` find the recordings;
-`stages.py` decodes and transcribes them under `local_engine.py` or `ray_engine.py`, and `faults.py`
-distinguishes a recording's error from a bug; `sink.py` writes rows to `shards.py`, and subtitles to
-files named by `subtitle_names.py`, in the folder that `results.py` prepares. Only `model.py` calls
-`Transcriber`. Ray and pyarrow are optional, and imported where they are used.
+`stages.py` decodes and transcribes them under `local_engine.py` or `ray_engine.py`; `sink.py`
+writes rows to `shards.py`, and subtitles to files named by `subtitle_names.py`, in the folder that
+`results.py` prepares. Only `model.py` calls `Transcriber`. Ray and pyarrow are optional, and
+imported where they are used.
 """
 
 from whisper_flash_attention.batch.model import Model, RunOptions

@@ -9,7 +9,8 @@ from functools import cache
 
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.languages import language_code
-from whisper_flash_attention.options import TASKS, checked_channel, checked_track
+from whisper_flash_attention.option_kinds import checked_channel, checked_track
+from whisper_flash_attention.options import TASKS
 
 # About 30 years. Sums of lengths stay finite, and numbers of samples stay whole numbers.
 MOST_SECONDS = 1e9

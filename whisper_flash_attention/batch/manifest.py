@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.storage import is_url, opened, recordings_in
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
-from whisper_flash_attention.options import parse_audio_track, parse_channel
+from whisper_flash_attention.option_kinds import parse_audio_track, parse_channel
 from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES, path_kind
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")

@@ -40,7 +40,7 @@ class ArchiveProgress:
         self._weight = self._weight_left
         self._done = self._failed = 0
         self._audio_seconds = 0.0
-        self._began = self._told = clock()
+        self._began = self._reported_at = clock()
         self._bar = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=20),
@@ -52,7 +52,7 @@ class ArchiveProgress:
         self._task = self._bar.add_task("", total=self._weight, state="starting")
 
     def __enter__(self) -> Self:
-        self._began = self._told = self._clock()
+        self._began = self._reported_at = self._clock()
         self._bar.start()
         return self
 
@@ -75,8 +75,8 @@ class ArchiveProgress:
             self._audio_seconds += row["seconds"] or 0.0
         state = self.state()
         self._bar.update(self._task, completed=self._weight - self._weight_left, state=state)
-        if not self._console.is_terminal and self._clock() - self._told >= LINE_EVERY:
-            self._told = self._clock()
+        if not self._console.is_terminal and self._clock() - self._reported_at >= LINE_EVERY:
+            self._reported_at = self._clock()
             print_line(self._console, state)
 
     def state(self) -> str:

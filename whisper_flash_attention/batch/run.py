@@ -13,7 +13,6 @@ from rich.console import Console
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
-from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item, longest_first
 from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
@@ -26,7 +25,7 @@ from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.storage import check_protocols, is_url
 from whisper_flash_attention.batch.summary import Summary, summarize
 from whisper_flash_attention.batch.work import ENGINES, Work
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import OptionError, is_bug
 from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
@@ -119,7 +118,7 @@ def run_batch(
     shown = console or Console(quiet=True)
     archive = read_archive(str(source))
     check_protocols(archive.items)
-    _tell_of(archive, shown)
+    _report_rejected(archive, shown)
     folder = Path(output)
     with held(folder):
         finished = prepare(
@@ -223,7 +222,7 @@ def _settings(
     }
 
 
-def _tell_of(archive: Archive, console: Console) -> None:
+def _report_rejected(archive: Archive, console: Console) -> None:
     def tell(line: str) -> None:
         print_line(console, line)
 

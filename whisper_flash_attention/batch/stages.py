@@ -19,7 +19,6 @@ from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
 from whisper_flash_attention.audio.samples import Samples
-from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Opener, RunOptions, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
@@ -33,6 +32,7 @@ from whisper_flash_attention.errors import (
     OptionError,
     UnsupportedAttention,
     WeightsError,
+    is_bug,
 )
 from whisper_flash_attention.terminal import printable
 

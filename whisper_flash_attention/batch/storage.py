@@ -14,9 +14,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from whisper_flash_attention.batch.faults import is_bug
 from whisper_flash_attention.batch.items import BYTES_PER_SECOND, Item
-from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
+from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError, is_bug
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES, find_inputs
 

@@ -33,7 +33,7 @@ from whisper_flash_attention.options import (
     TranscribeOptions,
 )
 from whisper_flash_attention.terminal import print_line
-from whisper_flash_attention.terminal.messages import warnings_told
+from whisper_flash_attention.terminal.messages import report_warnings
 
 RESULTS_PANEL, MACHINES_PANEL = "Results", "Machines"
 
@@ -172,14 +172,11 @@ def batch_command(
     misuse, or the run cannot go on (no model, a full disk); 130 interrupted.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    subtitle_options = options_of(SubtitleOptions, given)
-    if subtitle_options.highlight_words:
-        given["word_timestamps"] = True
     run_options = RunOptions(
         options_of(TranscribeOptions, given), decode_options(preset, given), batch_size
     )
     try:
-        with warnings_told(lambda line: print_line(console, line)):
+        with report_warnings(lambda line: print_line(console, line)):
             summary = run_batch(
                 archive,
                 output,
@@ -191,7 +188,7 @@ def batch_command(
                 group_hours=group_hours,
                 output_format=output_format,
                 subtitles=[name.strip() for name in subtitles.split(",")] if subtitles else (),
-                subtitle_options=subtitle_options,
+                subtitle_options=options_of(SubtitleOptions, given),
                 resume=resume,
                 retry_errors=retry_errors,
                 limit=limit,

@@ -87,8 +87,14 @@ def options_of(group: type[Options], given: Mapping[str, Any]) -> Options:
 
 
 def decode_options(preset_name: str, given: Mapping[str, Any]) -> DecodeOptions:
-    """Return a preset's options, with the values that were given in place of the preset's."""
-    return changed(preset(preset_name), _of(DecodeOptions, given))
+    """Return a preset's options, with the values that were given in place of the preset's.
+
+    Words cannot be highlighted without their times.
+    """
+    options = _of(DecodeOptions, given)
+    if given.get("highlight_words"):
+        options["word_timestamps"] = True
+    return changed(preset(preset_name), options)
 
 
 def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:

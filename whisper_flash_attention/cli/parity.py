@@ -150,7 +150,7 @@ def _run(
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
-    from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
+    from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
 
     model, audio, features = sources
     device, dtype, attention = settings
@@ -160,7 +160,7 @@ def _run(
     def report(line: str) -> None:
         print_line(console, line)
 
-    with quiet_transformers(), warnings_told(report):
+    with quiet_transformers(), report_warnings(report):
         models = load_models(
             model,
             device=device,

@@ -30,7 +30,7 @@ from whisper_flash_attention.options import (
     TranscribeOptions,
 )
 from whisper_flash_attention.terminal import print_line
-from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
+from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
 from whisper_flash_attention.terminal.progress import FileProgress, describe_speed
 from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
@@ -126,8 +126,6 @@ def transcribe_command(
     )
     model = options_of(ModelOptions, given)
     options = options_of(TranscribeOptions, given)
-    if subtitles.highlight_words:
-        given["word_timestamps"] = True
     decode = decode_options(preset, given)
     windows = parse_batch_size(batch_size)
     output.prepare(inputs)
@@ -136,7 +134,7 @@ def transcribe_command(
     progress = FileProgress(console, [entry.name for entry in todo])
     runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
     try:
-        with ExitStack() as stack, warnings_told(progress.tell):
+        with ExitStack() as stack, report_warnings(progress.tell):
 
             def open_model() -> Transcriber:
                 if not verbose:
