@@ -62,8 +62,8 @@ def remember_stock(module: torch.nn.Module) -> None:
     remembered, forward = Remembered(), module.forward
 
     def encode(input_features: Tensor, *arguments: Any, **options: Any) -> Any:
-        asked = {name: value for name, value in options.items() if value not in (None, False)}
-        if arguments or asked.keys() - {"return_dict"} or torch.is_grad_enabled():
+        given = {name: value for name, value in options.items() if value not in (None, False)}
+        if arguments or given.keys() - {"return_dict"} or torch.is_grad_enabled():
             return forward(input_features, *arguments, **options)
         results: list[Any] = []
 

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.option_kinds import parse_audio_track, parse_channel
 from whisper_flash_attention.options import (
     DecodeOptions,
     TranscribeOptions,
     VadOptions,
     changed,
-    parse_audio_track,
-    parse_channel,
     preset,
 )
 from whisper_flash_attention.transcribe.arguments import CallOptions

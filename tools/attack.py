@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--target", action="append", help="only this one; repeatable")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "critical"}
     import torch
     import transformers
@@ -142,12 +142,12 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
-        cases = TARGETS[asked.what](Path(folder))
-        for name in asked.target or cases:
-            counts = attack(cases, name, asked.seed, asked.first, asked.count)
+        cases = TARGETS[arguments.what](Path(folder))
+        for name in arguments.target or cases:
+            counts = attack(cases, name, arguments.seed, arguments.first, arguments.count)
             faults += counts["FAULT"]
             found = ", ".join(f"{number} {kind}" for kind, number in counts.most_common())
-            print(f"{asked.what}, {name}: {counts.total()}: {found}", flush=True)
+            print(f"{arguments.what}, {name}: {counts.total()}: {found}", flush=True)
     sys.exit(faults > 0)
 
 

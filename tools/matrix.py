@@ -104,8 +104,8 @@ def interpreters(wanted: list[str]) -> dict[str, str]:
             candidates.append(known.stdout.strip() or None)
         for candidate in filter(None, candidates):
             script = "import sys; print('%d.%d' % sys.version_info[:2])"
-            told = subprocess.run([candidate, "-c", script], capture_output=True, text=True)
-            if told.stdout.strip() == version:
+            answer = subprocess.run([candidate, "-c", script], capture_output=True, text=True)
+            if answer.stdout.strip() == version:
                 found[version] = candidate
                 break
     return found

@@ -357,8 +357,8 @@ def main() -> None:
         outcomes = attack(kind, count, arguments.seed)
         took = time.perf_counter() - began
         total += count
-        told = ", ".join(f"{number} {what}" for what, number in outcomes.most_common())
-        print(f"{kind}: {count} in {took:.0f} s: {told}", flush=True)
+        summary = ", ".join(f"{number} {what}" for what, number in outcomes.most_common())
+        print(f"{kind}: {count} in {took:.0f} s: {summary}", flush=True)
     print(f"all: {total}, none of which gave an error that is not ours, or cost another's row")
 
 

@@ -57,7 +57,7 @@ def damage(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class FakeModel:
-    """Opens a transcriber that says how many samples it heard.
+    """Opens a transcriber that reports how many samples it got.
 
     Args:
         source: what it is called.

@@ -31,17 +31,17 @@ posix = pytest.mark.skipif(os.name != "posix", reason="pipes and links are POSIX
 
 
 @pytest.fixture
-def told() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
-def begun(tmp_path: Path, told: list[str]) -> Callable[..., Finished]:
+def begun(tmp_path: Path, messages: list[str]) -> Callable[..., Finished]:
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
 
     def prepared(**options: bool) -> Finished:
         wanted = {"resume": True, "retry_errors": False} | options
-        return prepare(tmp_path, SETTINGS, tell=told.append, **wanted)
+        return prepare(tmp_path, SETTINGS, tell=messages.append, **wanted)
 
     return prepared
 
@@ -122,7 +122,7 @@ WRONG: tuple[Any, ...] = (
 
 @pytest.mark.parametrize("retry_errors", [False, True])
 def test_a_shard_whose_rows_are_none_is_set_aside(
-    retry_errors: bool, tmp_path: Path, begun: Callable[..., Finished], told: list[str]
+    retry_errors: bool, tmp_path: Path, begun: Callable[..., Finished], messages: list[str]
 ) -> None:
     contents = [json.dumps(wrong).encode() for wrong in WRONG]
     contents += [b"{", b"[" * 100_000, b"\xff", b"\0"]
@@ -131,11 +131,11 @@ def test_a_shard_whose_rows_are_none_is_set_aside(
         replaced(tmp_path, 2 * number + 1, 1, line + b"\n", "jsonl")
     finished = begun(retry_errors=retry_errors)
     assert finished.ids == {f"a{number}" for number in range(len(contents))}
-    assert len(list((tmp_path / "corrupt").iterdir())) == len(contents) == len(told)
+    assert len(list((tmp_path / "corrupt").iterdir())) == len(contents) == len(messages)
 
 
 def test_parquet_with_other_columns_is_set_aside(
-    tmp_path: Path, begun: Callable[..., Finished], told: list[str]
+    tmp_path: Path, begun: Callable[..., Finished], messages: list[str]
 ) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -153,11 +153,11 @@ def test_parquet_with_other_columns_is_set_aside(
     for number, content in enumerate(contents):
         replaced(tmp_path, number, 1, content, "parquet")
     assert begun().ids == set()
-    assert len(told) == len(contents)
+    assert len(messages) == len(contents)
 
 
 def test_errors_are_not_taken_out_of_a_shard_that_is_not_whole(
-    tmp_path: Path, begun: Callable[..., Finished], told: list[str]
+    tmp_path: Path, begun: Callable[..., Finished], messages: list[str]
 ) -> None:
     rows = [good("a"), bad("b")]
     for row in rows:
@@ -166,7 +166,7 @@ def test_errors_are_not_taken_out_of_a_shard_that_is_not_whole(
     path = replaced(tmp_path, 0, 2, data, "jsonl")
     assert begun(retry_errors=True).ids == set()
     assert (tmp_path / "corrupt" / path.name).read_bytes() == data
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_what_is_called_a_shard_and_is_no_file_is_none(

@@ -1,4 +1,4 @@
-"""What is told of how far an archive is."""
+"""The progress that is shown for an archive."""
 
 from __future__ import annotations
 

@@ -32,24 +32,24 @@ def bad(name: str) -> Row:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
-def open_again(tmp_path: Path, told: list[str]) -> Callable[..., Finished]:
+def open_again(tmp_path: Path, messages: list[str]) -> Callable[..., Finished]:
     # As the run began that wrote the shards.
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
 
     def prepared(settings: Any = SETTINGS, **options: bool) -> Finished:
         wanted = {"resume": True, "retry_errors": False} | options
-        return prepare(tmp_path, settings, tell=told.append, **wanted)
+        return prepare(tmp_path, settings, tell=messages.append, **wanted)
 
     return prepared
 
 
 def test_what_is_in_shards_is_finished(
-    tmp_path: Path, open_again: Callable[..., Finished], told: list[str]
+    tmp_path: Path, open_again: Callable[..., Finished], messages: list[str]
 ) -> None:
     assert open_again() == Finished()
     write_shard(tmp_path, 0, [good("a"), bad("b")], "jsonl")
@@ -65,21 +65,21 @@ def test_what_is_in_shards_is_finished(
     assert finished.tally.kinds == {"AudioError": 1}
     assert not left.exists()
     assert not (tmp_path / "summary.json").exists()
-    assert not told
+    assert not messages
 
 
 def test_a_damaged_shard_is_set_aside_and_told(
-    tmp_path: Path, open_again: Callable[..., Finished], told: list[str]
+    tmp_path: Path, open_again: Callable[..., Finished], messages: list[str]
 ) -> None:
     write_shard(tmp_path, 0, [good("a"), good("b")], "jsonl")
     write_shard(tmp_path, 1, [good("c")], "jsonl")
     aside = damage(tmp_path)
     assert open_again().ids == {"c"}
     assert aside.is_file()
-    assert len(told) == 1
-    assert "its 2 recordings are done again" in told[0]
+    assert len(messages) == 1
+    assert "its 2 recordings are done again" in messages[0]
     assert open_again().ids == {"c"}
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
@@ -107,14 +107,14 @@ def test_killed_while_errors_are_taken_out(
 
 
 def test_the_new_one_damaged_is_no_reason_to_drop_the_old(
-    tmp_path: Path, open_again: Callable[..., Finished], told: list[str]
+    tmp_path: Path, open_again: Callable[..., Finished], messages: list[str]
 ) -> None:
     write_shard(tmp_path, 0, [good("a"), bad("b"), good("c")], "jsonl")
     write_shard(tmp_path, 0, [good("a"), good("c")], "jsonl")
     aside = damage(tmp_path)
     assert open_again().ids == {"a", "b", "c"} == set(all_rows(tmp_path))
     assert aside.is_file()
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_shards_of_two_runs_are_not_taken_for_one(
@@ -127,7 +127,7 @@ def test_shards_of_two_runs_are_not_taken_for_one(
 
 
 def test_results_of_other_settings_are_refused_or_set_aside(
-    tmp_path: Path, open_again: Callable[..., Finished], told: list[str]
+    tmp_path: Path, open_again: Callable[..., Finished], messages: list[str]
 ) -> None:
     open_again()
     base = SETTINGS | {"model": "base"}
@@ -142,7 +142,7 @@ def test_results_of_other_settings_are_refused_or_set_aside(
     (aside,) = tmp_path.glob("earlier-*")
     assert set(all_rows(aside)) == {"a"}
     assert json.loads((aside / "settings.json").read_text())["model"] == "base"
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

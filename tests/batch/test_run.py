@@ -87,11 +87,11 @@ def test_errors_are_rows_and_are_done_again_when_asked(archive: Path, out: Path)
         summary = run_batch(
             archive, out, model=FakeModel(raises_at=1_604), run_options=FEW_AT_A_TIME, console=shown
         )
-        told = shown.export_text()
+        output = shown.export_text()
     assert (summary.done, summary.failed) == (9, 2)
     assert summary.errors == {"RuntimeError": 1, "AudioError": 1}
     assert not summary.all_well
-    assert "error: 004.wav: this one cannot be heard" in told
+    assert "error: 004.wav: this one cannot be heard" in output
     rows = all_rows(out)
     assert rows["004.wav"]["error"] == "this one cannot be heard"
     assert rows["text.wav"]["error_kind"] == "AudioError"

@@ -29,7 +29,7 @@ from whisper_flash_attention.options import TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription, Word
 
 
-def heard(*sizes: int, **fields: Any) -> list[Decoded]:
+def decoded_group(*sizes: int, **fields: Any) -> list[Decoded]:
     return [
         Decoded(Item(str(size), f"{size}.wav", **fields), np.zeros(size, np.float32))
         for size in sizes
@@ -76,13 +76,13 @@ def test_groups_are_bounded_in_files_and_length() -> None:
     def sizes(files: int, seconds: float) -> list[int]:
         # Four recordings for each window that is decoded at a time.
         work = Work(FakeModel(), RunOptions(batch_size=files), seconds / 3_600)
-        return [len(group) for group in grouped(heard(*[16_000] * 7), work)]
+        return [len(group) for group in grouped(decoded_group(*[16_000] * 7), work)]
 
     assert sizes(1, 100.0) == [4, 3]
     assert sizes(100, 2.0) == [2, 2, 2, 1]
     assert sizes(100, 2.5) == [3, 3, 1]
     alone = Work(FakeModel()).alone()
-    assert [len(group) for group in grouped(heard(1, 2, 3), alone)] == [1, 1, 1]
+    assert [len(group) for group in grouped(decoded_group(1, 2, 3), alone)] == [1, 1, 1]
     assert list(grouped([], alone)) == []
 
 
@@ -112,7 +112,7 @@ def test_one_that_raises_costs_no_other() -> None:
     stage = TranscribeStage(FakeModel(raises_at=2), RunOptions())
     gone = Item("gone", "/nowhere.wav")
     failed = Decoded(gone, failure=failed_row(gone, "AudioError", "there is no such file"))
-    rows = stage.rows([*heard(1, 2), failed, *heard(3)])
+    rows = stage.rows([*decoded_group(1, 2), failed, *decoded_group(3)])
     assert [row["id"] for row in rows] == ["1", "2", "gone", "3"]
     assert [row["text"] for row in rows] == ["1 transcribe", None, None, "3 transcribe"]
     assert (rows[1]["error_kind"], rows[1]["error"]) == ("RuntimeError", "this one cannot be heard")
@@ -121,7 +121,11 @@ def test_one_that_raises_costs_no_other() -> None:
 
 def test_each_is_asked_what_its_row_says() -> None:
     stage = TranscribeStage(FakeModel(), RunOptions(TranscribeOptions("german")))
-    group = [*heard(1), *heard(2, task="translate"), *heard(3, language="en", prompt="Ann")]
+    group = [
+        *decoded_group(1),
+        *decoded_group(2, task="translate"),
+        *decoded_group(3, language="en", prompt="Ann"),
+    ]
     rows = stage.rows(group)
     assert [row["text"] for row in rows] == [
         "1 transcribe",
@@ -139,13 +143,13 @@ def test_times_are_those_of_the_whole_recording() -> None:
     assert (segment.start, segment.end) == (10.5, 11.0)
     assert (segment.words[0].start, segment.words[0].end) == (10.5, 10.75)
     assert shifted(text, 0.0) == text
-    (row,) = TranscribeStage(FakeModel(), RunOptions()).rows(heard(16_000, start=10.0))
+    (row,) = TranscribeStage(FakeModel(), RunOptions()).rows(decoded_group(16_000, start=10.0))
     assert row["seconds"] == 1.0
     assert row["segments"][0]["start"] == 10.0
 
 
 def test_time_is_shared_out_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = TranscribeStage(FakeModel(waits=0.02), RunOptions()).rows(heard(1_000, 3_000))
+    rows = TranscribeStage(FakeModel(waits=0.02), RunOptions()).rows(decoded_group(1_000, 3_000))
     assert rows[1]["seconds_taken"] == pytest.approx(3 * rows[0]["seconds_taken"])
     assert rows[0]["seconds_taken"] + rows[1]["seconds_taken"] >= 0.02
 
@@ -162,7 +166,7 @@ def test_what_is_drawn_depends_on_the_group_alone(monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     outside = torch.rand(())
     torch.manual_seed(0)
-    for group in (heard(1, 2), heard(3), heard(1, 2)):
+    for group in (decoded_group(1, 2), decoded_group(3), decoded_group(1, 2)):
         stage.rows(group)
     assert drawn[0] == drawn[2] != drawn[1]
     assert torch.rand(()) == outside
@@ -178,15 +182,15 @@ def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> TranscribeStag
 
 def test_what_would_be_the_same_for_all_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingPackage):
-        raising(MissingPackage("vad"), monkeypatch).rows(heard(1))
+        raising(MissingPackage("vad"), monkeypatch).rows(decoded_group(1))
     with pytest.raises(OptionError):
-        raising(OptionError("mode"), monkeypatch).rows(heard(1))
+        raising(OptionError("mode"), monkeypatch).rows(decoded_group(1))
     with pytest.raises(DeviceLost):
-        raising(torch.AcceleratorError("illegal access"), monkeypatch).rows(heard(1))
+        raising(torch.AcceleratorError("illegal access"), monkeypatch).rows(decoded_group(1))
 
 
 def test_an_option_of_one_row_is_an_error_of_that_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    (row,) = raising(OptionError("no German"), monkeypatch).rows(heard(1, language="de"))
+    (row,) = raising(OptionError("no German"), monkeypatch).rows(decoded_group(1, language="de"))
     assert row["error_kind"] == "OptionError"
 
 

@@ -33,31 +33,31 @@ def call(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_errors_of_some_are_exit_code_1(archive: Path, tmp_path: Path) -> None:
-    code, told = call(archive, "--output", tmp_path / "out", "--subtitles", "srt, vtt")
+    code, output = call(archive, "--output", tmp_path / "out", "--subtitles", "srt, vtt")
     assert code == 1
-    assert "error: 002.wav: this one cannot be heard" in told
-    assert "1 RuntimeError" in told
-    assert "--retry-errors does again what failed" in told
+    assert "error: 002.wav: this one cannot be heard" in output
+    assert "1 RuntimeError" in output
+    assert "--retry-errors does again what failed" in output
     assert len(list((tmp_path / "out" / "subtitles").iterdir())) == 4
     (archive / "002.wav").unlink()
-    code, told = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")
+    code, output = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")
     assert code == 0
     assert set(all_rows(tmp_path / "other")) == {"000.wav", "001.wav"}
-    assert "2 (0.00 h of audio)" in told
+    assert "2 (0.00 h of audio)" in output
 
 
 def test_the_same_command_goes_on(archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert call(archive, "-o", out, "--limit", "2")[0] == 0
-    code, told = call(archive, "-o", out)
+    code, output = call(archive, "-o", out)
     assert code == 1
-    assert "2 of 3 are there already" in told
-    code, told = call(archive, "-o", out, "--model", "other")
+    assert "2 of 3 are there already" in output
+    code, output = call(archive, "-o", out, "--model", "other")
     assert code == 2
-    assert told.startswith("error: ")
-    assert "model 'small', now 'other'" in told
-    code, told = call(archive, "-o", out, "--model", "other", "--no-resume")
-    assert "2 earlier shards are in" in told
+    assert output.startswith("error: ")
+    assert "model 'small', now 'other'" in output
+    code, output = call(archive, "-o", out, "--model", "other", "--no-resume")
+    assert "2 earlier shards are in" in output
     assert len(all_rows(out)) == 3
 
 
@@ -96,9 +96,9 @@ def test_an_interruption_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Sink, "take", interrupt)
-    code, told = call(archive, "-o", tmp_path / "out")
+    code, output = call(archive, "-o", tmp_path / "out")
     assert code == 130
-    assert told.splitlines()[-1] == "interrupted: the same command goes on"
+    assert output.splitlines()[-1] == "interrupted: the same command goes on"
 
 
 def test_decoding_and_subtitles_have_the_options_of_transcribe(
@@ -110,9 +110,9 @@ def test_decoding_and_subtitles_have_the_options_of_transcribe(
     assert call(archive, "-o", out, "--limit", "2", *options, *lines)[0] == 0
     assert all_rows(out)["000.wav"]["text"] == "1600 transcribe after the heath"
     assert "1600\ntranscribe\nafter\nthe\nheath\n" in (out / "subtitles/000.wav.srt").read_text()
-    code, told = call(archive, "-o", out, *options, "--subtitles", "srt", "--max-line-width", "9")
+    code, output = call(archive, "-o", out, *options, "--subtitles", "srt", "--max-line-width", "9")
     assert code == 2
-    assert "max_line_width 8, now 9" in told
-    code, told = call(archive, "-o", tmp_path / "other", "--max-line-width", "9")
+    assert "max_line_width 8, now 9" in output
+    code, output = call(archive, "-o", tmp_path / "other", "--max-line-width", "9")
     assert code == 2
-    assert "lines and cues are for subtitles" in told
+    assert "lines and cues are for subtitles" in output

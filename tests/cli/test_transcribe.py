@@ -128,18 +128,18 @@ def test_standard_input_is_a_recording(
     assert files_in(tmp_path / "out") == ["stdin.txt"]
     outcome = call("-", "--json-lines", "--language", "de", stdin=content)
     assert json.loads(outcome.stdout)["file"] == "stdin"
-    asked = transcriber.calls[-1]
-    assert (asked["language"], asked["task"]) == ("de", "transcribe")
-    assert asked["options"] == DecodeOptions()
+    arguments = transcriber.calls[-1]
+    assert (arguments["language"], arguments["task"]) == ("de", "transcribe")
+    assert arguments["options"] == DecodeOptions()
 
 
 def test_decoding_options_reach_the_transcriber(transcriber: FakeTranscriber, talks: Path) -> None:
     arguments = ("--preset", "fast", "--no-vad", "--batch-size", "4", "--word-timestamps")
     more = ("--initial-prompt", "Names.", "--temperature", "0", "--temperature", "0.4")
     assert call(talks / "z.wav", *arguments, *more).code == 0
-    asked = transcriber.calls[-1]
-    assert asked["batch_size"] == 4
-    assert asked["options"] == DecodeOptions(
+    arguments = transcriber.calls[-1]
+    assert arguments["batch_size"] == 4
+    assert arguments["options"] == DecodeOptions(
         mode="batched",
         vad_filter=False,
         temperature=(0.0, 0.4),
@@ -212,7 +212,7 @@ def test_recordings_are_delivered_as_they_are_done(
 ) -> None:
     transcriber.side_by_side = 3
     done: list[list[str]] = []
-    transcriber.before = lambda heard: done.append(files_in(tmp_path / "out"))
+    transcriber.before = lambda count: done.append(files_in(tmp_path / "out"))
     assert call(talks, "--output-dir", tmp_path / "out").code == 0
     assert done == [[], ["z.txt"], ["two/talk.txt", "z.txt"]]
     assert files_in(tmp_path / "out") == ["one/talk.txt", "two/talk.txt", "z.txt"]
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_others(
 def test_what_is_wrong_with_every_recording_is_reported_once(
     transcriber: FakeTranscriber, talks: Path
 ) -> None:
-    def refuse(heard: int) -> None:
+    def refuse(count: int) -> None:
         raise OptionError("this model does not know language 'de'")
 
     transcriber.before = refuse
@@ -258,8 +258,8 @@ def test_ctrl_c_leaves_whole_files_and_shows_how_to_continue(
     options: tuple[str, ...],
     further: str,
 ) -> None:
-    def interrupt(heard: int) -> None:
-        if heard == 1:
+    def interrupt(count: int) -> None:
+        if count == 1:
             raise KeyboardInterrupt
 
     transcriber.before = interrupt

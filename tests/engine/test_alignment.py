@@ -76,9 +76,9 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> No
 
 @pytest.mark.parametrize("text_tokens", [END, 51864])
 def test_attention_and_probabilities_are_stocks(spoken: Spoken, text_tokens: int) -> None:
-    heard = list(align(spoken.weights, spoken.rows, HEADS, text_tokens=text_tokens))
-    assert len(heard) == len(spoken.rows)
-    for row, found in zip(spoken.rows, heard, strict=True):
+    alignments = list(align(spoken.weights, spoken.rows, HEADS, text_tokens=text_tokens))
+    assert len(alignments) == len(spoken.rows)
+    for row, found in zip(spoken.rows, alignments, strict=True):
         expected = stock_says(spoken.pair.stock, row, text_tokens)
         assert_close(found.attention, expected.attention)
         assert_close(found.probabilities, expected.probabilities)

@@ -47,7 +47,7 @@ FORMS = pytest.mark.parametrize("absorbed", [False, True], ids=["projected", "ab
 
 
 class Replayed(GraphCache):
-    """Launches a pass again as it was launched the first time, and keeps what was asked for."""
+    """Launches a pass again as it was launched the first time, and keeps what was requested."""
 
     def __init__(self, recorder: GraphRecorder | None = None) -> None:
         super().__init__(recorder or GraphRecorder())
@@ -132,7 +132,7 @@ def test_greedy_answers_under_masks(weights: DecoderWeights, absorbed: bool) -> 
     free = expected(weights, inputs, Request(LogitsProcessors(), 6, (), 0), absorbed).sequences[
         :, 2:
     ]
-    # What would be said first is forbidden: of one row always, of the others at the beginning.
+    # The token that would come first is forbidden: of one row always, of the others at the start.
     end = int(free[2, 0])
     rules = LogitsProcessors(
         (

@@ -1,4 +1,4 @@
-"""Recorded passes: run when they are asked for first, then replayed; their memory."""
+"""Recorded passes: run at first use, then replayed; their memory."""
 
 from __future__ import annotations
 

@@ -101,14 +101,14 @@ def test_a_watched_token_has_the_probability_that_the_model_gives_it(
     engine = Engine.of(model.to(device))
     tokens = [298, 5, 17, *range(20, 40)][:length]
     prompt = torch.tensor([tokens], device=device).expand(2, -1)
-    heard = features(2).to(device)
+    inputs = features(2).to(device)
     request = Request(LogitsProcessors((Suppress((9,)),)), length + 2, (), 0, probe=(9, place))
     with torch.no_grad():
-        logits = model(heard, decoder_input_ids=prompt).logits
+        logits = model(inputs, decoder_input_ids=prompt).logits
     wanted = logits[:, place].softmax(-1)[:, 9]
     # On a GPU the second call replays what the first one recorded.
     for _ in range(2):
-        decoded = engine.decode(engine.encode(heard), prompt, request)
+        decoded = engine.decode(engine.encode(inputs), prompt, request)
         torch.testing.assert_close(decoded.probe_probability, wanted, rtol=2e-3, atol=1e-6)
 
 

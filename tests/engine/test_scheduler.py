@@ -69,7 +69,7 @@ def plain_twin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
 
 def request(begin: int, answer: int, *, grammar: bool = False, **options: Any) -> Request:
-    """Of a prompt of `begin` tokens; up to `answer` tokens are said, or until one of many ends."""
+    """Of a prompt of `begin` tokens; at most `answer` tokens, or until one of many ends."""
     rules: list[Any] = [Suppress((7, 9)), SuppressAtBegin((11, 12), begin)]
     ends = tuple(range(40))
     if grammar:
@@ -99,13 +99,13 @@ def stream(
 
 
 def alone(engine: Engine, job: DecodeJob) -> tuple[tuple[int, ...], float, float]:
-    """A clip decoded by itself: its answer with the end, the sum, and what is watched."""
+    """Tokens of a clip decoded by itself, their sum, and the probability of the probe token."""
     decoded = engine.decode(job.states[None], torch.tensor([job.prompt]), job.request)
     row = decoded.sequences[0, len(job.prompt) :].tolist()
     assert decoded.sum_logprobs is not None and decoded.probe_probability is not None
     ends = [place for place, token in enumerate(row) if token in job.request.eos]
-    said = tuple(row[: ends[0] + 1] if ends else row)
-    return said, float(decoded.sum_logprobs[0]), float(decoded.probe_probability[0])
+    tokens = tuple(row[: ends[0] + 1] if ends else row)
+    return tokens, float(decoded.sum_logprobs[0]), float(decoded.probe_probability[0])
 
 
 def check(found: Sequence[FinishedJob], engine: Engine, jobs: Sequence[DecodeJob]) -> None:
@@ -219,14 +219,14 @@ def test_any_jobs_in_any_number_of_slots(
 
 def test_clips_are_asked_for_when_slots_are_free(engine: Engine) -> None:
     jobs = jobs_of(MIXED)
-    waiting, asked, taken = iter(jobs), [], 0
+    waiting, requested, taken = iter(jobs), [], 0
     done = 0
 
     def more(count: int) -> list[DecodeJob]:
         nonlocal taken
         # As many as are free, and only when two are.
         assert count == 3 - (taken - done) >= 2 or taken == done
-        asked.append(count)
+        requested.append(count)
         found = list(islice(waiting, count))
         taken += len(found)
         return found
@@ -234,7 +234,7 @@ def test_clips_are_asked_for_when_slots_are_free(engine: Engine) -> None:
     for _ in engine.decode_stream(more, 3, max_length=MOST, refill=2):
         done += 1
         assert taken - done <= 3
-    assert asked[0] == 3 and taken == done == len(jobs)
+    assert requested[0] == 3 and taken == done == len(jobs)
 
 
 def test_jobs_may_come_when_others_have_been_answered(engine: Engine) -> None:

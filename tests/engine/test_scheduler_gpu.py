@@ -90,8 +90,8 @@ def check_tie(
         i for i, (one, other) in enumerate(zip(found, wanted, strict=False)) if one != other
     )
     prompt = torch.tensor([[*job.prompt, *wanted[:place]]], device="cuda")
-    asked = Request(LogitsProcessors(), prompt.shape[1] + 1, (), 3, want_logits=True)
-    logits = engine.decode(job.states[None], prompt, asked).logits
+    request = Request(LogitsProcessors(), prompt.shape[1] + 1, (), 3, want_logits=True)
+    logits = engine.decode(job.states[None], prompt, request).logits
     assert logits is not None
     gap = (logits[0][0, found[place]] - logits[0][0, wanted[place]]).abs()
     assert gap < TIE * logits[0].abs().max(), f"job {job.tag} differs at {place}"

@@ -17,7 +17,9 @@ HEADS = ((0, 1), (1, 0), (1, 1))
 TEXT = 200
 
 
-def said(generator: torch.Generator, texts: list[int], frames: list[int]) -> list[AlignmentInput]:
+def alignment_inputs(
+    generator: torch.Generator, texts: list[int], frames: list[int]
+) -> list[AlignmentInput]:
     rows = []
     for count, length in zip(texts, frames, strict=True):
         text = torch.randint(0, TEXT, (count,), generator=generator).tolist()
@@ -34,7 +36,7 @@ def test_kernels_agree_with_one_window_after_the_other(
         pytest.skip("needs Triton's interpreter")
     weights = collect_weights(small_model).decoder
     generator = torch.Generator().manual_seed(0)
-    rows = said(generator, [7, 1, 12], [80, 60, 7])
+    rows = alignment_inputs(generator, [7, 1, 12], [80, 60, 7])
     wanted = token_timestamps(weights, rows, HEADS, first=2, text_tokens=TEXT)()
     if device == "cpu":
         monkeypatch.setattr(alignment, "has_kernels", lambda device: True)
@@ -57,7 +59,7 @@ def test_what_is_not_finite_is_an_error(
     if kernels and not interpreted():
         pytest.skip("needs Triton's interpreter")
     monkeypatch.setattr(alignment, "has_kernels", lambda device: kernels)
-    [row] = said(torch.Generator().manual_seed(0), [3], [20])
+    [row] = alignment_inputs(torch.Generator().manual_seed(0), [3], [20])
     row.states[2, 5] = torch.nan
     with pytest.raises(NotFinite, match="while words were aligned"):
         token_timestamps(

@@ -1,4 +1,4 @@
-"""Which back-end is picked, why not the others, and what people are told."""
+"""Which back-end is chosen, why not the others, and the messages about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before any back-end is asked, and what the description of a call says."""
+"""What is refused before any back-end is tried, and the description of a call."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sentences that this test logs, each once."""
     sentences: list[str] = []
     monkeypatch.setattr(fallback, "_logged", set())

@@ -25,7 +25,7 @@ def ends(twins: Twins, features: torch.Tensor) -> list[int]:
 def test_ids_scores_and_beams(
     agree: Agree,
     counts: Counts,
-    said: list[str],
+    logged: list[str],
     features: torch.Tensor,
     ends: list[int],
     num_beams: int,
@@ -44,7 +44,7 @@ def test_ids_scores_and_beams(
     assert found["sequences"].shape[0] == 2 * num_beams
     assert found["beam_indices"].max() >= num_beams
     assert counts.decodes == 2
-    assert not said
+    assert not logged
 
 
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.5, 2.0])
@@ -128,12 +128,12 @@ def test_do_sample_means_to_whisper_what_it_means_to_stock(
     ids=lambda prompt: "-".join(prompt) or "detected",
 )
 def test_prompts(
-    agree: Agree, counts: Counts, said: list[str], features: torch.Tensor, prompt: dict[str, Any]
+    agree: Agree, counts: Counts, logged: list[str], features: torch.Tensor, prompt: dict[str, Any]
 ) -> None:
     agree(features[:2], num_beams=3, max_new_tokens=6, **prompt)
     # Where the language is detected, that is a decode as well.
     assert counts.decodes == (2 if prompt else 3)
-    assert not said
+    assert not logged
 
 
 def test_scores_are_given_only_where_they_are_asked_for(

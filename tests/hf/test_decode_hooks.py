@@ -44,7 +44,7 @@ def both(twins: Twins, *args: Any, **options: Any) -> tuple[Any, Any]:
     return results[0], results[1]
 
 
-def test_long_form_with_segments(agree: Agree, long_features, counts: Counts, said) -> None:
+def test_long_form_with_segments(agree: Agree, long_features, counts: Counts, logged) -> None:
     agree(
         long_features,
         language="en",
@@ -54,7 +54,7 @@ def test_long_form_with_segments(agree: Agree, long_features, counts: Counts, sa
         **STAMPED,
     )
     assert counts.decodes >= 6
-    assert not said
+    assert not logged
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_long_form_with_segments(agree: Agree, long_features, counts: Counts, sa
 @pytest.mark.parametrize("language", ["en", None])
 @pytest.mark.parametrize("silent", [True, False])
 def test_temperature_fallback_with_silence(
-    twins: Twins, features, long_features, counts, said, features_of, language, stamps, silent
+    twins: Twins, features, long_features, counts, logged, features_of, language, stamps, silent
 ) -> None:
     """English-only models listen in the first scores, others inside the prompt."""
     if language is None:
@@ -89,7 +89,7 @@ def test_temperature_fallback_with_silence(
         )
     assert_same(*results)
     assert counts.decodes >= (1 if silent else 3)
-    assert not said
+    assert not logged
 
 
 def test_equal_features_are_encoded_once_per_call(twins: Twins, features, counts: Counts) -> None:
@@ -107,22 +107,22 @@ def test_equal_features_are_encoded_once_per_call(twins: Twins, features, counts
 def test_silence_is_what_stock_hears(twins: Twins, features, monkeypatch) -> None:
     from whisper_flash_attention.hf import compat
 
-    heard: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
     call = compat.WhisperNoSpeechDetection.__call__
 
     def note(self, input_ids, scores):
         answer = call(self, input_ids, scores)
         if input_ids.shape[1] == self.begin_index:
-            heard.append(self.no_speech_prob)
+            captured.append(self.no_speech_prob)
         return answer
 
     monkeypatch.setattr(compat.WhisperNoSpeechDetection, "__call__", note)
     options = {"temperature": 0.0, "logprob_threshold": -9.0, "no_speech_threshold": 0.5}
     for more in ({}, {"language": "de"}, {"prompt_ids": torch.tensor([9, 10, 11])}):
-        heard.clear()
+        captured.clear()
         for model in (twins.ours, twins.stock):
             model.generate(features, max_new_tokens=3, **options, **more)
-        torch.testing.assert_close(heard[0], heard[1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(captured[0], captured[1], atol=1e-5, rtol=1e-4)
     assert NO_SPEECH < VOCABULARY
 
 
@@ -130,24 +130,24 @@ class Listener:
     """A streamer that keeps what it gets."""
 
     def __init__(self) -> None:
-        self.heard: list[Any] = []
+        self.captured: list[Any] = []
 
     def put(self, tokens: torch.Tensor) -> None:
         assert tokens.device.type == "cpu"
-        self.heard.append(tokens.tolist())
+        self.captured.append(tokens.tolist())
 
     def end(self) -> None:
-        self.heard.append("end")
+        self.captured.append("end")
 
 
 def test_streamers_hear_every_token(twins: Twins, features, counts: Counts) -> None:
-    heard = []
+    captured = []
     for model in (twins.ours, twins.stock):
         listener = Listener()
         model.generate(features, language="en", streamer=listener, max_new_tokens=5)
-        heard.append(listener.heard)
-    assert heard[0] == heard[1]
-    assert heard[0][-1] == "end"
+        captured.append(listener.captured)
+    assert captured[0] == captured[1]
+    assert captured[0][-1] == "end"
     assert counts.decodes == 1
 
 
@@ -244,7 +244,7 @@ class Never(StoppingCriteria):
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value.name.lower(),
 )
-def test_what_the_engine_cannot_do_falls_back(features, said, counts, options, reason) -> None:
+def test_what_the_engine_cannot_do_falls_back(features, logged, counts, options, reason) -> None:
     twins = make_twins()
     found, expected = both(twins, features, max_new_tokens=4, **copy.copy(options))
     ids = [
@@ -255,8 +255,8 @@ def test_what_the_engine_cannot_do_falls_back(features, said, counts, options, r
     if not isinstance(found, torch.Tensor):
         assert found.keys() == expected.keys()
     assert counts.decodes == 0
-    assert len(said) == 1
-    assert said[0].startswith(reason.value)
+    assert len(logged) == 1
+    assert logged[0].startswith(reason.value)
 
 
 def test_attentions_once_do_not_switch_the_engine_off(features, counts) -> None:
@@ -268,7 +268,7 @@ def test_attentions_once_do_not_switch_the_engine_off(features, counts) -> None:
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_padded_prompts_fall_back(twins: Twins, features, said, counts, padded) -> None:
+def test_padded_prompts_fall_back(twins: Twins, features, logged, counts, padded) -> None:
     from transformers import GenerationMixin
 
     mask = torch.ones(3, 5, dtype=torch.int64)
@@ -284,7 +284,7 @@ def test_padded_prompts_fall_back(twins: Twins, features, said, counts, padded) 
         for model in (twins.ours, twins.stock)
     ]
     assert torch.equal(*results)
-    assert said == ([FallbackReason.MASK.value] if padded else [])
+    assert logged == ([FallbackReason.MASK.value] if padded else [])
     assert counts.decodes == (0 if padded else 1)
 
 
@@ -300,7 +300,7 @@ def test_conditioning_on_earlier_windows(agree: Agree, long_features) -> None:
     )
 
 
-def test_a_passed_cache_falls_back(twins: Twins, features, said) -> None:
+def test_a_passed_cache_falls_back(twins: Twins, features, logged) -> None:
     from transformers import DynamicCache
 
     found, expected = (
@@ -313,20 +313,20 @@ def test_a_passed_cache_falls_back(twins: Twins, features, said) -> None:
         for model in (twins.ours, twins.stock)
     )
     assert torch.equal(found, expected)
-    assert said == [FallbackReason.CACHE.value]
+    assert logged == [FallbackReason.CACHE.value]
 
 
-def test_output_longer_than_the_positions_falls_back(twins: Twins, features, said) -> None:
+def test_output_longer_than_the_positions_falls_back(twins: Twins, features, logged) -> None:
     from transformers import GenerationMixin
 
     with pytest.raises(Exception):  # noqa: B017
         GenerationMixin.generate(twins.stock, features, max_new_tokens=100)
     with pytest.raises(Exception):  # noqa: B017
         GenerationMixin.generate(twins.ours, features, max_new_tokens=100)
-    assert said == [FallbackReason.LENGTH.value]
+    assert logged == [FallbackReason.LENGTH.value]
 
 
-def test_word_timestamps_are_stock_s(features, said) -> None:
+def test_word_timestamps_are_stock_s(features, logged) -> None:
     twins = make_twins()
     for model in (twins.ours, twins.stock):
         model.generation_config.alignment_heads = [[0, 0], [1, 1]]
@@ -337,7 +337,7 @@ def test_word_timestamps_are_stock_s(features, said) -> None:
     )
     assert_same(found, expected)
     assert twins.ours.attention_backend == "auto"
-    assert said == [FallbackReason.INTERNALS.value]
+    assert logged == [FallbackReason.INTERNALS.value]
 
 
 def test_a_decode_outside_generate_is_stock_s(twins: Twins, features) -> None:

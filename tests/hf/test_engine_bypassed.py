@@ -116,9 +116,9 @@ def test_options_that_need_transformers_loop_warn_of_nothing(
     twins.ours.generate(features, language="en", max_new_tokens=3, **options)  # warnings are errors
 
 
-def test_an_assistant_is_named(twins: Twins, features, said) -> None:
+def test_an_assistant_is_named(twins: Twins, features, logged) -> None:
     twins.ours.generate(features[:1], language="en", max_new_tokens=3, assistant_model=twins.ours)
-    assert str(Fallback(FallbackReason.LOOP, "assistant_model")) in said
+    assert str(Fallback(FallbackReason.LOOP, "assistant_model")) in logged
 
 
 def test_processors_that_transformers_makes_of_options_are_known() -> None:

@@ -1,4 +1,4 @@
-"""Reasons are said once, in words, and can be listed."""
+"""Reasons are logged once, in words, and can be listed."""
 
 from __future__ import annotations
 

@@ -38,18 +38,18 @@ def needs(*packages: str) -> None:
         pytest.importorskip(package, reason=f"{package} is not installed")
 
 
-def same_ids(twins: Twins, features: torch.Tensor, counts: Counts, said: list[str]) -> None:
+def same_ids(twins: Twins, features: torch.Tensor, counts: Counts, logged: list[str]) -> None:
     """Both give the same ids on Transformers' own loop, which is logged once."""
     expected = twins.stock.generate(features, **OPTIONS)
     for _ in range(2):
         assert torch.equal(twins.ours.generate(features, **OPTIONS), expected)
-    assert len(said) == 1
-    assert said[0].startswith(FallbackReason.MODULES.value)
+    assert len(logged) == 1
+    assert logged[0].startswith(FallbackReason.MODULES.value)
 
 
 @pytest.mark.parametrize("kind", ["LoraConfig", "LNTuningConfig", "IA3Config"])
 @pytest.mark.parametrize("seen_before", [True, False])
-def test_adapters_of_peft(twins: Twins, features, counts, said, kind: str, seen_before) -> None:
+def test_adapters_of_peft(twins: Twins, features, counts, logged, kind: str, seen_before) -> None:
     needs("peft")
     import peft
 
@@ -75,7 +75,7 @@ def test_adapters_of_peft(twins: Twins, features, counts, said, kind: str, seen_
     expected = wrapped[0].generate(input_features=features, **OPTIONS)
     assert not torch.equal(expected, before)
     assert torch.equal(wrapped[1].generate(input_features=features, **OPTIONS), expected)
-    same_ids(twins, features, counts, said)
+    same_ids(twins, features, counts, logged)
     if kind == "LoraConfig":
         merged = [each.merge_and_unload() for each in wrapped]
         decodes = counts.decodes
@@ -97,7 +97,7 @@ def dynamic() -> Any:
 
 @pytest.mark.parametrize("config", [weight_only, dynamic])
 def test_weights_of_torchao(
-    twins: Twins, features, counts: Counts, said, config: Callable[[], Any]
+    twins: Twins, features, counts: Counts, logged, config: Callable[[], Any]
 ) -> None:
     needs("torchao")
     from torchao.quantization import quantize_
@@ -107,12 +107,12 @@ def test_weights_of_torchao(
     for model in (twins.stock, twins.ours):
         quantize_(model, config())
     decodes = counts.decodes
-    same_ids(twins, features, counts, said)
+    same_ids(twins, features, counts, logged)
     assert counts.decodes == decodes
 
 
 def test_loading_with_a_torchao_config(
-    twins: Twins, features, counts, said, tmp_path: Path
+    twins: Twins, features, counts, logged, tmp_path: Path
 ) -> None:
     needs("torchao", "accelerate")
     from transformers import TorchAoConfig
@@ -125,12 +125,12 @@ def test_loading_with_a_torchao_config(
     quantised = Twins(*loaded)
     quantised.configure()
     quantised.stock.set_attn_implementation("eager")
-    same_ids(quantised, features, counts, said)
+    same_ids(quantised, features, counts, logged)
     assert counts.decodes == 0
 
 
 def test_a_trainer_that_predicts_with_generate(
-    twins: Twins, features, counts: Counts, said: list[str], tmp_path: Path
+    twins: Twins, features, counts: Counts, logged: list[str], tmp_path: Path
 ) -> None:
     needs("accelerate")
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -153,4 +153,4 @@ def test_a_trainer_that_predicts_with_generate(
         predicted.append(trainer.predict(rows).predictions.tolist())
     assert predicted[0] == predicted[1]
     assert counts.decodes == 1
-    assert not said
+    assert not logged

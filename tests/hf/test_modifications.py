@@ -95,20 +95,22 @@ def changes(twins: Twins, features, before, monkeypatch) -> Callable[[Modificati
 
 @pytest.mark.parametrize("name", FALLS_BACK)
 def test_what_the_engine_does_not_know_falls_back(
-    changes, counts: Counts, said: list[str], name: str
+    changes, counts: Counts, logged: list[str], name: str
 ) -> None:
     changed = changes(FALLS_BACK[name])
     assert counts.decodes == 2
-    assert len(said) == 1
-    assert said[0].startswith(FallbackReason.MODULES.value)
+    assert len(logged) == 1
+    assert logged[0].startswith(FallbackReason.MODULES.value)
     assert changed or name in SAME_IDS
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_what_the_engine_knows_it_runs(changes, counts: Counts, said: list[str], name: str) -> None:
+def test_what_the_engine_knows_it_runs(
+    changes, counts: Counts, logged: list[str], name: str
+) -> None:
     changed = changes(RUN[name])
     assert counts.decodes == 4
-    assert not said
+    assert not logged
     assert changed or name in SAME_IDS
 
 
@@ -121,7 +123,7 @@ def test_modified_before_the_first_call(twins: Twins, monkeypatch, name: str) ->
 
 @pytest.mark.parametrize("name", MODES)
 def test_modes_see_every_operation(
-    twins: Twins, features, counts: Counts, said: list[str], name: str
+    twins: Twins, features, counts: Counts, logged: list[str], name: str
 ) -> None:
     before = generated(twins.ours, features)
     with MODES[name]():
@@ -129,7 +131,7 @@ def test_modes_see_every_operation(
         for _ in range(2):
             assert generated(twins.ours, features) == expected
     assert counts.decodes == 1
-    assert len(said) == 1
+    assert len(logged) == 1
     assert generated(twins.ours, features) == before
 
 
@@ -197,7 +199,7 @@ def test_what_cannot_run_fails_as_in_stock(
 
 @pytest.mark.parametrize("rate", ["dropout", "activation_dropout"])
 def test_dropout_that_the_configuration_does_not_have(
-    twins: Twins, features, said: list[str], rate: str
+    twins: Twins, features, logged: list[str], rate: str
 ) -> None:
     outcomes = []
     for model in (twins.stock, twins.ours):
@@ -206,10 +208,10 @@ def test_dropout_that_the_configuration_does_not_have(
         torch.manual_seed(2)
         outcomes.append(generated(model, features))
     assert outcomes[0] == outcomes[1]
-    assert said == [f"{FallbackReason.TRAINING.value} ({rate})"]
+    assert logged == [f"{FallbackReason.TRAINING.value} ({rate})"]
 
 
-def test_gradient_checkpointing_in_training(twins: Twins, features, counts, said) -> None:
+def test_gradient_checkpointing_in_training(twins: Twins, features, counts, logged) -> None:
     """Layers run without their caches then, of which stock warns."""
     for model in (twins.stock, twins.ours):
         enable = getattr(model, "activation_checkpointing_enable", None)
@@ -221,7 +223,7 @@ def test_gradient_checkpointing_in_training(twins: Twins, features, counts, said
     for _ in range(2):
         assert generated(twins.ours, features) == generated(twins.stock, features)
     assert counts.decodes == 1
-    assert said == [f"{FallbackReason.TRAINING.value} (gradient checkpointing)"]
+    assert logged == [f"{FallbackReason.TRAINING.value} (gradient checkpointing)"]
 
 
 def test_a_patched_method_ends_the_short_way(twins: Twins, features, counts, monkeypatch) -> None:
@@ -257,7 +259,7 @@ def test_a_patched_method_ends_the_short_way(twins: Twins, features, counts, mon
     assert counts.short == 5
 
 
-def test_labels_of_a_trainer_are_taken(twins: Twins, features, counts, said) -> None:
+def test_labels_of_a_trainer_are_taken(twins: Twins, features, counts, logged) -> None:
     """`Seq2SeqTrainer` with `predict_with_generate` passes its whole batch to `generate`."""
     inputs = {
         "input_features": features,
@@ -268,7 +270,7 @@ def test_labels_of_a_trainer_are_taken(twins: Twins, features, counts, said) -> 
         for _ in range(2):
             assert torch.equal(twins.ours.generate(**inputs, language="en", **more), expected)
     assert (counts.decodes, counts.short) == (6, 3)
-    assert not said
+    assert not logged
 
 
 def test_a_method_patched_before_the_import(tmp_path: Path) -> None:

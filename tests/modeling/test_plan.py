@@ -1,4 +1,4 @@
-"""`model.plan`: what a call takes in memory, asked of a model."""
+"""`model.plan`: the memory that a call of a model takes."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging as messages
 
-from whisper_flash_attention.terminal.messages import quiet_transformers, warnings_told
+from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
 
 
 def test_transformers_is_quiet_inside_and_as_before_afterwards() -> None:
@@ -29,10 +29,10 @@ def test_bars_that_were_off_stay_off() -> None:
 
 
 def test_our_warnings_are_told_only_inside(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     logger = logging.getLogger("whisper_flash_attention.audio.audio_source")
-    with warnings_told(told.append):
+    with report_warnings(messages.append):
         logger.warning("%s: is cut off", "a.wav")
         logger.info("nothing to see")
     logger.warning("too late")
-    assert told == ["warning: a.wav: is cut off"]
+    assert messages == ["warning: a.wav: is cut off"]

@@ -106,14 +106,14 @@ def test_all_short_recordings_are_said_as_known(
 
 def test_tiny_en_says_the_transcripts(english: Loaded, bundled_recordings: tuple[Any, ...]) -> None:
     normalize = BasicTextNormalizer()
-    spoken, said = [], []
+    spoken, recognized = [], []
     for recording in bundled_recordings[:2]:
         with wave.open(str(recording.path)) as file:
             samples = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2") / 32768
         ids = generate(english, samples.astype(np.float32))
-        said.append(normalize(english[1].decode(ids, skip_special_tokens=True)))
+        recognized.append(normalize(english[1].decode(ids, skip_special_tokens=True)))
         spoken.append(normalize(recording.transcript))
-    assert jiwer.wer(spoken, said) < 0.25
+    assert jiwer.wer(spoken, recognized) < 0.25
 
 
 def test_word_timestamps_work_with_the_alignment_heads(english: Loaded, shared_audio: Path) -> None:

@@ -43,7 +43,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
-def warnings_told(tell: Callable[[str], None]) -> Iterator[None]:
+def report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     """Pass each warning in this package's log to `tell`, as a line that says that it is one."""
     handler = _Teller(tell)
     logger = logging.getLogger("whisper_flash_attention")
