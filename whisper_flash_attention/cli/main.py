@@ -27,7 +27,7 @@ from whisper_flash_attention.terminal import printable
 EXIT_ERROR = 2
 
 
-# A mistake on the command line, of Typer's own copy of Click or of Click itself.
+# A mistake on the command line: a class of Typer's own copy of Click.
 _UsageError: Any = typer.BadParameter.__base__
 
 
