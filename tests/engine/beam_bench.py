@@ -17,6 +17,7 @@ from whisper_flash_attention.engine.logits_processors import LogitsProcessors, N
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.engine.weights import Weights, collect_weights
+from whisper_flash_attention.hf.compat import SORTS_SAMPLED_BEAMS
 
 CLIPS, LONGEST = 3, 16
 PROMPT = (298, 12, 7)
@@ -188,6 +189,7 @@ def request_of(
             length_penalty,
             early_stopping,
             num_beams * max(2, 1 + len(eos)),
+            sort_sampled=SORTS_SAMPLED_BEAMS,
         ),
         want_scores=True,
         want_logits=True,
