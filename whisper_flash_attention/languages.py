@@ -27,3 +27,10 @@ def language_code(language: str) -> str:
         f"unknown language {language!r}; {hint}"
         f"Whisper knows {len(codes)}, by name ('german') or code ('de')"
     )
+
+
+def language_name(code: str) -> str:
+    """Return the English name of a language, in lower case, by Whisper's code."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    return str(LANGUAGES[code])

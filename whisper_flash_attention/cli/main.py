@@ -1,4 +1,4 @@
-"""The command `whisper-flash`: transcribe, batch, parity, doctor, benchmark.
+"""The command `whisper-flash`: transcribe, batch, serve, parity, doctor, benchmark.
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
@@ -20,6 +20,7 @@ from whisper_flash_attention.cli.batch import batch_command
 from whisper_flash_attention.cli.doctor import doctor_command
 from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
 from whisper_flash_attention.cli.parity import parity_command
+from whisper_flash_attention.cli.serve import serve_command
 from whisper_flash_attention.cli.transcribe import transcribe_command
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
@@ -78,6 +79,7 @@ app = typer.Typer(
 )
 app.command("transcribe")(transcribe_command)
 app.command("batch")(batch_command)
+app.command("serve")(serve_command)
 app.command("parity")(parity_command)
 app.command("doctor")(doctor_command)
 

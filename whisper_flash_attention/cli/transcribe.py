@@ -36,7 +36,7 @@ from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, pa
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Output, chosen_formats
 from whisper_flash_attention.transcribe.runner import Runner
-from whisper_flash_attention.transcribe.transcriber import Transcriber
+from whisper_flash_attention.transcribe.transcriber import Transcriber, describe
 
 
 @takes("transcribe", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
@@ -179,24 +179,3 @@ def _interruption(runner: Runner, total: int, todo: int) -> str:
     return (
         f"interrupted: {done} of {total} {'file is' if total == 1 else 'files are'} done; {further}"
     )
-
-
-def describe(transcriber: Transcriber) -> str:
-    """Say in one line what a transcriber runs on: loop, attention back-ends, device, dtype."""
-    from whisper_flash_attention.flash_attention import survey
-
-    model, config = transcriber.model, transcriber.model.config
-    attention = str(getattr(model, "attention_backend", config._attn_implementation))
-    if attention == "auto":
-        rows = survey(
-            model.device,
-            model.dtype,
-            heads=config.encoder_attention_heads,
-            head_dim=config.d_model // config.encoder_attention_heads,
-        )
-        encoder, *decoder = (row.picked for row in rows)
-        attention = f"encoder {encoder}"
-        if not transcriber.runs_on_engine:
-            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"

@@ -56,7 +56,7 @@ class Transcriber:
         self.model = model
         self.processor = processor
         self._vocabulary = Vocabulary.of(model.config, generation)
-        self._tokenizer = Detokenizer(processor.tokenizer)
+        self.tokenizer = Detokenizer(processor.tokenizer)
         self._splitter = WordSplitter(processor.tokenizer)
         self._alignment_heads = getattr(generation, "alignment_heads", None)
 
@@ -240,7 +240,7 @@ class Transcriber:
         def take_done() -> Iterator[tuple[int, Transcription]]:
             # A copy: another thread may add to them.
             for index in [index for index, group in list(groups.items()) if are_done(group)]:
-                yield index, merge_channels(groups.pop(index), self._tokenizer)
+                yield index, merge_channels(groups.pop(index), self.tokenizer)
 
         with closing(self._run(opened(), options)) as windows:
             for _ in windows:
@@ -263,7 +263,7 @@ class Transcriber:
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
-        return [merge_channels(channels, self._tokenizer) for channels in groups]
+        return [merge_channels(channels, self.tokenizer) for channels in groups]
 
     def _run(
         self, recordings: Iterable[Recording], options: CallOptions
@@ -275,11 +275,11 @@ class Transcriber:
         Args:
             recordings: taken as there is room for them; in batched mode on a GPU by another thread.
         """
-        reader = self._reader(options.decode)
+        reader = self.reader(options.decode)
         prepared = map(reader.prepare, _with_sound(recordings))
         yield from reader.read(prepared, options.batch_size)
 
-    def _reader(self, options: DecodeOptions) -> Reader:
+    def reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
         engine = self._engine()
         if engine is None:
@@ -295,7 +295,28 @@ class Transcriber:
         if options.word_timestamps:
             aligner = WordAligner(engine, self._vocabulary, self._alignment_heads, self._splitter)
         reader = BatchedReader if options.mode == "batched" else SequentialReader
-        return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
+        return reader(engine, self._vocabulary, self.tokenizer, options, aligner)
+
+
+def describe(transcriber: Transcriber) -> str:
+    """Say in one line what a transcriber runs on: loop, attention back-ends, device, dtype."""
+    from whisper_flash_attention.flash_attention import survey
+
+    model, config = transcriber.model, transcriber.model.config
+    attention = str(getattr(model, "attention_backend", config._attn_implementation))
+    if attention == "auto":
+        rows = survey(
+            model.device,
+            model.dtype,
+            heads=config.encoder_attention_heads,
+            head_dim=config.d_model // config.encoder_attention_heads,
+        )
+        encoder, *decoder = (row.picked for row in rows)
+        attention = f"encoder {encoder}"
+        if not transcriber.runs_on_engine:
+            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"
 
 
 class Reader(Protocol):
