@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from whisper_flash_attention import option_kinds as kinds
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.languages import language_or_auto
 from whisper_flash_attention.option_kinds import Kind
 
 TASKS = ("transcribe", "translate")
@@ -133,8 +133,12 @@ class TranscribeOptions:
 
     language: str | None = option(
         None,
-        Kind(lambda name, value: language_code(value), "a name (german) or a code (de)"),
-        "Spoken language, by name (german) or code (de). Detected if left out.",
+        Kind(
+            lambda name, value: language_or_auto(value),
+            "a name (german, deutsch), a code (de, de-AT), or auto",
+        ),
+        "Spoken language, by name (german, deutsch) or code (de, de-AT); auto, or left out: "
+        "detected.",
         flags=("--language", "-l"),
     )
     task: str = option(

@@ -126,9 +126,9 @@ def parity_command(
 
 
 def _language(name: str) -> str:
-    from whisper_flash_attention.languages import language_code
+    from whisper_flash_attention.languages import AUTO, language_or_auto
 
-    return name if name == "auto" else language_code(name)
+    return language_or_auto(name) or AUTO
 
 
 def _check_output(output: Path | None) -> None:
