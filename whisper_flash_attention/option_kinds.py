@@ -34,6 +34,7 @@ class Kind:
         parse: converts text of a command line; raises `ValueError`. None for flags.
         metavar: the value in `--help`.
         is_list: whether the option may be repeated, or take several values with commas.
+        choices: the possible values, where they have names.
     """
 
     check: Callable[[str, Any], Any]
@@ -41,6 +42,7 @@ class Kind:
     parse: Callable[[str], Any] | None = str
     metavar: str = "TEXT"
     is_list: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def flag() -> Kind:
@@ -53,7 +55,10 @@ def text() -> Kind:
 
 def choice(*names: str) -> Kind:
     return Kind(
-        lambda name, value: check.one_of(name, value, names), ", ".join(names), metavar="NAME"
+        lambda name, value: check.one_of(name, value, names),
+        ", ".join(names),
+        metavar="NAME",
+        choices=names,
     )
 
 

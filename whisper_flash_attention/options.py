@@ -43,6 +43,8 @@ class Option:
         kind: its values.
         help: what it does, in a sentence or two.
         flags: of the command line; empty stands for the name with dashes.
+        aliases: other names, of openai-whisper or faster-whisper, that Python and the command line
+            take as well.
         panel: heading of the group in `--help`; empty for the first group.
         commands: that take it.
     """
@@ -50,6 +52,7 @@ class Option:
     kind: Kind
     help: str
     flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     panel: str = ""
     commands: tuple[str, ...] = TRANSCRIBING
 
@@ -552,6 +555,10 @@ class SubtitleOptions:
         _keep_checked(self)
         if self.max_line_count is not None and self.max_line_width is None:
             raise OptionError("max_line_count has no effect without max_line_width; give both")
+
+
+# What commands take flags from.
+GROUPS = (ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
 
 
 def default_text(declared_field: Field[Any]) -> str:

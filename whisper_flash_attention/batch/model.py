@@ -93,7 +93,7 @@ class RunOptions:
 
     def of(self, item: Item) -> RunOptions:
         """The options for this recording."""
-        language = item.language or self.options.language
+        language = self.options.language if item.language is None else item.language
         task = item.task or self.options.task
         options = replace(self.options, language=language, task=task)
         if item.prompt is None:

@@ -156,19 +156,15 @@ def batch_command(
     DIR/part-*.jsonl or .parquet. Whatever stops the run, the same command goes on after the last
     shard; no recording is there twice. DIR/summary.json is written at the end.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash batch recordings --output texts
-
       whisper-flash batch 'talks/**/*.mp3' --output texts --subtitles srt,vtt
-
       whisper-flash batch calls.csv --output texts --preset fast --format parquet
-
       whisper-flash batch s3://bucket/calls --output texts --engine ray --address auto
+      whisper-flash batch calls.csv --output texts --limit 100  (a trial; then without)
 
-      whisper-flash batch calls.csv --output texts --limit 100  [dim](a trial; then without)[/dim]
-
-    [b]Exit codes[/b]: 0 all done; 1 some recordings failed (they have rows with their error); 2
+    Exit codes: 0 all done; 1 some recordings failed (they have rows with their error); 2
     misuse, or the run cannot go on (no model, a full disk); 130 interrupted.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)

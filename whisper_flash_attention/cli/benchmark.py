@@ -123,19 +123,14 @@ def benchmark_command(
     Written to the output folder: results.jsonl (as it goes), results.json,
     results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
 
-    [b]Examples[/b]
-
-      whisper-flash benchmark   [dim]# both tables of a GPU, or the small one of a CPU[/dim]
-
+    \b
+    Examples:
+      whisper-flash benchmark   # both tables of a GPU, or the small one of a CPU
       whisper-flash benchmark --setting default --checkpoint tiny --checkpoint base
-
       whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
-
       whisper-flash benchmark --report --output benchmarks/results/h100
-
       whisper-flash benchmark --list
-
-      whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
+      whisper-flash benchmark throughput --help   # from samples in memory to text
     """
     model = options_of(ModelOptions, given)
     device, dtype = model.device, model.dtype
@@ -313,12 +308,10 @@ def throughput_command(
     window of 30 s. Besides the factor, the time of each part of a batch, run alone: copies,
     log-mel, encoder, decoder, text and segments, words.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash benchmark throughput --checkpoint large-v3-turbo --batch-size 128
-
       whisper-flash benchmark throughput --checkpoint tiny --batch-size 1 --word-timestamps
-
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
     """
     model = options_of(ModelOptions, given)

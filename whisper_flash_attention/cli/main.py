@@ -8,58 +8,30 @@ are imported by the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.cli.batch import batch_command
 from whisper_flash_attention.cli.doctor import doctor_command
-from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
+from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED, in_flags
 from whisper_flash_attention.cli.parity import parity_command
 from whisper_flash_attention.cli.transcribe import transcribe_command
+from whisper_flash_attention.cli.typer_commands import EXIT_ERROR, Command, Group, settings
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
 
-EXIT_ERROR = 2
 
-
-# A mistake on the command line: a class of Typer's own copy of Click.
-_UsageError: Any = typer.BadParameter.__base__
-
-
-@contextmanager
-def _printable_mistakes() -> Iterator[None]:
-    """Have messages about the command line quote what was given in its printable form."""
-    try:
-        yield
-    except _UsageError as error:
-        error.message = printable(error.message)
-        raise
-
-
-class _Command(TyperCommand):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _printable_mistakes():
-            return super().parse_args(ctx, args)
-
-
-class _Group(TyperGroup):
-    """Commands whose errors are one line on standard error."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _printable_mistakes():
-            return super().parse_args(ctx, args)
+class _Main(Group):
+    """The commands, whose errors are one line on standard error."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _printable_mistakes():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except WhisperFlashError as error:
-            typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
+            message = in_flags(" ".join(str(error).split()))
+            typer.echo(f"error: {printable(message)}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
@@ -67,19 +39,15 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=_Main,
     name="whisper-flash",
     help="Whisper with memory-efficient attention: transcribe recordings, and measure how fast.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **settings(),
 )
-app.command("transcribe")(transcribe_command)
-app.command("batch")(batch_command)
-app.command("parity")(parity_command)
-app.command("doctor")(doctor_command)
+app.command("transcribe", cls=Command)(transcribe_command)
+app.command("batch", cls=Command)(batch_command)
+app.command("parity", cls=Command)(parity_command)
+app.command("doctor", cls=Command)(doctor_command)
 
 
 def main() -> None:
@@ -114,13 +82,11 @@ def benchmark(context: typer.Context) -> None:
     # Its options are declared beside it, and imported only when it is run.
     from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
 
-    command = typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
-    )
+    command = typer.Typer(add_completion=False, **settings())
     name, arguments = "whisper-flash benchmark", context.args
     if arguments[:1] == ["throughput"]:
-        command.command(cls=_Command)(throughput_command)
+        command.command(cls=Command)(throughput_command)
         name, arguments = f"{name} throughput", arguments[1:]
     else:
-        command.command(cls=_Command)(benchmark_command)
+        command.command(cls=Command)(benchmark_command)
     command(args=arguments, prog_name=name)

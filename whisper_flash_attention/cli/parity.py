@@ -96,12 +96,10 @@ def parity_command(
     own scores (in float32) show whether that was a near-tie. Exit code 1 if
     anything stays unexplained.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash parity --model small --audio recordings
-
       whisper-flash parity --model package:tiny.en --audio talk.flac --mode greedy
-
       whisper-flash parity --model turbo --audio recordings --dtype float16 --output parity.json
     """
     spoken = _language(language)

@@ -91,30 +91,22 @@ def transcribe_command(
 ) -> None:
     """Turn recordings into text or subtitles.
 
-    The text goes to standard output, or into files with [b]--output-dir[/b], in which the
+    The text goes to standard output, or into files with --output-dir, in which the
     sub-folders of a folder are kept. Interrupted, the same command then goes on where it stopped.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash transcribe talk.mp3
-
       whisper-flash transcribe talk.mp3 --model turbo --language german
-
       whisper-flash transcribe recordings -f srt,txt --output-dir subtitles --max-line-width 42
-
       whisper-flash transcribe lecture.mp4 --mode batched --batch-size 32
-
       whisper-flash transcribe call.wav --hotwords "Kubernetes, Istio" --preset accurate
-
-      whisper-flash transcribe call.wav --channel each  [dim](a speaker on each channel)[/dim]
-
+      whisper-flash transcribe call.wav --channel each  (a speaker on each channel)
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
-
       whisper-flash transcribe - < talk.mp3
+      whisper-flash transcribe talk.mp3 --model package:tiny.en  (needs no Hub)
 
-      whisper-flash transcribe talk.mp3 --model package:tiny.en  [dim](needs no Hub)[/dim]
-
-    [b]Exit codes[/b]: 0 all done; 1 some recordings failed; 2 misuse, or the model cannot be
+    Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or the model cannot be
     loaded; 130 interrupted.
     """
     inputs = find_inputs(files)
