@@ -293,7 +293,9 @@ class Transcriber:
 
         aligner = None
         if options.word_timestamps:
-            aligner = WordAligner(engine, self._vocabulary, self._alignment_heads, self._splitter)
+            aligner = WordAligner(
+                engine, self._vocabulary, self._alignment_heads, self._splitter, options
+            )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
 
