@@ -105,8 +105,9 @@ class ModelOptions:
     source: str = option(
         "small",
         kinds.text(),
-        "Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder (Transformers "
-        "or faster-whisper), OpenAI .pt file, or package:tiny.en.",
+        "Short name (tiny.en, base, small, medium, large-v3, turbo, distil-large-v3.5 ...), Hub "
+        "id, folder (Transformers or faster-whisper), OpenAI .pt file, or an installed package: "
+        "package:tiny.en, package:base.",
         flags=("--model", "-m"),
     )
     device: str = option(

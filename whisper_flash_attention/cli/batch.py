@@ -21,6 +21,7 @@ from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Preset,
+    TemperatureIncrement,
     decode_options,
     options_of,
     takes,
@@ -148,6 +149,7 @@ def batch_command(
             rich_help_panel=DECODING_PANEL,
         ),
     ] = 16,
+    temperature_increment_on_fallback: TemperatureIncrement = None,
     **given: Any,
 ) -> None:
     """Transcribe a whole archive, on this machine or on many.
@@ -169,7 +171,9 @@ def batch_command(
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     run_options = RunOptions(
-        options_of(TranscribeOptions, given), decode_options(preset, given), batch_size
+        options_of(TranscribeOptions, given),
+        decode_options(preset, given, temperature_increment_on_fallback),
+        batch_size,
     )
     try:
         with report_warnings(lambda line: print_line(console, line)):

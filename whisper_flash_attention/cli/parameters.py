@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
@@ -16,6 +17,7 @@ from whisper_flash_attention.options import (
     DECODING_PANEL,
     GROUPS,
     PRESETS,
+    SEARCH_PANEL,
     DecodeOptions,
     Option,
     changed,
@@ -50,6 +52,18 @@ Preset = Annotated[
         "beams) or fast (chunks of speech side by side, decoded once; needs the extra vad). "
         "Options beside it take precedence.",
         rich_help_panel=DECODING_PANEL,
+    ),
+]
+
+
+# openai-whisper's way to list temperatures.
+TemperatureIncrement = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Try the temperatures from --temperature (left out: 0) to 1 in these steps, as "
+        "openai-whisper's option; none: the first alone.",
+        rich_help_panel=SEARCH_PANEL,
     ),
 ]
 
@@ -116,15 +130,38 @@ def options_of(group: type[Options], given: Mapping[str, Any]) -> Options:
     return group(**_of(group, given))
 
 
-def decode_options(preset_name: str, given: Mapping[str, Any]) -> DecodeOptions:
+def decode_options(
+    preset_name: str, given: Mapping[str, Any], temperature_increment: str | None = None
+) -> DecodeOptions:
     """Return a preset's options, with the values that were given in place of the preset's.
 
     Words cannot be highlighted without their times.
     """
     options = _of(DecodeOptions, given)
+    if temperature_increment is not None:
+        first = options.get("temperature", (0.0,))
+        options["temperature"] = _temperatures(first, temperature_increment)
     if given.get("highlight_words"):
         options["word_timestamps"] = True
     return changed(preset(preset_name), options)
+
+
+def _temperatures(given: tuple[float, ...], increment: str) -> tuple[float, ...]:
+    flag = "--temperature-increment-on-fallback"
+    if len(given) != 1:
+        raise OptionError(f"{flag} beside several temperatures: give --temperature one number")
+    [first] = given
+    if increment.strip().lower() == "none":
+        return given
+    try:
+        step = float(increment)
+    except ValueError:
+        step = 0.0
+    if not 0.01 <= step <= 2:
+        raise OptionError(f"{flag} is {increment!r}: give a number from 0.01 to 2, or none")
+    # As NumPy's `arange(first, 1 + 1e-6, step)`.
+    count = max(1, math.ceil((1 + 1e-6 - first) / step))
+    return tuple(round(first + place * step, 6) for place in range(count))
 
 
 def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,14 +74,22 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
             and "-", standard input.
 
     Raises:
-        OptionError: a folder or pattern leads to no recordings, or a folder cannot be read.
+        OptionError: a folder or pattern leads to no recordings, or a folder cannot be read; the
+            only argument is a file that is not there.
     """
+    if len(arguments) == 1 and _is_missing(arguments[0]):
+        raise OptionError(f"{arguments[0]}: there is no such file")
     found: dict[str, Input] = {}
     for argument in arguments:
         for entry in _inputs(argument):
             key = argument if argument == STANDARD_INPUT else os.path.abspath(entry.name)
             found.setdefault(key, entry)
     return list(found.values())
+
+
+def _is_missing(argument: str) -> bool:
+    is_path = argument != STANDARD_INPUT and not has_magic(argument)
+    return is_path and path_kind(argument) == "missing"
 
 
 def _inputs(argument: str) -> list[Input]:

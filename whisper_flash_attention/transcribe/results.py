@@ -63,6 +63,10 @@ class Segment:
         if not 0 <= self.start <= self.end < math.inf:
             raise _wrong_times("a segment", self.start, self.end)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `json.dumps` takes; `channel` and `language` only where they are set."""
+        return _row(asdict(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Transcription:

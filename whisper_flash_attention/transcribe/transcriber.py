@@ -151,7 +151,8 @@ class Transcriber:
                 or tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list
                 of any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
                 types and scales that `audio.samples.recording_channels` lists.
-            on_progress: called with the share that is done, from 0.0, as windows are decoded.
+            on_progress: called with the share that is done, from 0.0 to 1.0, as windows are
+                decoded.
             **arguments: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
                 `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as
                 `TranscribeArguments` describes them.
@@ -198,6 +199,7 @@ class Transcriber:
         recordings: Iterable[Audio],
         *,
         on_progress: Callable[[int, float], None] | None = None,
+        on_segments: Callable[[int, Sequence[Segment]], None] | None = None,
         **arguments: Unpack[TranscribeArguments],
     ) -> Generator[tuple[int, Transcription]]:
         """Transcribe any number of recordings side by side, and yield each as soon as it is done.
@@ -209,7 +211,9 @@ class Transcriber:
         Args:
             recordings: as for `transcribe`; the options are the same for all of them.
             on_progress: called with the number of a recording and the share of it that is done,
-                from 0.0, as windows are decoded.
+                from 0.0 to 1.0, as windows are decoded.
+            on_segments: called with the number of a recording and its next segments, as windows are
+                decoded; not where each channel is transcribed by itself.
 
         Returns:
             Numbers of recordings, counted from 0, with their transcriptions, in the order in which
@@ -240,10 +244,13 @@ class Transcriber:
         def take_done() -> Iterator[tuple[int, Transcription]]:
             # A copy: another thread may add to them.
             for index in [index for index, group in list(groups.items()) if are_done(group)]:
+                report(index, 1.0)
                 yield index, merge_channels(groups.pop(index), self._tokenizer)
 
         with closing(self._run(opened(), options)) as windows:
-            for _ in windows:
+            for recording, segments in windows:
+                if on_segments is not None and segments and recording.channel is None:
+                    on_segments(recording.index, tuple(map(recording.located, segments)))
                 yield from take_done()
         yield from take_done()
 
@@ -263,6 +270,7 @@ class Transcriber:
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
+        progress.finish()
         return [merge_channels(channels, self._tokenizer) for channels in groups]
 
     def _run(
@@ -313,7 +321,7 @@ class Reader(Protocol):
 
 
 class _Progress:
-    """Reports the share of all recordings that is done, whenever it grows and is not all.
+    """Reports the share of all recordings that is done, whenever it grows; all of it at the end.
 
     Args:
         groups: of every recording its channels, once it is open.
@@ -332,6 +340,11 @@ class _Progress:
     def report(self, recording: Recording) -> None:
         self._shares[recording.index] = share_of(self._groups[recording.index])
         self._report_mean()
+
+    def finish(self) -> None:
+        """Report that all is done."""
+        if self._on_progress is not None:
+            self._on_progress(1.0)
 
     def _report_mean(self) -> None:
         share = sum(self._shares) / len(self._shares)

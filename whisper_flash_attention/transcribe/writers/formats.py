@@ -47,6 +47,17 @@ def _line(segment: Segment) -> str:
     return label_of(segment) + one_line(segment.text)
 
 
+def render_line(segment: Segment, *, timed: bool = False) -> str:
+    """Return a segment's text as a line, with its times in front if that is wanted."""
+    times = f"[{_clock_of(segment.start)} --> {_clock_of(segment.end)}] " if timed else ""
+    return f"{times}{_line(segment)}\n"
+
+
+def _clock_of(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any: `01:02.500`."""
+    return _clock(round(1000 * seconds), ".").removeprefix("00:")
+
+
 def _txt(transcription: Transcription, _: SubtitleOptions) -> str:
     return "".join(f"{_line(segment)}\n" for segment in transcription.segments)
 
