@@ -22,22 +22,20 @@ from whisper_flash_attention.flash_attention import (
     preference,
 )
 from whisper_flash_attention.flash_attention.backends import (
+    THIS_MACHINE,
     FlashAttn,
     Reference,
     SdpaCudnn,
     SdpaEfficient,
     SdpaFlash,
-    Xformers,
-)
-from whisper_flash_attention.flash_attention.dispatch import BACKENDS, choose, reasons_of
-from whisper_flash_attention.flash_attention.problem import Backend
-from whisper_flash_attention.flash_attention.support import (
-    THIS_MACHINE,
     TorchKernel,
+    Xformers,
     import_reasons,
     package_reasons,
     sdpa_parameters,
 )
+from whisper_flash_attention.flash_attention.dispatch import BACKENDS, choose, reasons_of
+from whisper_flash_attention.flash_attention.problem import Backend
 
 ENCODER = AttentionProblem("cuda", 0, torch.float16, 1, 6, 1500, 1500, 64)
 STEP = replace(ENCODER, q_len=1, kv_len=64)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState
 from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import Decoder, check_finite

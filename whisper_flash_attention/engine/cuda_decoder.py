@@ -15,13 +15,12 @@ import torch
 
 from whisper_flash_attention.engine import torch_decoder
 from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll, GraphCache
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState
 from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import check_finite
-from whisper_flash_attention.engine.triton_layers import TritonLayers
+from whisper_flash_attention.engine.triton_layers import TritonLayers, Workspace
 from whisper_flash_attention.engine.weights import DecoderWeights
-from whisper_flash_attention.engine.workspace import Workspace
 from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.logits import logits

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from whisper_flash_attention.engine import encoder
-from whisper_flash_attention.engine.kv_cache import buffers
 from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
     HALF_DTYPES,
     Layout,
     Sizes,
     aligned_bytes,
+    buffers,
     has_encoder_kernels,
     has_kernels,
     is_absorbed,
@@ -375,6 +375,6 @@ def kernel_bytes(layout: Layout) -> int:
     """Device memory that those take, in bytes."""
     if not layout.kernels:
         return 0
-    from whisper_flash_attention.engine.workspace import workspace_bytes
+    from whisper_flash_attention.engine.triton_layers import workspace_bytes
 
     return workspace_bytes(layout)

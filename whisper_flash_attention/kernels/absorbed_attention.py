@@ -2,8 +2,8 @@
 
 Where the key projection has no bias, keys k_j = W_k e_j and values v_j = W_v e_j + b_v give
 
-    q . k_j        = (W_k^T q) . e_j                       `absorbed_query.absorb_query`
-    sum_j p_j v_j  = W_v (sum_j p_j e_j) + b_v             `absorbed_values.project_values`
+    q . k_j        = (W_k^T q) . e_j                       `absorbed_projections.absorb_query`
+    sum_j p_j v_j  = W_v (sum_j p_j e_j) + b_v             `absorbed_projections.project_values`
 
 so that a single read of the states e between the two serves all heads of a clip, in every layer.
 

@@ -2,7 +2,7 @@
 
 The arithmetic and the preference among ties are those of OpenAI's `whisper/timing.py`: attention
 normalised over the tokens, a median of 7 over positions that are reflected at their ends, the mean
-over heads, and the cheapest monotonic path. `engine/dtw.py` is the same for one window in NumPy.
+over heads, and the cheapest monotonic path. `engine/alignment` does the same in NumPy.
 
 Windows are rows of one length in memory, of which each has its own number of tokens and positions:
 

@@ -25,7 +25,7 @@ from whisper_flash_attention.parity.models import (
     log_probabilities,
     scores_after,
 )
-from whisper_flash_attention.terminal.progress import FileProgress
+from whisper_flash_attention.terminal import FileProgress
 
 LIKELIEST = 10
 
