@@ -80,7 +80,7 @@ def absorb_query(
         q_weight: [D, D] in nn.Linear's layout; q_bias: [D] or None.
         k_weight: [D, D] in nn.Linear's layout; the key projection must have no bias.
         out: [R, H, D], H = D / 64, written; all tensors have the same dtype.
-        scale: what the projected query is multiplied with (for Whisper 64 ** -0.5).
+        scale: factor of the projected query (for Whisper 64 ** -0.5).
         eps: of the layer norm.
         config: overrides `choose_query_config`.
 
@@ -105,7 +105,7 @@ def absorb_query(
 def fold_queries(
     queries: torch.Tensor, k_weight: torch.Tensor, out: torch.Tensor, *, scale: float
 ) -> None:
-    """The second half of `absorb_query` alone, for projected queries.
+    """Compute the second half of `absorb_query`, for projected queries.
 
     With many rows or a large D, projecting the queries once (`linear`) and folding them here is
     faster than projecting them again for every block of columns.
@@ -114,7 +114,7 @@ def fold_queries(
         queries: [R, D], of the linear layer, before the scale.
         k_weight: [D, D] in nn.Linear's layout; the key projection must have no bias.
         out: [R, H, D], written; all tensors have the same dtype.
-        scale: what the queries are multiplied with.
+        scale: factor of the queries.
 
     Raises:
         KernelShapeError: shapes that do not fit each other.
