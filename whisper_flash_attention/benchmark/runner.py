@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -47,19 +46,6 @@ def expected_seconds(job: Job, ceilings: Ceilings) -> float:
     launches = LAYER_STEP_SECONDS * setting.new_tokens * layers
     call = launches + FROM_THE_ROOFLINE * floor(work, ceilings).seconds
     return START_SECONDS + (setting.batches + WARM_UP_CALLS) * call
-
-
-class ProgressReporter(Protocol):
-    """Receives the events of a run."""
-
-    def start(self, job: Job) -> None:
-        """This job starts."""
-
-    def advance(self, batches: int) -> None:
-        """This many of the job's timed batches are done."""
-
-    def finish(self, row: ResultRow) -> None:
-        """The job has ended with this row."""
 
 
 class Estimate:
@@ -99,60 +85,39 @@ class Estimate:
 def show_progress(
     jobs: list[Job], ceilings: Ceilings, console: Console
 ) -> Iterator[ProgressReporter]:
-    """The reporter that suits this console."""
-    estimate = Estimate(jobs, ceilings)
-    if not console.is_terminal:
-        yield LineReporter(estimate, console)
-        return
+    """A reporter on this console."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
-    with Progress(*columns, console=console) as progress:
-        yield BarReporter(estimate, progress)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield ProgressReporter(Estimate(jobs, ceilings), progress)
 
 
-class LineReporter:
-    """One line per finished row."""
-
-    def __init__(self, estimate: Estimate, console: Console) -> None:
-        self._estimate = estimate
-        self._console = console
-        self._job: Job | None = None
-
-    def start(self, job: Job) -> None:
-        self._job = job
-
-    def advance(self, batches: int) -> None:
-        pass
-
-    def finish(self, row: ResultRow) -> None:
-        assert self._job is not None, "finish without start"
-        self._estimate.finish(self._job)
-        count = f"[{self._estimate.finished}/{self._estimate.rows}]"
-        print_line(self._console, f"{count} {outcome(row)} ({self._estimate.left})")
-
-
-class BarReporter:
-    """A bar that advances with every timed batch; finished rows stay above it as lines."""
+class ProgressReporter:
+    """A line per finished row; on a terminal, below them, a bar that every timed batch advances."""
 
     def __init__(self, estimate: Estimate, progress: Progress) -> None:
         self._estimate = estimate
         self._progress = progress
         self._task = progress.add_task("", total=estimate.total, state="")
-        self._job: Job | None = None
 
     def start(self, job: Job) -> None:
+        """This job starts."""
         self._job = job
         self._show(job.title)
 
     def advance(self, batches: int) -> None:
-        assert self._job is not None, "advance without start"
+        """This many of the job's timed batches are done."""
         self._estimate.advance(self._job, batches)
         self._show(self._job.title)
 
     def finish(self, row: ResultRow) -> None:
-        assert self._job is not None, "finish without start"
-        self._estimate.finish(self._job)
+        """The job has ended with this row."""
+        estimate = self._estimate
+        estimate.finish(self._job)
         self._show("")
-        print_line(self._progress.console, outcome(row))
+        line = outcome(row)
+        if self._progress.disable:
+            line = f"[{estimate.finished}/{estimate.rows}] {line} ({estimate.left})"
+        print_line(self._progress.console, line)
 
     def _show(self, title: str) -> None:
         estimate = self._estimate

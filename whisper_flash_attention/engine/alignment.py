@@ -111,25 +111,6 @@ def check_finite(is_finite: Tensor) -> None:
         )
 
 
-def align(
-    weights: DecoderWeights,
-    rows: Sequence[AlignmentInput],
-    heads: Sequence[tuple[int, int]],
-    *,
-    text_tokens: int,
-    budget_bytes: int | None = None,
-) -> Iterator[Alignment]:
-    """As `align_batches`, row by row.
-
-    Raises:
-        NotFinite: the model computed NaN or infinity.
-    """
-    for batch in align_batches(
-        weights, rows, heads, text_tokens=text_tokens, budget_bytes=budget_bytes
-    ):
-        yield from batch.alignments()
-
-
 @torch.no_grad()
 def align_batches(
     weights: DecoderWeights,
@@ -357,9 +338,9 @@ def _one_by_one(
     text_tokens: int,
 ) -> list[TokenTimestamps]:
     costs, probabilities = [], []
-    for row, alignment in zip(
-        rows, align(weights, rows, heads, text_tokens=text_tokens), strict=True
-    ):
+    batches = align_batches(weights, rows, heads, text_tokens=text_tokens)
+    alignments = (alignment for batch in batches for alignment in batch.alignments())
+    for row, alignment in zip(rows, alignments, strict=True):
         end = len(row.tokens) - 1
         # A token is located by the attention of the token before it.
         costs.append(token_costs(alignment.attention, first - 1, end).cpu().numpy())

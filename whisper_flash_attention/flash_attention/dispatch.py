@@ -84,11 +84,13 @@ def choose(problem: AttentionProblem, name: str, backends: Sequence[Backend]) ->
     for backend in candidates:
         if not backend.why_not(problem):
             return backend
-    raise UnsupportedAttention(_refusal(problem, name, reasons_of(problem, backends)))
+    raise UnsupportedAttention(_refusal(problem, name, explain(problem, backends)))
 
 
-def reasons_of(problem: AttentionProblem, backends: Sequence[Backend]) -> dict[str, list[str]]:
-    """For each of `backends` by name, its reasons against `problem`; empty where it can."""
+def explain(
+    problem: AttentionProblem, backends: Sequence[Backend] = BACKENDS
+) -> dict[str, list[str]]:
+    """For every back-end by name, why it cannot run `problem`; empty where it can."""
     return {backend.name: backend.why_not(problem) for backend in backends}
 
 
@@ -105,11 +107,6 @@ def pick(problem: AttentionProblem, backend: str = AUTO) -> Backend:
             has shape, dtype, device and the reasons of every back-end.
     """
     return choose(problem, backend, BACKENDS)
-
-
-def explain(problem: AttentionProblem) -> dict[str, list[str]]:
-    """For every back-end by name, why it cannot run `problem`; empty where it can."""
-    return reasons_of(problem, BACKENDS)
 
 
 def attend(
