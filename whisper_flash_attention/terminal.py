@@ -39,11 +39,11 @@ _NOT_IN_JSON = re.compile(f"[{_CONTROLS}{_DIRECTIONS}]")
 
 
 def printable(text: object, *, is_speech: bool = False) -> str:
-    """Return `str(text)` on one line, with what a terminal would act on shown as Python's escapes.
+    """Return `str(text)` on one line, with control characters shown as Python's escapes.
 
     ESC becomes `\\x1b`, a line break `\\n`, a right-to-left override `\\u202e`, a byte that is not
-    UTF-8 `\\udce9`. All other characters, backslashes among them, stay: the result is for reading,
-    and printable text is its own printable form.
+    UTF-8 `\\udce9`. All other characters, also backslashes, stay: the result is for reading, and
+    printable text is returned unchanged.
 
     Args:
         text: anything; its `str` is taken.
@@ -56,8 +56,8 @@ def printable(text: object, *, is_speech: bool = False) -> str:
 def json_line(value: Any) -> str:
     """Return JSON on one line, readable where it can be: only unprintable characters are escaped.
 
-    Unlike `json.dumps(value, ensure_ascii=False)` it can be encoded whatever it holds, and nothing
-    in it acts on a terminal; readers get the same value.
+    Unlike that of `json.dumps(value, ensure_ascii=False)`, the result can always be encoded and is
+    safe in a terminal; readers get the same value.
     """
     return _NOT_IN_JSON.sub(
         lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)
@@ -65,7 +65,7 @@ def json_line(value: Any) -> str:
 
 
 def print_line(console: Console, text: object) -> None:
-    """Print the printable form of `text` as one line, whatever the width, without markup."""
+    """Print the printable form of `text` as one line, without wrapping and markup."""
     from rich.text import Text
 
     console.print(Text(printable(text)), soft_wrap=True)
@@ -79,7 +79,7 @@ def _escape(found: re.Match[str]) -> str:
 def quiet_transformers() -> Iterator[None]:
     """Silence the messages and progress bars of Transformers and the Hub's client, and warnings.
 
-    Errors are raised as ever. Everything is as before afterwards.
+    Errors are raised. All settings are restored afterwards.
     """
     from huggingface_hub.utils import logging as hub_messages
     from huggingface_hub.utils.tqdm import (
@@ -89,7 +89,7 @@ def quiet_transformers() -> Iterator[None]:
     )
     from transformers.utils import logging as messages
 
-    # The two switches of Transformers turn the Hub's bars along with their own.
+    # The two functions of Transformers also switch the Hub's bars.
     disable_both: Callable[[], None] = messages.disable_progress_bar
     enable_both: Callable[[], None] = messages.enable_progress_bar
     verbosity, hub_verbosity = messages.get_verbosity(), hub_messages.get_verbosity()
@@ -111,7 +111,7 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Pass each warning in this package's log to `tell`, as a line that says that it is one."""
+    """Pass each warning in this package's log to `tell`, as a line that begins with its level."""
     handler = _Teller(tell)
     logger = logging.getLogger("whisper_flash_attention")
     logger.addHandler(handler)
@@ -136,7 +136,7 @@ NAME_WIDTH = 36  # characters; leaves room for the rest in 80 columns
 class FileProgress:
     """Progress over files, as a context; one bar for all of them, which moves within a file, too.
 
-    Threads may `tell` something while another has the bar aside: they wait for it.
+    Threads may call `tell` while another is in `aside`: they wait for it.
 
     Args:
         console: where it is shown. If that is not a terminal, several files give a line each and
@@ -183,11 +183,11 @@ class FileProgress:
         self._bar.stop()
 
     def begin(self, file: str) -> None:
-        """The next file's turn."""
+        """Begin the next file."""
         self._begun += 1
         place = printable(f"[{self._begun}/{len(self._files)}] {file}")
         shown = place
-        if len(place) > NAME_WIDTH:  # a path's end tells more than its beginning
+        if len(place) > NAME_WIDTH:  # the end of a path identifies it
             shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
         self._bar.update(self._task, description=shown)
         if len(self._files) > 1 and not self._console.is_terminal:
@@ -206,7 +206,7 @@ class FileProgress:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Take the bar away while something else is printed."""
+        """Hide the bar while something else is printed."""
         with self._lock:
             self._bar.stop()
             try:

@@ -31,8 +31,8 @@ from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
 from whisper_flash_attention.errors import BenchmarkError
 from whisper_flash_attention.terminal import print_line
 
-# Rough, and only for the shares of the bar: what a row costs beside its calls, how far calls stay
-# from the roofline, and what launching the work of one decoder layer costs.
+# Rough estimates for the progress bar: seconds of a row besides its calls, time of a call over the
+# roofline, and the launches of one decoder layer.
 START_SECONDS = 2.0
 FROM_THE_ROOFLINE = 4.0
 LAYER_STEP_SECONDS = 0.0005
@@ -40,7 +40,7 @@ WARM_UP_CALLS = 2
 
 
 def expected_seconds(job: Job, ceilings: Ceilings) -> float:
-    """A guess of how long a job takes, warm-up included, good enough to share out a bar."""
+    """A rough estimate of a job's time, warm-up included, for the progress bar."""
     setting, layers = job.setting, job.row.decoder_layers
     work = Workload.of(MODEL_SIZES[job.row.checkpoint], layers, setting, job.dtype)
     launches = LAYER_STEP_SECONDS * setting.new_tokens * layers
@@ -49,7 +49,7 @@ def expected_seconds(job: Job, ceilings: Ceilings) -> float:
 
 
 class Estimate:
-    """How far a run has come, in expected seconds, and how long the rest will take."""
+    """Progress of a run, in expected seconds, and its time left."""
 
     def __init__(self, jobs: list[Job], ceilings: Ceilings) -> None:
         self.rows = len(jobs)
@@ -66,14 +66,14 @@ class Estimate:
         self.done = self._before + calls * expected_seconds(job, self._ceilings)
 
     def finish(self, job: Job) -> None:
-        """This job is over, whatever came of it."""
+        """This job is over, successful or not."""
         self._before += expected_seconds(job, self._ceilings)
         self.done = self._before
         self.finished += 1
 
     @property
     def left(self) -> str:
-        """The time left at the pace so far, in words."""
+        """The time left at the pace so far, as text."""
         if self.done == 0.0:
             return "? left"
         pace = (time.monotonic() - self._begun) / self.done
@@ -158,7 +158,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Site:
-    """Where jobs are measured: the machine, its ceilings, and the features on its disk."""
+    """The machine, its ceilings, and the features on its disk."""
 
     environment: Environment
     ceilings: Ceilings
@@ -168,8 +168,8 @@ class Site:
 def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     """Measure the jobs that have no finished row yet, and write all outputs.
 
-    On KeyboardInterrupt the row in hand is given up, the outputs of the others are written, and
-    the exception goes on to the caller.
+    On KeyboardInterrupt the current row is dropped, the outputs of the others are written, and the
+    exception is raised.
 
     Raises:
         BenchmarkError: the folder, the machine or the features are not usable.
@@ -197,7 +197,7 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
 
 
 def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder: Path) -> Site:
-    """Look at the machine, measure its ceilings, and compute the features, each in a process.
+    """Describe the machine, measure its ceilings and compute the features, each in a process.
 
     Raises:
         BenchmarkError: one of them failed; the message has the reason.
@@ -233,7 +233,7 @@ def run_job(
     options: Options,
     reporter: ProgressReporter,
 ) -> ResultRow:
-    """Measure one job in a process of its own and store its row, whatever comes of it."""
+    """Measure one job in a process of its own and store its row, also that of a failure."""
     reporter.start(job)
     tokens: tuple[tuple[int, ...], ...] = ()
     try:
@@ -255,7 +255,7 @@ def run_job(
 
 
 def blank_row(job: Job, site: Site) -> ResultRow:
-    """The row of a job of which nothing is known but its plan; it counts as failed."""
+    """The row of a job before its measurement, with the status "failed"."""
     size, setting, layers = MODEL_SIZES[job.row.checkpoint], job.setting, job.row.decoder_layers
     least = floor(Workload.of(size, layers, setting, job.dtype), site.ceilings)
     parameters = size.parameters(layers)

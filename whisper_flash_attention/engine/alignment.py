@@ -37,11 +37,11 @@ from whisper_flash_attention.engine.weights import (
 )
 from whisper_flash_attention.errors import NotFinite, OptionError
 
-# A GPU is saturated by the rows that fit here; a CPU is by one, and likes its caches.
+# The rows that fit saturate a GPU; a CPU is saturated by one, and small parts fit its caches.
 GPU_BUDGET = 512 * 2**20
 CPU_BUDGET = 64 * 2**20
 
-# The encoder sees two frames of the log-mel spectrogram at each of its positions.
+# Log-mel frames per position of the encoder.
 FRAMES_PER_POSITION = 2
 
 
@@ -80,9 +80,9 @@ class AlignmentBatch:
 
     Args:
         rows: the inputs.
-        attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
+        attention: [B, heads, L, P] float32; valid up to each row's tokens and positions.
         probabilities: [B, L] float32.
-        is_finite: bool [], on the device: whether all that the model computed is.
+        is_finite: bool [], on the device: whether the model computed neither NaN nor infinity.
     """
 
     rows: Sequence[AlignmentInput]
@@ -127,8 +127,8 @@ def align_batches(
         rows: of any lengths.
         heads: (layer, head) pairs.
         text_tokens: ids below this are text.
-        budget_bytes: bound of what one part takes; one row at a time where even that needs more.
-            None is `GPU_BUDGET` or `CPU_BUDGET`.
+        budget_bytes: bound of one part's memory, except that a part has at least one row. None is
+            `GPU_BUDGET` or `CPU_BUDGET`.
 
     Raises:
         OptionError: the model has no such head, or fewer positions than a row has tokens.
@@ -173,15 +173,15 @@ def positions_with_audio(row: AlignmentInput) -> int:
 def _rows_within(
     weights: DecoderWeights, rows: Sequence[AlignmentInput], heads: int, budget_bytes: int
 ) -> int:
-    """How many of the first rows fit the budget together, one at least."""
+    """The number of first rows that fit the budget together, at least one."""
     size, width = weights.embedding.element_size(), weights.width
     ffn = max(layer.fc1.weight.shape[0] for layer in weights.layers)
     length = 0
     for count, row in enumerate(rows):
         length = max(length, len(row.tokens))
         positions = len(row.states)
-        # States, their keys and values twice (projected, and as the kernel wants them); the
-        # residual stream and what hangs on it; a layer's scores, and the softmax of all heads.
+        # States, their keys and values twice (projected, and in the kernel's layout); the residual
+        # stream and the layers' temporaries; a layer's scores, and the softmax of all heads.
         each = 5 * positions * width * size + length * (6 * width + 2 * ffn) * size
         each += (heads + min(heads, weights.heads)) * length * positions * 4
         if count and (count + 1) * each > budget_bytes:
@@ -192,7 +192,7 @@ def _rows_within(
 class _AlignmentPass:
     """One pass of the decoder over a few rows, padded on the right to the longest.
 
-    Causal self-attention keeps the padding from all that is before it.
+    Causal self-attention hides the padding from the tokens before it.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class _AlignmentPass:
 
     def _record_attention(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
-        # A list of heads as an index would make the host wait for the device.
+        # Indexing with a list of heads would make the host wait for the device.
         keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
         queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * SCALE
         scores = torch.matmul(queries, keys.float().transpose(2, 3))
@@ -255,7 +255,7 @@ class _AlignmentPass:
             self._attention[:, index] = seen
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
-        """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
+        """Probabilities [B, L] of tokens, from the residual stream x [B, L, D] after all layers."""
         length = self._token_ids.shape[1]
         is_text = (self._token_ids < text_tokens) & (np.arange(length) < self._lengths[:, None])
         is_text[:, 0] = False
@@ -402,8 +402,8 @@ MOST_MATRICES = 8
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-# A sorting network of 7 entries without what does not matter for the fourth (N. Devillard, "Fast
-# median search: an ANSI C implementation", 1998): of each pair the lesser goes to the first place.
+# A sorting network of 7 entries, reduced to the fourth (N. Devillard, "Fast median search: an ANSI
+# C implementation", 1998): of each pair the lesser goes to the first place.
 _MEDIAN_OF_7 = (
     (0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3),
     (3, 4),
@@ -411,17 +411,17 @@ _MEDIAN_OF_7 = (
 
 
 def token_costs(attention: Tensor, first: int, end: int) -> Tensor:
-    """What it costs to have each token at each position.
+    """The cost of each token at each position.
 
     Args:
         attention: [heads, L, P] float32, of all tokens: the normalisation takes all of them.
-        first, end: the tokens wanted.
+        first, end: the range of tokens.
 
     Returns:
         [end - first, P] float32; less is better.
     """
     std, mean = torch.std_mean(attention, dim=1, keepdim=True, correction=0)
-    # Where all tokens look alike, none is preferred.
+    # Where all tokens have equal attention, none is preferred.
     std = std.clamp(min=torch.finfo(torch.float32).tiny)
     normed = (attention[:, first:end] - mean) / std
     return -median_filter(normed).mean(dim=0)
@@ -430,7 +430,7 @@ def token_costs(attention: Tensor, first: int, end: int) -> Tensor:
 def median_filter(x: Tensor) -> Tensor:
     """Median of 7 neighbours along the last axis of x [N, L, P], which is reflected at its ends.
 
-    Fewer positions than can be reflected are left as they are.
+    Too few positions to be reflected are left unchanged.
     """
     half_width = MEDIAN_WIDTH // 2
     if x.shape[-1] <= half_width:
@@ -478,13 +478,13 @@ def dtw(costs: Sequence[Floats]) -> list[tuple[Indices, Indices]]:
 
 
 def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether an entry is best reached from both before, or else from the token before.
+    """Whether an entry is best reached diagonally, or else from the token before.
 
     Args:
         costs: [B, N, P].
 
     Returns:
-        Two of [N + P - 1, B, N]: the entry (i, j) stands at (i + j, b, i).
+        Two of [N + P - 1, B, N]: the entry (i, j) is at (i + j, b, i).
     """
     batch, tokens, positions = costs.shape
     last = tokens + positions - 1
@@ -504,7 +504,7 @@ def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_
         position, here = previous[:, begin + 1 : end + 1], now[:, begin + 1 : end + 1]
         least, is_both = spare[:, begin:end], diagonal[index, :, begin:end]
         is_token = next_token[index, :, begin:end]
-        # A tie goes to the next position, even where that is dearer: as OpenAI's `dtw_cpu`.
+        # A tie goes to the next position, even if it costs more: as OpenAI's `dtw_cpu`.
         np.minimum(token, position, out=least)
         np.less(both, least, out=is_both)
         np.minimum(both, position, out=least)

@@ -26,12 +26,12 @@ BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 22
 
 
 def length_bucket(length: int) -> int:
-    """The capacity, in positions, that a decode of `length` positions gets."""
+    """The capacity, in positions, of a decode of `length` positions."""
     return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
 
 
 def batch_bucket(batch: int) -> int:
-    """The number of slots that a batch gets: graphs are made for these sizes only."""
+    """The number of slots of a batch: graphs are recorded for these sizes only."""
     return next((size for size in BATCH_BUCKETS if size >= batch), -(-batch // 64) * 64)
 
 
@@ -100,8 +100,8 @@ class Layout:
 class Arena:
     """One block of device memory, allocated in aligned parts.
 
-    On a GPU it is taken from the driver and goes back to it as a whole. PyTorch's allocator would
-    cut it out of what the encoder has just freed and soon needs again, and then reserve that twice.
+    On a GPU it has a memory pool of its own: PyTorch's allocator would cut it out of memory that
+    the encoder has just freed and soon needs again, and then reserve that twice.
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
@@ -115,11 +115,11 @@ class Arena:
             self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
 
     def restart(self) -> None:
-        """Hand out everything again from the beginning; earlier pieces are overwritten."""
+        """Allocate from the beginning again; earlier tensors are overwritten."""
         self._used = 0
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor; its content is whatever lay there."""
+        """Allocate an uninitialised tensor."""
         size = aligned_bytes(shape, dtype)
         piece = self._block[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
@@ -131,15 +131,15 @@ def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-# Of NVIDIA's Ampere: bfloat16 and asynchronous copies.
+# Ampere: bfloat16 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
-# Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
+# Hopper: tensor descriptors, and matrix products of warp groups.
 TENSOR_DESCRIPTORS = (9, 0)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-# A prompt of more rows than this goes through matrix products instead of the kernels.
+# Prompts of more rows use matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
-# From this many clips on, reading encoder states is faster than projected keys and values.
+# From this number of clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
 
@@ -150,7 +150,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def why_no_kernels(device: torch.device) -> str | None:
-    """Why the Triton kernels do not run on this device, in words; None if they do."""
+    """Why the Triton kernels do not run on this device; None if they do."""
     if device.type != "cuda":
         return "the kernels need a CUDA GPU"
     if torch.version.hip is not None:
@@ -174,7 +174,7 @@ def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def backend_name(device: torch.device) -> str:
-    """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
+    """What decodes on this device: the kernels or PyTorch."""
     return "PyTorch" if why_no_kernels(device) else "Triton kernels"
 
 
@@ -286,7 +286,7 @@ def slots_layout(
 def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
     """The layout in which prompts of up to `prompt` tokens run before their rows go into `slots`.
 
-    There is room for the prompt and two tokens more, for a row that is full has ended.
+    Capacity includes two more tokens, because a full row counts as ended.
     """
     room = length_bucket(prompt + 2)
     sizes = Sizes(
@@ -294,7 +294,7 @@ def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt
         slots=clips,
         keys=slots.keys,
         prompt=prompt,
-        # Few layouts, for each has recordings of its own.
+        # Few layouts, because each has graphs of its own.
         max_length=room if room == LENGTH_BUCKET else slots.positions,
         raw=False,
         kernels=slots.kernels,

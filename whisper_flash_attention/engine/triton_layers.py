@@ -36,13 +36,13 @@ from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
 from whisper_flash_attention.kernels.self_attention import self_attention
 
-# Up to this many clips, the recorded pass includes the projection of keys and values: a graph keeps
-# its temporaries, which are small then.
+# Up to this number of clips, the recorded pass includes the projection of keys and values: a graph
+# keeps its temporaries, which are small then.
 RECORDED_CLIPS = 4
 
 
 def splits(layout: Layout, count: int) -> int:
-    """Parts into which cross-attention cuts a clip's states in a pass of `count` tokens a slot."""
+    """Parts of a clip's states in cross-attention, in a pass of `count` tokens per slot."""
     rows = layout.slots * count
     if layout.absorbed:
         return choose_absorbed_splits(rows, layout.keys)
@@ -143,7 +143,7 @@ class Workspace:
 
     @classmethod
     def allocate(cls, layout: Layout, arena: Arena) -> Workspace:
-        """Workspaces whose memory follows, in the arena, what was taken before."""
+        """Workspaces in the arena, after what was allocated before."""
         tensors = {name: arena.take(*spec) for name, spec in workspace_buffers(layout).items()}
         return cls(layout=layout, **tensors)
 
@@ -155,7 +155,7 @@ class Workspace:
 
     @property
     def best(self) -> logits_kernel.Partials:
-        """What the logits kernel leaves for `greedy_sample`."""
+        """The reduced logits, for `greedy_sample`."""
         return logits_kernel.Partials(self.best_values, self.best_ids, _logits_config(self.layout))
 
     def absorbed(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -176,8 +176,8 @@ ONE_KERNEL_WIDTH = 512
 ONE_KERNEL_ROWS = 64
 
 # Up to this number of slots kernels overlap with their predecessors (programmatic dependent
-# launch): there time is latency. With more slots programs that start early get in the way of those
-# that still run.
+# launch), because latency dominates. With more slots, programs that start early take resources from
+# those that still run.
 OVERLAPPED_SLOTS = 2
 
 
@@ -186,9 +186,9 @@ class Overlaps:
     """When kernels let their successors start.
 
     Args:
-        weights: where the successor has weights to load meanwhile.
-        nothing: where it has nothing to load, as attention.
-        end: at the end of a step.
+        weights: of a kernel whose successor has weights to load.
+        nothing: of a kernel whose successor, as attention, has none.
+        end: of the last kernel of a step.
     """
 
     weights: Overlap
@@ -214,8 +214,8 @@ class TritonLayers:
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
         """Write the residual rows of tokens [slots, P], each slot from its own position.
 
-        With `ragged` the tokens at positions below 0 are nobody's: no key of theirs is kept or
-        seen. Those of a slot then stand in `tokens` from its beginning on.
+        With `ragged`, tokens at positions below 0 are padding, whose keys are neither stored nor
+        read, and a slot's prompt starts at the beginning of its row of `tokens`.
         """
         count = tokens.shape[1]
         places = self._state.positions[:, None] + torch.arange(count, device=tokens.device)
@@ -233,7 +233,7 @@ class TritonLayers:
     def layers(self, count: int) -> None:
         """Run the residual rows of `count` tokens a slot through all layers, in place.
 
-        What is launched next on this thread is taken for the end of a step.
+        The next launch on this thread is treated as the end of a step.
         """
         for index, layer in enumerate(self._weights.layers):
             self._self_attention(layer, index, count)
@@ -357,7 +357,7 @@ class TritonLayers:
             tokens_per_slot=count,
             finished=state.finished,
             splits=splits(state.layout, count),
-            # Every other layer begins with what the one before it has left in the device's cache.
+            # Every other layer begins with the states that the previous one left in the cache.
             backwards=index % 2 == 1,
         )
         project_values(

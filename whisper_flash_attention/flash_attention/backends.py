@@ -1,8 +1,8 @@
 """The back-ends (the formula, PyTorch's fused kernels, xFormers, FlashAttention) and their limits.
 
 Back-ends hold a `Machine`, so that their reasons (device, dtype, shapes, packages) can be tested
-for machines that are not there. The libraries' own checks take tensors; the stand-ins made here
-have the right shapes and share a few bytes.
+for other machines. The libraries' own checks require tensors: those made here have the right
+shapes and share a few bytes.
 
 PyTorch's kernels are called as the operators that `scaled_dot_product_attention` itself ends in, by
 PyTorch's own bindings, not through `sdpa_kernel(...)`: that context manager sets flags of the whole
@@ -48,7 +48,7 @@ Capability = tuple[int, int]
 
 
 class Machine(Protocol):
-    """The questions that back-ends ask."""
+    """Facts about a machine that back-ends depend on."""
 
     def capability(self, index: int) -> Capability | None:
         """CUDA compute capability of GPU `index`; None if there is no such GPU."""
@@ -61,20 +61,20 @@ class Machine(Protocol):
 
 
 class ThisMachine:
-    """The machine that we run on."""
+    """The machine of this process."""
 
     def capability(self, index: int) -> Capability | None:
-        """What PyTorch says; None too where PyTorch was built without CUDA."""
+        """PyTorch's value; None also where PyTorch was built without CUDA."""
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             return None
         return torch.cuda.get_device_capability(index)
 
     def version(self, module: str) -> str | None:
-        """Looked up without importing: optional packages take seconds to import."""
+        """Look it up without importing: optional packages take seconds to import."""
         return _version(module)
 
     def import_failure(self, module: str) -> str | None:
-        """Imports it: whether a compiled package fits this PyTorch shows only then."""
+        """Import it: only this shows whether a compiled package fits this PyTorch."""
         return _import_failure(module)
 
 
@@ -203,10 +203,10 @@ _CAN_USE = {
 
 
 def sdpa_parameters(problem: AttentionProblem) -> SDPAParams:
-    """`problem` as PyTorch's checks take it.
+    """`problem` as an argument of PyTorch's checks.
 
-    Causality that is not square goes unmentioned: we hand it over as a mask, or call the flash
-    kernel below the public function, which is where it is refused.
+    Causality with Lq != Lk is left out: back-ends pass it as a mask, or call the flash kernel
+    below the public function, which alone refuses it.
     """
     q, kv = (_stand_in(problem, length).transpose(1, 2) for length in _lengths(problem))
     mask = _stand_in_mask(problem)
@@ -277,15 +277,15 @@ class Reference:
     name: str = "reference"
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
-        """No reason ever: every device, dtype, mask and dropout will do."""
+        """Empty: it runs every device, dtype, mask and dropout."""
         return []
 
     def run(self, inputs: AttentionInputs) -> Tensor:
-        """[B, Lq, H, D] in the dtype of q; dropout falls on the weights."""
+        """[B, Lq, H, D] in the dtype of q; dropout applies to the weights."""
         return _output(_weights(inputs), inputs)
 
     def run_with_weights(self, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        """What `run` gives, and the weights before dropout [B, H, Lq, Lk] in the dtype of q."""
+        """The result of `run`, and the weights before dropout [B, H, Lq, Lk] in the dtype of q."""
         weights = _weights(inputs)
         return _output(weights, inputs), weights.to(inputs.q.dtype)
 
@@ -323,7 +323,7 @@ _CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class SdpaFlash:
-    """FlashAttention-2 as PyTorch carries it: CUDA without masks, CPU without dropout."""
+    """PyTorch's FlashAttention-2: CUDA without masks, CPU without dropout."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = TorchKernel.FLASH.refusals
@@ -364,7 +364,7 @@ class SdpaFlash:
 
 @dataclass(frozen=True, slots=True)
 class SdpaCudnn:
-    """cuDNN's attention, the fastest on Hopper; it plans anew for each new shape."""
+    """cuDNN's attention, the fastest on Hopper; it makes a plan for each new shape."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = TorchKernel.CUDNN.refusals
@@ -439,7 +439,7 @@ OLDEST_XFORMERS = (0, 0, 35)
 
 @dataclass(frozen=True, slots=True)
 class Xformers:
-    """xFormers picks among kernels: flash without a mask, CUTLASS with one or in float32."""
+    """xFormers, which chooses a kernel: flash without a mask, CUTLASS with one or in float32."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = xformers_refusals
@@ -459,7 +459,7 @@ class Xformers:
             problem, multiple=8 if half else 4, most=None if needs_cutlass else 256
         )
         reasons += package_reasons(self.machine, "xformers", "xformers", OLDEST_XFORMERS)
-        # Importing takes seconds: only where nothing else speaks against it.
+        # Importing takes seconds: only if there is no other reason.
         return reasons or import_reasons(self.machine, "xformers.ops") or self.refusals(problem)
 
     def run(self, inputs: AttentionInputs) -> Tensor:
@@ -478,7 +478,7 @@ class Xformers:
 
 
 def _causal_bias(inputs: AttentionInputs) -> Any:
-    """xFormers' name for no bias, or for causality aligned bottom-right."""
+    """xFormers' bias for causality aligned bottom-right; None if not causal."""
     from xformers.ops import fmha
 
     if not inputs.causal:

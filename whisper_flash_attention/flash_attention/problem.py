@@ -22,7 +22,7 @@ from torch import Tensor
 
 
 class MaskKind(Enum):
-    """How a mask speaks: not at all, True = may attend, or a number added to the score."""
+    """The kind of a mask: none, True = may attend, or a number added to the score."""
 
     NONE = "none"
     BOOL = "bool"
@@ -70,7 +70,7 @@ class AttentionProblem:
 
     @property
     def device(self) -> str:
-        """The device as people write it: "cpu", "cuda:0"."""
+        """The device's name: "cpu", "cuda:0"."""
         return "cpu" if self.device_type == "cpu" else f"{self.device_type}:{self.device_index}"
 
 
@@ -119,8 +119,8 @@ class AttentionInputs:
         try:
             self.problem = _checked_problem(shapes, masked, *others)
         except TypeError:
-            # While a compiler traces, sizes are symbols, which have no hash; the choice of a
-            # kernel fixes them.
+            # While a compiler traces, sizes are symbols, which have no hash; choosing a back-end
+            # fixes them.
             if masked is not None:
                 masked = (_numbers(masked[0]), *masked[1:])
             self.problem = _checked_problem(tuple(map(_numbers, shapes)), masked, *others)
@@ -149,7 +149,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The name under which people ask for it."""
+        """Its name as a value of `backend`."""
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
         """Every reason why this back-end cannot run `problem`; empty if it can."""
@@ -157,8 +157,8 @@ class Backend(Protocol):
     def run(self, inputs: AttentionInputs) -> Tensor:
         """softmax(scale · q kᵀ + mask) v, as [B, Lq, H, D] in the dtype of q.
 
-        Only called for inputs without a reason against them. A query that may attend to nothing
-        gets zeros, and passes zero gradients on.
+        Only called for inputs that it supports. A query that may attend to nothing gets zeros and
+        zero gradients.
         """
 
 
@@ -184,10 +184,7 @@ def _checked_problem(
     dropout: float,
     needs_grad: bool,
 ) -> AttentionProblem:
-    """The problem of a call with such q, k, v and mask, if they fit together.
-
-    A decode loop makes the same calls over and over: checking them once keeps attention cheap.
-    """
+    """The problem of a call whose q, k, v and mask fit together; cached for decode loops."""
     _check_kinds(shapes, dtypes, devices)
     _check_shapes(*shapes)
     batch, q_len, heads, head_dim = shapes[0]
@@ -286,14 +283,14 @@ def bias_and_dead_rows(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The mask as numbers to add to the scores, and the queries that it leaves without a key.
 
-    A bias holds everything that closes a key: the mask, and `inputs.causal` with it. Kernels get
-    either a bias or their own causal flag, never both.
+    A bias includes the mask and `inputs.causal`. Kernels get either a bias or their own causal
+    flag, never both.
 
     Args:
         inputs: the call.
         dtype: of the bias.
-        causal_as_bias: write `inputs.causal` into a bias even where there is no mask, for kernels
-            whose own causal flag is missing or aligned top-left.
+        causal_as_bias: turn `inputs.causal` into a bias even without a mask, for kernels whose own
+            causal flag is missing or aligned top-left.
 
     Returns:
         bias: four axes that broadcast to [B, H, Lq, Lk]; None if there is nothing to add.
@@ -309,7 +306,7 @@ def bias_and_dead_rows(
     dead = ~allowed.any(-1, keepdim=True)
     bias = _additive(allowed | dead, dtype)
     if mask.dtype is not torch.bool:
-        # Closed keys have their infinity already, and no number may become another one.
+        # Closed keys have minus infinity already; no other number may overflow to infinity.
         most = min(torch.finfo(dtype).max, torch.finfo(mask.dtype).max)
         finite = mask.masked_fill(~may_attend(mask), 0.0).clamp(-most, most)
         bias = bias + finite.to(dtype)
@@ -317,7 +314,7 @@ def bias_and_dead_rows(
 
 
 def may_attend(mask: Tensor) -> Tensor:
-    """The mask as bool. A number at or below its dtype's lowest finite one closes a key."""
+    """The mask as bool; numbers at or below the dtype's lowest finite one mean "may not attend"."""
     return mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
 
 
@@ -329,7 +326,7 @@ def silence(out: Tensor, dead: Tensor | None) -> Tensor:
 def padded_bias(bias: Tensor, inputs: AttentionInputs) -> Tensor:
     """`bias` expanded to [B, H, Lq, Lk], its rows a multiple of 16 numbers apart.
 
-    The memory-efficient kernels of PyTorch and xFormers read whole vectors and want this layout.
+    The memory-efficient kernels of PyTorch and xFormers read whole vectors and require this layout.
     """
     kv_len = inputs.k.shape[1]
     spare = -kv_len % 16
@@ -339,10 +336,9 @@ def padded_bias(bias: Tensor, inputs: AttentionInputs) -> Tensor:
 
 
 def kernel_ready(tensor: Tensor) -> Tensor:
-    """`tensor`, copied only if kernels would misread it.
+    """`tensor`, copied unless its last axis is dense and its rows are aligned to 16 bytes.
 
-    They take any strides but want the last axis dense and every row to begin on 16 bytes; PyTorch's
-    CPU flash kernel does not even check the former.
+    Kernels support any other strides; PyTorch's CPU flash kernel does not check the last axis.
     """
     numbers = 16 // tensor.element_size()
     *outer, last = tensor.stride()
