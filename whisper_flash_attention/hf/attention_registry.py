@@ -95,8 +95,8 @@ def attention_function(backend: str) -> AttentionFunction:
             # No fused kernel keeps its weights.
             inputs = AttentionInputs(q, k, v, causal, attention_mask, scaling, dropout)
             return Reference().run_with_weights(inputs)
-        options = {"causal": causal, "mask": attention_mask, "scale": scaling, "dropout": dropout}
-        return attend(q, k, v, **options, backend=backend), None
+        options: dict[str, Any] = {"causal": causal, "mask": attention_mask, "scale": scaling}
+        return attend(q, k, v, **options, dropout=dropout, backend=backend), None
 
     return attention
 
