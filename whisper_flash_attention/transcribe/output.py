@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.terminal import json_line, printable
-from whisper_flash_attention.terminal.standard_output import StandardOutput
+from whisper_flash_attention.terminal import StandardOutput, json_line, printable
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.writers import (
