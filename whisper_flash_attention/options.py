@@ -26,7 +26,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
-SUBTITLE_PANEL = "Subtitles (srt, vtt)"
+SUBTITLE_PANEL = "Subtitles (srt, vtt, ass)"
 
 # Marks that belong to the word after them, and to the word before them (openai-whisper's).
 PREPENDED = "\"'“¿([{-"
@@ -573,7 +573,7 @@ _ELSEWHERE = {
 @_documented
 @dataclass(frozen=True, slots=True)
 class SubtitleOptions:
-    """How `srt` and `vtt` are cut into cues and lines; by default a segment is a cue of one line.
+    """How subtitles are cut into cues and lines; by default a segment is a cue of one line.
 
     Raises:
         OptionError: a number is out of range, or `max_line_count` is given without the
@@ -608,7 +608,7 @@ class SubtitleOptions:
     highlight_words: bool = option(
         False,
         kinds.flag(),
-        "Underline each word that has times while it is spoken.",
+        "Underline each word while it is spoken; the command line then gives words their times.",
         panel=SUBTITLE_PANEL,
     )
 

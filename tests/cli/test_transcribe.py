@@ -288,7 +288,7 @@ def test_options_out_of_range_are_reported_before_any_work(talks: Path) -> None:
         (("-f", "srt", "--max-line-count", "2"), "--max-line-count has no effect without"),
         (("-f", "srt", "--max-gap", "-1"), "--max-gap is -1.0: give seconds"),
         (("--patience", "2"), "--patience is for beams: give --beam-size, 2 or more"),
-        (("--max-line-width", "40"), "lines and cues are for srt and vtt"),
+        (("--max-line-width", "40"), "lines and cues are for srt, vtt, ass"),
     ):
         outcome = call(talks / "z.wav", *options)
         assert outcome.code == 2

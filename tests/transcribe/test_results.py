@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -76,3 +77,42 @@ def test_languages_and_their_probabilities_are_in_json() -> None:
     assert fields["segments"][0]["language"] == "en" and "language" not in fields["segments"][1]
     assert Transcription.from_dict(fields) == spoken
     hash(spoken)
+
+
+def test_a_repr_is_short(tmp_path: Path) -> None:
+    segments = tuple(Segment(at, at + 1, "word") for at in range(1000))
+    found = Transcription("word " * 1000, "en", segments, 1000.0, path="talks/one.wav")
+    assert len(repr(found)) < 200
+    assert "1000 segments" in repr(found) and "talks/one.wav" in repr(found)
+    assert repr(Transcription("a", "en", segments[:1], 1.0)) == (
+        "Transcription('a', language='en', 1 segment, 1.00 s)"
+    )
+
+
+def test_a_notebook_shows_a_table_that_plays(tmp_path: Path) -> None:
+    path = tmp_path / "<talk>.wav"
+    path.write_bytes(b"RIFF")
+    segments = (Segment(61.5, 63.0, "<b>bold</b> & free"),)
+    found = Transcription("", "de", segments, 70.0, 0.987, path=str(path))
+    shown = found._repr_html_()
+    assert "1:01.50 - 1:03.00" in shown and "currentTime=61.5" in shown
+    assert "&lt;b&gt;bold&lt;/b&gt; &amp; free" in shown and "<b>" not in shown
+    assert "&lt;talk&gt;.wav, de (99 %), 70.0 s" in shown
+    assert 'src="data:audio/' in shown
+    path.unlink()
+    assert "<audio" not in found._repr_html_()
+    assert "<audio" not in Transcription("", "en", segments, 70.0)._repr_html_()
+    many = tuple(Segment(at, at + 1, "word") for at in range(1200))
+    assert "and 200 more segments" in Transcription("", "en", many, 1200.0)._repr_html_()
+
+
+def test_a_words_text_keeps_its_blank_and_its_str_does_not() -> None:
+    words = [Word(0, 1, " self", 1.0), Word(1, 2, "-substantial", 1.0)]
+    assert "".join(word.text for word in words) == " self-substantial"
+    assert [str(word) for word in words] == ["self", "-substantial"]
+
+
+def test_the_path_is_no_part_of_the_fields() -> None:
+    found = Transcription("a", "en", (), 1.0, path="a.wav")
+    assert "path" not in found.to_dict()
+    assert Transcription.from_dict(found.to_dict()) == found

@@ -138,4 +138,10 @@ def shifted(transcription: Transcription, seconds: float) -> Transcription:
 
 def _shifted_segment(segment: Segment, by: float) -> Segment:
     words = tuple(replace(word, start=word.start + by, end=word.end + by) for word in segment.words)
-    return replace(segment, start=segment.start + by, end=segment.end + by, words=words)
+    return replace(
+        segment,
+        start=segment.start + by,
+        end=segment.end + by,
+        words=words,
+        seek=segment.seek + round(100 * by),
+    )

@@ -136,7 +136,7 @@ def batch_command(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="srt, vtt or srt,vtt: files in DIR/subtitles beside the shards.",
+            help="srt, vtt, ass, or several with commas: files in DIR/subtitles beside the shards.",
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = None,

@@ -73,8 +73,8 @@ def transcribe_command(
         typer.Option(
             *("--output-format", "-f"),
             metavar="NAME",
-            help="txt, json, srt, vtt, tsv, lrc or all. Repeatable, or several with commas. Left "
-            "out: txt.",
+            help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
+            "Left out: txt.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -89,6 +89,14 @@ def transcribe_command(
         bool,
         typer.Option(
             "--json-lines", help="Print a line of JSON per segment as it is decoded (UTF-8)."
+        ),
+    ] = False,
+    colors: Annotated[
+        bool,
+        typer.Option(
+            "--colors",
+            help="Colour the words on a terminal by their probability, from red to green; brings "
+            "word times.",
         ),
     ] = False,
     temperature_increment_on_fallback: TemperatureIncrement = None,
@@ -138,9 +146,12 @@ def transcribe_command(
         json_lines=json_lines,
         live=not quiet,
         timed=verbose,
+        coloured=colors,
     )
     model = options_of(ModelOptions, given)
     options = options_of(TranscribeOptions, given)
+    if colors:
+        given.setdefault("word_timestamps", True)
     decode = decode_options(preset, given, temperature_increment_on_fallback)
     windows = parse_batch_size(batch_size)
     output.prepare(inputs)

@@ -91,7 +91,7 @@ def looks_invented(segment: Segment | None) -> bool:
     """Whether the first words of a segment look invented."""
     if segment is None or not segment.words:
         return False
-    words = [word for word in segment.words if word.text not in PUNCTUATION][:FIRST_WORDS]
+    words = [word for word in segment.words if word.text.strip() not in PUNCTUATION][:FIRST_WORDS]
     doubt = sum(_doubt(word) for word in words)
     return doubt >= MUCH_DOUBT or doubt + 0.01 >= len(words)
 

@@ -50,6 +50,7 @@ class Output:
         json_lines: write each segment to standard output, as a line of JSON.
         live: print the text of one recording as it is decoded, where that goes to a terminal.
         timed: with the times of segments.
+        coloured: with words in the colours of their probabilities.
         stdout: where text goes.
     """
 
@@ -60,6 +61,7 @@ class Output:
     json_lines: bool = False
     live: bool = False
     timed: bool = False
+    coloured: bool = False
     stdout: StandardOutput = field(default_factory=StandardOutput)
 
     def prepare(self, inputs: Sequence[Input]) -> None:
@@ -70,7 +72,7 @@ class Output:
         """
         if self.subtitles != SubtitleOptions() and not set(self.formats) & set(SUBTITLES):
             raise OptionError(
-                f"lines and cues are for {' and '.join(SUBTITLES)}, and the output is "
+                f"lines and cues are for {', '.join(SUBTITLES)}, and the output is "
                 f"{', '.join(self.formats)}"
             )
         if self.folder is None:
@@ -133,7 +135,7 @@ class Output:
                 row = {"file": entry.name, "segment": segment.to_dict()}
                 self.stdout.write_json(json_line(row))
             else:
-                self.stdout.write(render_line(segment, timed=self.timed))
+                self.stdout.write(render_line(segment, timed=self.timed, coloured=self.coloured))
 
     def deliver(
         self, entry: Input, transcription: Transcription, *, headed: bool, shown: int = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
 
@@ -15,6 +18,7 @@ from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
     merge_channels,
+    numbered,
     recordings_of,
     share_of,
     stream_segments,
@@ -86,6 +90,11 @@ class Transcriber:
         from whisper_flash_attention.transcribe.loading import load
 
         return cls(*load(source, device=device, dtype=dtype, attention=attention))
+
+    def __repr__(self) -> str:
+        name = self.model.config.name_or_path
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"Transcriber({name!r}, {self.engine}, {self.model.device}, {dtype})"
 
     def _engine(self) -> Engine | None:
         """The decode engine on the model's weights; None where Transformers must decode.
@@ -192,7 +201,8 @@ class Transcriber:
         opened = _open_all([audio], options, [channels])
         # The windows are closed first: another thread may be taking recordings for them.
         with closing(opened), closing(self._run(opened, options)) as windows:
-            yield from stream_segments(windows, channels)
+            for number, segment in enumerate(stream_segments(windows, channels)):
+                yield replace(segment, id=number)
 
     def transcribe_each(
         self,
@@ -224,6 +234,7 @@ class Transcriber:
         """
         options = CallOptions.of(arguments, 1, self.languages)
         report = on_progress or (lambda index, share: None)
+        counts: Counter[int] = Counter()
         # The channels of every recording that is in progress.
         groups: dict[int, list[Recording]] = {}
 
@@ -250,7 +261,10 @@ class Transcriber:
         with closing(self._run(opened(), options)) as windows:
             for recording, segments in windows:
                 if on_segments is not None and segments and recording.channel is None:
-                    on_segments(recording.index, tuple(map(recording.located, segments)))
+                    located = map(recording.located, segments)
+                    found = numbered(located, counts[recording.index])
+                    counts[recording.index] += len(found)
+                    on_segments(recording.index, found)
                 yield from take_done()
         yield from take_done()
 
@@ -271,7 +285,10 @@ class Transcriber:
             for _ in windows:
                 pass
         progress.finish()
-        return [merge_channels(channels, self._tokenizer) for channels in groups]
+        return [
+            _with_path(merge_channels(channels, self._tokenizer), audio)
+            for audio, channels in zip(audios, groups, strict=True)
+        ]
 
     def _run(
         self, recordings: Iterable[Recording], options: CallOptions
@@ -306,6 +323,12 @@ class Transcriber:
             )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
+
+
+def _with_path(transcription: Transcription, audio: Audio) -> Transcription:
+    if not isinstance(audio, str | os.PathLike):
+        return transcription
+    return replace(transcription, path=os.fspath(audio))
 
 
 class Reader(Protocol):

@@ -376,9 +376,9 @@ def _segment(
         return segment
     start, end = _within(span.start, span.end, seconds)
     word = tuple(
-        Word(*_within(word.start, word.end, seconds), text, word.probability)
+        Word(*_within(word.start, word.end, seconds), word.text, word.probability)
         for word in words
-        if (text := word.text.strip())
+        if word.text.strip()
     )
     return replace(segment, start=start, end=end, words=word)
 
