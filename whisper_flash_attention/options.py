@@ -593,12 +593,6 @@ class SubtitleOptions:
         "continue from one segment into the next, as openai-whisper's do.",
         panel=SUBTITLE_PANEL,
     )
-    max_words_per_line: int | None = option(
-        None,
-        kinds.whole_number(1),
-        "Largest number of words that have times in a cue; not beside the line width.",
-        panel=SUBTITLE_PANEL,
-    )
     max_gap: float | None = option(
         3.0,
         kinds.number("seconds, 0 or more", "SECONDS", least=0),
@@ -609,6 +603,12 @@ class SubtitleOptions:
         False,
         kinds.flag(),
         "Underline each word while it is spoken; the command line then gives words their times.",
+        panel=SUBTITLE_PANEL,
+    )
+    max_words_per_line: int | None = option(
+        None,
+        kinds.whole_number(1),
+        "Largest number of words that have times in a cue; not beside the line width.",
         panel=SUBTITLE_PANEL,
     )
 

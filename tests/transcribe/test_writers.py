@@ -109,7 +109,7 @@ def test_the_spoken_word_is_underlined_word_by_word() -> None:
 def test_options_change_subtitles_only() -> None:
     options = SubtitleOptions(max_line_width=5)
     changed = {name for name in FORMATS if render(SPOKEN, name, options) != render(SPOKEN, name)}
-    assert changed == {"srt", "vtt"}
+    assert changed == {"srt", "vtt", "ass"}
     assert "Good\nmorning.\n" in render(SPOKEN, "srt", options)
 
 
@@ -210,7 +210,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, tsv, lrc"
+        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv, lrc"
     ):
         render(SPOKEN, "doc")
 
@@ -226,7 +226,7 @@ def test_ass_colours_each_word_when_it_is_spoken() -> None:
         "Dialogue: 0,0:00:00.10,0:00:01.90,Default,,0,0,0,,"
         r"{\k30}One{\k10} {\k30}\{two\}" + "\\\u2060N" + r" {\k110}three",
         r"Dialogue: 0,1:00:00.00,10:00:00.13,Default,,0,0,0,,"
-        r"{\c&HFFFFFF&}Without times, \{here\}.",
+        r"{\1c&HFFFFFF&}Without times, \{here\}.",
     ]
     lines = render(Transcription("", "en", (first,), 2.0), "ass", SubtitleOptions(max_line_width=9))
     assert r"{\k30}One{\k10}\N" in lines or r"One\N" in lines

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import accumulate, chain, pairwise
 from unicodedata import category
@@ -70,7 +70,7 @@ class Cue:
     end: int
     lines: tuple[str, ...]
     spoken: tuple[int, int, int] | None = None
-    words: tuple[tuple[int, int, int, int, int], ...] = ()
+    words: tuple[tuple[int, int, int, int, int], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
