@@ -345,8 +345,7 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
     written = io.BytesIO()
     monkeypatch.setattr(output.sys, "stdout", Terminal(written, "utf-8", write_through=True))
     return written
@@ -356,7 +355,8 @@ def outputs(**settings: Any) -> Output:
     return Output(**{"live": True, **settings})
 
 
-def test_on_a_terminal_text_is_printed_as_it_is_decoded(screen: io.BytesIO) -> None:
+def test_on_a_terminal_text_is_printed_as_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal_output(monkeypatch)
     entry = Input("a.wav", Path("a.wav"))
     first, second = Segment(0.0, 1.0, "one"), Segment(61.5, 62.0, "two")
     transcription = Transcription("one two", "en", (first, second), 70.0)

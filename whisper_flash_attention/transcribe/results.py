@@ -115,7 +115,7 @@ class Transcription:
 
     def _repr_html_(self) -> str:
         """A table of segments for notebooks, with a player where the recording is a file."""
-        from whisper_flash_attention.transcribe.writers.html import as_html
+        from whisper_flash_attention.transcribe.notebook import as_html
 
         return as_html(self)
 

@@ -192,10 +192,13 @@ def _words(segment: Segment, text: str) -> list[_Fragment]:
 
 
 def _parts(word: _Fragment, width: int) -> list[_Fragment]:
-    """A word that is longer than a line, cut where its script allows that."""
-    begins = [at for at in range(len(word.text)) if _may_begin(word.text, at)]
-    if len(word.text) <= width or len(begins) == 1:
+    """A word of Thai and the like, cut between syllables if it is longer than a line.
+
+    Whisper takes what is between two blanks for a word of some of these scripts.
+    """
+    if len(word.text) <= width or not _SYLLABIC.search(word.text):
         return [word]
+    begins = [at for at in range(len(word.text)) if _may_begin(word.text, at)]
     took, count = word.end - word.start, len(word.text)
     return [
         _Fragment(

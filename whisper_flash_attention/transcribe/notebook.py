@@ -7,9 +7,12 @@ import html
 import mimetypes
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from whisper_flash_attention.transcribe.results import Transcription
-from whisper_flash_attention.transcribe.writers.cues import label_of, one_line
+from whisper_flash_attention.terminal import printable
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.transcribe.results import Transcription
 
 # A notebook stores what it shows; a longer recording has no player.
 LARGEST_AUDIO = 10_000_000  # bytes
@@ -26,7 +29,8 @@ def as_html(transcription: Transcription) -> str:
         if audio is not None:
             go = f"var a=document.getElementById('{player}');a.currentTime={segment.start};a.play()"
             times = f'<a href="javascript:void(0)" onclick="{go}">{times}</a>'
-        text = html.escape(label_of(segment) + one_line(segment.text))
+        label = "" if segment.channel is None else f"[channel {segment.channel}] "
+        text = html.escape(label + printable(segment.text, is_speech=True))
         rows.append(f'<tr><td>{times}</td><td style="text-align:left">{text}</td></tr>')
     left = len(transcription.segments) - SHOWN_SEGMENTS
     if left > 0:
@@ -34,7 +38,7 @@ def as_html(transcription: Transcription) -> str:
     sure = transcription.language_probability
     language = transcription.language + ("" if sure is None else f" ({100 * sure:.0f} %)")
     name = "" if transcription.path is None else f"{Path(transcription.path).name}, "
-    caption = html.escape(one_line(f"{name}{language}, {transcription.seconds:.1f} s"))
+    caption = html.escape(printable(f"{name}{language}, {transcription.seconds:.1f} s"))
     sound = "" if audio is None else f'<audio id="{player}" controls src="{audio}"></audio>'
     return f"{sound}<table><caption>{caption}</caption>{''.join(rows)}</table>"
 
