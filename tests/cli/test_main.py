@@ -282,8 +282,8 @@ def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -
 
 
 def test_files_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
-    outcome = call("transcribe", "a/talk.mp3", "b/talk.wav", "--output-dir", tmp_path)
-    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.wav would both be written to")
+    outcome = call("transcribe", "a/talk.mp3", "b/talk.mp3", "--output-dir", tmp_path)
+    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.mp3 would both be written to")
 
 
 def test_subtitles_of_several_files_need_a_folder() -> None:

@@ -90,6 +90,17 @@ def test_a_folder_becomes_a_folder_like_it(
     assert len(lines) == 4
 
 
+def test_recordings_of_one_name_are_kept_apart(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    shutil.copy(talks / "z.wav", talks / "z.mp3")  # the contents tell what a file is
+    outcome = call(talks, "-f", "srt", "-o", tmp_path / "out")
+    assert outcome.code == 0
+    expected = ["one/talk.srt", "two/talk.srt", "z.mp3.srt", "z.wav.srt"]
+    assert files_in(tmp_path / "out") == expected
+    assert call(talks, "-f", "srt", "-o", tmp_path / "out").stderr == "4 were there already\n"
+
+
 def test_the_same_command_does_only_what_is_missing(
     transcriber: FakeTranscriber, talks: Path, tmp_path: Path
 ) -> None:

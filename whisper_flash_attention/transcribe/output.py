@@ -116,7 +116,7 @@ class Output:
         if self.folder is None:
             return {}
         beside = self.folder / entry.place.parent
-        return {name: beside / f"{entry.place.stem}.{name}" for name in self.formats}
+        return {name: beside / f"{entry.stem}.{name}" for name in self.formats}
 
     def is_done(self, entry: Input) -> bool:
         """Whether every file of this recording is there, and is to be kept."""
