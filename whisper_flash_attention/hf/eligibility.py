@@ -330,7 +330,8 @@ def _call_reason(model: Any, call: DecodeCall) -> Fallback | None:
         if value is not None and name not in IGNORED_INPUTS | CHECKED_INPUTS:
             return Fallback(FallbackReason.INPUT, name)
     mask = kwargs.get("decoder_attention_mask")
-    if mask is not None and not bool((mask != 0).all()):
+    # Whisper's `generate` compares the prompts with None where a checkpoint has no padding token.
+    if mask is not None and not (isinstance(mask, torch.Tensor) and bool((mask != 0).all())):
         return Fallback(FallbackReason.MASK)
     encoded = kwargs.get("encoder_outputs")
     states = encoded.last_hidden_state if isinstance(encoded, BaseModelOutput) else None
