@@ -37,7 +37,7 @@ Write = Annotated[bool, typer.Option("--write", help="Put the tables into their 
 
 
 def between_marks(text: str, name: str) -> str:
-    """What a page has between the marks of this name."""
+    """The text of a page between the marks of this name."""
     begin, end = _marks(name)
     return text.split(begin)[1].split(end)[0].strip("\n")
 
@@ -126,7 +126,7 @@ def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def predecessor_tables() -> str:
-    """Both settings beside the predecessor's figures; what was not measured shows a dash."""
+    """Both settings beside the predecessor's figures, with a dash where not measured."""
     measured = read_results()
     return "\n\n".join(_setting_table(measured, setting) for setting in BATCHES)
 
@@ -275,7 +275,7 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
-# Where each block stands, by the name in its marks.
+# The page of each block, by the name in its marks.
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "headline": (README, headline),
     "summary": (README, summary),
@@ -304,7 +304,7 @@ SAMPLE_BYTES = 16_000 * 4  # of a second of decoded audio
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is assumed.
+    """Assumptions about archives and failures.
 
     419 unexpected interruptions in 54 days on 16,384 H100s (The Llama 3 Herd of Models, arXiv
     2407.21783, section 3.3.4) are one in 50,700 hours of a GPU.
@@ -325,7 +325,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured."""
+    """Measured speeds and sizes."""
 
     gpu: dict[str, float]  # times real time with the largest batch, by model
     core: float  # times real time that a core decodes
@@ -349,7 +349,7 @@ def read_measured(assumed: Assumptions) -> Measured:
 
 
 def demand(measured: Measured, assumed: Assumptions) -> str:
-    """A table: what `GPUS` need while all of them are busy, by model."""
+    """A table of the demand of `GPUS` that are all busy, by model."""
     heading = [f"{GPUS:,} GPUs with", "audio, h/s", "files/s", "of one driver's rows/s"]
     heading += ["cores that decode, per GPU", "from storage, GB/s", "decoded, GB/s"]
     heading += ["results, MB/s", f"{assumed.archive_hours:,.0f} h at full speed"]
@@ -374,7 +374,7 @@ def demand(measured: Measured, assumed: Assumptions) -> str:
 
 
 def failures(measured: Measured, assumed: Assumptions) -> str:
-    """A table: what failures cost `GPUS` in a day, by model."""
+    """A table of the cost of failures of `GPUS` per day, by model."""
     a_day = GPUS * 24 / assumed.hours_between_failures
     heading = [f"a day of {GPUS:,} GPUs", "failures", "a group takes, s", "GPU hours lost by them"]
     rows = []
@@ -382,7 +382,7 @@ def failures(measured: Measured, assumed: Assumptions) -> str:
         group = assumed.group_hours * 3_600 / rate
         # On the average half a group is lost, on every GPU of the machine.
         lost = a_day * assumed.gpus_per_machine * (group / 2 + assumed.start_seconds) / 3_600
-        # All groups in work, the rows that wait, and the time until all continue.
+        # All groups in work, the rows not yet written, and the time until all continue.
         waited = group / 2 + assumed.shard_seconds + assumed.driver_seconds + assumed.start_seconds
         shares = [f"{lost / (GPUS * 24):.6%}", f"{GPUS * waited / 3_600:.0f}"]
         rows.append([model, f"{a_day:.2f}", f"{group:.1f}", f"{lost:.3f}", *shares])
@@ -423,10 +423,10 @@ class Simulated:
 def simulate(
     groups: list[float], gpus: int, rate: float, assumed: Assumptions, seed: int = 0
 ) -> Simulated:
-    """Let workers take groups, one after another; a GPU that fails takes its machine along."""
+    """Simulate workers that take groups one after another; a GPU fails with its whole machine."""
     draw = random.Random(seed)
     each_second = assumed.gpus_per_machine / (assumed.hours_between_failures * 3_600)
-    free = [assumed.start_seconds] * gpus  # when each worker is
+    free = [assumed.start_seconds] * gpus  # time at which each worker is free
     waiting = groups[::-1]
     failed, end = 0, 0.0
     while waiting:
@@ -444,7 +444,7 @@ def simulate(
 
 
 def times(measured: Measured, assumed: Assumptions) -> str:
-    """A table: hours of a whole archive on few and many GPUs, simulated, by model."""
+    """A table of the simulated hours of a whole archive, by model and GPUs."""
     groups = groups_of(assumed)
 
     def cell(gpus: int, rate: float) -> str:
@@ -460,7 +460,7 @@ def times(measured: Measured, assumed: Assumptions) -> str:
 
 
 def scale_tables(measured: Measured, assumed: Assumptions) -> str:
-    """All that docs/scale.md has between its marks."""
+    """The tables of docs/scale.md."""
     hours = f"{assumed.hours_between_failures:,.0f} hours (assumed)"
     sources = (
         f"GPU: benchmarks/results/{THROUGHPUT}, the largest batch.\n"
