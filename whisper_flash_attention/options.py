@@ -554,11 +554,11 @@ def changed(options: DecodeOptions, changes: Mapping[str, object]) -> DecodeOpti
     return replace(options, **found)
 
 
-_DECODE_NAMES = {
-    name: each.name
-    for each, about in declared(DecodeOptions)
-    for name in (each.name, *about.aliases)
+# Other names of options -> ours.
+DECODE_ALIASES = {
+    name: each.name for each, about in declared(DecodeOptions) for name in about.aliases
 }
+_DECODE_NAMES = {each.name: each.name for each, _ in declared(DecodeOptions)} | DECODE_ALIASES
 # Arguments of openai-whisper and faster-whisper that are something else here.
 _ELSEWHERE = {
     "fp16": "give `dtype` to Transcriber.from_pretrained",

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import inspect
 import json
+import pydoc
+import sys
+import types
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe import Segment, Transcription, Word
+from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, Word
+from whisper_flash_attention.transcribe.notebook import notebook_bar
 
 seconds = st.floats(0, 1e6, allow_nan=False)
 numbers = st.none() | st.floats(-10, 10, allow_nan=False)
@@ -116,3 +121,49 @@ def test_the_path_is_no_part_of_the_fields() -> None:
     found = Transcription("a", "en", (), 1.0, path="a.wav")
     assert "path" not in found.to_dict()
     assert Transcription.from_dict(found.to_dict()) == found
+
+
+class FakeDisplay(types.ModuleType):
+    """`IPython.display` of a notebook."""
+
+    def __init__(self) -> None:
+        super().__init__("IPython.display")
+        self.shown: list[list[str]] = []
+
+    def HTML(self, text: str) -> str:
+        return text
+
+    def display(self, text: str, *, display_id: bool) -> types.SimpleNamespace:
+        assert display_id
+        bar = [text]
+        self.shown.append(bar)
+        return types.SimpleNamespace(update=bar.append)
+
+
+def test_a_notebook_shows_one_labelled_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert notebook_bar("talk.wav") is None
+    display, kernel = FakeDisplay(), types.ModuleType("ipykernel.zmqshell")
+    kernel.ZMQInteractiveShell = types.SimpleNamespace(initialized=lambda: True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", kernel)
+    update = notebook_bar("<talk>.wav")
+    assert update is not None
+    update(0.5)
+    update(1.0)
+    [bar] = display.shown
+    assert bar == [
+        '<progress value="0.000"></progress> 0 % &lt;talk&gt;.wav',
+        '<progress value="0.500"></progress> 50 % &lt;talk&gt;.wav',
+        '<progress value="1.000"></progress> 100 % &lt;talk&gt;.wav',
+    ]
+
+
+def test_signatures_show_the_options() -> None:
+    for method in (Transcriber.transcribe, Transcriber.stream, Transcriber.transcribe_each):
+        parameters = inspect.signature(method).parameters
+        assert parameters["beam_size"].default is None
+        assert parameters["temperature"].default == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+        assert parameters["task"].default == "transcribe"
+        assert parameters["batch_size"].default == 16
+        assert "arguments" not in parameters
+    assert "word_timestamps: 'bool' = False" in pydoc.render_doc(Transcriber.transcribe)

@@ -8,16 +8,23 @@ is open meanwhile.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Self, TypedDict
+from typing import Any, Self, TypedDict, TypeVar
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.option_kinds import checked_prompt
-from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, changed
+from whisper_flash_attention.options import (
+    DECODE_ALIASES,
+    DecodeOptions,
+    TranscribeOptions,
+    VadOptions,
+    changed,
+)
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
@@ -85,6 +92,30 @@ class TranscribeArguments(TypedDict, total=False):
     vad_parameters: VadOptions | Mapping[str, float] | None
     multilingual: bool
     hallucination_silence_threshold: float | None
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def shows_options(method: Method) -> Method:
+    """Have the signature of a method list `TranscribeArguments`, with their defaults.
+
+    `help()` and notebooks show it; editors know the arguments by their type.
+    """
+    usual = RecordingOptions(), DecodeOptions()
+    own = inspect.signature(method)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    for name, annotation in TranscribeArguments.__annotations__.items():
+        if name in DECODE_ALIASES:
+            continue
+        default: Any = DEFAULT_BATCH_SIZE if name == "batch_size" else None
+        for options in usual[::-1]:
+            default = getattr(options, name, default)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown = getattr(annotation, "__forward_arg__", annotation)
+        named.append(inspect.Parameter(name, kind, default=default, annotation=shown))
+    method.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return method
 
 
 TEXTS = ("initial_prompt", "hotwords", "prefix")

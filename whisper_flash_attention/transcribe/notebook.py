@@ -1,11 +1,13 @@
-"""A transcription as notebooks show it: a table of segments, and a player that goes to them."""
+"""What notebooks show: a bar while recordings are transcribed, and a table that plays them."""
 
 from __future__ import annotations
 
 import base64
 import html
 import mimetypes
+import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,25 @@ if TYPE_CHECKING:
 # A notebook stores what it shows; a longer recording has no player.
 LARGEST_AUDIO = 10_000_000  # bytes
 SHOWN_SEGMENTS = 1_000
+
+
+def notebook_bar(label: str) -> Callable[[float], None] | None:
+    """Return what shows the share that is done as one bar; None where this is no notebook."""
+    kernel = sys.modules.get("ipykernel.zmqshell")
+    interface = sys.modules.get("IPython.display")
+    if kernel is None or interface is None or not kernel.ZMQInteractiveShell.initialized():
+        return None
+    shown = interface.display(interface.HTML(_bar(label, 0.0)), display_id=True)
+
+    def update(share: float) -> None:
+        shown.update(interface.HTML(_bar(label, share)))
+
+    return update
+
+
+def _bar(label: str, share: float) -> str:
+    name = html.escape(printable(label))
+    return f'<progress value="{share:.3f}"></progress> {100 * share:.0f} % {name}'
 
 
 def as_html(transcription: Transcription) -> str:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
 from whisper_flash_attention.errors import AudioError, WeightsError
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
+from whisper_flash_attention.transcribe.arguments import (
+    CallOptions,
+    TranscribeArguments,
+    shows_options,
+)
+from whisper_flash_attention.transcribe.notebook import notebook_bar
 from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
@@ -146,6 +151,7 @@ class Transcriber:
         **arguments: Unpack[TranscribeArguments],
     ) -> list[Transcription]: ...
 
+    @shows_options
     def transcribe(
         self,
         audio: Audio | list[Audio] | tuple[Audio, ...],
@@ -161,7 +167,7 @@ class Transcriber:
                 of any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
                 types and scales that `audio.samples.recording_channels` lists.
             on_progress: called with the share that is done, from 0.0 to 1.0, as windows are
-                decoded.
+                decoded. None shows a bar where this is a notebook, and nothing elsewhere.
             **arguments: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
                 `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as
                 `TranscribeArguments` describes them.
@@ -179,6 +185,7 @@ class Transcriber:
             return self._transcribe_all(audio, arguments, on_progress)  # type: ignore[arg-type]
         return self._transcribe_all([audio], arguments, on_progress)[0]  # type: ignore[list-item]
 
+    @shows_options
     def transcribe_many(
         self, recordings: Sequence[Audio], **arguments: Unpack[TranscribeArguments]
     ) -> list[Transcription]:
@@ -189,6 +196,7 @@ class Transcriber:
         """
         return self._transcribe_all(recordings, arguments, None)
 
+    @shows_options
     def stream(self, audio: Audio, **arguments: Unpack[TranscribeArguments]) -> Iterator[Segment]:
         """Yield the segments of one recording, those of a window as soon as it is decoded.
 
@@ -204,6 +212,7 @@ class Transcriber:
             for number, segment in enumerate(stream_segments(windows, channels)):
                 yield replace(segment, id=number)
 
+    @shows_options
     def transcribe_each(
         self,
         recordings: Iterable[Audio],
@@ -277,6 +286,8 @@ class Transcriber:
         if isinstance(audios, str | bytes):
             raise AudioError(f"several recordings are a list, but got {shown(audios)}")
         options = CallOptions.of(arguments, len(audios), self.languages)
+        if on_progress is None:
+            on_progress = notebook_bar(_label(audios))
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
         # Sums over all recordings are for callers alone.
@@ -323,6 +334,13 @@ class Transcriber:
             )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
+
+
+def _label(audios: Sequence[Audio]) -> str:
+    """What is transcribed, in a few words."""
+    if len(audios) != 1:
+        return f"{len(audios)} recordings"
+    return os.path.basename(audios[0]) if isinstance(audios[0], str | os.PathLike) else "audio"
 
 
 def _with_path(transcription: Transcription, audio: Audio) -> Transcription:
