@@ -8,7 +8,9 @@ import threading
 import pytest
 from rich.console import Console
 
-from whisper_flash_attention.terminal import FileProgress
+from tests.conftest import REPOSITORY
+from whisper_flash_attention.cli.transcribe import spoken
+from whisper_flash_attention.terminal import FileProgress, describe_speed
 
 
 def progress_on(terminal: bool, *files: str) -> tuple[FileProgress, io.StringIO]:
@@ -106,3 +108,19 @@ def test_a_thread_with_a_message_waits_for_what_is_printed() -> None:
             screen.write("first\n")
         thread.join()
     assert screen.getvalue() == "first\nsecond\n"
+
+
+def test_the_documentation_shows_the_bar_and_the_last_line() -> None:
+    page = (REPOSITORY / "docs" / "command-line.md").read_text("utf-8")
+    now = iter((0.0, 10.0, 10.0, 10.0, 10.0, 10.0))
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    progress = FileProgress(console, ["a.wav", "b.wav", "c.wav"], clock=lambda: next(now, 10.0))
+    for name, seconds in (("a.wav", 100.0), ("b.wav", 300.0)):
+        progress.begin(name)
+        progress.measured(name, seconds)
+    progress.advance("b.wav", 0.5)
+    progress.advance("a.wav", 1.0)
+    assert progress.state() in page
+    summary = describe_speed(600.0, 24.0)
+    assert f"{spoken([('de', 0.976)])}, 2 files written to texts, {summary}" in page
