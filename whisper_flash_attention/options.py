@@ -259,10 +259,10 @@ def vad_options(given: object) -> VadOptions | None:
             raise OptionError(
                 f"there is no VAD parameter {check.shown(name)}; possible: {_VAD_NAMES}"
             )
-    # Without an end, as faster-whisper writes it.
-    return VadOptions(
-        **{name: None if value == math.inf else value for name, value in given.items()}
-    )
+    parameters: dict[str, Any] = dict(given)
+    if parameters.get("max_speech_duration_s") == math.inf:  # as faster-whisper writes no limit
+        del parameters["max_speech_duration_s"]
+    return VadOptions(**parameters)
 
 
 _VAD_NAMES = ", ".join(each.name for each in fields(VadOptions))

@@ -209,8 +209,7 @@ def spoken(languages: Sequence[tuple[str, float | None]]) -> str:
     if len(languages) == 1:
         [(code, probability)] = languages
         # An English-only model is sure of it.
-        is_guess = probability is not None and probability < 1
-        sure = f" ({100 * probability:.0f} %)" if is_guess else ""
+        sure = "" if probability in (None, 1.0) else f" ({100 * (probability or 0.0):.0f} %)"
         return f"{LANGUAGES[code]}{sure}"
     counts = Counter(code for code, _ in languages).most_common()
     return ", ".join(f"{LANGUAGES[code]}: {count}" for code, count in counts)

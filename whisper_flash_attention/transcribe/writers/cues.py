@@ -139,8 +139,8 @@ def _labelled(cue: Cue, label: str) -> Cue:
         spoken = (0, spoken[1] + len(label), spoken[2] + len(label))
     by = len(label)
     words = tuple(
-        (line, first + by, end + by, *times) if line == 0 else (line, first, end, *times)
-        for line, first, end, *times in cue.words
+        (line, first + by * (line == 0), end + by * (line == 0), begin, over)
+        for line, first, end, begin, over in cue.words
     )
     return replace(cue, lines=(label + cue.lines[0], *cue.lines[1:]), spoken=spoken, words=words)
 
