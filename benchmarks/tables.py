@@ -1,7 +1,7 @@
 """The tables of pages, from committed results.
 
     python benchmarks/tables.py readme            # print those of README.md and docs/benchmarks.md
-    python benchmarks/tables.py readme --write    # put them, and the chart, into their places
+    python benchmarks/tables.py readme --write    # put them, and charts.py's, into their places
     python benchmarks/tables.py scale             # print the tables of docs/scale.md
     python benchmarks/tables.py scale --write     # put them into docs/scale.md
 
@@ -26,11 +26,12 @@ from typing import Annotated, Any
 
 import typer
 from _harness import app_of
+from charts import WHOLE, write_charts
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "scale.md"
-PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "assets" / "speed.svg"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 Write = Annotated[bool, typer.Option("--write", help="Put the tables into their page.")]
 
@@ -89,8 +90,6 @@ COLUMNS = (
     "VRAM, GB",
 )
 
-# Checkpoints with all of their decoder layers.
-WHOLE = (("tiny", 4), ("base", 6), ("small", 12), ("medium", 24))
 # Modes compared, and the files of `whisper-flash parity` with their rows.
 PARITY = {
     ("tiny.en, float32", "CPU"): ("parity-tiny.en.json", "parity-tiny.en-search.json"),
@@ -220,7 +219,7 @@ def encoder() -> str:
 
 
 def _by_size(case: tuple[str, int]) -> tuple[int, int]:
-    return [checkpoint for checkpoint, _ in WHOLE].index(case[0]), case[1]
+    return list(WHOLE).index(case[0]), case[1]
 
 
 def throughput() -> str:
@@ -276,45 +275,6 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
-BAR, GAP, LEFT, SCALE = 16, 46, 78, 500
-STOCK, OURS, TEXT = "#8b949e", "#e8590c", "#768390"
-
-
-def chart() -> str:
-    """Seconds per call in the large setting, as SVG that reads on light and dark backgrounds."""
-    cases = [(name, *_seconds("large", name, layers)) for name, layers in WHOLE]
-    longest = max(stock for _, stock, _ in cases)
-    parts = [
-        _text(0, 16, "Seconds for 32 clips of 30 s, 256 tokens each (NVIDIA H100, float16)", 14),
-        f'<rect x="0" y="29" width="11" height="11" fill="{STOCK}"/>',
-        _text(17, 39, "stock Transformers, eager attention"),
-        f'<rect x="260" y="29" width="11" height="11" fill="{OURS}"/>',
-        _text(277, 39, "Whisper Flash Attention"),
-    ]
-    for number, (name, stock, ours) in enumerate(cases):
-        top = 56 + number * GAP
-        parts.append(_text(0, top + BAR + 4, name, 14))
-        notes = (f"{stock:.2f} s", f"{ours:.2f} s, {stock / ours:.3g} x as fast")
-        for row, (seconds, colour, note) in enumerate(
-            zip((stock, ours), (STOCK, OURS), notes, strict=True)
-        ):
-            width, y = SCALE * seconds / longest, top + row * (BAR + 2)
-            shape = f'x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}"'
-            parts.append(f'<rect {shape} fill="{colour}"/>')
-            parts.append(_text(LEFT + width + 6, y + 12, note))
-    height = 56 + len(cases) * GAP
-    heading = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {height}" width="680" '
-        f'height="{height}" role="img" font-family="system-ui, sans-serif">\n'
-        "<title>Seconds per call: stock Transformers and Whisper Flash Attention</title>"
-    )
-    return "\n".join([heading, *parts, "</svg>\n"])
-
-
-def _text(x: float, y: float, text: str, size: int = 12) -> str:
-    return f'<text x="{x:.1f}" y="{y}" font-size="{size}" fill="{TEXT}">{text}</text>'
-
-
 # The page of each block, by the name in its marks.
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "headline": (README, headline),
@@ -328,12 +288,11 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
 
 
 def readme(write: Write = False) -> None:
-    """Print the tables of README.md and docs/benchmarks.md, or write them and the chart."""
+    """Print the tables of README.md and docs/benchmarks.md, or write them and the charts."""
     for name, (page, make) in BLOCKS.items():
         print_or_write(make(), page, name, write)
     if write:
-        CHART.parent.mkdir(parents=True, exist_ok=True)
-        CHART.write_text(chart(), "utf-8")
+        write_charts()
 
 
 # --- docs/scale.md -------------------------------------------------------------------------------
