@@ -2,38 +2,121 @@
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
-`parity` a difference; 2 an error, reported in one line; 130 interrupted. PyTorch and Transformers
-are imported by the commands, so that `--help` is quick.
+`parity` a difference; 2 an error, reported in one line; 130 interrupted. A command's module is
+imported when the command is given, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from whisper_flash_attention._version import __version__
-from whisper_flash_attention.cli.batch import batch_command
-from whisper_flash_attention.cli.doctor import doctor_command
-from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED, in_flags
-from whisper_flash_attention.cli.parity import parity_command
-from whisper_flash_attention.cli.transcribe import transcribe_command
 from whisper_flash_attention.cli.typer_commands import EXIT_ERROR, Command, Group, settings
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
 
 
+@dataclass(frozen=True)
+class _Home:
+    """Where a command is: a module of this room, and the function there."""
+
+    module: str
+    function: str
+
+    def load(self) -> Command:
+        """Import the command."""
+        function = getattr(
+            import_module(f"whisper_flash_attention.cli.{self.module}"), self.function
+        )
+        alone = typer.Typer(add_completion=False, **settings())
+        alone.command(cls=Command)(function)
+        command: Any = typer.main.get_command(alone)
+        found: Command = command
+        return found
+
+
+class LazyCommand(Command):
+    """A command that is imported when it is given arguments.
+
+    Args:
+        summary: the first line of its help.
+        home, parts: the command, and those that stand for it if their name follows.
+    """
+
+    def __init__(self, name: str, summary: str, home: _Home, **parts: _Home) -> None:
+        super().__init__(name, help=summary, rich_markup_mode=None)
+        self.home = home
+        self._parts = parts
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """The context of the command itself, or of one of its parts."""
+        home = self._parts.get(args[0]) if args else None
+        if home is None:
+            home = self.home
+        else:
+            info_name, args = f"{info_name} {args[0]}", args[1:]
+        return home.load().make_context(info_name, args, parent, **extra)
+
+
+COMMANDS = (
+    LazyCommand(
+        "transcribe",
+        "Turn recordings into text or subtitles.",
+        _Home("transcribe", "transcribe_command"),
+    ),
+    LazyCommand(
+        "batch",
+        "Transcribe a whole archive, on this machine or on many.",
+        _Home("batch", "batch_command"),
+    ),
+    LazyCommand(
+        "parity",
+        "Compare our tokens with those of stock Transformers.",
+        _Home("parity", "parity_command"),
+    ),
+    LazyCommand(
+        "doctor",
+        "Say what can run here, and what cannot and why.",
+        _Home("doctor", "doctor_command"),
+    ),
+    LazyCommand(
+        "benchmark",
+        "Measure this package against stock Whisper, row by row.",
+        _Home("benchmark", "benchmark_command"),
+        throughput=_Home("benchmark", "throughput_command"),
+    ),
+)
+
+
 class _Main(Group):
     """The commands, whose errors are one line on standard error."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in COMMANDS:
+            self.add_command(command)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except WhisperFlashError as error:
+            from whisper_flash_attention.cli.parameters import in_flags
+
             message = in_flags(" ".join(str(error).split()))
             typer.echo(f"error: {printable(message)}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
+            from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
+
             typer.echo("interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
@@ -44,15 +127,6 @@ app = typer.Typer(
     help="Whisper with memory-efficient attention: transcribe recordings, and measure how fast.",
     **settings(),
 )
-app.command("transcribe", cls=Command)(transcribe_command)
-app.command("batch", cls=Command)(batch_command)
-app.command("parity", cls=Command)(parity_command)
-app.command("doctor", cls=Command)(doctor_command)
-
-
-def main() -> None:
-    """Run the command line of this process."""
-    app(prog_name="whisper-flash")
 
 
 def _print_version(wanted: bool) -> None:
@@ -71,22 +145,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
-def benchmark(context: typer.Context) -> None:
-    """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
-    # Its options are declared beside it, and imported only when it is run.
-    from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
-
-    command = typer.Typer(add_completion=False, **settings())
-    name, arguments = "whisper-flash benchmark", context.args
-    if arguments[:1] == ["throughput"]:
-        command.command(cls=Command)(throughput_command)
-        name, arguments = f"{name} throughput", arguments[1:]
-    else:
-        command.command(cls=Command)(benchmark_command)
-    command(args=arguments, prog_name=name)

@@ -5,6 +5,7 @@ Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or no model; 130 int
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -160,12 +161,14 @@ def transcribe_command(
     progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
     runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
     try:
-        with ExitStack() as stack, report_warnings(progress.tell):
+        level = logging.INFO if verbose else logging.WARNING
+        with ExitStack() as stack, report_warnings(progress.tell, level=level):
 
             def open_model() -> Transcriber:
+                transcriber = Transcriber.from_pretrained(**asdict(model), quiet=not verbose)
                 if not verbose:
                     stack.enter_context(quiet_transformers())
-                return Transcriber.from_pretrained(**asdict(model))
+                return transcriber
 
             runner.run(todo, open_model)
     except KeyboardInterrupt as error:
@@ -179,7 +182,7 @@ def transcribe_command(
             "them",
         )
     if verbose and runner.transcriber is not None:
-        print_line(console, f"{model.source}: {describe(runner.transcriber)}")
+        print_line(console, f"{model.source}: {runner.transcriber.describe()}")
     for line in [] if quiet else _summary(runner, len(inputs), len(todo)):
         print_line(console, line)
     if runner.failures:
@@ -229,24 +232,3 @@ def _interruption(runner: Runner, total: int, todo: int) -> str:
     return (
         f"interrupted: {done} of {total} {'file is' if total == 1 else 'files are'} done; {further}"
     )
-
-
-def describe(transcriber: Transcriber) -> str:
-    """Say in one line what a transcriber runs on: loop, attention back-ends, device, dtype."""
-    from whisper_flash_attention.flash_attention import survey
-
-    model, config = transcriber.model, transcriber.model.config
-    attention = str(getattr(model, "attention_backend", config._attn_implementation))
-    if attention == "auto":
-        rows = survey(
-            model.device,
-            model.dtype,
-            heads=config.encoder_attention_heads,
-            head_dim=config.d_model // config.encoder_attention_heads,
-        )
-        encoder, *decoder = (row.picked for row in rows)
-        attention = f"encoder {encoder}"
-        if not transcriber.runs_on_engine:
-            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"

@@ -14,7 +14,6 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from whisper_flash_attention.cli.spelling import respelled
 from whisper_flash_attention.terminal import printable
 
 EXIT_ERROR = 2
@@ -28,6 +27,9 @@ class Command(TyperCommand):
     """A command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Imported here: the list of commands is shown without the options.
+        from whisper_flash_attention.cli.spelling import respelled
+
         options = [each for each in self.get_params(ctx) if isinstance(each, TyperOption)]
         return super().parse_args(ctx, respelled(args, options))
 
