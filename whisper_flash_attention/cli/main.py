@@ -110,17 +110,22 @@ def _options(
     add_help_option=False,
 )
 def benchmark(context: typer.Context) -> None:
-    """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
-    # Its options are declared beside it, and imported only when it is run.
-    from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
+    """Measure this package: against stock, row by row; `throughput`; `mlperf`."""
+    # Their options are declared beside them, and imported only when they are run.
+    from whisper_flash_attention.cli.benchmark import (
+        benchmark_command,
+        mlperf_command,
+        throughput_command,
+    )
 
     command = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
     )
+    others = {"throughput": throughput_command, "mlperf": mlperf_command}
     name, arguments = "whisper-flash benchmark", context.args
-    if arguments[:1] == ["throughput"]:
-        command.command(cls=_Command)(throughput_command)
-        name, arguments = f"{name} throughput", arguments[1:]
+    if arguments and arguments[0] in others:
+        command.command(cls=_Command)(others[arguments[0]])
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     else:
         command.command(cls=_Command)(benchmark_command)
     command(args=arguments, prog_name=name)
