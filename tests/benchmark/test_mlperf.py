@@ -120,13 +120,13 @@ def test_a_run_with_real_weights_has_logs_a_rate_and_a_word_error_rate(tmp_path:
     manifest = tmp_path / "manifest.json"
     rows = [{"file": str(clip.path), "transcript": clip.transcript} for clip in clips]
     manifest.write_text(json.dumps(rows))
-    settings = ("--model", "package:tiny.en", "--device", "cpu", "--seconds", "0.5")
-    code, text = invoke(manifest, *settings, "--batch-size", "2", "--output", tmp_path)
+    settings = ("--model", "package:tiny.en", "--device", "cpu", "--seconds", "0.1")
+    code, text = invoke(manifest, *settings, "--target-qps", "1", "--output", tmp_path)
     assert code == 0, text
     assert "samples/s" in text and "word error rate" in text and "not an MLPerf result" in text
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["setting"] == "mlperf-offline" and row["official"] is False
-    assert row["library_samples"] == 1 and row["samples"] >= 1
+    assert row["library_samples"] == row["samples"] == 1 and row["target_qps"] == 1
     assert row["library_seconds"] == pytest.approx(
         sum(clip.seconds for clip in clips) + 0.5, abs=0.1
     )
@@ -146,11 +146,11 @@ def test_random_weights_give_every_sample_as_many_tokens(
 ) -> None:
     monkeypatch.setitem(MODEL_SIZES, "tiny", SMALL)
     settings = ("--random-weights", "tiny", "--new-tokens", "7", "--device", "cpu")
-    code, text = invoke(*settings, "--seconds", "0.2", "--target-qps", "30", "--output", tmp_path)
+    code, text = invoke(*settings, "--seconds", "0.2", "--batch-size", "2", "--output", tmp_path)
     assert code == 0, text
     row = json.loads((tmp_path / "row.json").read_text())
-    assert row["samples"] >= 6 and row["tokens"] == 7 * row["samples"]
-    assert row["checkpoint"] == "tiny" and row["target_qps"] == 30
+    assert row["samples"] >= 1 and row["tokens"] == 7 * row["samples"]
+    assert row["checkpoint"] == "tiny" and row["target_qps"] > 0
     assert "wer" not in row and not (tmp_path / "accuracy").exists()
 
 
