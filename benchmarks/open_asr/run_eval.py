@@ -30,11 +30,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import typer
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.benchmark.environment import describe_environment
 from whisper_flash_attention.benchmark.mlperf import english_normaliser, offline_options
+from whisper_flash_attention.devices import resolve_dtype
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Transcriber
 
@@ -213,7 +215,7 @@ def main(
             "dataset": dataset,
             "split": split,
             "device": name,
-            "dtype": str(transcriber.model.dtype).removeprefix("torch."),
+            "dtype": str(resolve_dtype("auto", torch.device(name))).removeprefix("torch."),
             "batch_size": batch_size,
             "samples": len(rows),
             "audio_seconds": sum(each["duration"] for each in rows),

@@ -266,6 +266,7 @@ class MlperfCase:
     Args:
         checkpoint: as users name it; of random weights the size.
         random_weights: whether the weights are random; there is no accuracy to measure then.
+        device, dtype: by name.
         batch_size: windows at a time.
         new_tokens: of every sample; None leaves them to the model.
         seconds: that a performance run takes at least.
@@ -278,6 +279,8 @@ class MlperfCase:
 
     checkpoint: str
     random_weights: bool
+    device: str
+    dtype: str
     batch_size: int
     new_tokens: int | None = None
     seconds: float = OFFICIAL_SECONDS
@@ -317,7 +320,7 @@ def measure_mlperf(
     """
     load_generator()
     system = OfflineSystem(transcriber, samples, case.batch_size, case.new_tokens)
-    device = transcriber.model.device
+    device = torch.device(case.device)
     is_cuda = device.type == "cuda"
     rate = case.target_qps or system.warm_up()
     lengths = [sample.seconds for sample in samples]
@@ -329,8 +332,6 @@ def measure_mlperf(
         "version": package_version("whisper-flash-attention"),
         "load_generator": package_version("mlcommons-loadgen"),
         **asdict(case),
-        "device": str(device),
-        "dtype": str(transcriber.model.dtype).removeprefix("torch."),
         "library_samples": len(samples),
         "library_seconds": sum(lengths),
         "target_qps": rate,

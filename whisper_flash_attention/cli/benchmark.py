@@ -542,9 +542,12 @@ def mlperf_command(
     target = resolve_device(model.device)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
+    precision = str(resolve_dtype(model.dtype, target)).removeprefix("torch.")
     case = MlperfCase(
         random_weights or model.source,
         random_weights is not None,
+        str(target),
+        precision,
         batch_size or (4 if target.type == "cpu" else 128),
         new_tokens,
         seconds,
@@ -555,7 +558,6 @@ def mlperf_command(
     load_generator()
     samples = repack(read_utterances(manifest))
     if random_weights:
-        precision = str(resolve_dtype(model.dtype, target)).removeprefix("torch.")
         work = (case.batch_size, new_tokens or RANDOM_TOKENS)
         transcriber = random_transcriber(
             ThroughputCase(random_weights, "flash", *work, False, 1, str(target), precision)
