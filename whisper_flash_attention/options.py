@@ -101,18 +101,19 @@ class ModelOptions:
         "Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder (Transformers "
         "or faster-whisper), OpenAI .pt file, or package:tiny.en.",
         flags=("--model", "-m"),
+        commands=(*TRANSCRIBING, "mlperf"),
     )
     device: str = option(
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
     )
     dtype: str = option(
         "auto",
         kinds.choice(*DTYPES),
         "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
     )
     attention: str = option(
         "auto",
