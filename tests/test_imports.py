@@ -69,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "flash_attention",
         "modeling_whisper_flash_attention",
         "options",
+        "parity",
         "terminal",
         "transcribe",
         "validation",

@@ -281,6 +281,7 @@ def test_mistakes_of_the_command_line_are_printable() -> None:
         ("benchmark", "--setting", EVIL),
         ("benchmark", f"--{EVIL}"),
         ("benchmark", "throughput", f"--{EVIL}"),
+        ("benchmark", "mlperf", f"--{EVIL}"),
     ):
         code, stdout, stderr = invoke(*arguments)
         assert code == 2, arguments

@@ -109,18 +109,19 @@ class ModelOptions:
         "id, folder (Transformers or faster-whisper), OpenAI .pt file, or an installed package: "
         "package:tiny.en, package:base.",
         flags=("--model", "-m"),
+        commands=(*TRANSCRIBING, "mlperf"),
     )
     device: str = option(
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
     )
     dtype: str = option(
         "auto",
         kinds.choice(*DTYPES),
         "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
     )
     attention: str = option(
         "auto",

@@ -90,6 +90,7 @@ COMMANDS = (
         "Measure this package against stock Whisper, row by row.",
         _Home("benchmark", "benchmark_command"),
         throughput=_Home("benchmark", "throughput_command"),
+        mlperf=_Home("benchmark", "mlperf_command"),
     ),
 )
 
