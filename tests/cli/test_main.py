@@ -116,7 +116,9 @@ def test_usage_errors_are_one_line_and_suggest() -> None:
     assert_one_line_error(outcome, "no such option: --modle; did you mean", "--mode", "--model")
     assert_one_line_error(call("transcrib", "a.wav"), "Did you mean 'transcribe'")
     assert_one_line_error(call("transcribe", "a.wav", "--model"), "requires an argument")
-    assert_one_line_error(call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer")
+    assert_one_line_error(
+        call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer"
+    )
 
 
 def test_messages_name_flags_on_the_command_line(clip: BundledClip) -> None:
