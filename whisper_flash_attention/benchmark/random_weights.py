@@ -1,12 +1,12 @@
 """Random weights on which every part of Whisper matters.
 
 Default initialisation hides mistakes: its attention is almost uniform, its biases are zero, and
-the tied embedding makes a model repeat its last token whatever the audio. Here attention picks a
-few keys, biases and norms are not trivial, and what the layers add outweighs the embedding, so
-that the tokens change with the audio, the position and the cache.
+the tied embedding makes a model repeat its last token for any audio. Here attention selects a few
+keys, biases and norms are not trivial, and the layers outweigh the embedding, so that the tokens
+depend on the audio, the position and the cache.
 
-Every tensor is drawn from a seed made of its own name, so that two classes with the same state
-get the same weights, in whatever order they keep it.
+Every tensor is drawn with a seed from its name, so that two classes with the same parameters get
+the same weights in any order.
 
 `random_processor` and `talking_config` make such a model transcribe: words of random letters, and
 no timestamp but <|0.00|>, so that every window is one segment of a given number of tokens.
@@ -31,8 +31,8 @@ from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_
 
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, ModelSize
 from whisper_flash_attention.weights.generation_config import (
+    generation_values,
     known_alignment_heads,
-    make_generation_config,
 )
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 
@@ -211,7 +211,7 @@ def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
     """The generation config of a checkpoint of this size, whose only timestamp is <|0.00|>."""
     tokens = special_tokens(size)
     beyond = range(tokens.first_timestamp + 1, size.vocabulary)
-    return make_generation_config(
+    values = generation_values(
         tokens,
         max_length=DECODER_POSITIONS,
         suppress=sorted({*tokens.suppressed, *beyond}),
@@ -219,3 +219,4 @@ def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
             size.encoder_layers, decoder_layers, size.heads, size.vocabulary
         ),
     )
+    return GenerationConfig(**values)

@@ -96,12 +96,10 @@ def parity_command(
     own scores (in float32) show whether that was a near-tie. Exit code 1 if
     anything stays unexplained.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash parity --model small --audio recordings
-
       whisper-flash parity --model package:tiny.en --audio talk.flac --mode greedy
-
       whisper-flash parity --model turbo --audio recordings --dtype float16 --output parity.json
     """
     spoken = _language(language)
@@ -126,9 +124,9 @@ def parity_command(
 
 
 def _language(name: str) -> str:
-    from whisper_flash_attention.languages import language_code
+    from whisper_flash_attention.languages import AUTO, language_or_auto
 
-    return name if name == "auto" else language_code(name)
+    return language_or_auto(name) or AUTO
 
 
 def _check_output(output: Path | None) -> None:
@@ -150,7 +148,7 @@ def _run(
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
-    from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
+    from whisper_flash_attention.terminal import quiet_transformers, report_warnings
 
     model, audio, features = sources
     device, dtype, attention = settings
@@ -196,7 +194,7 @@ def _read(
 ) -> Clips:
     """The clips, of which there must be some."""
     from whisper_flash_attention.parity.cases import read_features, read_recordings
-    from whisper_flash_attention.terminal.progress import FileProgress
+    from whisper_flash_attention.terminal import FileProgress
 
     def report(line: str) -> None:
         print_line(console, line)

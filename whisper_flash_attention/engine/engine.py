@@ -1,12 +1,12 @@
 """Run a model: features to encoder states, encoder states and a prompt to tokens.
 
-    engine = Engine.of(model)                 # reads the weights in place
+    engine = Engine.of(model)                 # reads the weights in place; or Engine(weights)
     states = engine.encode(features)          # [clips, 1500, D]
     decoded = engine.decode(states, prompt, request)
     for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
 
-A decode uses buffers from one arena (`kv_cache`, `workspace`) and a decoder that turns tokens into
-logits: `torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
+A decode uses buffers from one arena (`layout`) and a decoder that turns tokens into logits:
+`torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
 NVIDIA GPUs. Tokens are chosen on the device (`cuda_decoder`), with any logits processors
 (`sampling`), or by beam search (`beam`). `scheduler` lets a stream of clips share the rows of one
 batch; `memory_plan` computes what a decode needs before it runs.
@@ -27,13 +27,14 @@ import torch
 from whisper_flash_attention.engine import beam
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
 from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
-from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
 from whisper_flash_attention.engine.layout import (
     Arena,
+    DecodeState,
     Layout,
     has_encoder_kernels,
     layout_for,
     slots_layout,
+    state_bytes,
 )
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import DecodeOutput, Request
@@ -62,7 +63,7 @@ MOST_LAYOUTS = 8
 class Engine:
     """Run one model's weights. Calls from several threads run one after another.
 
-    Nothing of the model is copied. The buffers of the largest decode so far, those of one stream,
+    Nothing of the weights is copied. The buffers of the largest decode so far, those of one stream,
     and the CUDA graphs on them, are kept for the next call; `release` frees them.
     """
 
@@ -70,9 +71,9 @@ class Engine:
     _alive: ClassVar[WeakSet[Engine]] = WeakSet()
     _registry_lock = threading.Lock()
 
-    def __init__(self, model: Any) -> None:
-        self.weights: Weights = collect_weights(model)
-        self._snapshot = WeightsSnapshot(model)
+    def __init__(self, weights: Weights, snapshot: WeightsSnapshot | None = None) -> None:
+        self.weights = weights
+        self._snapshot = snapshot
         self._lock = threading.RLock()
         self._reset_buffers()
         Engine._alive.add(self)
@@ -90,9 +91,11 @@ class Engine:
         """Return the model's engine, a new one if parameters moved or modules were replaced."""
         with cls._registry_lock:
             engine = cls._engines.get(model)
-            if engine is None or not engine._snapshot.unchanged():
+            snapshot = None if engine is None else engine._snapshot
+            if engine is None or snapshot is None or not snapshot.unchanged():
                 cls._engines.pop(model, None)
-                engine = cls._engines[model] = cls(model)
+                engine = cls(collect_weights(model), WeightsSnapshot(model))
+                cls._engines[model] = engine
             return engine
 
     @classmethod
@@ -284,7 +287,7 @@ class Buffers:
     def cuda_decoder(self, layout: Layout) -> CudaDecoder:
         """Return a decoder of this layout on kernels, with its recorded graphs."""
         from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
-        from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
+        from whisper_flash_attention.engine.triton_layers import Workspace, workspace_bytes
 
         arena = self._arena_for(layout, state_bytes(layout) + workspace_bytes(layout))
         decoder = self._decoders.get(layout)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine import torch_decoder
-from whisper_flash_attention.engine.kv_cache import DecodeState
-from whisper_flash_attention.engine.layout import length_bucket
+from whisper_flash_attention.engine.layout import DecodeState, length_bucket
 from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.sampling import sample_token
 from whisper_flash_attention.engine.scheduler import (

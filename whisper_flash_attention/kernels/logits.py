@@ -1,12 +1,12 @@
-"""The decoder's last layer norm, the logits, and what greedy choice needs to know of them.
+"""The decoder's last layer norm, the logits, and their reduction for greedy decoding.
 
 One pass over the embedding [V, D] (106 MB at D 1024 in half precision) takes all the time. Logits
-are stored only on request: each block of the vocabulary leaves, per slot, the best text token, the
+are stored only on request: each block of the vocabulary yields, per slot, the best text token, the
 best timestamp and the two sums of exponentials, which `greedy_sample` merges. Two variants: "gemv"
 for one or two slots, without tensor cores, whose weights are loaded before the input is known;
 "dot" for more.
 
-Tokens are forbidden by data, so that a captured CUDA graph serves any rules:
+Tokens are forbidden by data, so that a captured CUDA graph serves any logits processors:
 
     flags [V] uint8         bits of each token
     limits [B, 4] int32     per slot: bits that forbid a token now, first text id, first timestamp
@@ -25,7 +25,6 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels._checks import check_logits
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
@@ -56,7 +55,7 @@ class Config:
 
 
 def choose(slots: int, width: int, dtype: torch.dtype) -> Config:
-    """A good way for this number of slots and width D."""
+    """The default configuration for this number of slots and width D."""
     whole = triton.next_power_of_2(width)
     size = dtype.itemsize
     if slots <= 2:
@@ -72,37 +71,18 @@ def choose(slots: int, width: int, dtype: torch.dtype) -> Config:
 
 @dataclass(frozen=True)
 class Partials:
-    """What each block of the vocabulary says about each slot.
+    """Reduced logits of each block of the vocabulary, per slot.
 
     Args:
         values: [4, B, blocks] float32: largest allowed text logit, sum of exp(logit - largest) over
             the allowed text, and the same two of timestamps. NaN among them shows in the sums.
         ids: [2, B, blocks] int32: the lowest ids of those largest logits.
-        config: the way in which `logits` fills them.
+        config: the tiles that `logits` uses.
     """
 
     values: torch.Tensor
     ids: torch.Tensor
     config: Config
-
-    @classmethod
-    def empty(
-        cls,
-        slots: int,
-        embedding: torch.Tensor,
-        config: Config | None = None,
-    ) -> Partials:
-        """Buffers for a number of slots and an embedding [V, D], on its device."""
-        vocabulary, width = embedding.shape
-        config = config or choose(slots, width, embedding.dtype)
-        if not (config.variant == "gemv" or width % config.block_k == 0):
-            raise KernelShapeError(f"block_k {config.block_k} does not divide the width {width}")
-        shape = (slots, triton.cdiv(vocabulary, config.block_n))
-        return cls(
-            torch.empty((4, *shape), dtype=torch.float32, device=embedding.device),
-            torch.empty((2, *shape), dtype=torch.int32, device=embedding.device),
-            config,
-        )
 
 
 def logits(
@@ -119,23 +99,26 @@ def logits(
     tokens_per_slot: int = 1,
     eps: float = 1e-5,
 ) -> None:
-    """Fill `partials` with what LN(x) embedding^T says of every slot's last row.
+    """Fill `partials` with the reduced logits LN(x) embedding^T of every slot's last row.
 
     Args:
         x: [B * P, D], P = tokens_per_slot; slot b's row is b P + P - 1. Rows may be strided.
-        norm_weight, norm_bias: [D]; without a weight x is taken as it is.
+        norm_weight, norm_bias: [D]; without a weight x is not normalised.
         embedding: [V, D], of the dtype of x. Logits are rounded to it before they are compared.
         flags, limits, settings: see above; contiguous.
-        raw: [B, V] of any floating dtype; the logits before any rule are stored there.
+        raw: [B, V] of any floating dtype, written: the unprocessed logits.
 
     Raises:
-        KernelShapeError: shapes do not go together.
+        KernelShapeError: shapes do not fit together.
     """
     slots, blocks = partials.values.shape[1:]
     vocabulary, width = embedding.shape
     config = partials.config
     needed = triton.cdiv(vocabulary, config.block_n)
-    check_logits(x, norm_weight, norm_bias, embedding, slots, (blocks, needed), tokens_per_slot)
+    block_k = width if config.variant == "gemv" else config.block_k
+    check_logits(
+        x, norm_weight, norm_bias, embedding, slots, (blocks, needed), tokens_per_slot, block_k
+    )
     tensors = (x, norm_weight, norm_bias, embedding, flags, limits, settings)
     outputs = (partials.values, partials.ids, raw)
     strides = (x.stride(0), embedding.stride(0), 0 if raw is None else raw.stride(0))
@@ -204,7 +187,7 @@ def _gemv(
     columns = tl.arange(0, BLOCK_D)
     inside = columns < D
     known = ids < vocabulary
-    # The table would fill the L2 cache, which had better keep the weights of the layers.
+    # Evicted first, so that the L2 cache keeps the weights of the layers.
     table = tl.load(
         embedding + ids[:, None] * embedding_stride + columns[None, :],
         mask=known[:, None] & inside[None, :],

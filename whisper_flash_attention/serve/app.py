@@ -257,7 +257,6 @@ class Server:
         began: float,
     ) -> Response:
         live = LiveJob(scheduler)
-        # Uploads within memory are copied out of the form, which may be closed then.
         name = printable(upload.filename or "file")
         job = Job(
             Shared(upload.file, name),
@@ -316,8 +315,7 @@ class Server:
             if is_first:
                 self.metrics.first_segment.observe(time.monotonic() - began)
                 is_first = False
-            recording, segments, seek = event
-            builder.add(segments, seek)
+            recording, segments = event
             if spoken.stream:
                 for row in builder.events(recording, segments, tokenizer):
                     yield dumps(row)

@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from whisper_flash_attention.errors import OptionError, WhisperFlashError
-from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.languages import language_code, language_or_auto
 from whisper_flash_attention.options import (
     DecodeOptions,
     Option,
@@ -204,7 +204,7 @@ OPENAI_FIELDS = (
         "language",
         "Spoken language, by code (de) or name (german). Left out or empty: detected.",
         _TEXT,
-        lambda given: language_code(given) if given.strip() else None,
+        lambda given: language_or_auto(given) if given.strip() else None,
         example="en",
     ),
     FormField(

@@ -68,8 +68,8 @@ class LiveJob:
         with suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def put_segments(self, recording: Recording, segments: Sequence[Segment], seek: int) -> None:
-        self.put((recording, segments, seek))
+    def put_segments(self, recording: Recording, segments: Sequence[Segment]) -> None:
+        self.put((recording, segments))
 
     async def next(self) -> Any:
         """The next event. Raises the error that ended the job."""

@@ -14,8 +14,6 @@ import uvicorn
 from whisper_flash_attention.options import ModelOptions, ServeOptions
 from whisper_flash_attention.serve.app import Server, create_app
 from whisper_flash_attention.serve.scheduler import Scheduler
-from whisper_flash_attention.terminal.messages import quiet_transformers
-from whisper_flash_attention.transcribe.transcriber import describe
 
 # Connections that the system holds until they are accepted.
 BACKLOG = 2048
@@ -65,15 +63,14 @@ def run_server(
             return
         assert first.transcriber is not None
         seconds = time.monotonic() - began
-        report(f"{first.name}: {describe(first.transcriber)}; {first.slots} slots")
+        report(f"{first.name}: {first.transcriber.describe()}; {first.slots} slots")
         report(f"ready after {seconds:.1f} s")
 
     # uvicorn raises the signal that ended it once more, for this handler.
     previous = signal.signal(signal.SIGTERM, _ignore)
     try:
-        with quiet_transformers():
-            threading.Thread(target=warm_up, name="whisper-flash-warm-up", daemon=True).start()
-            server.run(sockets=[listener])
+        threading.Thread(target=warm_up, name="whisper-flash-warm-up", daemon=True).start()
+        server.run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
         listener.close()

@@ -24,7 +24,7 @@ from fastapi.responses import JSONResponse
 
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import WhisperFlashError
-from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.languages import language_or_auto
 from whisper_flash_attention.options import VadOptions
 from whisper_flash_attention.serve.fields import RequestError, refused
 from whisper_flash_attention.serve.live import LiveJob, to_request_error
@@ -140,7 +140,7 @@ def parse_settings(given: Any, before: Settings) -> Settings:
     language = spoken.get("language", before.language)
     return Settings(
         model=spoken.get("model", before.model),
-        language=language_code(language) if language else None,
+        language=language_or_auto(language) if language else None,
         prompt=spoken.get("prompt", before.prompt),
         form=_parse_format(sound.get("format"), before.form, f"{where}.format"),
         turns=turns,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from whisper_flash_attention.languages import language_name
+from whisper_flash_attention.languages import LANGUAGES
 from whisper_flash_attention.serve.fields import SpeechRequest
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment, Transcription
@@ -34,16 +35,9 @@ class ResponseBuilder:
 
     def __init__(self, request: SpeechRequest) -> None:
         self._request = request
-        # The frame at which the window of each segment began, in the order of their windows.
-        self._seeks: dict[tuple[float, float, tuple[int, ...]], int] = {}
         self._written = False
         self._count = 0
         self._logprobs = 0
-
-    def add(self, segments: Sequence[Segment], seek: int) -> None:
-        """Note the frame at which a window began whose segments these are."""
-        for each in segments:
-            self._seeks[each.start, each.end, each.tokens] = seek
 
     def events(
         self, recording: Recording, segments: Sequence[Segment], tokenizer: Detokenizer
@@ -72,7 +66,7 @@ class ResponseBuilder:
             "speaker": "",
         }
         if self._request.response_format == "verbose_json":
-            row |= {**self.segment(segment, self._count), **row}
+            row = segment_row(replace(segment, id=self._count)) | row
             if "word" in self._request.granularities:
                 row["words"] = words_of([segment])
         return row
@@ -127,7 +121,7 @@ class ResponseBuilder:
             language = "en" if task == "translate" else transcription.language
             fields = {
                 "task": task,
-                "language": language_name(language),
+                "language": LANGUAGES[language],
                 "duration": transcription.seconds,
                 **fields,
             }
@@ -141,26 +135,26 @@ class ResponseBuilder:
             fields["logprobs"] = all_logprobs(recordings, tokenizer)
         return dumps({**fields, "usage": usage})
 
-    def segment(self, segment: Segment, number: int) -> dict[str, Any]:
-        """A segment of `verbose_json`."""
-        seek = self._seeks.get((segment.start, segment.end, segment.tokens))
-        row = {
-            "id": number,
-            "seek": round(100 * segment.start) if seek is None else seek,
-            "start": segment.start,
-            "end": segment.end,
-            "text": segment.text,
-            "tokens": list(segment.tokens),
-            "temperature": segment.temperature or 0.0,
-            "avg_logprob": segment.avg_logprob or 0.0,
-            "compression_ratio": segment.compression_ratio or 0.0,
-            "no_speech_prob": segment.no_speech_prob or 0.0,
-        }
-        if segment.channel is not None:
-            row["channel"] = segment.channel
-        if segment.language is not None:
-            row["language"] = segment.language
-        return row
+
+def segment_row(segment: Segment) -> dict[str, Any]:
+    """A segment of `verbose_json`."""
+    row = {
+        "id": segment.id,
+        "seek": segment.seek,
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "tokens": list(segment.tokens),
+        "temperature": segment.temperature or 0.0,
+        "avg_logprob": segment.avg_logprob or 0.0,
+        "compression_ratio": segment.compression_ratio or 0.0,
+        "no_speech_prob": segment.no_speech_prob or 0.0,
+    }
+    if segment.channel is not None:
+        row["channel"] = segment.channel
+    if segment.language is not None:
+        row["language"] = segment.language
+    return row
 
 
 def words_of(segments: Sequence[Segment]) -> list[dict[str, Any]]:

@@ -103,8 +103,7 @@ class Job:
         languages: codes of those among which the language is detected; empty for all.
         size: bytes of the upload.
         most_seconds: a longer recording is refused.
-        on_segments: called with the segments of every window, the frame at which the window began,
-            and the recording.
+        on_segments: called with the segments of every window, and their recording.
         on_end: called once, with the transcription or the error.
         on_close: called once, when `audio` is not read any more.
 
@@ -118,7 +117,7 @@ class Job:
     audio: Audio
     arguments: TranscribeArguments
     on_end: Callable[[Transcription | BaseException], None]
-    on_segments: Callable[[Recording, Sequence[Segment], int], None] = lambda *_: None
+    on_segments: Callable[[Recording, Sequence[Segment]], None] = lambda *_: None
     on_close: Callable[[], None] = lambda: None
     languages: tuple[str, ...] = ()
     size: int = 0
@@ -328,7 +327,7 @@ class Scheduler:
     def _load(self) -> bool:
         """Load the model; where that fails, all jobs that wait fail with it."""
         try:
-            self.transcriber = Transcriber.from_pretrained(**asdict(self.model))
+            self.transcriber = Transcriber.from_pretrained(**asdict(self.model), quiet=True)
         except Exception as error:  # whatever it is, jobs that wait must have an end
             LOG.exception("model %s cannot be loaded", self.name)
             with self._wake:
@@ -340,18 +339,17 @@ class Scheduler:
             return False
         self._tokenizer = self.transcriber.tokenizer
         if self._slots is None:
-            self._slots = automatic_batch_size(self.transcriber.model, "sequential")
+            self._slots = automatic_batch_size(self.transcriber.running_engine(), "sequential")
         return True
 
     def _unload(self) -> None:
         if self.transcriber is None or self._is_kept or any(self._begun.values()):
             return
         LOG.info("model %s is unloaded", self.name)
-        device = self.transcriber.model.device
         self.transcriber = None
         self._readers.clear()
         gc.collect()
-        if device.type == "cuda":
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
     # Opening and preparing.
@@ -465,7 +463,7 @@ class Scheduler:
         self._held.add(entry)
         try:
             for recording, segments in entry.steps:
-                self._deliver(entry, recording, segments, 0)
+                self._deliver(entry, recording, segments)
                 break
             else:
                 entry.recording.is_done = True
@@ -489,13 +487,12 @@ class Scheduler:
         """Decode one window of recordings with the same options."""
         reader = entries[0].reader
         assert isinstance(reader, SequentialReader)
-        seeks = [entry.recording.seek for entry in entries]
         self._held.update(entries)
         delivered = 0
         try:
             windows = reader.read_together([entry.recording for entry in entries])
-            for (recording, segments), seek in zip(windows, seeks, strict=True):
-                self._deliver(entries[delivered], recording, segments, seek)
+            for recording, segments in windows:
+                self._deliver(entries[delivered], recording, segments)
                 delivered += 1
         except Exception as error:  # of one of them; the others go on
             self._locate(entries[delivered:], error)
@@ -566,7 +563,6 @@ class Scheduler:
 
     def _take_features(self, entry: Entry, reader: SequentialReader) -> Tensor | None:
         """Features of the next window; None if it was silent, or cannot be read."""
-        seek = entry.recording.seek
         try:
             [features] = reader.take_windows([entry.recording])
         except Exception as error:  # of this recording; others go on
@@ -574,7 +570,7 @@ class Scheduler:
             return None
         if features is None:
             entry.recording.add_window((), entry.recording.seek)
-            self._deliver(entry, entry.recording, (), seek)
+            self._deliver(entry, entry.recording, ())
             self._put_back(entry)
         return features
 
@@ -637,14 +633,13 @@ class Scheduler:
         assert isinstance(reader, SequentialReader) and states is not None
         entry.states = entry.first = None
         self._held.discard(entry)
-        seek = recording.seek
         try:
             [segments] = reader.finish([recording], states[None], [result])
         except Exception as error:  # of this recording; others go on
             self._finish(entry.job, error)
             return
         recording.add_window(segments, recording.seek)
-        self._deliver(entry, recording, segments, seek)
+        self._deliver(entry, recording, segments)
         self._put_back(entry)
 
     def _locate(self, entries: Sequence[Entry], error: Exception) -> None:
@@ -657,11 +652,9 @@ class Scheduler:
             entry.is_alone = True
             entry.states = entry.first = None
 
-    def _deliver(
-        self, entry: Entry, recording: Recording, segments: Sequence[Segment], seek: int
-    ) -> None:
+    def _deliver(self, entry: Entry, recording: Recording, segments: Sequence[Segment]) -> None:
         if not entry.job.cancelled.is_set():
-            entry.job.on_segments(recording, segments, seek)
+            entry.job.on_segments(recording, segments)
 
     def _put_back(self, entry: Entry) -> None:
         """Have a recording wait for its next turn, or its job end."""

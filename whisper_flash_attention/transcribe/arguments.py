@@ -8,17 +8,31 @@ is open meanwhile.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypedDict
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, changed
+from whisper_flash_attention.option_kinds import checked_prompt
+from whisper_flash_attention.options import (
+    DECODE_ALIASES,
+    DecodeOptions,
+    TranscribeOptions,
+    VadOptions,
+    changed,
+)
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.engine.engine import Engine
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
+# Text, or ids of text tokens.
+Prompt = str | Sequence[int] | None
 
 DEFAULT_BATCH_SIZE = 16
 # Decoding memory grows with the number of windows; larger batches gain nothing on any device.
@@ -35,7 +49,8 @@ class TranscribeArguments(TypedDict, total=False):
         language: name or code of the language spoken; None detects it in the first 30 s.
         task: "transcribe", or "translate" into English.
         channel, audio_track: as in `TranscribeOptions`.
-        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there.
+        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there. A list
+            of whole numbers is one prompt, as ids of tokens.
         options: how windows are decoded; None is OpenAI's sequential algorithm with its
             thresholds and temperatures.
         batch_size: windows at a time, at most; 1 to 10,000.
@@ -47,22 +62,24 @@ class TranscribeArguments(TypedDict, total=False):
     task: str | Sequence[str]
     channel: int | str | Sequence[int | str]
     audio_track: int | str | Sequence[int | str | None] | None
-    initial_prompt: Texts
+    initial_prompt: Prompt | Sequence[Prompt]
     hotwords: Texts
     prefix: Texts
     options: DecodeOptions | None
     batch_size: int
     mode: str
-    temperature: float | tuple[float, ...]
+    temperature: float | Iterable[float] | str
     compression_ratio_threshold: float | None
     logprob_threshold: float | None
+    log_prob_threshold: float | None
     no_speech_threshold: float | None
     beam_size: int | None
     best_of: int | None
+    patience: float | None
     length_penalty: float
     repetition_penalty: float
     no_repeat_ngram_size: int
-    suppress_tokens: Iterable[int]
+    suppress_tokens: Iterable[int] | str | None
     suppress_blank: bool
     min_new_tokens: int | None
     max_new_tokens: int | None
@@ -70,12 +87,38 @@ class TranscribeArguments(TypedDict, total=False):
     max_initial_timestamp: float | None
     condition_on_previous_text: bool
     carry_initial_prompt: bool
-    clip_timestamps: Iterable[float]
+    clip_timestamps: Iterable[float] | str
     word_timestamps: bool
+    prepend_punctuations: str
+    append_punctuations: str
     vad_filter: bool | None
     vad_parameters: VadOptions | Mapping[str, float] | None
     multilingual: bool
     hallucination_silence_threshold: float | None
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def shows_options(method: Method) -> Method:
+    """Have the signature of a method list `TranscribeArguments`, with their defaults.
+
+    `help()` and notebooks show it; editors know the arguments by their type.
+    """
+    usual = RecordingOptions(), DecodeOptions()
+    own = inspect.signature(method)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    for name, annotation in TranscribeArguments.__annotations__.items():
+        if name in DECODE_ALIASES:
+            continue
+        default: Any = DEFAULT_BATCH_SIZE if name == "batch_size" else None
+        for options in usual[::-1]:
+            default = getattr(options, name, default)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown = getattr(annotation, "__forward_arg__", annotation)
+        named.append(inspect.Parameter(name, kind, default=default, annotation=shown))
+    method.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return method
 
 
 TEXTS = ("initial_prompt", "hotwords", "prefix")
@@ -93,7 +136,7 @@ class RecordingOptions(TranscribeOptions):
         candidates: codes of the languages among which it is detected; empty for all.
     """
 
-    initial_prompt: str | None = None
+    initial_prompt: str | tuple[int, ...] | None = None
     hotwords: str | None = None
     prefix: str | None = None
     candidates: tuple[str, ...] = ()
@@ -139,6 +182,9 @@ class CallOptions:
 
 def _column(name: str, value: Any, count: int) -> Sequence[Any]:
     """One value per recording."""
+    is_tokens = name == "initial_prompt" and not isinstance(value, str | None)
+    if is_tokens and all(isinstance(each, Integral) for each in check.values(name, value, "text")):
+        return [list(value)] * count
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -175,9 +221,10 @@ def _check_multilingual(options: RecordingOptions, languages: Collection[str]) -
         )
 
 
-def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
-    common: str | None = getattr(decode, name)
-    return common if row[name] is None else check.text(name, row[name])
+def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> Any:
+    if row[name] is None:
+        return getattr(decode, name)
+    return checked_prompt(row[name]) if name == "initial_prompt" else check.text(name, row[name])
 
 
 ON_CPU = 4
@@ -201,28 +248,33 @@ def parse_batch_size(text: str) -> int | None:
     return check.whole_number("batch size", given, least=1, most=MOST_WINDOWS, expected=expected)
 
 
-def automatic_batch_size(model: Any, mode: str, beams: int = 1) -> int:
+def automatic_batch_size(engine: Engine | None, mode: str, beams: int = 1) -> int:
     """Number of windows that fit beside a model on its device.
 
     Args:
-        model: its device, and its `plan` if it has one, determine how many fit.
+        engine: that runs it; None where Transformers does.
         mode: "sequential" or "batched".
         beams: per window.
     """
-    if model.device.type != "cuda" or not hasattr(model, "plan"):
+    if engine is None or engine.weights.device.type != "cuda":
         return ON_CPU
     import torch
 
-    held = sum(each.nbytes for each in model.parameters())
-    free, _ = torch.cuda.mem_get_info(model.device)
-    budget = (held + SHARE_OF_FREE * free) / 1e9
+    from whisper_flash_attention.engine.memory_plan import PlanRequest, largest_plan, weight_bytes
+
+    weights = engine.weights
+    request = PlanRequest(
+        max_new_tokens=weights.decoder.positions.shape[0] - PROMPT_TOKENS,
+        prompt_tokens=PROMPT_TOKENS,
+        num_beams=beams,
+        cross_attention="auto",
+        device=weights.device,
+        dtype=weights.dtype,
+    )
+    free, _ = torch.cuda.mem_get_info(weights.device)
+    budget = weight_bytes(weights, request) + int(SHARE_OF_FREE * free)
     try:
-        plan = model.plan(
-            memory_gb=budget,
-            max_new_tokens=model.config.max_target_positions - PROMPT_TOKENS,
-            prompt_tokens=PROMPT_TOKENS,
-            num_beams=beams,
-        )
-    except OptionError:  # adapters or hooks, or hardly any memory is left
+        plan = largest_plan(weights, request, budget)
+    except OptionError:  # hardly any memory is left
         return ON_CPU
-    return int(max(1, min(plan.batch_size, MOST_ON_GPU[mode])))
+    return min(plan.batch_size, MOST_ON_GPU[mode])

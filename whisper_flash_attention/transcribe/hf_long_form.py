@@ -93,6 +93,7 @@ class GenerateReader:
             recording.language = next(iter(probabilities))
             recording.detected.append(probabilities)
         multilingual = bool(self._vocabulary.languages)
+        padding = self._model.generation_config.pad_token_id
         generated = self._model.generate(
             features,
             attention_mask=mask,
@@ -103,13 +104,18 @@ class GenerateReader:
             return_segments=True,
             monitor_progress=_monitor(recording.report),
             prompt_ids=self._prompt_ids(recording.options.initial_prompt),
+            # Without one, `generate` fails on the second window with previous text.
+            pad_token_id=self._vocabulary.end if padding is None else padding,
             **_thresholds(self._options, features.shape[2]),
             **_search(self._options),
         )
         tokenizer = self._processor.tokenizer
         return _segments(generated["segments"][0], tokenizer, recording.seconds)
 
-    def _prompt_ids(self, text: str | None) -> Tensor | None:
+    def _prompt_ids(self, text: str | tuple[int, ...] | None) -> Tensor | None:
+        if isinstance(text, tuple):
+            first = self._processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+            return torch.tensor([first, *text], device=self._model.device)
         prompt = (text or "").strip()
         if not prompt:
             return None

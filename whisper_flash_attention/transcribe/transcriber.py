@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
-from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
+from whisper_flash_attention.transcribe.arguments import (
+    CallOptions,
+    TranscribeArguments,
+    shows_options,
+)
+from whisper_flash_attention.transcribe.loading import (
+    EngineModel,
+    check_features,
+    load,
+    load_model,
+    load_processor,
+)
+from whisper_flash_attention.transcribe.notebook import notebook_bar
 from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
     merge_channels,
+    numbered,
     recordings_of,
     share_of,
     stream_segments,
@@ -28,11 +43,6 @@ if TYPE_CHECKING:
 
     from whisper_flash_attention.engine.engine import Engine
 
-# What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
-WHISPER_FEATURES = MappingProxyType(
-    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
-)
-
 
 class Transcriber:
     """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
@@ -42,23 +52,33 @@ class Transcriber:
     chunks of speech are decoded side by side instead.
 
     Args:
-        model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`.
-        processor: the processor of the same checkpoint.
+        model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`; or what `load`
+            returned.
+        processor: the processor of the same checkpoint; None beside what `load` returned.
 
     Raises:
         WeightsError: the model's generation config is too old to know timestamps or languages, or
             its features are not Whisper's.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-        generation = model.generation_config
-        _check_features(processor.feature_extractor, model.config.num_mel_bins)
-        self.model = model
-        self.processor = processor
-        self._vocabulary = Vocabulary.of(model.config, generation)
-        self.tokenizer = Detokenizer(processor.tokenizer)
-        self._splitter = WordSplitter(processor.tokenizer)
-        self._alignment_heads = getattr(generation, "alignment_heads", None)
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration | EngineModel,
+        processor: WhisperProcessor | None,
+    ) -> None:
+        self._model = model
+        self._processor = processor
+        if isinstance(model, EngineModel):
+            self._vocabulary, tokenizer = model.vocabulary, model.tokenizer
+            self._alignment_heads = model.alignment_heads
+        else:
+            assert processor is not None
+            generation, tokenizer = model.generation_config, processor.tokenizer
+            check_features(processor.feature_extractor, model.config.num_mel_bins)
+            self._vocabulary = Vocabulary.of(model.config, generation)
+            self._alignment_heads = getattr(generation, "alignment_heads", None)
+        self.tokenizer = Detokenizer(tokenizer)
+        self._splitter = WordSplitter(tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -68,6 +88,7 @@ class Transcriber:
         device: str = "auto",
         dtype: str = "auto",
         attention: str = "auto",
+        quiet: bool = False,
     ) -> Self:
         """Load a checkpoint to transcribe with.
 
@@ -77,21 +98,51 @@ class Transcriber:
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
             attention: a back-end's name, or "auto".
+            quiet: have Transformers and the Hub's client print nothing.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
             OptionError: an unknown device, dtype or attention back-end.
         """
-        from whisper_flash_attention.transcribe.loading import load
+        return cls(*load(source, device=device, dtype=dtype, attention=attention, quiet=quiet))
 
-        return cls(*load(source, device=device, dtype=dtype, attention=attention))
+    def __repr__(self) -> str:
+        model = self._model
+        name = model.source.name if isinstance(model, EngineModel) else model.config.name_or_path
+        return f"Transcriber({name!r}, {self.describe()})"
 
-    def _engine(self) -> Engine | None:
+    @property
+    def model(self) -> WhisperForConditionalGeneration:
+        """The model as an object of Transformers; what is done to it takes effect here.
+
+        A model that `from_pretrained` loaded for the engine alone is loaded once more when this is
+        first read, which imports Transformers.
+        """
+        if isinstance(self._model, EngineModel):
+            source, self._processor = self._model.source, self.processor
+            self._model = load_model(source)
+        return self._model
+
+    @property
+    def processor(self) -> WhisperProcessor:
+        """The processor; loaded when this is first read, as `model`."""
+        if self._processor is None:
+            assert isinstance(self._model, EngineModel)
+            self._processor = load_processor(self._model.source)
+        return self._processor
+
+    def running_engine(self) -> Engine | None:
         """The decode engine on the model's weights; None where Transformers must decode.
 
         Of the model, this and `GenerateReader` alone use more than its configuration.
         """
+        if isinstance(self._model, EngineModel):
+            from whisper_flash_attention.engine.interception import intercepted_by
+
+            engine = self._model.engine
+            if intercepted_by(engine.weights.device) is None:
+                return engine
         if not hasattr(self.model, "attention_backend"):  # Transformers' own class
             return None
         from whisper_flash_attention.hf.eligibility import engine_for
@@ -103,16 +154,40 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
-        return self._engine() is not None
+        return self.running_engine() is not None
 
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
         from whisper_flash_attention.engine.layout import backend_name
 
-        if not self.runs_on_engine:
+        engine = self.running_engine()
+        if engine is None:
             return "Transformers generate"
-        return f"decode engine ({backend_name(self.model.device)})"
+        return f"decode engine ({backend_name(engine.weights.device)})"
+
+    def describe(self) -> str:
+        """What runs the model, in one line: decode loop, attention back-ends, device, dtype."""
+        from whisper_flash_attention.flash_attention import survey
+
+        engine = self.running_engine()
+        if engine is None:
+            config = self.model.config
+            device, dtype, width = self.model.device, self.model.dtype, config.d_model
+            heads = config.encoder_attention_heads
+            attention = str(getattr(self.model, "attention_backend", config._attn_implementation))
+        else:
+            weights, attention = engine.weights, "auto"
+            device, dtype, width = weights.device, weights.dtype, weights.decoder.width
+            heads = weights.encoder.heads
+        if attention == "auto":
+            rows = survey(device, dtype, heads=heads, head_dim=width // heads)
+            encoder, *decoder = (row.picked for row in rows)
+            attention = f"encoder {encoder}"
+            if engine is None:
+                attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
+        dtype_name = str(dtype).removeprefix("torch.")
+        return f"{self.engine}; attention: {attention}; {device}, {dtype_name}"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -137,6 +212,7 @@ class Transcriber:
         **arguments: Unpack[TranscribeArguments],
     ) -> list[Transcription]: ...
 
+    @shows_options
     def transcribe(
         self,
         audio: Audio | list[Audio] | tuple[Audio, ...],
@@ -151,7 +227,8 @@ class Transcriber:
                 or tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list
                 of any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
                 types and scales that `audio.samples.recording_channels` lists.
-            on_progress: called with the share that is done, from 0.0, as windows are decoded.
+            on_progress: called with the share that is done, from 0.0 to 1.0, as windows are
+                decoded. None shows a bar where this is a notebook, and nothing elsewhere.
             **arguments: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
                 `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as
                 `TranscribeArguments` describes them.
@@ -169,6 +246,7 @@ class Transcriber:
             return self._transcribe_all(audio, arguments, on_progress)  # type: ignore[arg-type]
         return self._transcribe_all([audio], arguments, on_progress)[0]  # type: ignore[list-item]
 
+    @shows_options
     def transcribe_many(
         self, recordings: Sequence[Audio], **arguments: Unpack[TranscribeArguments]
     ) -> list[Transcription]:
@@ -179,6 +257,7 @@ class Transcriber:
         """
         return self._transcribe_all(recordings, arguments, None)
 
+    @shows_options
     def stream(self, audio: Audio, **arguments: Unpack[TranscribeArguments]) -> Iterator[Segment]:
         """Yield the segments of one recording, those of a window as soon as it is decoded.
 
@@ -191,13 +270,16 @@ class Transcriber:
         opened = _open_all([audio], options, [channels])
         # The windows are closed first: another thread may be taking recordings for them.
         with closing(opened), closing(self._run(opened, options)) as windows:
-            yield from stream_segments(windows, channels)
+            for number, segment in enumerate(stream_segments(windows, channels)):
+                yield replace(segment, id=number)
 
+    @shows_options
     def transcribe_each(
         self,
         recordings: Iterable[Audio],
         *,
         on_progress: Callable[[int, float], None] | None = None,
+        on_segments: Callable[[int, Sequence[Segment]], None] | None = None,
         **arguments: Unpack[TranscribeArguments],
     ) -> Generator[tuple[int, Transcription]]:
         """Transcribe any number of recordings side by side, and yield each as soon as it is done.
@@ -209,7 +291,9 @@ class Transcriber:
         Args:
             recordings: as for `transcribe`; the options are the same for all of them.
             on_progress: called with the number of a recording and the share of it that is done,
-                from 0.0, as windows are decoded.
+                from 0.0 to 1.0, as windows are decoded.
+            on_segments: called with the number of a recording and its next segments, as windows are
+                decoded; not where each channel is transcribed by itself.
 
         Returns:
             Numbers of recordings, counted from 0, with their transcriptions, in the order in which
@@ -220,6 +304,7 @@ class Transcriber:
         """
         options = CallOptions.of(arguments, 1, self.languages)
         report = on_progress or (lambda index, share: None)
+        counts: Counter[int] = Counter()
         # The channels of every recording that is in progress.
         groups: dict[int, list[Recording]] = {}
 
@@ -240,10 +325,16 @@ class Transcriber:
         def take_done() -> Iterator[tuple[int, Transcription]]:
             # A copy: another thread may add to them.
             for index in [index for index, group in list(groups.items()) if are_done(group)]:
+                report(index, 1.0)
                 yield index, merge_channels(groups.pop(index), self.tokenizer)
 
         with closing(self._run(opened(), options)) as windows:
-            for _ in windows:
+            for recording, segments in windows:
+                if on_segments is not None and segments and recording.channel is None:
+                    located = map(recording.located, segments)
+                    found = numbered(located, counts[recording.index])
+                    counts[recording.index] += len(found)
+                    on_segments(recording.index, found)
                 yield from take_done()
         yield from take_done()
 
@@ -256,6 +347,8 @@ class Transcriber:
         if isinstance(audios, str | bytes):
             raise AudioError(f"several recordings are a list, but got {shown(audios)}")
         options = CallOptions.of(arguments, len(audios), self.languages)
+        if on_progress is None:
+            on_progress = notebook_bar(_label(audios))
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
         # Sums over all recordings are for callers alone.
@@ -263,7 +356,11 @@ class Transcriber:
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
-        return [merge_channels(channels, self.tokenizer) for channels in groups]
+        progress.finish()
+        return [
+            _with_path(merge_channels(channels, self.tokenizer), audio)
+            for audio, channels in zip(audios, groups, strict=True)
+        ]
 
     def _run(
         self, recordings: Iterable[Recording], options: CallOptions
@@ -281,7 +378,7 @@ class Transcriber:
 
     def reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
-        engine = self._engine()
+        engine = self.running_engine()
         if engine is None:
             from whisper_flash_attention.transcribe.hf_long_form import GenerateReader
 
@@ -293,30 +390,24 @@ class Transcriber:
 
         aligner = None
         if options.word_timestamps:
-            aligner = WordAligner(engine, self._vocabulary, self._alignment_heads, self._splitter)
+            aligner = WordAligner(
+                engine, self._vocabulary, self._alignment_heads, self._splitter, options
+            )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self.tokenizer, options, aligner)
 
 
-def describe(transcriber: Transcriber) -> str:
-    """Say in one line what a transcriber runs on: loop, attention back-ends, device, dtype."""
-    from whisper_flash_attention.flash_attention import survey
+def _label(audios: Sequence[Audio]) -> str:
+    """What is transcribed, in a few words."""
+    if len(audios) != 1:
+        return f"{len(audios)} recordings"
+    return os.path.basename(audios[0]) if isinstance(audios[0], str | os.PathLike) else "audio"
 
-    model, config = transcriber.model, transcriber.model.config
-    attention = str(getattr(model, "attention_backend", config._attn_implementation))
-    if attention == "auto":
-        rows = survey(
-            model.device,
-            model.dtype,
-            heads=config.encoder_attention_heads,
-            head_dim=config.d_model // config.encoder_attention_heads,
-        )
-        encoder, *decoder = (row.picked for row in rows)
-        attention = f"encoder {encoder}"
-        if not transcriber.runs_on_engine:
-            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"
+
+def _with_path(transcription: Transcription, audio: Audio) -> Transcription:
+    if not isinstance(audio, str | os.PathLike):
+        return transcription
+    return replace(transcription, path=os.fspath(audio))
 
 
 class Reader(Protocol):
@@ -332,7 +423,7 @@ class Reader(Protocol):
 
 
 class _Progress:
-    """Reports the share of all recordings that is done, whenever it grows and is not all.
+    """Reports the share of all recordings that is done, whenever it grows; all of it at the end.
 
     Args:
         groups: of every recording its channels, once it is open.
@@ -351,6 +442,11 @@ class _Progress:
     def report(self, recording: Recording) -> None:
         self._shares[recording.index] = share_of(self._groups[recording.index])
         self._report_mean()
+
+    def finish(self) -> None:
+        """Report that all is done."""
+        if self._on_progress is not None:
+            self._on_progress(1.0)
 
     def _report_mean(self) -> None:
         share = sum(self._shares) / len(self._shares)
@@ -385,20 +481,3 @@ def _with_sound(recordings: Iterable[Recording]) -> Iterator[Recording]:
             yield recording
         else:
             recording.add_silence(silence)
-
-
-def _check_features(extractor: Any, mel_bins: int) -> None:
-    """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
-    for name, value in WHISPER_FEATURES.items():
-        found = getattr(extractor, name)
-        if found != value:
-            raise WeightsError(
-                f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
-                f"features have {value!r}: transcribe with Transformers' own pipeline"
-            )
-    if extractor.feature_size != mel_bins:
-        raise WeightsError(
-            f"the checkpoint's preprocessor_config.json has feature_size "
-            f"{extractor.feature_size!r}, but its model takes {mel_bins} mel bins: they do not "
-            "belong together"
-        )
