@@ -116,13 +116,13 @@ class ModelOptions:
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf"),
+        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
     )
     dtype: str = option(
         "auto",
         kinds.choice(*DTYPES),
         "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
-        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf"),
+        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
     )
     attention: str = option(
         "auto",

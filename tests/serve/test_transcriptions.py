@@ -10,7 +10,9 @@ import httpx
 import openai
 import pytest
 
+from tests.documents import page, python_blocks
 from tests.serve.conftest import MODEL, Live
+from tools.option_tables import with_fields
 from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.serve.fields import FIELDS
 from whisper_flash_attention.transcribe import Transcriber
@@ -263,3 +265,18 @@ def test_the_document_describes_every_field(live: Live) -> None:
     names = {name.removesuffix("[]") for name in schema["properties"]}
     assert names == {*FIELDS, "file"}
     assert httpx.get(f"{live.url}/docs").status_code == 200
+
+
+def test_the_example_of_the_documentation(
+    live: Live, bundled_recordings: Any, tmp_path: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    [block] = python_blocks(page("serve.md"))
+    (tmp_path / "talk.mp3").write_bytes(bundled_recordings[1].path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("http://127.0.0.1:8000", live.url).replace('"turbo"', '"tiny.en"'), {})
+    assert capsys.readouterr().out == f"{TEXT}\n"
+
+
+def test_the_table_of_fields_is_current() -> None:
+    text = page("serve.md")
+    assert text == with_fields(text), "run `python -m tools.option_tables`"

@@ -96,6 +96,7 @@ COMMANDS = (
         _Home("benchmark", "benchmark_command"),
         throughput=_Home("benchmark", "throughput_command"),
         mlperf=_Home("benchmark", "mlperf_command"),
+        serve=_Home("benchmark", "serve_benchmark_command"),
     ),
 )
 
