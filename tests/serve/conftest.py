@@ -40,10 +40,17 @@ class Live:
         self.url = url
         self.server = server
         self.scheduler = next(iter(server.schedulers.values()))
+        self._clients: list[openai.OpenAI] = []
 
     def client(self, **options: Any) -> openai.OpenAI:
         options = {"api_key": "none", "max_retries": 0, **options}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", **options)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        for client in self._clients:
+            client.close()
 
     def post(self, clip: Any, route: str = "transcriptions", **fields: Any) -> httpx.Response:
         files = {"file": ("clip.wav", clip)}
@@ -66,7 +73,7 @@ def serving(transcriber: Transcriber, **options: Any) -> Iterator[Live]:
     scheduler = Scheduler(MODEL, ModelOptions(), slots=given.slots or 4, transcriber=transcriber)
     scheduler.ready.set()
     server = Server(given, {MODEL: scheduler})
-    config = uvicorn.Config(create_app(server), port=0, log_level="error", ws="websockets-sansio")
+    config = uvicorn.Config(create_app(server), port=0, log_config=None, ws="websockets-sansio")
     web = uvicorn.Server(config)
     listener = config.bind_socket()
     thread = Thread(target=web.run, kwargs={"sockets": [listener]})
@@ -74,7 +81,9 @@ def serving(transcriber: Transcriber, **options: Any) -> Iterator[Live]:
     while not web.started:
         time.sleep(0.01)
     try:
-        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
+        live = Live(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
+        yield live
+        live.close_clients()
     finally:
         web.should_exit = True
         thread.join()

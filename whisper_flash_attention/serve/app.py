@@ -133,10 +133,10 @@ class Server:
                 try:
                     spoken = parse_fields(items, task)
                     scheduler = self.scheduler(spoken.model)
-                    model = scheduler.name
-                except RequestError:
+                except BaseException:
                     upload.file.close()
                     raise
+                model = scheduler.name
                 response = await self._respond(request, spoken, scheduler, upload, began)
             status = response.status_code
             streams = isinstance(response, StreamingResponse)

@@ -449,13 +449,13 @@ def unknown_field(name: str) -> RequestError:
 
 def _parsed(about: FormField, value: Any) -> Any:
     try:
-        parsed = about.parse(value)
-    except (OptionError, ValueError):
-        if about.name == "response_format" and value == "diarized_json":
-            error = OptionError("this server does not distinguish speakers; take verbose_json")
+        return about.parse(value)
+    except (OptionError, ValueError) as error:
+        reason = str(error)
+        if value == "diarized_json":
+            reason = "this server does not distinguish speakers; take verbose_json"
         shown = printable(str(value)[:MOST_SHOWN])
-        raise refused(about.name, f"{about.name} is {shown!r}: {error}") from error
-    return parsed
+        raise refused(about.name, f"{about.name} is {shown!r}: {reason}") from error
 
 
 def form_schema() -> dict[str, Any]:

@@ -48,6 +48,7 @@ def run_server(
     )
     server = uvicorn.Server(config)
     listener = config.bind_socket()
+    listener.listen(BACKLOG)  # clients may connect while the application is being started
     host = f"[{options.host}]" if ":" in options.host else options.host
     first = next(iter(schedulers.values()))
     report(f"http://{host}:{listener.getsockname()[1]}: loading {first.name}")

@@ -126,9 +126,7 @@ class ResponseBuilder:
                 **fields,
             }
             if not request.granularities or "segment" in request.granularities:
-                fields["segments"] = [
-                    self.segment(each, number) for number, each in enumerate(transcription.segments)
-                ]
+                fields["segments"] = [segment_row(each) for each in transcription.segments]
             if "word" in request.granularities:
                 fields["words"] = words_of(transcription.segments)
         elif request.logprobs:
@@ -160,7 +158,7 @@ def segment_row(segment: Segment) -> dict[str, Any]:
 def words_of(segments: Sequence[Segment]) -> list[dict[str, Any]]:
     """Words of `verbose_json`."""
     return [
-        {"word": word.text, "start": word.start, "end": word.end}
+        {"word": str(word), "start": word.start, "end": word.end}
         for segment in segments
         for word in segment.words
     ]

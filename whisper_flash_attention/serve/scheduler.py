@@ -134,6 +134,8 @@ class Job:
         return self.size > LONG_BYTES
 
     def end(self, result: Transcription | BaseException) -> None:
+        """Release the recording, and report the result."""
+        self.audio = b""
         self.on_close()
         self.on_end(result)
 
@@ -304,8 +306,13 @@ class Scheduler:
             self._admit()
             if entry := self._next_entry():
                 self._take_turn(entry, in_stream=False)
-        for job in [*self._coming[False], *self._coming[True], *(e.job for e in self._ready)]:
-            job.end(Cancelled("the server is stopping"))
+        with self._wake:
+            begun = {entry.job for entry in (*self._ready, *self._held)}
+            jobs = [*self._coming[False], *self._coming[True], *begun]
+        for job in jobs:
+            if not job.has_ended:
+                job.has_ended = True
+                job.end(Cancelled("the server is stopping"))
 
     def _has_work(self) -> bool:
         return self._stopping or bool(self._ready) or self._has_room()
@@ -477,11 +484,12 @@ class Scheduler:
         if entry.is_alone:
             return []
         room = max(1, self.slots) - 1
-        like = [each for each in self._ready if each.reader is entry.reader and not each.is_alone]
         with self._wake:
-            for each in like[:room]:
+            like = [each for each in self._ready if each.reader is entry.reader]
+            like = [each for each in like if not each.is_alone][:room]
+            for each in like:
                 self._ready.remove(each)
-        return like[:room]
+        return like
 
     def _decode_together(self, entries: list[Entry]) -> None:
         """Decode one window of recordings with the same options."""
