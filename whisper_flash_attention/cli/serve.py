@@ -38,17 +38,14 @@ def serve_command(
     Requests share one running batch per model. SIGTERM ends the server after the requests under
     way.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash serve --model turbo
-
       whisper-flash serve --model whisper-1=small --model tiny.en --idle-unload 600
-
       whisper-flash serve --host 0.0.0.0 --api-key secret
-
       curl http://127.0.0.1:8000/v1/audio/transcriptions -F file=@talk.mp3
 
-    [b]Exit codes[/b]: 0 stopped by SIGTERM; 2 misuse, or no model; 130 interrupted.
+    Exit codes: 0 stopped by SIGTERM; 2 misuse, or no model; 130 interrupted.
     """
     try:
         from whisper_flash_attention.serve.process import run_server
