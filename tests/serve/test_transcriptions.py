@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,7 +14,6 @@ import pytest
 from tests.documents import page, python_blocks
 from tests.serve.conftest import MODEL, Live
 from tools.option_tables import with_fields
-from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.serve.fields import FIELDS
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.writers import render
@@ -142,7 +142,7 @@ def test_a_stream_of_verbose_json_carries_words(live: Live, clip: bytes) -> None
 
 
 def test_sixteen_clients_get_the_texts_of_transcribe(
-    live: Live, bundled_recordings: tuple[BundledClip, ...], transcriber: Transcriber
+    live: Live, clip: bytes, transcriber: Transcriber
 ) -> None:
     """With options of their own: words, a prompt, no timestamps."""
     kinds: list[dict[str, Any]] = [
@@ -151,27 +151,31 @@ def test_sixteen_clients_get_the_texts_of_transcribe(
         {"initial_prompt": "Mr. Dashwood"},
         {"without_timestamps": True},
     ]
-    files = [bundled_recordings[number].path.read_bytes() for number in (1, 4)]
-    expected = {
-        (row, column): transcriber.transcribe(file, **kind).text
-        for row, file in enumerate(files)
-        for column, kind in enumerate(kinds)
-    }
-    pairs = list(expected) * 2
 
     async def all_texts() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{live.url}/v1", api_key="none") as client:
+            create = client.audio.transcriptions.create
+            jobs = [create(file=clip, model=MODEL, extra_body=kind) for kind in 4 * kinds]
+            return [found.text for found in await asyncio.gather(*jobs)]
 
-            async def one(row: int, column: int) -> str:
-                found = await client.audio.transcriptions.create(
-                    file=files[row], model=MODEL, extra_body=kinds[column]
-                )
-                return found.text
-
-            return await asyncio.gather(*(one(*pair) for pair in pairs))
-
-    assert asyncio.run(all_texts()) == [expected[pair] for pair in pairs]
+    assert asyncio.run(all_texts()) == 4 * [
+        transcriber.transcribe(clip, **kind).text for kind in kinds
+    ]
     assert live.is_idle()
+
+
+@pytest.mark.slow
+def test_all_recordings_have_the_texts_of_transcribe(
+    live: Live, shared_audio: Any, transcriber: Transcriber
+) -> None:
+    """Alone, and from sixteen clients at once."""
+    paths = [path for path in sorted(shared_audio.iterdir()) if path.suffix != ".json"]
+    expected = [transcriber.transcribe(path).text for path in paths]
+    create = live.client().audio.transcriptions.create
+    assert [create(file=path, model=MODEL).text for path in paths] == expected
+    with ThreadPoolExecutor(16) as clients:
+        found = clients.map(lambda path: create(file=path, model=MODEL).text, paths)
+        assert list(found) == expected
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def run_server(
         create_app(Server(options, schedulers)),
         host=options.host,
         port=options.port,
-        log_level="warning",
+        log_config=None,  # warnings go to standard error, as those of every other package
         access_log=False,
         backlog=BACKLOG,
         ws="websockets-sansio",
