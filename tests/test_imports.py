@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmark": {
         "_version",
         "audio",
+        "batch",
         "devices",
         "engine",
         "errors",
@@ -100,6 +101,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "parity",
         "terminal",
         "transcribe",
+        "validation",
         "weights",
     },
     "__main__": {"cli"},
