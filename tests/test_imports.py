@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "hf",
         "languages",
         "modeling_whisper_flash_attention",
+        "option_kinds",
         "options",
         "terminal",
         "validation",

@@ -124,21 +124,15 @@ def benchmark_command(
     Written to the output folder: results.jsonl (as it goes), results.json,
     results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
 
-    [b]Examples[/b]
-
-      whisper-flash benchmark   [dim]# both tables of a GPU, or the small one of a CPU[/dim]
-
+    \b
+    Examples:
+      whisper-flash benchmark   # both tables of a GPU, or the small one of a CPU
       whisper-flash benchmark --setting default --checkpoint tiny --checkpoint base
-
       whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
-
       whisper-flash benchmark --report --output benchmarks/results/h100
-
       whisper-flash benchmark --list
-
-      whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
-
-      whisper-flash benchmark mlperf --help   [dim]# MLPerf's load generator, unofficially[/dim]
+      whisper-flash benchmark throughput --help   # from samples in memory to text
+      whisper-flash benchmark mlperf --help   # MLPerf's load generator, unofficially
     """
     model = options_of(ModelOptions, given)
     device, dtype = model.device, model.dtype
@@ -375,12 +369,10 @@ def throughput_command(
     same number of tokens for every window of 30 s. Besides the factor, the time of each part of a
     batch, run alone: copies, log-mel, encoder, decoder, text and segments, words.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash benchmark throughput --checkpoint large-v3-turbo --batch-size 128
-
       whisper-flash benchmark throughput --checkpoint tiny --batch-size 1 --word-timestamps
-
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
 
       whisper-flash benchmark throughput --from files --container flac --recordings 96 --length 300
@@ -616,12 +608,10 @@ def mlperf_command(
     Written to the output folder: performance/ and accuracy/ with the load generator's log files,
     and row.json.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash benchmark mlperf --model tiny.en --seconds 60
-
       whisper-flash benchmark mlperf dev-all.json --model large-v3
-
       whisper-flash benchmark mlperf --random-weights large-v3 --seconds 120 --no-accuracy
     """
     from whisper_flash_attention.benchmark.environment import describe_environment
