@@ -349,6 +349,7 @@ class Transcriber:
                 yield from take_done()
         yield from take_done()
 
+    @shows_options
     def warm_up(self, **arguments: Unpack[TranscribeArguments]) -> None:
         """Have compiled and allocated what calls with these arguments need.
 
@@ -360,7 +361,7 @@ class Transcriber:
         """
         size = CallOptions.of(arguments, 1, self.languages).batch_size
         for recordings in warm_up_calls(size):
-            self._transcribe_all(recordings, arguments, None)
+            self._transcribe_all(recordings, arguments, lambda share: None)
 
     def _transcribe_all(
         self,
