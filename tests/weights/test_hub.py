@@ -9,7 +9,6 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from httpx import ConnectTimeout
 from huggingface_hub import constants
 
 from whisper_flash_attention.errors import WeightsError
@@ -24,6 +23,10 @@ FILES = {
     "model.safetensors": 965_000_000,
     "pytorch_model.bin": 966_000_000,
 }
+
+
+class ConnectTimeout(Exception):
+    """Of some HTTP library."""
 
 
 class FakeHub:

@@ -73,14 +73,17 @@ class Hub:
 
     def _replies(self, name: str, groups: tuple[tuple[str, ...], ...]) -> bool:
         """Whether the Hub replies, and say what will be downloaded; False if the cache will do."""
-        from httpx import TransportError
         from huggingface_hub import HfApi, constants, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         if constants.HF_HUB_OFFLINE:
             return True  # the client knows
         try:
             info = HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
-        except TransportError as error:
+        except (HfHubHTTPError, HFValidationError):  # the Hub replied, or need not
+            raise
+        # What else it raises is of its HTTP library, which differs between releases.
+        except Exception as error:
             reason = f"{constants.ENDPOINT} cannot be reached ({error or type(error).__name__})"
             if isinstance(try_to_load_from_cache(name, "config.json", self.folder), str):
                 logger.warning("%s; %s is taken from the cache", reason, name)
