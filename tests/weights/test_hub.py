@@ -85,7 +85,7 @@ def test_a_hub_that_does_not_reply_is_one_line_after_one_request(hub: FakeHub) -
     with pytest.raises(WeightsError) as caught:
         load("small", device="cpu")
     message = str(caught.value)
-    assert message.startswith("cannot load model 'small': ")
+    assert message.startswith("cannot load model 'openai/whisper-small': ")
     assert "cannot be reached (timed out)" in message and "package:tiny.en" in message
     assert "\n" not in message and len(hub.requests) == 1 and not hub.downloads
     assert PATIENCE <= 5

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.terminal import ANNOUNCEMENT
 
 # Seconds for the Hub to reply.
@@ -53,20 +54,29 @@ class Hub:
             weights: whether its weights are needed.
 
         Raises:
-            ConnectionError: the Hub cannot be reached, and the cache lacks the repository.
+            WeightsError: the Hub cannot be reached, and the cache lacks the repository.
 
         What the client of the Hub raises passes.
         """
         from huggingface_hub import snapshot_download
 
         groups = (_DESCRIPTIONS, *(_WEIGHTS if weights else ()))
-        options = {"cache_dir": self.folder, "local_files_only": self.local_files_only}
-        if not self.local_files_only:
-            options["local_files_only"] = not self._replies(name, groups)
-        folder = Path(snapshot_download(name, allow_patterns=list(_DESCRIPTIONS), **options))
+        is_local = self.local_files_only or not self._replies(name, groups)
+
+        def download(patterns: tuple[str, ...]) -> Path:
+            return Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=list(patterns),
+                    cache_dir=self.folder,
+                    local_files_only=is_local,
+                )
+            )
+
+        folder = download(_DESCRIPTIONS)
         for patterns in groups[1:]:
             if not (folder / patterns[0]).exists():
-                folder = Path(snapshot_download(name, allow_patterns=list(patterns), **options))
+                folder = download(patterns)
             if (folder / patterns[0]).exists():
                 break
         return folder
@@ -88,7 +98,10 @@ class Hub:
             if isinstance(try_to_load_from_cache(name, "config.json", self.folder), str):
                 logger.warning("%s; %s is taken from the cache", reason, name)
                 return False
-            raise ConnectionError(reason) from error
+            raise WeightsError(
+                f"cannot load model {name!r}: {reason}; without a network, give a local folder or "
+                "package:tiny.en"
+            ) from error
         missing = sum(
             file.size or 0
             for file in _wanted(info.siblings or [], groups)
