@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": {"errors", "options", "validation"},
     "flash_attention": {"errors"},
     "kernels": {"errors"},
-    "weights": {"errors", "languages", "validation"},
+    "weights": {"errors", "languages", "terminal", "validation"},
     "audio": {"errors", "option_kinds", "options", "terminal", "validation"},
     "engine": {"errors", "flash_attention", "kernels", "validation"},
     "hf": {"engine", "errors", "flash_attention"},

@@ -89,6 +89,8 @@ class Transcriber:
         dtype: str = "auto",
         attention: str = "auto",
         quiet: bool = False,
+        download_root: str | None = None,
+        local_files_only: bool = False,
     ) -> Self:
         """Load a checkpoint to transcribe with.
 
@@ -99,13 +101,25 @@ class Transcriber:
             dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
+            download_root: folder of downloaded checkpoints; None is the Hub's cache.
+            local_files_only: take what was downloaded before, and do without the network.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
             OptionError: an unknown device, dtype or attention back-end.
         """
-        return cls(*load(source, device=device, dtype=dtype, attention=attention, quiet=quiet))
+        return cls(
+            *load(
+                source,
+                device=device,
+                dtype=dtype,
+                attention=attention,
+                quiet=quiet,
+                download_root=download_root,
+                local_files_only=local_files_only,
+            )
+        )
 
     def __repr__(self) -> str:
         model = self._model
