@@ -249,7 +249,7 @@ def mutate_torch(rng: random.Random, data: bytes) -> bytes:
 
 
 def openai_file(path: Path) -> None:
-    """Write an OpenAI checkpoint of 8 columns; some of its tensors share a storage."""
+    """Write an OpenAI checkpoint of 64 columns; some of its tensors share a storage."""
     import torch
 
     from whisper_flash_attention.weights.checkpoint import make_dimensions, parameter_shapes
@@ -258,13 +258,13 @@ def openai_file(path: Path) -> None:
     theirs = ("n_vocab", "n_audio_state", "n_mels", "n_audio_ctx", "n_text_ctx", "n_audio_layer")
     theirs += ("n_text_layer", "n_audio_head", "n_text_head")
     dims = dict(zip(theirs, list(SMALL.values())[:9], strict=True)) | {"n_vocab": 51864}
-    dims |= {"n_text_state": 8}
-    ours = SMALL | {"vocab_size": 51864, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    dims |= {"n_text_state": 64}
+    ours = SMALL | {"vocab_size": 51864, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
     shapes = parameter_shapes(make_dimensions("", **ours)[0])
-    shared = torch.zeros(8)
+    shared = torch.zeros(64)
     state = {
         openai_name(name): torch.zeros(shape, dtype=torch.float16)
-        if shape != (8,)
+        if shape != (64,)
         else shared.half()
         for name, shape in shapes.items()
     }
@@ -447,7 +447,6 @@ def loaders(folder: Path) -> dict[str, Case]:
         "tokenizer": changed(whole, [*words, "merges.txt"], mutate_words, open_processor),
         "tokenizer of the engine": changed(whole, [*words, "merges.txt"], mutate_words, open_all),
         "tokenizer.json alone": changed(bare, ["tokenizer.json"], mutate_json, open_processor),
-        "tokenizer.json of the engine": changed(bare, ["tokenizer.json"], mutate_json, open_all),
         "features of the engine": changed(
             whole, ["preprocessor_config.json"], mutate_json, open_all
         ),
