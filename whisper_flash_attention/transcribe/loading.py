@@ -21,6 +21,7 @@ from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 from whisper_flash_attention.validation import shown
+from whisper_flash_attention.weights.hub import Hub
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ class Source:
         name: as it was given; `checkpoint` is its Hub id where it is a short name.
         attention: "auto", or what the model is to run on.
         quiet: whether Transformers and the Hub's client print nothing.
+        hub: where repositories come from.
 
     Raises as `load`.
     """
@@ -56,16 +58,19 @@ class Source:
     dtype: torch.dtype
     attention: str
     quiet: bool
+    hub: Hub
 
     @classmethod
-    def of(cls, name: str, *, device: str, dtype: str, attention: str, quiet: bool) -> Source:
+    def of(
+        cls, name: str, *, device: str, dtype: str, attention: str, quiet: bool, hub: Hub
+    ) -> Source:
         from whisper_flash_attention.weights import hub_id
 
         target = resolve_device(device)
         precision = resolve_dtype(dtype, target)
         checkpoint = hub_id(name)
         check_attention(attention)
-        return cls(name, checkpoint, target, precision, attention, quiet)
+        return cls(name, checkpoint, target, precision, attention, quiet, hub)
 
     def silence(self, *packages: str) -> AbstractContextManager[None]:
         """Keep these packages from printing, if that is wanted."""
@@ -100,6 +105,8 @@ def load(
     dtype: str = "auto",
     attention: str = "auto",
     quiet: bool = False,
+    download_root: str | None = None,
+    local_files_only: bool = False,
 ) -> tuple[WhisperForConditionalGeneration | EngineModel, WhisperProcessor | None]:
     """Load the arguments of `Transcriber`: those of the engine where it can run the model.
 
@@ -108,7 +115,10 @@ def load(
     Args:
         quiet: have Transformers and the Hub's client print nothing.
     """
-    checked = Source.of(source, device=device, dtype=dtype, attention=attention, quiet=quiet)
+    hub = Hub(download_root, local_files_only)
+    checked = Source.of(
+        source, device=device, dtype=dtype, attention=attention, quiet=quiet, hub=hub
+    )
     found = load_engine(checked)
     if isinstance(found, EngineModel):
         return found, None
@@ -129,7 +139,9 @@ def load_engine(source: Source) -> EngineModel | str:
     with explained(source.name):
         is_remote = locate(source.checkpoint).folder is None
         with source.silence(*(["huggingface_hub"] if is_remote else [])):
-            files = read_model(source.checkpoint, lambda tensor: tensor.to(device, dtype))
+            files = read_model(
+                source.checkpoint, lambda tensor: tensor.to(device, dtype), source.hub
+            )
     if isinstance(files, str):
         return files
     sizes = files.checkpoint.dimensions
@@ -164,6 +176,8 @@ def load_model(source: Source) -> WhisperForConditionalGeneration:
             attn_implementation=source.attention,
             dtype=source.dtype,
             output_loading_info=True,
+            cache_dir=source.hub.folder,
+            local_files_only=source.hub.local_files_only,
         )
     model, report = loaded
     check_complete(source.name, report)
