@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -30,23 +30,41 @@ class Metrics:
     """
 
     def __init__(self, schedulers: Mapping[str, Scheduler]) -> None:
-        self.registry = CollectorRegistry()
-        about = {"registry": self.registry, "namespace": "whisper_flash"}
+        self.registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "requests", "Requests that ended.", ("route", "model", "status"), **about
+            "whisper_flash_requests",
+            "Requests that ended.",
+            ("route", "model", "status"),
+            registry=registry,
         )
-        self.errors = Counter("errors", "Errors, by kind.", ("kind",), **about)
+        self.errors = Counter(
+            "whisper_flash_errors", "Errors, by kind.", ("kind",), registry=registry
+        )
         self.latency = Histogram(
-            "request_seconds", "Seconds of a request.", ("route",), buckets=SECONDS, **about
+            "whisper_flash_request_seconds",
+            "Seconds of a request.",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
         )
         self.first_segment = Histogram(
-            "first_window_seconds", "Seconds until the first window.", buckets=SECONDS, **about
+            "whisper_flash_first_window_seconds",
+            "Seconds until the first window.",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.audio_seconds = Counter(
-            "audio_seconds", "Seconds of audio transcribed.", ("model",), **about
+            "whisper_flash_audio_seconds",
+            "Seconds of audio transcribed.",
+            ("model",),
+            registry=registry,
         )
-        self.in_progress = Gauge("requests_in_progress", "Requests in progress.", **about)
-        self.sessions = Gauge("realtime_sessions", "Open realtime sessions.", **about)
+        self.in_progress = Gauge(
+            "whisper_flash_requests_in_progress", "Requests in progress.", registry=registry
+        )
+        self.sessions = Gauge(
+            "whisper_flash_realtime_sessions", "Open realtime sessions.", registry=registry
+        )
         self.registry.register(_Queues(schedulers))
 
     def render(self) -> bytes:
@@ -61,7 +79,7 @@ class _Queues(Collector):
         self._schedulers = schedulers
 
     def collect(self) -> Iterable[Metric]:
-        rows = {
+        rows: dict[str, tuple[str, Callable[[Scheduler], float]]] = {
             "queue": ("Recordings that wait for a turn.", lambda each: each.waiting),
             "slots": ("Windows that are decoded side by side at most.", lambda each: each.slots),
             "slots_in_use": ("Windows that are being decoded.", lambda each: each.in_slots),
@@ -70,5 +88,5 @@ class _Queues(Collector):
         for name, (text, read) in rows.items():
             family = GaugeMetricFamily(f"whisper_flash_{name}", text, labels=["model"])
             for model, scheduler in self._schedulers.items():
-                family.add_metric([model], float(read(scheduler)))
+                family.add_metric([model], read(scheduler))
             yield family

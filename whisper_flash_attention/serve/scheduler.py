@@ -356,7 +356,7 @@ class Scheduler:
         self.transcriber = None
         self._readers.clear()
         gc.collect()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     # Opening and preparing.

@@ -57,7 +57,7 @@ class LiveFormat:
     def samples(self, data: bytes) -> Samples:
         """Mono float32 samples `[T]` of whole samples' bytes."""
         if self.kind == "audio/pcm":
-            return np.frombuffer(data, "<i2").astype(np.float32) / 32768
+            return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
         return CODES[self.kind][np.frombuffer(data, np.uint8)]
 
 
