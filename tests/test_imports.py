@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmark": {
         "_version",
         "audio",
+        "batch",
         "devices",
         "engine",
         "errors",
@@ -101,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "parity",
         "terminal",
         "transcribe",
+        "validation",
         "weights",
     },
     "__main__": {"cli"},
