@@ -33,10 +33,10 @@ def serve_command(
     ] = None,
     **given: Any,
 ) -> None:
-    """Serve OpenAI's audio API: transcriptions, translations, realtime, and a page to try it.
+    """Serve OpenAI's audio API: transcriptions, translations, realtime.
 
-    Requests share one running batch per model. SIGTERM ends the server after the requests under
-    way.
+    Requests share one running batch per model. The page at the root tries it in a
+    browser. SIGTERM ends the server after the requests under way.
 
     \b
     Examples:
