@@ -77,7 +77,7 @@ COMMANDS = (
     ),
     LazyCommand(
         "serve",
-        "Serve OpenAI's audio API: transcriptions, translations, realtime.",
+        "Serve OpenAI's audio API, on one running batch.",
         _Home("serve", "serve_command"),
     ),
     LazyCommand(

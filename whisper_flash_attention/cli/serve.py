@@ -33,9 +33,9 @@ def serve_command(
     ] = None,
     **given: Any,
 ) -> None:
-    """Serve OpenAI's audio API: transcriptions, translations, realtime.
+    """Serve OpenAI's audio API, on one running batch.
 
-    Requests share one running batch per model. The page at the root tries it in a
+    Requests of a model join its batch as they come. The page at the root tries it in a
     browser. SIGTERM ends the server after the requests under way.
 
     \b
