@@ -16,7 +16,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.serve.conftest import Live
+from tests.serve.live_server import Live
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.conftest import MODEL, Live, serving
+from tests.serve.live_server import MODEL, Live, serving
 from whisper_flash_attention.errors import NotFinite
 from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.transcribe import Transcriber

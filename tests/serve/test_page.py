@@ -16,7 +16,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.serve.conftest import Live
+from tests.serve.live_server import Live
 from whisper_flash_attention.audio import BundledClip
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.serve.conftest import MODEL, Live
+from tests.serve.live_server import MODEL, Live
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.serve.turns import CODES, LiveFormat, StableText
 from whisper_flash_attention.transcribe import Transcriber

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.documents import page, python_blocks
-from tests.serve.conftest import MODEL, Live
+from tests.serve.live_server import MODEL, Live
 from tools.option_tables import with_fields
 from whisper_flash_attention.serve.fields import FIELDS
 from whisper_flash_attention.transcribe import Transcriber
