@@ -33,10 +33,8 @@ A folder's `index.json`, if it has one, is a list of objects with `file`, `langu
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from operator import itemgetter
 from pathlib import Path
@@ -49,6 +47,7 @@ import numpy.typing as npt
 import torch
 import typer
 from _harness import Commit, Output, app_of, console, print_rows, time_in_turns, write_json
+from _spoken import Spoken, find_spoken, normalised, with_transcript, word_errors
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
@@ -70,8 +69,6 @@ PLAIN: dict[str, Any] = {
     "no_speech_threshold": None,
     "condition_on_previous_text": False,
 }
-# Written without blanks: a character counts as a word.
-CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 LONG_SECONDS = 30
 # Systems, and those that should give the same text. In names, which committed results have, "told"
 # is with the text of the previous window as context.
@@ -94,51 +91,6 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Chunks at a time.")]
 
 
 # --- recordings and systems ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A recording; the code of its language, and its transcript, if that is known."""
-
-    path: Path
-    language: str
-    transcript: str | None
-
-
-def find_spoken(audio: Sequence[str], language: str) -> list[Spoken]:
-    """Recordings of files and folders; `language` is that of those without one in an index."""
-    found: list[Spoken] = []
-    for name in audio:
-        index = Path(name) / "index.json"
-        if index.is_file():
-            rows = json.loads(index.read_text("utf-8"))
-            found += [
-                Spoken(index.parent / row["file"], row["language"], row["transcript"] or None)
-                for row in rows
-            ]
-        else:
-            found += [_with_transcript(Path(entry.name), language) for entry in find_inputs([name])]
-    return found
-
-
-def _with_transcript(path: Path, language: str) -> Spoken:
-    beside = path.with_suffix(".txt")
-    return Spoken(path, language, beside.read_text("utf-8") if beside.is_file() else None)
-
-
-def normalised(text: str, language: str = "en") -> str:
-    """Lower case, without punctuation; single characters of languages written without blanks."""
-    kept = (letter if letter.isalnum() or letter in " '" else " " for letter in text.lower())
-    plain = "".join(kept)
-    return " ".join("".join(plain.split())) if language in CHARACTER_LANGUAGES else plain
-
-
-def word_errors(spoken: Spoken, text: str) -> WordErrors:
-    """Errors against the transcript; of no words where there is none."""
-    errors = WordErrors()
-    if spoken.transcript is not None:
-        errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
-    return errors
 
 
 def stock_segments(
@@ -547,7 +499,7 @@ def long_form(
     }
     rows = []
     for entry in find_inputs(audio):
-        spoken = _with_transcript(Path(entry.name), language)
+        spoken = with_transcript(Path(entry.name), language)
         samples = load_audio(spoken.path)
         found = time_systems(systems, samples, rounds)
         for name, row in found.items():
