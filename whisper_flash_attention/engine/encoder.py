@@ -27,6 +27,7 @@ from whisper_flash_attention.engine.weights import (
     Linear,
     linear,
     normalize,
+    queries_keys_values,
 )
 from whisper_flash_attention.flash_attention import attend
 
@@ -128,9 +129,9 @@ def _rows(convolution: Linear) -> Tensor:
 def _attend(attention: Attention, x: Tensor, heads: int) -> Tensor:
     """Multi-head self-attention of [b, T, D] with its output projection."""
     shape = (*x.shape[:2], heads, HEAD_WIDTH)
-    parts = (attention.q, attention.k, attention.v)
+    parts = queries_keys_values(x, attention)
     # Stock Whisper scales q before the product. The factor is a power of two: it is all one.
-    mixed = attend(*(linear(x, part).view(shape) for part in parts), scale=HEAD_WIDTH**-0.5)
+    mixed = attend(*(part.view(shape) for part in parts), scale=HEAD_WIDTH**-0.5)
     return linear(mixed.reshape(x.shape), attention.out)
 
 
