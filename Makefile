@@ -12,7 +12,7 @@ QUICK := $(addprefix tests/,flash_attention \
   $(addprefix audio/test_,lengths.py log_mel_windows.py samples.py samples_channels.py) \
   $(addprefix batch/test_,manifest.py progress.py results.py shards.py sink.py) \
   $(addprefix benchmark/test_,report.py results.py roofline.py settings.py) \
-  $(addprefix engine/test_,kv_cache.py layout.py logits_processors.py memory_plan.py) \
+  $(addprefix engine/test_,layout.py layout_state.py logits_processors.py memory_plan.py) \
   $(addprefix kernels/test_,launch.py layer_norm.py logits.py transpose.py) \
   $(addprefix transcribe/test_,cues.py hallucination.py output.py prompts.py \
     results.py segmentation.py segmentation_clips.py segmentation_leftovers.py writers.py) \

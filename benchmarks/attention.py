@@ -55,8 +55,7 @@ from whisper_flash_attention.kernels.absorbed_attention import (
     choose_splits,
     workspace_shapes,
 )
-from whisper_flash_attention.kernels.absorbed_query import absorb_query
-from whisper_flash_attention.kernels.absorbed_values import project_values
+from whisper_flash_attention.kernels.absorbed_projections import absorb_query, project_values
 from whisper_flash_attention.kernels.encoder_attention import Config, attention, choose
 from whisper_flash_attention.kernels.launch import compiling
 

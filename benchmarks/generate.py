@@ -67,8 +67,7 @@ from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZ
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.greedy import GreedyChooser
-from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
-from whisper_flash_attention.engine.layout import Arena, layout_for
+from whisper_flash_attention.engine.layout import Arena, DecodeState, layout_for, state_bytes
 from whisper_flash_attention.engine.logits_processors import KernelProcessors, LogitsProcessors
 from whisper_flash_attention.engine.packing import PRECISIONS, pack
 from whisper_flash_attention.engine.request import Request

@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # other on a crowded machine are many times slower.
     if torch is not None:
         torch.set_num_threads(1)
+    # The same for the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # A shell has what it starts in the background ignore Ctrl-C, for which tests would wait.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The exceptions that this package raises for users, and what tells them from bugs.
+"""The exceptions that this package raises for users, and their distinction from bugs.
 
     WhisperFlashError
     ├── UnsupportedAttention     no back-end, or not the one requested, can run this attention
@@ -6,12 +6,12 @@
     ├── WeightsError             a checkpoint is missing, truncated, wrong or hostile
     ├── AudioError               a recording is missing, not audio, or empty
     ├── DecoderError             the processes that decode recordings cannot run
-    ├── OptionError              an option has a value that makes no sense here
+    ├── OptionError              an option has an unknown or impossible value
     ├── DeviceError              the requested device does not exist
     ├── MissingPackage           an optional package is needed; the message names the extra
-    ├── IncompatibleTransformers a Transformers internal that we lean on has changed
+    ├── IncompatibleTransformers a Transformers internal that is used here has changed
     ├── NotFinite                the model computed NaN or infinity
-    ├── BatchError               results of an archive cannot be written, or are not to be trusted
+    ├── BatchError               results of an archive cannot be written, or are damaged
     └── BenchmarkError           the benchmark cannot do what was requested
 
 EngineBypassed is a warning: `generate` ran without the engine although nothing required that.
@@ -58,7 +58,7 @@ class MissingPackage(WhisperFlashError, ImportError):
 
 
 class IncompatibleTransformers(WhisperFlashError, ImportError):
-    """The installed Transformers does not keep a promise that this package leans on."""
+    """The installed Transformers lacks an internal that this package uses."""
 
 
 class EngineBypassed(UserWarning):
@@ -69,19 +69,19 @@ class EngineBypassed(UserWarning):
 
 
 class NotFinite(WhisperFlashError, ArithmeticError):
-    """The model computed NaN or infinity, so that its tokens would mean nothing."""
+    """The model computed NaN or infinity, so that its tokens are meaningless."""
 
 
 class BatchError(WhisperFlashError, RuntimeError):
-    """Results of an archive cannot be written or read, or the workers on it came to an end."""
+    """Results of an archive cannot be written or read, or all of its workers have died."""
 
 
 class BenchmarkError(WhisperFlashError, RuntimeError):
     """The benchmark cannot run what was requested, or cannot use the results it found."""
 
 
-# What Python raises where code does not fit the code that it calls: a package of another version,
-# a name that is gone, a broken invariant. No recording can be blamed for these.
+# Raised where code does not fit the code that it calls: a package of another version, a missing
+# name, a broken invariant. These do not depend on the recording.
 BUGS = (
     TypeError,
     AttributeError,
@@ -94,10 +94,10 @@ BUGS = (
 
 
 def is_bug(error: BaseException) -> bool:
-    """Whether the same would happen with other recordings, so that the run must end.
+    """Whether an error would occur with other recordings as well, so that the run must end.
 
-    Everything else is taken to be about the recording at hand: codecs, storage and numerics raise
-    many kinds of `ValueError`, `RuntimeError` and `LookupError` about odd input. What this package
-    raises on purpose is never a bug, `MissingPackage` (an `ImportError`) included.
+    All others are attributed to the recording: codecs, storage and numerics raise many kinds of
+    `ValueError`, `RuntimeError` and `LookupError` about odd input. Errors of this package are
+    never bugs, `MissingPackage` (an `ImportError`) included.
     """
     return isinstance(error, BUGS) and not isinstance(error, WhisperFlashError)

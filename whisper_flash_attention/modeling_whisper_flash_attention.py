@@ -1,6 +1,6 @@
 """`WhisperFlashAttentionForConditionalGeneration`, the only Transformers model class here.
 
-It is stock Whisper, module by module and parameter by parameter, with three things changed: the
+It is stock Whisper, module by module and parameter by parameter, with three changes: the
 attention function (a back-end of `flash_attention/`, by name), the loop that `generate` runs (the
 decode engine; Transformers' own, with our caches, for what the engine does not do), and the files
 that `from_pretrained` reads.
@@ -42,26 +42,26 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     """Whisper with memory-efficient attention; a drop-in for `WhisperForConditionalGeneration`.
 
     Everything that the stock class does works here by the same names; a call of `generate`
-    runs on this package's decode engine where it can (with attention "auto"), and on Transformers'
-    own loop where it cannot, which the log `whisper_flash_attention` says with the reason. In a
-    dictionary that `generate` returns, the key/value cache is computed when it is looked at.
+    runs on this package's decode engine where it can (with attention "auto"), else on Transformers'
+    own loop; the logger `whisper_flash_attention` logs the reason. In a dictionary that `generate`
+    returns, the key/value cache is computed on first access.
 
     Four things are new:
 
-    - `attn_implementation` also takes the back-ends of this package: "auto" (the default: the
+    - `attn_implementation` also accepts the back-ends of this package: "auto" (the default: the
       first that can run the call), "reference", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient",
       "xformers", "flash_attn". A back-end requested by name never falls back to another.
     - `from_pretrained` also reads OpenAI's `.pt` files and faster-whisper (CTranslate2) folders.
-    - `cross_attention` says what the engine's cross-attention reads.
-    - `plan` tells the memory of a call before it is made, or the batch that fits a budget.
+    - `cross_attention` selects what the engine's cross-attention reads.
+    - `plan` computes the memory of a call before it is made, or the batch that fits a budget.
 
-    Calls from several threads are safe: they wait for one another.
+    Calls from several threads are safe: they run one after another.
 
     Args:
         config: a `WhisperConfig`; weights are random, as in the stock class.
 
     Raises:
-        IncompatibleTransformers: the installed Transformers lacks something we lean on.
+        IncompatibleTransformers: the installed Transformers lacks an internal that is used here.
         WeightsError: a dimension is many times that of any Whisper.
         ValueError: `config._attn_implementation` names no attention implementation.
     """
@@ -129,7 +129,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             if name in kwargs
         }
         super().save_pretrained(save_directory, *args, **kwargs)
-        # The stock method writes the name of this class, which other programs do not know.
+        # The stock method writes the name of this class, which other programs cannot load.
         self.config.architectures = [STOCK_ARCHITECTURE]
         if (Path(save_directory) / "config.json").is_file():
             self.config.save_pretrained(save_directory)
@@ -174,25 +174,25 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> MemoryPlan:
-        """What `generate` will take in memory, before anything runs.
+        """Compute the memory that `generate` will need.
 
-            print(model.plan(batch_size=32, max_new_tokens=256))      # how much is it?
-            model.plan(memory_gb=8, max_new_tokens=256).batch_size    # how many clips fit?
+            print(model.plan(batch_size=32, max_new_tokens=256))      # of 32 clips
+            model.plan(memory_gb=8, max_new_tokens=256).batch_size    # the clips that fit 8 GB
 
         Args:
             batch_size: clips per call; or else
-            memory_gb: a budget in units of 1e9 bytes, weights included: the plan is then that of
-                the most clips that stay within it.
+            memory_gb: a budget in units of 1e9 bytes, weights included: plan the most clips that
+                fit.
             max_new_tokens, prompt_tokens, num_beams: of every clip.
-            device, dtype: where it would run; None is where the model is. A GPU need not be here,
-                and the model may be on the meta device, without weights.
+            device, dtype: default to the model's. A GPU need not be present, and the model may be
+                on the meta device, without weights.
 
         Returns:
             A `MemoryPlan`; its `total` is the allocator's peak in bytes.
 
         Raises:
-            OptionError: not exactly one of `batch_size` and `memory_gb`, a number that makes no
-                sense, a budget too small for one clip, or a model that the engine cannot run.
+            OptionError: not exactly one of `batch_size` and `memory_gb`, a number out of range, a
+                budget too small for one clip, or a model that the engine cannot run.
         """
         reason = stock_modules.mismatch(self, without_data=True)
         if reason is not None:
@@ -208,7 +208,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         return make_plan(collect_weights(self), wanted, batch_size=batch_size, memory_gb=memory_gb)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Stock `generate`, with all its options; the attention back-end outlives the call.
+        """Stock `generate`, with all its options; the attention back-end is kept.
 
         Stock Whisper switches to eager attention for word timestamps and never switches back.
 
@@ -258,7 +258,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        """The decode loop of greedy decoding and sampling: the engine's where it can."""
+        """Decode greedily or by sampling, on the engine where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
         call = eligibility.DecodeCall(*arguments, synced_gpus, streamer, model_kwargs)
         result = decode_hooks.decode(self, call)
@@ -278,7 +278,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         synced_gpus: bool = False,
         **model_kwargs: Any,
     ) -> Any:
-        """The decode loop of beam search: the engine's where it can."""
+        """Decode by beam search, on the engine where it can."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
         call = eligibility.DecodeCall(*arguments, synced_gpus, None, model_kwargs, by_beams=True)
         result = decode_hooks.decode(self, call)
@@ -294,7 +294,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         model_input_name: str | None,
         generation_config: GenerationConfig,
     ) -> dict[str, Any]:
-        """Run the encoder for `generate`: the engine's where it can."""
+        """Run the encoder for `generate`, on the engine where it can."""
         encoded = None
         if model_input_name == self.main_input_name:
             encoded = decode_hooks.encode(self, inputs_tensor, model_kwargs, generation_config)
@@ -341,10 +341,10 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         batch_size: int,
         max_cache_length: int,
     ) -> bool:
-        """Give `generate` our caches wherever it would have made its default ones."""
+        """Replace the default caches of `generate` by ours."""
         given = model_kwargs.get(compat.CACHE)
         parent: Any = super()
-        answer: bool = parent._prepare_cache_for_generation(
+        is_prepared: bool = parent._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         made = model_kwargs.get(compat.CACHE)
@@ -357,15 +357,11 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
         )
         if is_default:
             model_kwargs[compat.CACHE] = new_cache()
-        return answer
+        return is_prepared
 
 
 def _check_folder(folder: Path, options: dict[str, Any]) -> None:
-    """Check what `from_pretrained` will read from a folder; a Hub id is no folder.
-
-    Raises:
-        WeightsError: see `check_folder`.
-    """
+    """Check what `from_pretrained` will read from a folder; skip Hub ids."""
     if not folder.is_dir() or options.get("gguf_file"):
         return
     config = options.get("config")

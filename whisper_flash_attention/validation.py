@@ -1,7 +1,7 @@
 """Checks of option values: each returns the plain Python value, or raises `OptionError`.
 
-Numbers of any library are taken where a number is meant (`np.float32(1)`, `np.int64(5)`,
-`Fraction(1, 2)`), and kept as `int` or `float`. A bool is not a number, nor is text.
+Numbers of any library are accepted (`np.float32(1)`, `np.int64(5)`, `Fraction(1, 2)`) and converted
+to `int` or `float`. A bool is not a number, nor is text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from whisper_flash_attention.errors import OptionError
 
-# A list of options may be any iterable; one without an end must not be read for ever.
+# A list of options may be any iterable; an infinite one must not be read forever.
 MOST_VALUES = 100_000
 
 Value = TypeVar("Value")
@@ -25,10 +25,10 @@ _short.maxstring = _short.maxother = 80
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: its `repr`, shortened, or its type if that fails."""
+    """Return a value for messages: its `repr`, shortened, or its type if that fails."""
     try:
         return _short.repr(value)
-    # A value of any class may come here, and a number of thousands of digits has no `repr`.
+    # The value may be of any class, and a number of thousands of digits has no `repr`.
     except Exception:
         return f"a {type(value).__name__}"
 

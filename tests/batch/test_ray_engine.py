@@ -93,6 +93,7 @@ def test_rows_equal_those_of_local_with_recordings_that_fail_and_decoders_that_d
     assert "decoder was killed on it (signal 9" in rows["killed.wav"]["error"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing(ray: Any, archive: Path, tmp_path: Path) -> None:
     model = FakeModel(dies_at=1_604, dies_once=tmp_path / "died")
     summary = run(archive, tmp_path / "out", model)
@@ -120,6 +121,7 @@ def test_workers_that_all_die_end_the_run(ray: Any, archive: Path, tmp_path: Pat
     assert all_rows(tmp_path / "out") == {}
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_and_a_shard_that_is_damaged(
     ray: Any, archive: Path, tmp_path: Path
 ) -> None:

@@ -14,23 +14,23 @@ from whisper_flash_attention.benchmark.features import FeatureFile
 from whisper_flash_attention.benchmark.measure import Measurement, check_tokens, measure
 from whisper_flash_attention.benchmark.processes import start_workers
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job, ModelSize, Row, Setting
-from whisper_flash_attention.benchmark.systems import SYSTEMS, Loaded
+from whisper_flash_attention.benchmark.systems import SYSTEMS, Loaded, System
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 
 SMALL = ModelSize(d_model=64, heads=1, encoder_layers=1, decoder_layers=1, ffn=128)
 CLIPS = 5
 
 
-@dataclass
-class ScriptedSystem:
+@dataclass(frozen=True)
+class ScriptedSystem(System):
     """Gives ids of any length, and keeps the features that it got."""
 
+    name: str = "scripted"
+    summary: str = "for tests"
+    attention: str = "none"
     extra: int = 0
     reason: str | None = None
     received: list[torch.Tensor] = field(default_factory=list)
-    name: str = "scripted"
-    summary: str = "for tests"
-    is_ours: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return self.reason

@@ -66,7 +66,7 @@ def test_a_process_that_leaves_gives_its_exit_code_and_last_words(workers: Worke
 
 
 def test_a_killed_process_names_the_signal_and_hints_at_memory(workers: Workers) -> None:
-    with pytest.raises(ProcessFailed, match=r"killed by SIGKILL \(perhaps for want of memory\)"):
+    with pytest.raises(ProcessFailed, match=r"killed by SIGKILL \(perhaps out of memory\)"):
         workers.call(children.kill_myself, timeout=60)
 
 

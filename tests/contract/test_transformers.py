@@ -36,7 +36,7 @@ def test_the_supported_range_is_the_same_everywhere() -> None:
     requirement = f"transformers{compat.SUPPORTED}"
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
     assert requirement in declared
-    for path in ("tools/matrix.py", "whisper_flash_attention/doctor.py"):
+    for path in ("tools/matrix.py", "whisper_flash_attention/cli/doctor.py"):
         assert requirement in (REPOSITORY / path).read_text()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from tests.modeling.conftest import Pair, load_pair, read_wave
-from whisper_flash_attention.engine.alignment import Alignment, AlignmentInput, align
+from whisper_flash_attention.engine.alignment import Alignment, AlignmentInput, align_batches
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.errors import NotFinite, OptionError
 
@@ -46,6 +48,11 @@ def spoken(tiny_en: str, bundled_recordings) -> Spoken:
         for state, text, clip in zip(states, texts, clips, strict=True)
     ]
     return Spoken(pair, weights.decoder, rows)
+
+
+def align(*arguments: Any, **options: Any) -> Iterator[Alignment]:
+    for batch in align_batches(*arguments, **options):
+        yield from batch.alignments()
 
 
 def stock_says(

@@ -13,10 +13,9 @@ from transformers import WhisperForConditionalGeneration
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
 from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Buffers
-from whisper_flash_attention.engine.kv_cache import state_bytes
-from whisper_flash_attention.engine.layout import Layout
+from whisper_flash_attention.engine.layout import Layout, state_bytes
+from whisper_flash_attention.engine.triton_layers import workspace_bytes
 from whisper_flash_attention.engine.weights import Weights, collect_weights
-from whisper_flash_attention.engine.workspace import workspace_bytes
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
-from whisper_flash_attention.engine.layout import Arena, Layout
+from whisper_flash_attention.engine.layout import Arena, DecodeState, Layout, state_bytes
 from whisper_flash_attention.engine.logits_processors import (
     LogitsProcessors,
     MinLength,
@@ -33,10 +32,10 @@ from whisper_flash_attention.engine.logits_processors import (
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import choose_tokens
 from whisper_flash_attention.engine.torch_decoder import TorchDecoder
+from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS, Workspace, workspace_bytes
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
-from whisper_flash_attention.engine.workspace import RECORDED_CLIPS, Workspace, workspace_bytes
 from whisper_flash_attention.errors import NotFinite
-from whisper_flash_attention.kernels import absorbed_query, absorbed_values, linear, logits
+from whisper_flash_attention.kernels import absorbed_projections, linear, logits
 from whisper_flash_attention.kernels.launch import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs Triton's interpreter")
@@ -66,10 +65,10 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "choose", lambda *sizes, **options: blocks)
     columns = logits.Config("dot", 16, 128, 128, 4, 1)
     monkeypatch.setattr(logits, "choose", lambda *sizes: columns)
-    query = absorbed_query.QueryConfig(columns=64, chunk=128)
-    monkeypatch.setattr(absorbed_query, "choose_query_config", lambda *sizes: query)
-    values = absorbed_values.ValuesConfig(columns=64, chunk=128)
-    monkeypatch.setattr(absorbed_values, "choose_values_config", lambda *sizes: values)
+    query = absorbed_projections.QueryConfig(columns=64, chunk=128)
+    monkeypatch.setattr(absorbed_projections, "choose_query_config", lambda *sizes: query)
+    values = absorbed_projections.ValuesConfig(columns=64, chunk=128)
+    monkeypatch.setattr(absorbed_projections, "choose_values_config", lambda *sizes: values)
 
 
 @pytest.fixture(autouse=True)

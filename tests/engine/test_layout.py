@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine import layout as layouts
-from whisper_flash_attention.engine.kv_cache import DecodeState, buffers, state_bytes
 from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
     ALIGNMENT,
@@ -23,14 +22,17 @@ from whisper_flash_attention.engine.layout import (
     KERNEL_PROMPT_TOKENS,
     LENGTH_BUCKET,
     Arena,
+    DecodeState,
     Layout,
     Sizes,
     Spec,
     backend_name,
+    buffers,
     has_kernels,
     is_absorbed_faster,
     layout_for,
     make_layout,
+    state_bytes,
 )
 from whisper_flash_attention.engine.logits_processors import (
     LogitsProcessors,
@@ -132,7 +134,7 @@ def kernel_buffers(layout: Layout) -> dict[str, Spec]:
     """What the kernels need beside the state."""
     if not layout.kernels:
         return {}
-    from whisper_flash_attention.engine.workspace import workspace_buffers
+    from whisper_flash_attention.engine.triton_layers import workspace_buffers
 
     return workspace_buffers(layout)
 
@@ -142,7 +144,7 @@ def cut_all(layout: Layout, arena: Arena) -> list[torch.Tensor]:
     state = vars(DecodeState.allocate(layout, arena))
     tensors = [state[name] for name in buffers(layout)]
     if layout.kernels:
-        from whisper_flash_attention.engine.workspace import Workspace
+        from whisper_flash_attention.engine.triton_layers import Workspace
 
         work = vars(Workspace.allocate(layout, arena))
         tensors += [work[name] for name in kernel_buffers(layout)]

@@ -20,7 +20,7 @@ from whisper_flash_attention.engine import cuda_slots, memory_plan
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.engine import Buffers, Engine
-from whisper_flash_attention.engine.kv_cache import state_bytes
+from whisper_flash_attention.engine.layout import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
     LogitsProcessors,
     Suppress,

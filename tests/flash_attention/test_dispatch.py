@@ -22,22 +22,20 @@ from whisper_flash_attention.flash_attention import (
     preference,
 )
 from whisper_flash_attention.flash_attention.backends import (
+    THIS_MACHINE,
     FlashAttn,
     Reference,
     SdpaCudnn,
     SdpaEfficient,
     SdpaFlash,
-    Xformers,
-)
-from whisper_flash_attention.flash_attention.dispatch import BACKENDS, choose, reasons_of
-from whisper_flash_attention.flash_attention.problem import Backend
-from whisper_flash_attention.flash_attention.support import (
-    THIS_MACHINE,
     TorchKernel,
+    Xformers,
     import_reasons,
     package_reasons,
     sdpa_parameters,
 )
+from whisper_flash_attention.flash_attention.dispatch import BACKENDS, choose
+from whisper_flash_attention.flash_attention.problem import Backend
 
 ENCODER = AttentionProblem("cuda", 0, torch.float16, 1, 6, 1500, 1500, 64)
 STEP = replace(ENCODER, q_len=1, kv_len=64)
@@ -87,7 +85,7 @@ HOPPER = PretendMachine(packages=EVERYTHING)
 def reasons(
     problem: AttentionProblem, name: str, machine: PretendMachine = HOPPER, **options: object
 ) -> str:
-    return "; ".join(reasons_of(replace(problem, **options), on(machine))[name])
+    return "; ".join(explain(replace(problem, **options), on(machine))[name])
 
 
 def test_names_start_with_auto_and_match_the_back_ends() -> None:
@@ -138,7 +136,7 @@ def test_auto_takes_the_preferred_back_end_that_can(
 def test_auto_passes_over_what_the_library_itself_refuses() -> None:
     backends = on(PretendMachine(), refused=("sdpa_cudnn", "sdpa_flash"))
     assert choose(ENCODER, "auto", backends).name == "sdpa_efficient"
-    assert reasons_of(ENCODER, backends)["sdpa_cudnn"] == ["the library refuses"]
+    assert explain(ENCODER, backends)["sdpa_cudnn"] == ["the library refuses"]
 
 
 def test_auto_always_finds_something() -> None:

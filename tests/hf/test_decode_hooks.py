@@ -288,6 +288,18 @@ def test_padded_prompts_fall_back(twins: Twins, features, logged, counts, padded
     assert counts.decodes == (0 if padded else 1)
 
 
+def test_a_mask_that_is_no_tensor_falls_back(twins: Twins, features, logged) -> None:
+    """Whisper's `generate` compares prompts with None where there is no padding token: True."""
+    from transformers import GenerationMixin
+
+    options = {"decoder_input_ids": torch.tensor([[400, 12]] * 3), "decoder_attention_mask": True}
+    with pytest.raises(AttributeError, match="'bool' object has no attribute"):
+        GenerationMixin.generate(twins.stock, features, **options, max_new_tokens=2)
+    with pytest.raises(AttributeError, match="'bool' object has no attribute"):
+        GenerationMixin.generate(twins.ours, features, **options, max_new_tokens=2)
+    assert logged == [FallbackReason.MASK.value]
+
+
 def test_conditioning_on_earlier_windows(agree: Agree, long_features) -> None:
     agree(
         long_features,

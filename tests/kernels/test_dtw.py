@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.engine import dtw
+from whisper_flash_attention.engine import alignment
 from whisper_flash_attention.kernels.dtw import token_costs, token_starts
 
 
@@ -28,7 +28,7 @@ def test_costs_are_those_of_each_window_alone(device, lengths, seen) -> None:
     numbers = [torch.tensor(each, dtype=torch.int32, device=device) for each in (lengths, seen)]
     token_costs(attention, *numbers, first, moments, costs)
     for row, (length, end) in enumerate(zip(lengths, seen, strict=True)):
-        wanted = dtw.token_costs(attention[row, :, :length, :end], first, length - 1)
+        wanted = alignment.token_costs(attention[row, :, :length, :end], first, length - 1)
         found = costs[row, : length - 1 - first, :end]
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -43,7 +43,7 @@ def test_starts_are_those_of_each_window_alone(device, counts, seen, ties) -> No
     values = rng.integers(-2, 3, shape) if ties else rng.standard_normal(shape)
     costs = torch.from_numpy(values.astype(np.float32))
     first = 2
-    wanted = dtw.start_positions(
+    wanted = alignment.start_positions(
         [
             costs[row, :count, :end].numpy()
             for row, (count, end) in enumerate(zip(counts, seen, strict=True))
@@ -65,7 +65,7 @@ def test_starts_are_those_of_each_window_alone(device, counts, seen, ties) -> No
 def test_long_windows_have_the_same_starts(device) -> None:
     generator = torch.Generator().manual_seed(1)
     costs = torch.randn(5, 230, 1500, generator=generator).cumsum(2)
-    wanted = dtw.start_positions([row.numpy() for row in costs])
+    wanted = alignment.start_positions([row.numpy() for row in costs])
     lengths = torch.full((5,), 230 + 4, dtype=torch.int32, device=device)
     seen = torch.full((5,), 1500, dtype=torch.int32, device=device)
     choices = torch.empty(5, 1730, 256, dtype=torch.int8, device=device)

@@ -72,7 +72,10 @@ def assert_same_generation(stock: Stock, ours: Ours, features: torch.Tensor, tok
 
 
 # Large-v3-turbo is large-v3 with fewer layers.
-@pytest.mark.parametrize("size", [*SIZES][:-1])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(size, marks=[pytest.mark.slow] * (size == "large-v3")) for size in [*SIZES][:-1]],
+)
 def test_every_width_gives_the_same_ids(size: str) -> None:
     config = config_of(size, encoder_layers=1, decoder_layers=2, positions=200)
     stock, ours = pair_of(config, scale=0.03)

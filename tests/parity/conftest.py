@@ -8,7 +8,7 @@ import torch
 from tests.parity.checkpoints import ENGLISH_ONLY, MULTILINGUAL, write_checkpoint, write_features
 from whisper_flash_attention.parity.cases import read_features
 from whisper_flash_attention.parity.models import Models, load_models
-from whisper_flash_attention.terminal.messages import quiet_transformers
+from whisper_flash_attention.terminal import quiet_transformers
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ def names(folder: Path) -> dict[str, Case]:
     silence, broken = encoded("wav")[:44] + bytes(12_800), encoded("mp3")[:50]
 
     def file_names(rng: random.Random) -> str:
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        with tempfile.TemporaryDirectory(dir=folder) as place, contextlib.chdir(place):
             inside, outside = Path(place, "in"), os.path.join(place, "out")
             inside.mkdir()
             arguments = []

@@ -52,7 +52,7 @@ class Model(ModelOptions):
 
     def open(self) -> Speech:
         """Load it; raises what `Transcriber.from_pretrained` raises."""
-        from whisper_flash_attention.terminal.messages import quiet_transformers
+        from whisper_flash_attention.terminal import quiet_transformers
         from whisper_flash_attention.transcribe.transcriber import Transcriber
 
         with quiet_transformers():

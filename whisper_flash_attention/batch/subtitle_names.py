@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from whisper_flash_attention.terminal.printable import UNPRINTABLE
+from whisper_flash_attention.terminal import UNPRINTABLE
 from whisper_flash_attention.transcribe.writers import SUBTITLES, files
 
 NAME_BYTES = 180  # of a file's name, of which file systems allow 255

@@ -47,7 +47,7 @@ class Environment:
 
 
 def describe_environment(device_name: str, commit_given: str | None = None) -> Environment:
-    """Look at this process, for the device of that name ("cpu", "cuda:1").
+    """The environment of this process, with a device ("cpu", "cuda:1").
 
     `commit_given` is recorded unchecked; the digest `source` identifies the code.
     """
@@ -74,7 +74,7 @@ def describe_environment(device_name: str, commit_given: str | None = None) -> E
 
 
 def commit(given: str | None = None) -> str:
-    """What is given, else `git describe` of the checkout this package lies in, else its version.
+    """`given`, else `git describe` of this package's checkout, else its version.
 
     "-dirty" means that files of the package differ from the commit.
     """
@@ -132,11 +132,11 @@ def driver_version() -> str | None:
 
 
 def driver_memory(device: torch.device) -> tuple[float | None, str | None]:
-    """GPU memory in use as the driver counts it, in units of 1e9 bytes, and whose it is.
+    """GPU memory in use as the driver counts it, in units of 1e9 bytes, and its scope.
 
-    The CUDA context and everything that PyTorch's allocator has reserved are in it, so read at the
-    end of a run it is the run's peak. Of this process where the driver reports it (not inside
-    most containers), else of the whole device; (None, None) where there is no GPU.
+    It includes the CUDA context and all memory that PyTorch's allocator has reserved, so at the end
+    of a run it is the run's peak. The scope is this process where the driver reports it (not inside
+    most containers), else the whole device; (None, None) without a GPU.
     """
     import torch
 

@@ -1,6 +1,6 @@
-"""Log-mel features of real speech, computed before any clock starts and shared by all systems.
+"""Log-mel features of real speech, computed before the measurement and shared by all systems.
 
-The clips are 30 s each and differ from one another, and so do the batches made of them.
+Clips are 30 s each; clips and batches differ from one another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FeatureFile:
 
 
 def clips_needed(settings: list[Setting]) -> int:
-    """How many different clips these settings can use, at most `MOST_CLIPS`."""
+    """The number of different clips that these settings use, at most `MOST_CLIPS`."""
     return min(MOST_CLIPS, max(s.batch_size * s.batches for s in settings))
 
 
@@ -49,7 +49,7 @@ def prepare_features(source: str, mel_bins: int, clips: int, path: Path) -> Feat
 
     Raises:
         OptionError: the source is not one of `SOURCES`.
-        BenchmarkError: the source has no speech to offer.
+        BenchmarkError: the source has too few clips.
         MissingPackage: the source needs a package that is not installed.
     """
     from transformers import WhisperFeatureExtractor

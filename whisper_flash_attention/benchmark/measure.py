@@ -28,7 +28,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a row's process found out. Times are in seconds, memory in units of 1e9 bytes.
+    """The measurements of a row. Times are in seconds, memory in units of 1e9 bytes.
 
     `tokens` are the ids of the first timed batch; `skipped` is the reason why nothing was run.
     """
@@ -106,7 +106,7 @@ def check_tokens(ids: torch.Tensor, job: Job) -> torch.Tensor:
 
 
 def peak_rss() -> float:
-    """The most memory that this process has occupied, in units of 1e9 bytes."""
+    """Peak resident memory of this process, in units of 1e9 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 
@@ -126,7 +126,7 @@ def _timed_call(loaded: Loaded, batch: torch.Tensor, job: Job) -> tuple[float, t
 
 
 def _forget_building(device: torch.device) -> None:
-    """Keep what building the weights needed out of the peaks."""
+    """Exclude memory needed to build the weights from the peaks."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -143,8 +143,8 @@ ROUNDS = 5
 def measure_ceilings(device_name: str, dtype_name: str) -> Ceilings:
     """Copy a large array and multiply two large matrices on the device.
 
-    Bandwidth counts bytes read plus bytes written. Sizes are smaller on a CPU. Both are the best
-    of a few rounds, each long enough for launches not to count.
+    Bandwidth counts bytes read plus bytes written. Sizes are smaller on a CPU. Both are the best of
+    a few rounds, which are long compared with a launch.
     """
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     on_cpu = device.type == "cpu"
@@ -176,6 +176,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything."""
+    """Wait until the device is idle."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,8 +1,8 @@
-"""Functions run in fresh processes that cannot take this one down.
+"""Run functions in processes of their own, whose failures are reported.
 
 A server imports the heavy packages once and forks a process for every call, so that a call starts
-in milliseconds, without a CUDA context and with no memory of the call before it. What the process
-prints goes to a log; if it fails, the reason is read from there.
+in milliseconds, without a CUDA context or state of the call before it. The output of a process goes
+to a log, from which the reason of a failure is read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-# What the server imports, so that no row pays for it.
+# Imported by the server once instead of by every row.
 PRELOAD = (
     "transformers.generation",
     "transformers.models.whisper.modeling_whisper",
@@ -52,7 +52,7 @@ class ProcessFailed(Exception):
 
 @dataclass(frozen=True)
 class Workers:
-    """Where `call` gets its processes from."""
+    """Starts processes."""
 
     context: ForkServerContext | SpawnContext
 
@@ -63,17 +63,17 @@ class Workers:
         timeout: float,
         on_progress: Callable[[Any], None] | None = None,
     ) -> Result:
-        """`function(*arguments)` in a process of its own.
+        """Run `function(*arguments)` in a process of its own.
 
         Args:
             function: a function of a module that can be imported.
-            arguments: what it takes; pickled, as its result is.
+            arguments: pickled, as the result is.
             timeout: seconds after which the process is ended.
-            on_progress: if given, the function gets one argument more, last: a callable whose
-                argument arrives here.
+            on_progress: if given, the function gets a last argument more: a callable that passes
+                its argument to `on_progress` in this process.
 
         Raises:
-            ProcessFailed: the function raised, the process died, or the time was up.
+            ProcessFailed: the function raised, the process died, or the timeout was reached.
         """
         receiver, sender = self.context.Pipe(duplex=False)
         with tempfile.TemporaryDirectory(prefix="whisper-flash-") as folder:
@@ -95,7 +95,7 @@ class Workers:
 
 
 def start_server() -> ForkServerContext | SpawnContext:
-    """Have the server start its imports; this process can do something else meanwhile."""
+    """Start the server and its imports, without waiting for them."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -110,8 +110,8 @@ def start_server() -> ForkServerContext | SpawnContext:
 def start_workers(device: str) -> Workers:
     """Processes that can use this device.
 
-    Forked processes need a server that never touched CUDA. Should importing a package have done
-    so, every process starts from nothing instead, some seconds slower.
+    Forked processes need a server that never used CUDA. If importing a package did, every process
+    is spawned instead, some seconds slower.
     """
     workers = Workers(start_server())
     if device.startswith("cuda") and workers.call(cuda_is_spent, timeout=START_TIMEOUT):
@@ -138,7 +138,7 @@ def reason_of(log: str, exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         died = f"was killed by {signal.Signals(-exit_code).name}"
         if -exit_code == signal.SIGKILL:
-            died += " (perhaps for want of memory)"
+            died += " (perhaps out of memory)"
     # The last line of output; stacks of all threads come after "Fatal Python error".
     fatal = next((i for i, s in enumerate(lines) if s.startswith("Fatal Python error")), None)
     words = lines if fatal is None else lines[:fatal] or lines[fatal : fatal + 1]
@@ -157,9 +157,9 @@ def _serve(
     reports: bool,
 ) -> None:
     """In the process: output to the log, then the call. An exception ends it with a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     if not Path(log).exists():
-        return  # interrupted while it started us, the parent has given up and tidied away
+        return  # the parent was interrupted meanwhile and has removed the folder
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -210,7 +210,7 @@ def _read(log: Path) -> str:
 
 
 def _stop(process: BaseProcess) -> None:
-    """End the process if it has not ended by itself, first politely."""
+    """End the process if it is alive, by SIGTERM, then by SIGKILL."""
     for stop in (process.terminate, process.kill):
         if process.is_alive():
             stop()

@@ -1,12 +1,12 @@
 """Random weights on which every part of Whisper matters.
 
 Default initialisation hides mistakes: its attention is almost uniform, its biases are zero, and
-the tied embedding makes a model repeat its last token whatever the audio. Here attention picks a
-few keys, biases and norms are not trivial, and what the layers add outweighs the embedding, so
-that the tokens change with the audio, the position and the cache.
+the tied embedding makes a model repeat its last token for any audio. Here attention selects a few
+keys, biases and norms are not trivial, and the layers outweigh the embedding, so that the tokens
+depend on the audio, the position and the cache.
 
-Every tensor is drawn from a seed made of its own name, so that two classes with the same state
-get the same weights, in whatever order they keep it.
+Every tensor is drawn with a seed from its name, so that two classes with the same parameters get
+the same weights in any order.
 
 `random_processor` and `talking_config` make such a model transcribe: words of random letters, and
 no timestamp but <|0.00|>, so that every window is one segment of a given number of tokens.

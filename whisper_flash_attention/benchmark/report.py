@@ -29,7 +29,7 @@ NONE = "-"
 
 GEOMETRIC_MEAN = "geometric mean"
 
-# What a terminal of 80 columns has no room for.
+# Shorter names for terminals of 80 columns.
 SHORT = {
     "Checkpoint": "Model",
     "Decoder layers": "",
@@ -59,7 +59,7 @@ class Table:
 
 
 def same_work(a: ResultRow | None, b: ResultRow | None) -> bool:
-    """Whether two rows' times may be compared: ok, same machine, same work, tokens counted."""
+    """Whether two rows are comparable: ok, same machine, same work, tokens counted."""
     if a is None or b is None or a.status != "ok" or b.status != "ok":
         return False
 
@@ -73,7 +73,7 @@ def same_work(a: ResultRow | None, b: ResultRow | None) -> bool:
 
 
 def ratio(base: ResultRow | None, other: ResultRow | None) -> float | None:
-    """How many times faster `other` is than `base`, by median; None if they don't compare."""
+    """The speed-up of `other` over `base`, by medians; None if they are not comparable."""
     if base is None or other is None or not same_work(base, other):
         return None
     assert base.seconds_per_batch and other.seconds_per_batch, "rows that are ok have times"
@@ -81,7 +81,7 @@ def ratio(base: ResultRow | None, other: ResultRow | None) -> float | None:
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """The geometric mean of the values that are there; None if there are none."""
+    """The geometric mean of the values that are not None; None if there are none."""
     logs = [math.log(value) for value in values if value is not None]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
@@ -193,7 +193,7 @@ def _line(line: Line, others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _means(lines: Sequence[Line], others: Sequence[str]) -> tuple[str, ...] | None:
-    """The last line: geometric means of how many times faster than orig every system is."""
+    """The last line: geometric means of every system's speed-up over orig."""
     flash = geometric_mean(ratio(line.get(ORIG), line.get(FLASH)) for line in lines)
     rest = [
         geometric_mean(ratio(line.get(ORIG), line.get(name)) for line in lines) for name in others
@@ -238,7 +238,7 @@ def _failure_notes(rows: Sequence[ResultRow]) -> Iterable[str]:
 
 
 def _first_call_note(rows: Sequence[ResultRow]) -> Iterable[str]:
-    """What the warm-up hides: the slowest first call of every system."""
+    """The slowest first call of every system, which is not timed."""
     slowest: dict[str, float] = {}
     for row in rows:
         if row.first_call_seconds is not None:

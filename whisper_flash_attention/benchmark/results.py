@@ -20,7 +20,7 @@ from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, SETTINGS
 from whisper_flash_attention.benchmark.systems import SYSTEMS
 from whisper_flash_attention.errors import BenchmarkError
 
-# Raised when rows measured before must not stand beside rows measured now.
+# Incremented when earlier rows are not comparable any more.
 SCHEMA = 1
 
 Status = Literal["ok", "failed", "skipped"]
@@ -36,8 +36,8 @@ class ResultRow:
     full-depth model's parameters over this one's. `roofline_seconds_per_batch` is the lower of the
     two forms of cross-attention. `tokens_checked` counts the new tokens of all timed calls.
     `tokens_equal_to_orig` is the share of ids equal to those of `orig` in the first timed batch;
-    None without such ids. `attention` is the attention that ran, per kind of
-    call. `error` is the reason of a row that is not "ok".
+    None without such ids. `attention` is the attention that ran, per kind of call. `error` is the
+    reason of a row that is not "ok".
     """
 
     status: Status
@@ -86,7 +86,7 @@ class ResultRow:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What must be equal for a finished row to stand for a job: the work and its software.
+        """The work and its software, by which a finished row answers for a job.
 
         Rows of our own systems also depend on the code of this package.
         """

@@ -1,12 +1,12 @@
-"""The seconds that a row needs at the least: its bytes and operations at measured ceilings.
+"""The minimum time of a row: its bytes and operations at measured ceilings.
 
 A phase takes the longer of moving its bytes at the copy bandwidth and doing its multiplications at
 the matmul rate (S. Williams, A. Waterman, D. Patterson, "Roofline", CACM 52(4), 2009). Phases
 follow one another, so their times add up. Counted: the encoder, the projection of its output to
 cross-attention keys and values, every decode step, and the logits. Not counted: the host-to-device
 copy, launches, norms, activation functions, and the choice of a token. Matrices are read once per
-phase for the whole batch. Nothing that is written and read again inside a layer is counted, for a
-fused layer need not write it; what a layer hands on to the next is written and read once.
+phase for the whole batch. Intermediates of a layer are not counted, because a fused layer need not
+write them; the output of each layer is written and read once.
 
 Cross-attention has two forms. "Projected" reads cached keys and values, 2 x D per position and
 layer. "Absorbed" moves the key and value projections to the query's side, (W_k^T q) e, and so reads
@@ -31,7 +31,7 @@ BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine reaches: bytes moved (read plus written) and operations, per second."""
+    """Measured rates of a machine: bytes moved (read plus written) and operations, per second."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -72,7 +72,7 @@ class Floor:
 
 
 def floor(work: Workload, ceilings: Ceilings) -> Floor:
-    """Seconds that one `generate` call needs at the least, in both forms of cross-attention."""
+    """Minimum seconds of one `generate` call, in both forms of cross-attention."""
     encoder = encoder_seconds(work, ceilings)
     projection = cross_projection_seconds(work, ceilings)
     lengths = [PROMPT_TOKENS + step for step in range(work.new_tokens)]
@@ -120,8 +120,8 @@ def step_seconds(
 ) -> float:
     """One token for every clip, with `length` tokens in the self-attention cache before it.
 
-    A call with N new tokens is counted as N such steps: the first stands for the prompt, whose
-    few tokens share one read of the weights.
+    A call with N new tokens is counted as N such steps: the first represents the prompt, whose few
+    tokens share one read of the weights.
     """
     d, heads = work.size.d_model, work.size.heads
     batch, layers, number = work.batch_size, work.decoder_layers, work.bytes_per_number

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -32,8 +31,8 @@ from whisper_flash_attention.benchmark.settings import MODEL_SIZES, Job
 from whisper_flash_attention.errors import BenchmarkError
 from whisper_flash_attention.terminal import print_line
 
-# Rough, and only for the shares of the bar: what a row costs beside its calls, how far calls stay
-# from the roofline, and what launching the work of one decoder layer costs.
+# Rough estimates for the progress bar: seconds of a row besides its calls, time of a call over the
+# roofline, and the launches of one decoder layer.
 START_SECONDS = 2.0
 FROM_THE_ROOFLINE = 4.0
 LAYER_STEP_SECONDS = 0.0005
@@ -41,7 +40,7 @@ WARM_UP_CALLS = 2
 
 
 def expected_seconds(job: Job, ceilings: Ceilings) -> float:
-    """A guess of how long a job takes, warm-up included, good enough to share out a bar."""
+    """A rough estimate of a job's time, warm-up included, for the progress bar."""
     setting, layers = job.setting, job.row.decoder_layers
     work = Workload.of(MODEL_SIZES[job.row.checkpoint], layers, setting, job.dtype)
     launches = LAYER_STEP_SECONDS * setting.new_tokens * layers
@@ -49,21 +48,8 @@ def expected_seconds(job: Job, ceilings: Ceilings) -> float:
     return START_SECONDS + (setting.batches + WARM_UP_CALLS) * call
 
 
-class ProgressReporter(Protocol):
-    """Receives the events of a run."""
-
-    def start(self, job: Job) -> None:
-        """This job starts."""
-
-    def advance(self, batches: int) -> None:
-        """This many of the job's timed batches are done."""
-
-    def finish(self, row: ResultRow) -> None:
-        """The job has ended with this row."""
-
-
 class Estimate:
-    """How far a run has come, in expected seconds, and how long the rest will take."""
+    """Progress of a run, in expected seconds, and its time left."""
 
     def __init__(self, jobs: list[Job], ceilings: Ceilings) -> None:
         self.rows = len(jobs)
@@ -80,14 +66,14 @@ class Estimate:
         self.done = self._before + calls * expected_seconds(job, self._ceilings)
 
     def finish(self, job: Job) -> None:
-        """This job is over, whatever came of it."""
+        """This job is over, successful or not."""
         self._before += expected_seconds(job, self._ceilings)
         self.done = self._before
         self.finished += 1
 
     @property
     def left(self) -> str:
-        """The time left at the pace so far, in words."""
+        """The time left at the pace so far, as text."""
         if self.done == 0.0:
             return "? left"
         pace = (time.monotonic() - self._begun) / self.done
@@ -99,60 +85,39 @@ class Estimate:
 def show_progress(
     jobs: list[Job], ceilings: Ceilings, console: Console
 ) -> Iterator[ProgressReporter]:
-    """The reporter that suits this console."""
-    estimate = Estimate(jobs, ceilings)
-    if not console.is_terminal:
-        yield LineReporter(estimate, console)
-        return
+    """A reporter on this console."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
-    with Progress(*columns, console=console) as progress:
-        yield BarReporter(estimate, progress)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield ProgressReporter(Estimate(jobs, ceilings), progress)
 
 
-class LineReporter:
-    """One line per finished row."""
-
-    def __init__(self, estimate: Estimate, console: Console) -> None:
-        self._estimate = estimate
-        self._console = console
-        self._job: Job | None = None
-
-    def start(self, job: Job) -> None:
-        self._job = job
-
-    def advance(self, batches: int) -> None:
-        pass
-
-    def finish(self, row: ResultRow) -> None:
-        assert self._job is not None, "finish without start"
-        self._estimate.finish(self._job)
-        count = f"[{self._estimate.finished}/{self._estimate.rows}]"
-        print_line(self._console, f"{count} {outcome(row)} ({self._estimate.left})")
-
-
-class BarReporter:
-    """A bar that advances with every timed batch; finished rows stay above it as lines."""
+class ProgressReporter:
+    """A line per finished row; on a terminal, below them, a bar that every timed batch advances."""
 
     def __init__(self, estimate: Estimate, progress: Progress) -> None:
         self._estimate = estimate
         self._progress = progress
         self._task = progress.add_task("", total=estimate.total, state="")
-        self._job: Job | None = None
 
     def start(self, job: Job) -> None:
+        """This job starts."""
         self._job = job
         self._show(job.title)
 
     def advance(self, batches: int) -> None:
-        assert self._job is not None, "advance without start"
+        """This many of the job's timed batches are done."""
         self._estimate.advance(self._job, batches)
         self._show(self._job.title)
 
     def finish(self, row: ResultRow) -> None:
-        assert self._job is not None, "finish without start"
-        self._estimate.finish(self._job)
+        """The job has ended with this row."""
+        estimate = self._estimate
+        estimate.finish(self._job)
         self._show("")
-        print_line(self._progress.console, outcome(row))
+        line = outcome(row)
+        if self._progress.disable:
+            line = f"[{estimate.finished}/{estimate.rows}] {line} ({estimate.left})"
+        print_line(self._progress.console, line)
 
     def _show(self, title: str) -> None:
         estimate = self._estimate
@@ -193,7 +158,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Site:
-    """Where jobs are measured: the machine, its ceilings, and the features on its disk."""
+    """The machine, its ceilings, and the features on its disk."""
 
     environment: Environment
     ceilings: Ceilings
@@ -203,8 +168,8 @@ class Site:
 def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     """Measure the jobs that have no finished row yet, and write all outputs.
 
-    On KeyboardInterrupt the row in hand is given up, the outputs of the others are written, and
-    the exception goes on to the caller.
+    On KeyboardInterrupt the current row is dropped, the outputs of the others are written, and the
+    exception is raised.
 
     Raises:
         BenchmarkError: the folder, the machine or the features are not usable.
@@ -232,7 +197,7 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
 
 
 def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder: Path) -> Site:
-    """Look at the machine, measure its ceilings, and compute the features, each in a process.
+    """Describe the machine, measure its ceilings and compute the features, each in a process.
 
     Raises:
         BenchmarkError: one of them failed; the message has the reason.
@@ -268,7 +233,7 @@ def run_job(
     options: Options,
     reporter: ProgressReporter,
 ) -> ResultRow:
-    """Measure one job in a process of its own and store its row, whatever comes of it."""
+    """Measure one job in a process of its own and store its row, also that of a failure."""
     reporter.start(job)
     tokens: tuple[tuple[int, ...], ...] = ()
     try:
@@ -290,7 +255,7 @@ def run_job(
 
 
 def blank_row(job: Job, site: Site) -> ResultRow:
-    """The row of a job of which nothing is known but its plan; it counts as failed."""
+    """The row of a job before its measurement, with the status "failed"."""
     size, setting, layers = MODEL_SIZES[job.row.checkpoint], job.setting, job.row.decoder_layers
     least = floor(Workload.of(size, layers, setting, job.dtype), site.ceilings)
     parameters = size.parameters(layers)

@@ -46,7 +46,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much work a row does: clips per call, tokens per clip, timed calls."""
+    """The work of a row: clips per call, tokens per clip, timed calls."""
 
     name: str
     batch_size: int
@@ -77,7 +77,7 @@ class Row:
 class Job:
     """One row of the results: one system on one model at one setting.
 
-    `setting` holds what is run; `setting_batches` what the setting of that name prescribes.
+    `setting` is what is run; `setting_batches` what the setting of that name prescribes.
     """
 
     setting: Setting
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The job in words, for the progress line and for logs."""
+        """The job in the progress line and in logs."""
         row = self.row
         return f"{self.setting.name} {row.checkpoint} {row.decoder_layers} {self.system}"
 
@@ -123,7 +123,7 @@ DEFAULT_SYSTEMS = ("orig", "sdpa", "flash")
 
 
 def default_settings(device: str) -> tuple[str, ...]:
-    """Both tables on an accelerator; on a CPU, where they take days, the small form of them."""
+    """Both tables on an accelerator; on a CPU, where they take days, the small setting."""
     return ("small",) if device == "cpu" else ("default", "large")
 
 
@@ -137,7 +137,7 @@ def describe_rows() -> str:
 def select_rows(checkpoints: Sequence[str] = (), decoder_layers: Sequence[int] = ()) -> list[Row]:
     """Rows of these checkpoints with these decoder layers, in the table's order.
 
-    Nothing named means every checkpoint of `DEFAULT_CHECKPOINTS`, every depth.
+    By default every checkpoint of `DEFAULT_CHECKPOINTS`, with every depth.
 
     Raises:
         OptionError: a name is unknown, or a name or a depth selects nothing.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.errors import OptionError
@@ -33,23 +33,32 @@ class Loaded:
     attention: dict[str, str]
 
 
-class System(Protocol):
-    """One way to run Whisper."""
+@dataclass(frozen=True)
+class System:
+    """One way to run Whisper.
 
-    @property
-    def name(self) -> str:
-        """The name on the command line and in the results."""
+    Args:
+        name: on the command line and in the results.
+        summary: what it is, in half a line.
+        attention: of Transformers, or with `is_ours` a back-end of this package.
+        is_ours: the code of this package decides its speed.
+        generate_options: further arguments of `generate`.
+    """
 
-    @property
-    def summary(self) -> str:
-        """What it is, in half a line."""
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the code of this package decides its speed."""
+    name: str
+    summary: str
+    attention: str
+    is_ours: bool = False
+    generate_options: dict[str, Any] = field(default_factory=dict)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """The reason why it cannot run on this device in this dtype; None if it can."""
+        from whisper_flash_attention.flash_attention import survey
+
+        for row in survey(device, dtype) if self.is_ours else ():
+            if reasons := row.reasons.get(self.attention):
+                return f"{self.attention} cannot run {row.case}: {'; '.join(reasons)}"
+        return None
 
     def load(
         self,
@@ -60,82 +69,20 @@ class System(Protocol):
         dtype: torch.dtype,
     ) -> Loaded:
         """Build the model with the benchmark's random weights on the device."""
+        from transformers import WhisperForConditionalGeneration as Stock
 
-
-@dataclass(frozen=True)
-class StockSystem:
-    """Transformers' own `WhisperForConditionalGeneration`."""
-
-    name: str
-    summary: str
-    attention: str
-    generate_options: dict[str, Any] = field(default_factory=dict)
-    is_ours: bool = False
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None
-
-    def load(
-        self,
-        size: ModelSize,
-        decoder_layers: int,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Loaded:
-        from transformers import WhisperForConditionalGeneration
-
-        from whisper_flash_attention.benchmark.random_weights import build_model
-
-        model = build_model(
-            WhisperForConditionalGeneration, size, decoder_layers, device=device, dtype=dtype
-        )
-        model.set_attn_implementation(self.attention)
-        return Loaded(greedy(model, self.generate_options), {"all": self.attention})
-
-
-@dataclass(frozen=True)
-class FlashSystem:
-    """This package's model with one of its attention back-ends."""
-
-    name: str
-    summary: str
-    backend: str
-    is_ours: bool = True
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        from whisper_flash_attention.flash_attention import survey
-
-        for row in survey(device, dtype):
-            if reasons := row.reasons.get(self.backend):
-                return f"{self.backend} cannot run {row.case}: {'; '.join(reasons)}"
-        return None
-
-    def load(
-        self,
-        size: ModelSize,
-        decoder_layers: int,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Loaded:
         from whisper_flash_attention.benchmark.random_weights import build_model
         from whisper_flash_attention.modeling_whisper_flash_attention import (
-            WhisperFlashAttentionForConditionalGeneration,
+            WhisperFlashAttentionForConditionalGeneration as Ours,
         )
 
-        model = build_model(
-            WhisperFlashAttentionForConditionalGeneration,
-            size,
-            decoder_layers,
-            device=device,
-            dtype=dtype,
-        )
-        model.set_attn_implementation(self.backend)
-        attention = {"all": model.attention_backend}
-        if self.backend == "auto":
+        kind = Ours if self.is_ours else Stock
+        model = build_model(kind, size, decoder_layers, device=device, dtype=dtype)
+        model.set_attn_implementation(self.attention)
+        attention = {"all": self.attention}
+        if self.is_ours and self.attention == "auto":
             attention = engine_attention(model, size, batch_size)
-        return Loaded(greedy(model, {}), attention)
+        return Loaded(greedy(model, self.generate_options), attention)
 
 
 def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, str]:
@@ -159,15 +106,15 @@ def engine_attention(model: Any, size: ModelSize, batch_size: int) -> dict[str, 
 SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
-        StockSystem("orig", "stock Transformers, eager attention", "eager"),
-        StockSystem("sdpa", "stock Transformers as it comes: PyTorch's SDPA", "sdpa"),
-        StockSystem(
+        System("orig", "stock Transformers, eager attention", "eager"),
+        System("sdpa", "stock Transformers as it comes: PyTorch's SDPA", "sdpa"),
+        System(
             "static",
             "stock Transformers, SDPA, static cache (compiled on a GPU: a long first call)",
             "sdpa",
-            {"cache_implementation": "static"},
+            generate_options={"cache_implementation": "static"},
         ),
-        FlashSystem(FLASH, "this package, best attention back-end for every call", "auto"),
+        System(FLASH, "this package, best attention back-end for every call", "auto", is_ours=True),
     )
 }
 
@@ -192,7 +139,9 @@ def backend_systems() -> dict[str, System]:
     from whisper_flash_attention.flash_attention import backend_names
 
     return {
-        name: FlashSystem(f"{FLASH}:{name}", f"this package, attention by {name} alone", name)
+        name: System(
+            f"{FLASH}:{name}", f"this package, attention by {name} alone", name, is_ours=True
+        )
         for name in backend_names()
         if name != "auto"
     }

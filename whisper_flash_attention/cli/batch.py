@@ -32,8 +32,7 @@ from whisper_flash_attention.options import (
     SubtitleOptions,
     TranscribeOptions,
 )
-from whisper_flash_attention.terminal import print_line
-from whisper_flash_attention.terminal.messages import report_warnings
+from whisper_flash_attention.terminal import print_line, report_warnings
 
 RESULTS_PANEL, MACHINES_PANEL = "Results", "Machines"
 

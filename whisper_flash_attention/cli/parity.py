@@ -150,7 +150,7 @@ def _run(
     from whisper_flash_attention.parity.compare import compare
     from whisper_flash_attention.parity.models import load_models
     from whisper_flash_attention.parity.report import Report
-    from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
+    from whisper_flash_attention.terminal import quiet_transformers, report_warnings
 
     model, audio, features = sources
     device, dtype, attention = settings
@@ -196,7 +196,7 @@ def _read(
 ) -> Clips:
     """The clips, of which there must be some."""
     from whisper_flash_attention.parity.cases import read_features, read_recordings
-    from whisper_flash_attention.terminal.progress import FileProgress
+    from whisper_flash_attention.terminal import FileProgress
 
     def report(line: str) -> None:
         print_line(console, line)

@@ -29,9 +29,13 @@ from whisper_flash_attention.options import (
     SubtitleOptions,
     TranscribeOptions,
 )
-from whisper_flash_attention.terminal import print_line
-from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
-from whisper_flash_attention.terminal.progress import FileProgress, describe_speed
+from whisper_flash_attention.terminal import (
+    FileProgress,
+    describe_speed,
+    print_line,
+    quiet_transformers,
+    report_warnings,
+)
 from whisper_flash_attention.transcribe.arguments import MOST_ON_GPU, ON_CPU, parse_batch_size
 from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Output, chosen_formats

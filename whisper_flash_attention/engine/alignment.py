@@ -1,11 +1,14 @@
 """Align given tokens with audio by the decoder's cross-attention, for word timestamps.
 
-One teacher-forced pass in PyTorch, on every device. Layers
-with alignment heads compute those heads' attention once more, explicitly and in float32; all else
-goes through PyTorch's fused attention.
+One teacher-forced pass in PyTorch, on every device. Layers with alignment heads compute those
+heads' attention once more, explicitly and in float32; all else goes through PyTorch's fused
+attention. Dynamic time warping finds the frames of each token.
 
-The quantities are those of OpenAI's `whisper/timing.py` (`find_alignment`): scores of the positions
-with audio only, softmax over those; and probabilities of tokens among the text tokens only.
+Quantities and arithmetic are those of OpenAI's `whisper/timing.py`, in the same order and with the
+same preference where sums tie, so that the times agree: scores of the positions with audio only,
+softmax over those, attention normalised over tokens, a median of 7 positions over time, the mean
+over heads, the cheapest monotonic path through its negative; and probabilities of tokens among the
+text tokens only.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 from torch.nn import functional as F
 
 from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
-from whisper_flash_attention.engine.dtw import start_positions, token_costs
 from whisper_flash_attention.engine.layout import has_kernels
 from whisper_flash_attention.engine.torch_decoder import SCALE, join_heads, split_heads
 from whisper_flash_attention.engine.weights import (
@@ -35,11 +38,11 @@ from whisper_flash_attention.engine.weights import (
 )
 from whisper_flash_attention.errors import NotFinite, OptionError
 
-# A GPU is saturated by the rows that fit here; a CPU is by one, and likes its caches.
+# The rows that fit saturate a GPU; a CPU is saturated by one, and small parts fit its caches.
 GPU_BUDGET = 512 * 2**20
 CPU_BUDGET = 64 * 2**20
 
-# The encoder sees two frames of the log-mel spectrogram at each of its positions.
+# Log-mel frames per position of the encoder.
 FRAMES_PER_POSITION = 2
 
 
@@ -78,9 +81,9 @@ class AlignmentBatch:
 
     Args:
         rows: the inputs.
-        attention: [B, heads, L, P] float32; of a row as many tokens and positions count as it has.
+        attention: [B, heads, L, P] float32; valid up to each row's tokens and positions.
         probabilities: [B, L] float32.
-        is_finite: bool [], on the device: whether all that the model computed is.
+        is_finite: bool [], on the device: whether the model computed neither NaN nor infinity.
     """
 
     rows: Sequence[AlignmentInput]
@@ -109,25 +112,6 @@ def check_finite(is_finite: Tensor) -> None:
         )
 
 
-def align(
-    weights: DecoderWeights,
-    rows: Sequence[AlignmentInput],
-    heads: Sequence[tuple[int, int]],
-    *,
-    text_tokens: int,
-    budget_bytes: int | None = None,
-) -> Iterator[Alignment]:
-    """As `align_batches`, row by row.
-
-    Raises:
-        NotFinite: the model computed NaN or infinity.
-    """
-    for batch in align_batches(
-        weights, rows, heads, text_tokens=text_tokens, budget_bytes=budget_bytes
-    ):
-        yield from batch.alignments()
-
-
 @torch.no_grad()
 def align_batches(
     weights: DecoderWeights,
@@ -144,8 +128,8 @@ def align_batches(
         rows: of any lengths.
         heads: (layer, head) pairs.
         text_tokens: ids below this are text.
-        budget_bytes: bound of what one part takes; one row at a time where even that needs more.
-            None is `GPU_BUDGET` or `CPU_BUDGET`.
+        budget_bytes: bound of one part's memory, except that a part has at least one row. None is
+            `GPU_BUDGET` or `CPU_BUDGET`.
 
     Raises:
         OptionError: the model has no such head, or fewer positions than a row has tokens.
@@ -190,15 +174,15 @@ def positions_with_audio(row: AlignmentInput) -> int:
 def _rows_within(
     weights: DecoderWeights, rows: Sequence[AlignmentInput], heads: int, budget_bytes: int
 ) -> int:
-    """How many of the first rows fit the budget together, one at least."""
+    """The number of first rows that fit the budget together, at least one."""
     size, width = weights.positions.element_size(), weights.width
     ffn = max(layer.fc1.weight.shape[0] for layer in weights.layers)
     length = 0
     for count, row in enumerate(rows):
         length = max(length, len(row.tokens))
         positions = len(row.states)
-        # States, their keys and values twice (projected, and as the kernel wants them); the
-        # residual stream and what hangs on it; a layer's scores, and the softmax of all heads.
+        # States, their keys and values twice (projected, and in the kernel's layout); the residual
+        # stream and the layers' temporaries; a layer's scores, and the softmax of all heads.
         each = 5 * positions * width * size + length * (6 * width + 2 * ffn) * size
         each += (heads + min(heads, weights.heads)) * length * positions * 4
         if count and (count + 1) * each > budget_bytes:
@@ -209,7 +193,7 @@ def _rows_within(
 class _AlignmentPass:
     """One pass of the decoder over a few rows, padded on the right to the longest.
 
-    Causal self-attention keeps the padding from all that is before it.
+    Causal self-attention hides the padding from the tokens before it.
     """
 
     def __init__(
@@ -262,7 +246,7 @@ class _AlignmentPass:
 
     def _record_attention(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
-        # A list of heads as an index would make the host wait for the device.
+        # Indexing with a list of heads would make the host wait for the device.
         keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
         queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * SCALE
         scores = torch.matmul(queries, keys.float().transpose(2, 3))
@@ -272,7 +256,7 @@ class _AlignmentPass:
             self._attention[:, index] = seen
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
-        """Of tokens [B, L], from the residual stream x [B, L, D] after the last layer."""
+        """Probabilities [B, L] of tokens, from the residual stream x [B, L, D] after all layers."""
         length = self._token_ids.shape[1]
         is_text = (self._token_ids < text_tokens) & (np.arange(length) < self._lengths[:, None])
         is_text[:, 0] = False
@@ -347,9 +331,9 @@ def _one_by_one(
     text_tokens: int,
 ) -> list[TokenTimestamps]:
     costs, probabilities = [], []
-    for row, alignment in zip(
-        rows, align(weights, rows, heads, text_tokens=text_tokens), strict=True
-    ):
+    batches = align_batches(weights, rows, heads, text_tokens=text_tokens)
+    alignments = (alignment for batch in batches for alignment in batch.alignments())
+    for row, alignment in zip(rows, alignments, strict=True):
         end = len(row.tokens) - 1
         # A token is located by the attention of the token before it.
         costs.append(token_costs(alignment.attention, first - 1, end).cpu().numpy())
@@ -402,3 +386,147 @@ def _by_kernels(
         ]
 
     return finish
+
+
+MEDIAN_WIDTH = 7
+# Matrices aligned at a time.
+MOST_MATRICES = 8
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+# A sorting network of 7 entries, reduced to the fourth (N. Devillard, "Fast median search: an ANSI
+# C implementation", 1998): of each pair the lesser goes to the first place.
+_MEDIAN_OF_7 = (
+    (0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3),
+    (3, 4),
+)  # fmt: skip
+
+
+def token_costs(attention: Tensor, first: int, end: int) -> Tensor:
+    """The cost of each token at each position.
+
+    Args:
+        attention: [heads, L, P] float32, of all tokens: the normalisation takes all of them.
+        first, end: the range of tokens.
+
+    Returns:
+        [end - first, P] float32; less is better.
+    """
+    std, mean = torch.std_mean(attention, dim=1, keepdim=True, correction=0)
+    # Where all tokens have equal attention, none is preferred.
+    std = std.clamp(min=torch.finfo(torch.float32).tiny)
+    normed = (attention[:, first:end] - mean) / std
+    return -median_filter(normed).mean(dim=0)
+
+
+def median_filter(x: Tensor) -> Tensor:
+    """Median of 7 neighbours along the last axis of x [N, L, P], which is reflected at its ends.
+
+    Too few positions to be reflected are left unchanged.
+    """
+    half_width = MEDIAN_WIDTH // 2
+    if x.shape[-1] <= half_width:
+        return x
+    padded = F.pad(x, (half_width, half_width), mode="reflect")
+    entries = [padded[..., shift : shift + x.shape[-1]] for shift in range(MEDIAN_WIDTH)]
+    for one, other in _MEDIAN_OF_7:
+        less = torch.minimum(entries[one], entries[other])
+        entries[other] = torch.maximum(entries[one], entries[other])
+        entries[one] = less
+    return entries[half_width]
+
+
+def start_positions(costs: Sequence[Floats]) -> list[Indices]:
+    """Where each token begins: [N] int64, ascending, for each matrix [N, P] of costs."""
+    starts = []
+    for begin in range(0, len(costs), MOST_MATRICES):
+        for tokens, positions in dtw(costs[begin : begin + MOST_MATRICES]):
+            starts.append(positions[np.diff(tokens, prepend=-1) > 0])
+    return starts
+
+
+def dtw(costs: Sequence[Floats]) -> list[tuple[Indices, Indices]]:
+    """The cheapest path through each matrix, from its first entry to its last.
+
+    A step goes to the next token, the next position, or both. Matrices may be of any shapes; all
+    are computed together, one anti-diagonal after the other.
+
+    Args:
+        costs: matrices [N, P] float32, N and P at least 1; sums are in float32.
+
+    Returns:
+        For each, the tokens and the positions of its path, int64 of one length.
+    """
+    shapes = [matrix.shape for matrix in costs]
+    tokens, positions = (max(sizes) for sizes in zip(*shapes, strict=True))
+    padded = np.zeros((len(costs), tokens, positions), np.float32)
+    for row, matrix in zip(padded, costs, strict=True):
+        row[: matrix.shape[0], : matrix.shape[1]] = matrix
+    diagonal, next_token = _choices(padded)
+    return [
+        _trace_back(diagonal[:, index], next_token[:, index], *shape)
+        for index, shape in enumerate(shapes)
+    ]
+
+
+def _choices(costs: Floats) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Whether an entry is best reached diagonally, or else from the token before.
+
+    Args:
+        costs: [B, N, P].
+
+    Returns:
+        Two of [N + P - 1, B, N]: the entry (i, j) is at (i + j, b, i).
+    """
+    batch, tokens, positions = costs.shape
+    last = tokens + positions - 1
+    diagonal, next_token = (np.zeros((last, batch, tokens), np.bool_) for _ in range(2))
+    item = costs.itemsize
+    # Entry (i, j) of each matrix at (i + j, b, i); rows overlap others where j is out of range.
+    strides = (item, tokens * positions * item, (positions - 1) * item)
+    skewed = as_strided(costs, (last, batch, tokens), strides, writeable=False)
+    # Totals of three anti-diagonals, after one token that is never reached.
+    totals = [np.full((batch, tokens + 1), np.inf, np.float32) for _ in range(3)]
+    spare = np.empty((batch, tokens), np.float32)
+    totals[1][:, 1] = costs[:, 0, 0]
+    for index in range(1, last):
+        begin, end = max(0, index - positions + 1), min(tokens, index + 1)
+        past, previous, now = totals
+        both, token = past[:, begin:end], previous[:, begin:end]
+        position, here = previous[:, begin + 1 : end + 1], now[:, begin + 1 : end + 1]
+        least, is_both = spare[:, begin:end], diagonal[index, :, begin:end]
+        is_token = next_token[index, :, begin:end]
+        # A tie goes to the next position, even if it costs more: as OpenAI's `dtw_cpu`.
+        np.minimum(token, position, out=least)
+        np.less(both, least, out=is_both)
+        np.minimum(both, position, out=least)
+        np.less(token, least, out=is_token)
+        np.copyto(here, position)
+        np.copyto(here, token, where=is_token)
+        np.copyto(here, both, where=is_both)
+        np.add(here, skewed[index, :, begin:end], out=here)
+        totals = [previous, now, past]
+    return diagonal, next_token
+
+
+def _trace_back(
+    diagonal: npt.NDArray[np.bool_], next_token: npt.NDArray[np.bool_], tokens: int, positions: int
+) -> tuple[Indices, Indices]:
+    """The path that ends at the last entry, by the choices [N + P - 1, N] of one matrix."""
+    i, j = tokens - 1, positions - 1
+    path = [(i, j)]
+    while i or j:
+        if not i:
+            j -= 1
+        elif not j:
+            i -= 1
+        elif diagonal[i + j, i]:
+            i, j = i - 1, j - 1
+        elif next_token[i + j, i]:
+            i -= 1
+        else:
+            j -= 1
+        path.append((i, j))
+    found = np.array(path[::-1], np.int64)
+    return found[:, 0], found[:, 1]

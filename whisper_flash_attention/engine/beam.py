@@ -2,11 +2,11 @@
 
 The arithmetic is that of Transformers' `_beam_search` (transformers/generation/utils.py, 5.17 to
 5.23), operation by operation, so that ties break alike: per clip the best `candidates` of all
-continuations, of which the `num_beams` best without an end run on and those that ended compete,
-by length-normalised score, for `num_beams` places among the finished.
+continuations, of which the `num_beams` best unfinished ones continue, and the ended ones compete by
+length-normalised score for `num_beams` places among the finished.
 
-A beam that descends from another slot copies nothing: `state.ancestors[b, t]` says in which slot
-position t of slot b lies, and only those numbers are re-ordered.
+A beam that continues another slot's copies nothing: `state.ancestors[b, t]` is the slot that holds
+position t of slot b, and only those numbers are re-ordered.
 
 On a GPU the host polls every few steps for the end of the search without waiting; steps beyond the
 end change nothing. Beam sampling is checked in every step, because each step draws random numbers.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState
 from whisper_flash_attention.engine.logits_processors import History
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import Decoder, check_finite
@@ -46,8 +46,8 @@ def search(
 
     Args:
         states: the encoder's output [clips, S, D].
-        prompt: [searches * num_beams, P] int64, the rows of a search alike and side by side; a
-            clip has one search or more.
+        prompt: [searches * num_beams, P] int64, equal and adjacent rows per search; a clip has one
+            search or more.
         request: with `beams`.
 
     Returns:
@@ -64,7 +64,7 @@ def search(
     logits = decoder.start(states, prompt, request.probe)
     state = decoder.state
     own = torch.arange(len(state.ancestors), dtype=torch.int32, device=prompt.device)
-    # The slot itself, until beams move: what is not cached yet will be written there.
+    # The slot itself, until beams move: positions not cached yet will be written there.
     state.ancestors.copy_(own[:, None])
     state.branching = True
     try:
@@ -81,7 +81,7 @@ def steps_between_polls(prompt: Tensor) -> int:
 
 
 def _extend(decoder: BranchingDecoder, beams: _BeamState, logits: Tensor, request: Request) -> None:
-    """Take steps until the search is over, or a few more."""
+    """Run steps until the search is over, or a few more."""
     first, rows = beams.prompt.shape[1], len(beams.prompt)
     poll, interval = CompletionPoll(beams.done), steps_between_polls(beams.prompt)
     for length in range(first, request.max_length):
@@ -99,7 +99,7 @@ def _extend(decoder: BranchingDecoder, beams: _BeamState, logits: Tensor, reques
 
 
 class _BeamState:
-    """The beams of all searches: those that run and the best that are finished.
+    """The beams of all searches: the running ones and the best finished ones.
 
     B searches of K beams, C candidates each. Paths are [2, rows, T] int64 with the capacity T in
     tokens: the tokens, and for every token chosen the row that it extended (-1: none).
@@ -119,7 +119,7 @@ class _BeamState:
         self._paths[0, :, :length] = prompt
         self._finished_paths = self._paths.clone()
         shape = (self._count, beams.num_beams)
-        # All beams are alike at first: only one of them may be extended.
+        # All beams are equal at first: only one of them may be extended.
         self._scores = torch.zeros(shape, device=device)
         self._scores[:, 1:] = EXCLUDED
         self._finished_scores = torch.full(shape, EXCLUDED, device=device)
@@ -134,7 +134,7 @@ class _BeamState:
         self._first_candidate = searches * beams.candidates
         self._first_contender = searches * (beams.num_beams + beams.candidates)
         self._stay = places.expand(shape)
-        # Only the best `num_beams` candidates may finish; the others are there to run on.
+        # Only the best `num_beams` candidates may finish; the others can only continue.
         self._may_finish = torch.arange(beams.candidates, device=device) < beams.num_beams
         self._all_scores: list[Tensor] = []
         self._all_logits: list[Tensor] = []
@@ -153,7 +153,7 @@ class _BeamState:
         return tokens, sources
 
     def output(self) -> DecodeOutput:
-        """What was found, as soon as the search is over."""
+        """The result, once the search is over."""
         check_finite(self._not_finite)
         beams, request, begin = self._beams, self._request, self.prompt.shape[1]
         grouped = self._by_search(self._finished_paths)
@@ -205,7 +205,7 @@ class _BeamState:
     def _continue(
         self, paths: Tensor, scores: Tensor, ended: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
-        """Make the best candidates that did not end the new beams; as `step`."""
+        """Make the best unfinished candidates the new beams; as `step`."""
         scores = scores + ended.float() * EXCLUDED
         best = torch.topk(scores, self._beams.num_beams)[1]
         self._scores = scores.gather(1, best)
@@ -236,11 +236,11 @@ class _BeamState:
         return paths.view(2, self._count, -1, paths.shape[-1])
 
     def _stop(self, ended: Tensor, length: int) -> None:
-        """Note whether the search is over, now that the beams have `length` tokens.
+        """Update whether the search is over, now that the beams have `length` tokens.
 
-        It is where no running beam can get better than the finished ones (an estimate for
-        `length_penalty` above 0, unless `early_stopping` is "never"), where all places are taken
-        and `early_stopping` is True, or where nothing can run on.
+        It is over if no running beam can get better than the finished ones (an estimate for
+        `length_penalty` above 0, unless `early_stopping` is "never"), if all places are taken and
+        `early_stopping` is True, or if no beam can continue.
         """
         beams, begin = self._beams, self.prompt.shape[1]
         longest = beams.early_stopping == "never" and beams.length_penalty > 0.0

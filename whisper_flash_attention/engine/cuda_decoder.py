@@ -1,7 +1,7 @@
 """The decoder on an NVIDIA GPU: kernels in CUDA graphs, tokens chosen without the host.
 
 Greedy decoding with processors that the kernels support stays on the device: a recorded step ends
-with the next token and the next input row, which the host replays, polling every few steps for the
+with the next token and the next input row. The host replays it and polls every few steps for the
 end. With other processors, sampling, scores or beams a step ends with the logits, and PyTorch
 operations choose the token.
 """
@@ -15,26 +15,25 @@ import torch
 
 from whisper_flash_attention.engine import torch_decoder
 from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll, GraphCache
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState
 from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import check_finite
-from whisper_flash_attention.engine.triton_layers import TritonLayers
+from whisper_flash_attention.engine.triton_layers import TritonLayers, Workspace
 from whisper_flash_attention.engine.weights import DecoderWeights
-from whisper_flash_attention.engine.workspace import Workspace
 from whisper_flash_attention.kernels.greedy_sample import greedy_sample
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
 from whisper_flash_attention.kernels.logits import logits
 
-# Steps queued on the device before the host waits for it.
+# Steps that the host queues before it waits for the device.
 HEAD_START = 32
 
 
 class CudaDecoder:
     """Turns tokens into logits, or decodes greedily, on one state's buffers.
 
-    Rows of the batch take the first slots of the state; the others count as finished and cost
-    next to nothing.
+    Rows of the batch take the first slots of the state; the others count as finished and take
+    almost no time.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class CudaDecoder:
         return self._state
 
     def prepare(self) -> None:
-        """Make ready on memory that others may have used meanwhile."""
+        """Initialise the buffers again after others used the memory."""
         self._tables_key = None
         self._flags_key = None
         self._rows = 0
@@ -68,14 +67,14 @@ class CudaDecoder:
     def start(
         self, states: torch.Tensor, prompt: torch.Tensor, probe: tuple[int, int] | None = None
     ) -> torch.Tensor:
-        """Take the encoder's states [clips, S, D] and the prompt [B, P]; give logits [B, V]."""
+        """Logits [B, V] after the prompt [B, P], given the encoder's states [clips, S, D]."""
         self._run_prompt(states, prompt, "logits", self._store_logits, probe)
-        # `advance` moves on by one before its pass.
+        # `advance` increments positions before its pass.
         self._state.positions.fill_(prompt.shape[1] - 1)
         return self._raw(len(prompt))
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token per row [B] and give the next logits [B, V] in float32."""
+        """Append one token per row [B]; return the next logits [B, V] in float32."""
         self._state.tokens[: len(tokens)] = tokens
         self._run(("step", "logits", self._state.branching), self._advance)
         return self._raw(len(tokens))
@@ -89,8 +88,8 @@ class CudaDecoder:
     ) -> DecodeOutput:
         """Decode greedily with processors that the kernels support.
 
-        `meanwhile` is called once the device has been given work: all of it, or where rows may end
-        `HEAD_START` steps.
+        `meanwhile` is called once steps are queued: all of them, or `HEAD_START` where rows may end
+        early.
 
         Raises:
             NotFinite: a logit was NaN or infinite.
@@ -112,10 +111,10 @@ class CudaDecoder:
         return self._output(prompt, request, may_end)
 
     def _run_steps(self, steps: range, pad: int, poll: CompletionPoll | None) -> bool:
-        """Take steps, which are counted from 0; True if all rows had ended before the last.
+        """Run steps, counted from 0; return True if all rows had ended before the last.
 
-        Beyond `HEAD_START` the host waits at each poll for the previous one: otherwise it would
-        queue all steps before the device has run the few that are needed.
+        Beyond `HEAD_START` the host waits at each poll for the previous one, so that it does not
+        queue many steps that are not needed.
         """
         for done in steps:
             waits = done >= HEAD_START
@@ -125,7 +124,7 @@ class CudaDecoder:
         return False
 
     def step(self, pad: int) -> None:
-        """Run every row's last token, and choose the next; rows that have ended get `pad`."""
+        """Run every row's last token and choose the next; ended rows get `pad`."""
         self._run(("step", pad), lambda: self._one_step(pad))
 
     def begin(
@@ -138,7 +137,7 @@ class CudaDecoder:
         """Run prompts given encoder states [B, S, D], and choose the first token of every row.
 
         Args:
-            rules: of any of the rows, for what they have in common; so is the request.
+            rules: logits processors of any row, as the request; what rows have in common counts.
         """
         batch, pad = len(prompts.prompt), request.pad
         self._set_flags(processors, request.eos)
@@ -155,7 +154,7 @@ class CudaDecoder:
         )
 
     def clear(self, processors: KernelProcessors, request: Request) -> None:
-        """Have no row; `adopt` brings them, of which rules and request are as in `begin`."""
+        """Start without rows, which `adopt` adds; arguments as of `begin`."""
         self._set_flags(processors, request.eos)
         self._tables_key = None
         self._rows = 0
@@ -169,7 +168,7 @@ class CudaDecoder:
             self._compile(1, lambda count: self._sample(count, request.pad))
 
     def adopt(self, other: CudaDecoder, slots: torch.Tensor, length: int) -> None:
-        """Let the first N rows of another decoder, which just began, go on in `slots` [N] int64.
+        """Continue the first N rows of another decoder, after its `begin`, in `slots` [N] int64.
 
         Args:
             length: tokens of the longest prompt.
@@ -182,7 +181,7 @@ class CudaDecoder:
     def _set_processors(
         self, processors: KernelProcessors, prompt: torch.Tensor, request: Request
     ) -> None:
-        """Fill the tables that the kernels read; those of the last call often still hold."""
+        """Fill the tables that the kernels read, unless those of the last call are the same."""
         batch, length = prompt.shape
         key = (processors, request.eos, request.max_length, length)
         vocabulary = self._state.layout.vocabulary
@@ -214,10 +213,10 @@ class CudaDecoder:
         probe: tuple[int, int] | None,
         prompts: RaggedPrompts | None = None,
     ) -> None:
-        """Run the prompt through all layers, from a fresh state, and `finish` the pass.
+        """Run the prompt through all layers, from a fresh state, then `finish` the pass.
 
-        Where rows have `starts` of their own they end at the same place of a pass: shorter ones
-        begin at positions below 0.
+        With `starts`, rows end at the same column of the pass: shorter ones begin at positions
+        below 0.
         """
         batch, count = prompt.shape
         state, work = self._state, self._work
@@ -277,7 +276,7 @@ class CudaDecoder:
         set_pdl(Overlap.NONE)
 
     def _compile(self, count: int, finish: Callable[[int], None]) -> None:
-        """Have all kernels of a decode compiled at once, before the first pass needs one."""
+        """Compile all kernels of a decode in parallel, before the first pass."""
         self._compiled = True
         if interpreted():
             return
@@ -294,7 +293,7 @@ class CudaDecoder:
         place: int | None,
         prompts: RaggedPrompts | None,
     ) -> None:
-        """A prompt of many tokens, [slots, P], through PyTorch's matrix products."""
+        """Run a long prompt, [slots, P], by PyTorch's matrix products."""
         state, count = self._state, prompt.shape[1]
         self._reset()
         torch_decoder.fill_cross(self._weights, states, state)
@@ -409,7 +408,7 @@ def _padded(prompt: torch.Tensor, slots: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RaggedPrompts:
-    """Prompts of rows that start together, each with its own length and logits processors.
+    """Prompts of rows that start together, each with its own length and processor settings.
 
     Args:
         prompt: [B, P] int64, padded at the ends of rows.

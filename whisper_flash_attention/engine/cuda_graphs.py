@@ -27,9 +27,9 @@ POLL_INTERVAL = 8
 
 
 class GraphRecorder:
-    """Records passes on one device. They never run at the same time, so that all share one memory.
+    """Records passes on one device. They never run at the same time, so they share one memory pool.
 
-    One stream serves all, too: PyTorch gives cuBLAS 32 MiB for every stream that multiplies.
+    They also share one stream: PyTorch allocates 32 MiB for cuBLAS per stream with products.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class GraphRecorder:
         self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def record(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """Run what `launch` launches, and record it for the next time.
+        """Run what `launch` launches, then record it.
 
-        What `launch` allocates must not outlive it.
+        Tensors that `launch` allocates must not outlive it.
         """
-        # PyTorch takes no recording into a pool that outlived all of its recordings.
+        # PyTorch records no graph in a pool that outlived all of its graphs.
         if self._pool is None or not self._alive:
             self._pool = torch.cuda.MemPool()
         graph = torch.cuda.CUDAGraph()
@@ -59,7 +59,7 @@ class GraphRecorder:
         return graph
 
     def release(self) -> None:
-        """Let go of the memory, which stays for as long as recordings need it."""
+        """Release the memory pool, which lives as long as its graphs."""
         self._pool = None
 
 
@@ -71,7 +71,7 @@ class GraphCache:
         self._recorder = recorder
 
     def run(self, key: Hashable, launch: Callable[[], None]) -> None:
-        """Do what `launch` does, on the current stream; `key` must name it completely."""
+        """Run `launch` on the current stream; replay it if its `key` is known."""
         graph = self._graphs.get(key)
         if graph is None:
             self._graphs[key] = self._recorder.record(launch)
@@ -107,8 +107,8 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream that does not wait for the default one.
 
-    It comes from the driver where it gives one: the first of PyTorch's own streams brings all
-    others with it, and each takes device memory.
+    From the driver if possible: PyTorch creates its whole pool of streams with the first one, and
+    each takes device memory.
     """
     handle = ctypes.c_void_p()
     for name in DRIVER_LIBRARIES:

@@ -125,7 +125,7 @@ class CudaSlots:
 
 @dataclass(frozen=True)
 class _Poll:
-    """Who was in the slots, and the function that gives what they held, once that has wait."""
+    """The jobs in the slots, and a function that waits for copies of the slots' state."""
 
     jobs: list[DecodeJob | None]
     wait: Callable[[], tuple[torch.Tensor, ...]]

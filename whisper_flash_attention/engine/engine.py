@@ -5,8 +5,8 @@
     decoded = engine.decode(states, prompt, request)
     for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
 
-A decode uses buffers from one arena (`kv_cache`, `workspace`) and a decoder that turns tokens into
-logits: `torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
+A decode uses buffers from one arena (`layout`) and a decoder that turns tokens into logits:
+`torch_decoder` on every device, `cuda_decoder` with Triton kernels and CUDA graphs on
 NVIDIA GPUs. Tokens are chosen on the device (`cuda_decoder`), with any logits processors
 (`sampling`), or by beam search (`beam`). `scheduler` lets a stream of clips share the rows of one
 batch; `memory_plan` computes what a decode needs before it runs.
@@ -27,13 +27,14 @@ import torch
 from whisper_flash_attention.engine import beam
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
 from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
-from whisper_flash_attention.engine.kv_cache import DecodeState, state_bytes
 from whisper_flash_attention.engine.layout import (
     Arena,
+    DecodeState,
     Layout,
     has_encoder_kernels,
     layout_for,
     slots_layout,
+    state_bytes,
 )
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import DecodeOutput, Request
@@ -284,7 +285,7 @@ class Buffers:
     def cuda_decoder(self, layout: Layout) -> CudaDecoder:
         """Return a decoder of this layout on kernels, with its recorded graphs."""
         from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
-        from whisper_flash_attention.engine.workspace import Workspace, workspace_bytes
+        from whisper_flash_attention.engine.triton_layers import Workspace, workspace_bytes
 
         arena = self._arena_for(layout, state_bytes(layout) + workspace_bytes(layout))
         decoder = self._decoders.get(layout)

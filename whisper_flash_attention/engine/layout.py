@@ -1,9 +1,15 @@
-"""Choose kernels or PyTorch, the form of cross-attention, and the sizes of all buffers."""
+"""Choose kernels or PyTorch, the form of cross-attention, and the sizes of all buffers.
+
+A CUDA graph holds addresses, so everything that a step reads or writes lies in buffers that are
+allocated once. All of them are cut from one block of memory, the arena, which is as large as the
+largest call so far: calls of mixed shapes share it, and memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,12 +26,12 @@ BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 22
 
 
 def length_bucket(length: int) -> int:
-    """The capacity, in positions, that a decode of `length` positions gets."""
+    """The capacity, in positions, of a decode of `length` positions."""
     return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
 
 
 def batch_bucket(batch: int) -> int:
-    """The number of slots that a batch gets: graphs are made for these sizes only."""
+    """The number of slots of a batch: graphs are recorded for these sizes only."""
     return next((size for size in BATCH_BUCKETS if size >= batch), -(-batch // 64) * 64)
 
 
@@ -94,8 +100,8 @@ class Layout:
 class Arena:
     """One block of device memory, allocated in aligned parts.
 
-    On a GPU it is taken from the driver and goes back to it as a whole. PyTorch's allocator would
-    cut it out of what the encoder has just freed and soon needs again, and then reserve that twice.
+    On a GPU it has a memory pool of its own: PyTorch's allocator would cut it out of memory that
+    the encoder has just freed and soon needs again, and then reserve that twice.
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
@@ -109,11 +115,11 @@ class Arena:
             self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
 
     def restart(self) -> None:
-        """Hand out everything again from the beginning; earlier pieces are overwritten."""
+        """Allocate from the beginning again; earlier tensors are overwritten."""
         self._used = 0
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """An uninitialised tensor; its content is whatever lay there."""
+        """Allocate an uninitialised tensor."""
         size = aligned_bytes(shape, dtype)
         piece = self._block[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
@@ -125,15 +131,15 @@ def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-# Of NVIDIA's Ampere: bfloat16 and asynchronous copies.
+# Ampere: bfloat16 and asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
-# Of NVIDIA's Hopper: matrix products of warp groups, on what tensor descriptors bring.
+# Hopper: tensor descriptors, and matrix products of warp groups.
 TENSOR_DESCRIPTORS = (9, 0)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-# A prompt of more rows than this goes through matrix products instead of the kernels.
+# Prompts of more rows use matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
-# From this many clips on, reading encoder states is faster than projected keys and values.
+# From this number of clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
 
@@ -144,7 +150,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def why_no_kernels(device: torch.device) -> str | None:
-    """Why the Triton kernels do not run on this device, in words; None if they do."""
+    """Why the Triton kernels do not run on this device; None if they do."""
     if device.type != "cuda":
         return "the kernels need a CUDA GPU"
     if torch.version.hip is not None:
@@ -168,7 +174,7 @@ def has_encoder_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def backend_name(device: torch.device) -> str:
-    """What the engine runs a decode with on this device, in words: the kernels or PyTorch."""
+    """What decodes on this device: the kernels or PyTorch."""
     return "PyTorch" if why_no_kernels(device) else "Triton kernels"
 
 
@@ -280,7 +286,7 @@ def slots_layout(
 def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt: int) -> Layout:
     """The layout in which prompts of up to `prompt` tokens run before their rows go into `slots`.
 
-    There is room for the prompt and two tokens more, for a row that is full has ended.
+    Capacity includes two more tokens, because a full row counts as ended.
     """
     room = length_bucket(prompt + 2)
     sizes = Sizes(
@@ -288,9 +294,108 @@ def prefill_layout(weights: DecoderWeights, slots: Layout, *, clips: int, prompt
         slots=clips,
         keys=slots.keys,
         prompt=prompt,
-        # Few layouts, for each has recordings of its own.
+        # Few layouts, because each has graphs of its own.
         max_length=room if room == LENGTH_BUCKET else slots.positions,
         raw=False,
         kernels=slots.kernels,
     )
     return make_layout(weights, sizes, absorbed=slots.absorbed)
+
+
+# Which axis of a buffer counts slots (or their clips), if not the first, and which counts tokens.
+SLOT_AXIS = {"keys": 1, "values": 1, "cross_keys": 1, "cross_values": 1}
+POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
+
+
+def buffers(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of every buffer of a state."""
+    slots, positions = layout.slots, layout.positions
+    specs: dict[str, Spec] = {
+        "keys": (layout.past_shape(), layout.dtype),
+        "values": (layout.past_shape(), layout.dtype),
+        "output": ((slots, positions), torch.int64),
+        "tokens": ((slots,), torch.int64),
+        "positions": ((slots,), torch.int32),
+        "finished": ((slots,), torch.bool),
+        "failed": ((slots,), torch.bool),
+        "limits": ((slots, 4), torch.int32),
+        "sum_logprobs": ((slots,), torch.float32),
+        "ancestors": ((slots, positions), torch.int32),
+    }
+    if layout.absorbed:
+        specs["states"] = (layout.cross_shape(), layout.dtype)
+    else:
+        specs["cross_keys"] = (layout.cross_shape(), layout.dtype)
+        specs["cross_values"] = (layout.cross_shape(), layout.dtype)
+    return specs
+
+
+def state_bytes(layout: Layout) -> int:
+    """Device memory that a state of this layout takes, in bytes."""
+    return sum(aligned_bytes(*spec) for spec in buffers(layout).values())
+
+
+@dataclass
+class DecodeState:
+    """The buffers of one decode; shapes as in `buffers`.
+
+    `branching` says that rows share their past (beams): position t of slot b lies in slot
+    `ancestors[b, t]`.
+    """
+
+    layout: Layout
+    keys: torch.Tensor
+    values: torch.Tensor
+    output: torch.Tensor
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    finished: torch.Tensor
+    failed: torch.Tensor
+    limits: torch.Tensor
+    sum_logprobs: torch.Tensor
+    ancestors: torch.Tensor
+    states: torch.Tensor | None = None
+    cross_keys: torch.Tensor | None = None
+    cross_values: torch.Tensor | None = None
+    branching: bool = False
+
+    @classmethod
+    def allocate(cls, layout: Layout, arena: Arena) -> DecodeState:
+        """A state whose buffers lie in the arena, from its beginning."""
+        arena.restart()
+        tensors = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
+        return cls(layout, **tensors)  # type: ignore[arg-type]
+
+    def rows(self, begin: int, end: int) -> DecodeState:
+        """The slots from `begin` to `end`, a clip with each, as a state on the same memory."""
+        layout = replace(self.layout, slots=end - begin, clips=end - begin)
+        tensors = {
+            name: getattr(self, name).narrow(SLOT_AXIS.get(name, 0), begin, end - begin)
+            for name in buffers(self.layout)
+        }
+        return DecodeState(layout, **tensors)
+
+    def adopt(self, other: DecodeState, slots: torch.Tensor, length: int) -> None:
+        """Copy the first N rows of another state, a clip with each, into `slots` [N] int64.
+
+        Args:
+            length: number of tokens whose ids, keys and values are copied.
+        """
+        for axis, mine, theirs in self._pairs(other, length):
+            mine.index_copy_(axis, slots, theirs.narrow(axis, 0, len(slots)))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a slot's row, a clip with it, to another slot; `length` as in `adopt`."""
+        for axis, mine, _ in self._pairs(self, length):
+            mine.select(axis, target).copy_(mine.select(axis, source))
+
+    def _pairs(
+        self, other: DecodeState, length: int
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """The axis that counts slots, a buffer, and the other state's, up to `length` tokens."""
+        for name in buffers(self.layout).keys() - {"ancestors"}:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name in POSITION_AXIS:
+                along = POSITION_AXIS[name]
+                mine, theirs = mine.narrow(along, 0, length), theirs.narrow(along, 0, length)
+            yield SLOT_AXIS.get(name, 0), mine, theirs

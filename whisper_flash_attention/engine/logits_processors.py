@@ -1,9 +1,9 @@
 """Logits processors: transform the scores of the next token before one is chosen.
 
 Every class corresponds to one logits processor of Transformers and does the same float32
-operations, so that scores come out bit for bit the same. What it leaves out are `.tolist()`,
-`.item()` and shapes that depend on data. Tables of tokens are made once per vocabulary and device,
-at the first call: run once before capturing a CUDA graph. Sources: Transformers'
+operations, so that scores are identical bit for bit, but without `.tolist()`, `.item()` and shapes
+that depend on data. Tables of tokens are made once per vocabulary and device, at the first call:
+run once before capturing a CUDA graph. Sources: Transformers'
 generation/logits_process.py; for the grammar `ApplyTimestampRules` in OpenAI's decoding.py.
 
 `LogitsProcessors` is an ordered tuple of them. If it holds only masks and Whisper's timestamp
@@ -37,10 +37,9 @@ class History:
     """Tokens so far, prompt included, as processors see them.
 
     Args:
-        tokens: [B, T] int64; a buffer of fixed capacity, of which what lies beyond `length` is
-            never looked at, whatever it holds.
-        length: how many of them there are: an int (all slots alike, known on the host), or an
-            integer tensor [] or [B] on the tokens' device, which is never read on the host.
+        tokens: [B, T] int64; a buffer of fixed capacity, of which only `length` tokens are valid.
+        length: number of tokens: an int (equal for all slots, known on the host), or an integer
+            tensor [] or [B] on the tokens' device, which is never read on the host.
     """
 
     tokens: Tensor
@@ -55,7 +54,7 @@ class History:
 
     @property
     def known(self) -> Tensor:
-        """The tokens, cut to the length where the host knows it."""
+        """The tokens, cut to the length if the host knows it."""
         return self.tokens[:, : self.length] if isinstance(self.length, int) else self.tokens
 
     def is_at(self, length: int) -> bool | Tensor:
@@ -67,7 +66,7 @@ class History:
         return self.length < length if isinstance(self.length, int) else self.lengths < length
 
     def last(self, back: int) -> Tensor:
-        """The token `back` places from the end (1: the last one), [B, 1]; the first if none is."""
+        """The token `back` places from the end (1: the last one), [B, 1]; else the first one."""
         return self.tokens.gather(1, self._rows(self.lengths - back).clamp(min=0))
 
     def since(self, begin: int | Tensor) -> Tensor:
@@ -83,12 +82,12 @@ class LogitsProcessor(Protocol):
     """One transformation of the scores of the next token."""
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
-        """New scores [B, V] float32; `scores` itself is left as it was."""
+        """New scores [B, V] float32; `scores` is not changed."""
 
 
 @dataclass(frozen=True)
 class Suppress:
-    """These tokens never (`SuppressTokensLogitsProcessor`); unknown ids do nothing."""
+    """Forbid tokens (`SuppressTokensLogitsProcessor`); unknown ids are ignored."""
 
     tokens: tuple[int, ...]
 
@@ -101,7 +100,7 @@ class Suppress:
 
 @dataclass(frozen=True)
 class SuppressAtBegin:
-    """These tokens not where `begin_index` tokens are there (`SuppressTokensAtBegin...`)."""
+    """Forbid tokens at position `begin_index` (`SuppressTokensAtBeginLogitsProcessor`)."""
 
     tokens: tuple[int, ...]
     begin_index: int
@@ -117,10 +116,10 @@ class SuppressAtBegin:
 
 @dataclass(frozen=True)
 class MinLength:
-    """No end before `length` tokens, prompt included.
+    """Forbid the end before `length` tokens, prompt included.
 
-    `MinLengthLogitsProcessor`; and `MinNewTokensLengthLogitsProcessor` with prompt and new tokens
-    added up.
+    `MinLengthLogitsProcessor`, and `MinNewTokensLengthLogitsProcessor` with the sum of prompt and
+    new tokens.
     """
 
     length: int
@@ -144,11 +143,11 @@ class Timestamps:
 
     Args:
         timestamp_begin: the first timestamp's id; all ids from there on are timestamps.
-        begin_index: where the answer begins, that is the prompt's length.
+        begin_index: position of the first generated token, the prompt's length.
         eos: the end's id; ids below it are plain text.
         no_timestamps: the id of <|notimestamps|>, which is forbidden.
         max_initial: largest first timestamp, counted from the first timestamp's id.
-        detect: apply the step about probabilities.
+        detect: forbid text where timestamps are likelier.
     """
 
     timestamp_begin: int
@@ -183,7 +182,7 @@ class Timestamps:
         return scores
 
     def limits(self, history: History, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the grammar allows next.
+        """The tokens that the grammar allows next.
 
         Returns:
             The first text id, the first timestamp id and the end of the timestamp ids, int64
@@ -228,10 +227,10 @@ class Timestamps:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Scores of tokens that occurred: divided by `penalty` where positive, else multiplied.
+    """Divide positive scores of tokens that occurred by `penalty`, multiply negative ones.
 
-    `RepetitionPenaltyLogitsProcessor`. The first `ignore` positions do not count: one number for
-    all slots, or one for each.
+    `RepetitionPenaltyLogitsProcessor`. The first `ignore` positions, one number for all slots or
+    one for each, do not count.
     """
 
     penalty: float
@@ -285,7 +284,7 @@ class NoRepeatNgram:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Scores divided by `value` (`TemperatureLogitsWarper`)."""
+    """Divide scores by `value` (`TemperatureLogitsWarper`)."""
 
     value: float
 
@@ -298,9 +297,9 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopK:
-    """Only the `k` best tokens, and those that tie with the last (`TopKLogitsWarper`).
+    """Keep the `k` best tokens, and those that tie with the last (`TopKLogitsWarper`).
 
-    At least `keep` tokens are left; `fill` is the score of the others.
+    At least `keep` tokens remain; the others get the score `fill`.
     """
 
     k: int
@@ -319,9 +318,9 @@ class TopK:
 
 @dataclass(frozen=True)
 class TopP:
-    """The fewest tokens whose probabilities sum up to `p` or more (`TopPLogitsWarper`).
+    """Keep the fewest tokens whose probabilities sum up to `p` or more (`TopPLogitsWarper`).
 
-    At least `keep` tokens are left; `fill` is the score of the others.
+    At least `keep` tokens remain; the others get the score `fill`.
     """
 
     p: float
@@ -342,7 +341,7 @@ class TopP:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Scores as log-probabilities of what is left (`LogitNormalization`)."""
+    """Normalise scores to log-probabilities (`LogitNormalization`)."""
 
     def apply(self, scores: Tensor, history: History) -> Tensor:
         return torch.log_softmax(scores, dim=-1)
@@ -364,8 +363,8 @@ class LogitsProcessors:
     def kernel_processors(self) -> KernelProcessors | None:
         """The processors as data for the greedy kernels; None if they are not supported.
 
-        They can take `Suppress`, `SuppressAtBegin` and `MinLength` in any order (these commute),
-        then `Timestamps` at most once, which looks at what those left over.
+        Supported are `Suppress`, `SuppressAtBegin` and `MinLength` in any order (they commute),
+        then `Timestamps` at most once.
         """
         last = self.steps[-1] if self.steps else None
         timestamps = last if isinstance(last, Timestamps) else None
@@ -413,8 +412,8 @@ class KernelProcessors:
     """Processors that only forbid tokens, as data for the kernels `logits` and `greedy_sample`.
 
     Args:
-        suppress, suppress_at_begin, waiting: token ids that are forbidden always, where
-            `begin_index` tokens are there, and while there are fewer than `min_length`.
+        suppress, suppress_at_begin, waiting: token ids that are forbidden always, at position
+            `begin_index`, and below `min_length` tokens.
         timestamps: the timestamp grammar, applied after them.
     """
 
@@ -426,7 +425,7 @@ class KernelProcessors:
     timestamps: Timestamps | None = None
 
     def token_bits(self, eos: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """What `flags` follow from: each of the bits, and the tokens that bear it."""
+        """Each bit of `flags` with the tokens that have it."""
         stamps = (self.timestamps.no_timestamps,) if self.timestamps else ()
         return (
             (SUPPRESSED, self.suppress),
@@ -467,7 +466,7 @@ class KernelProcessors:
         return (self.begin_index, self.min_length, max_length, *tail)
 
     def limits(self, history: History, vocabulary: int) -> Tensor:
-        """What may come next, int32 [B, 4].
+        """The tokens allowed next, int32 [B, 4].
 
         Per slot: the bits of `flags` that forbid a token now, the first text id, the first
         timestamp id and the end of the timestamp ids. `greedy_sample` updates them from then on.

@@ -1,7 +1,6 @@
-"""What `generate` takes in memory, counted before it runs, also for a device that is not here.
+"""The memory of `generate`, computed before it runs, also for a device that is not present.
 
-The sizes are those of the layouts that a decode would get (`plan`), and of what the encoder and
-the kernels say that they use.
+Sizes come from the layouts of the decode, and from the encoder and the kernels.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 
 from whisper_flash_attention.engine import encoder
-from whisper_flash_attention.engine.kv_cache import buffers
 from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
     HALF_DTYPES,
     Layout,
     Sizes,
     aligned_bytes,
+    buffers,
     has_encoder_kernels,
     has_kernels,
     is_absorbed,
@@ -31,9 +30,9 @@ from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import Weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
-# PyTorch's allocator hands out multiples of this on CUDA devices.
+# PyTorch's allocator rounds up to multiples of this on CUDA devices.
 ALLOCATION = 512
-# What PyTorch gives cuBLAS per stream: on devices of capability 9.0 and 10.x, and on others
+# PyTorch's workspace of cuBLAS per stream: on devices of capability 9.0 and 10.x, and on others
 # (`CUBLAS_WORKSPACE_CONFIG` in PyTorch's notes on CUDA).
 CUBLAS_BYTES = 32 * 2**20
 SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
@@ -50,13 +49,12 @@ class PlanRequest:
     Args:
         max_new_tokens, prompt_tokens, num_beams: of every clip.
         cross_attention: "projected", "absorbed" or "auto".
-        device: where it would run; a CUDA device need not be here, and then counts as one that
-            the kernels support.
+        device: a CUDA device need not be present, and then counts as one that the kernels support.
         dtype: of weights and features.
 
     Raises:
         OptionError: a number is below 1, or the device, the dtype or the form of cross-attention
-            is none.
+            is invalid.
     """
 
     max_new_tokens: int
@@ -89,7 +87,7 @@ class MemoryPlan:
         weights: the model's parameters.
         self_attention_cache: keys and values of the tokens, and the tokens themselves.
         cross_attention_state: projected keys and values, or the encoder's states.
-        workspace: what kernels and matrix products keep for themselves.
+        workspace: of kernels and matrix products.
         encoder: features, the encoder's states, and the largest temporaries: the encoder's, or
             those of the decoder's passes in PyTorch.
     """
@@ -110,8 +108,8 @@ class MemoryPlan:
     def total(self) -> int:
         """The peak that PyTorch's allocator counts during the call, weights and features included.
 
-        What the driver counts is more: the CUDA context, recorded graphs, and memory that the
-        allocator keeps without using it.
+        The driver counts more: the CUDA context, recorded graphs, and memory that the allocator
+        reserves.
         """
         return (
             self.weights
@@ -150,7 +148,7 @@ def make_plan(
     """The plan for a number of clips, or for the most that a budget in units of 1e9 bytes allows.
 
     Raises:
-        OptionError: not exactly one of the two was given, or it makes no sense.
+        OptionError: not exactly one of the two was given, or it is out of range.
     """
     if (batch_size is None) == (memory_gb is None):
         raise OptionError("give either batch_size, or memory_gb for the most clips that fit")
@@ -164,11 +162,11 @@ def make_plan(
 
 
 def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> MemoryPlan:
-    """What `generate` takes for `batch_size` clips.
+    """The plan of `generate` for `batch_size` clips.
 
     Raises:
         OptionError: the batch size is below 1, or the tokens are more than the model has positions.
-        MissingPackage: the device is a GPU that is not here, and Triton is not installed.
+        MissingPackage: the device is a GPU that is not present, and Triton is not installed.
     """
     _check_count("batch_size", batch_size)
     sizes = _planned_sizes(weights, wanted, batch_size)
@@ -181,7 +179,7 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
     state = {name: aligned_bytes(*spec) for name, spec in buffers(layout).items()}
     cross = sum(size for name, size in state.items() if name in CROSS_BUFFERS)
     clips = _Clips(weights, wanted, batch_size)
-    # Products are all recorded, on a stream of their own, or none is; but for long prompts.
+    # Either all products are recorded, on a stream of their own, or none, except long prompts.
     is_long = sizes.kernels and sizes.prompt != layout.prompt
     return MemoryPlan(
         batch_size=batch_size,
@@ -214,7 +212,7 @@ def largest_plan(weights: Weights, wanted: PlanRequest, budget_bytes: int) -> Me
             plan = plan_memory(weights, replace(wanted, cross_attention="absorbed"), batch)
         return plan if plan.fits(budget_bytes) else None
 
-    # Recordings of small batches take memory of their own: only beyond them does it always grow.
+    # Graphs of small batches take memory of their own: only beyond them does the total increase.
     few = 2 * ABSORBED_FROM_CLIPS
     fitting = next((batch for batch in range(few, 0, -1) if best(batch)), 0)
     if fitting == few:
@@ -257,7 +255,7 @@ def _planned_sizes(weights: Weights, wanted: PlanRequest, batch_size: int) -> Si
 
 
 class _Clips:
-    """Bytes that go with the clips themselves: their features and states, and the encoder's."""
+    """Memory of the clips: their features and states, and the encoder's temporaries."""
 
     def __init__(self, weights: Weights, wanted: PlanRequest, batch_size: int) -> None:
         keys, width = weights.encoder.positions.shape
@@ -265,21 +263,21 @@ class _Clips:
         few = batch_size <= encoder.MOST_GRAPH_CLIPS
         self._is_fused = _has_encoder_kernels(wanted)
         self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
-        # A plain recording has features and states of its own.
+        # A graph of PyTorch operations has features and states of its own.
         copies = 2 if self.are_recorded and not self._is_fused else 1
         each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
         self._kept = copies * batch_size * each
         self._encoder = _encoder_bytes(weights, wanted, batch_size, self._is_fused)
 
     def peak_bytes(self, decoder: int) -> int:
-        """The most at a time, if the decoder's operations take so much."""
-        # The fused encoder's space stays; what PyTorch's operations take goes.
+        """The peak, given that of the decoder's operations."""
+        # The fused encoder's space stays allocated; temporaries of PyTorch's operations do not.
         both = self._encoder + decoder if self._is_fused else max(self._encoder, decoder)
         return self._kept + both
 
 
 def _encoder_bytes(weights: Weights, wanted: PlanRequest, batch_size: int, is_fused: bool) -> int:
-    """What the encoder takes beside features and states."""
+    """Temporaries of the encoder."""
     own, size = weights.dtype.itemsize, wanted.dtype.itemsize
     if is_fused:
         from whisper_flash_attention.engine import triton_encoder
@@ -299,7 +297,7 @@ def _has_encoder_kernels(wanted: PlanRequest) -> bool:
 
 
 def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
-    """The most that the decoder's operations in PyTorch take at a time, beside the buffers."""
+    """Peak of the temporaries of the decoder's operations in PyTorch."""
     size = layout.dtype.itemsize
     states = 0 if layout.absorbed else sizes.clips * layout.keys * layout.width * size
     choosing = 0
@@ -324,7 +322,7 @@ def _cublas_bytes(device: torch.device, streams: int) -> int:
 
 
 def _would_have_kernels(device: torch.device) -> bool:
-    """Whether a device that is not here counts as one with kernels; they say what they take."""
+    """Whether a device that is not present counts as one with kernels, which Triton sizes."""
     if device.type != "cuda":
         return False
     if find_spec("triton") is None:
@@ -350,7 +348,7 @@ def _weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
 
 
 def _is_shared(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors lie in the same memory; also on the meta device, where none does."""
+    """Whether two tensors share a storage; also on the meta device."""
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
@@ -372,9 +370,9 @@ def _check_count(name: str, value: int) -> None:
 
 
 def kernel_bytes(layout: Layout) -> int:
-    """Device memory that those take, in bytes."""
+    """Device memory of the kernels' workspaces, in bytes."""
     if not layout.kernels:
         return 0
-    from whisper_flash_attention.engine.workspace import workspace_bytes
+    from whisper_flash_attention.engine.triton_layers import workspace_bytes
 
     return workspace_bytes(layout)

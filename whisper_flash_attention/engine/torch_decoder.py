@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState
 from whisper_flash_attention.engine.weights import (
     HEAD_WIDTH,
     Attention,

@@ -4,7 +4,7 @@ The numbers are those of `encoder.encode`, rounded less often: a product is adde
 stream before it is rounded. cuBLAS does that without a bias: the biases of all layers so far are
 then a vector of their own in float32, which the layer norms add to what they read of the stream.
 
-Everything temporary lies in one space, which a batch's parts use in turn. A layer is
+All temporaries lie in one space, which the parts of a batch use one after another. A layer is
 
     LN · queries, keys, values · attention · x += out-projection
     LN · fc1 and GELU                      · x += fc2
@@ -30,17 +30,17 @@ from whisper_flash_attention.kernels.layer_norm import layer_norm
 from whisper_flash_attention.kernels.matmul import matmul
 from whisper_flash_attention.kernels.transpose import transpose
 
-# Bound of a part's space: a GPU is saturated by the clips that fit here.
+# Bound of a part's space; the clips that fit saturate a GPU.
 BUDGET = 480 * 2**20
-# Up to this width, and for so few rows, one product for queries, keys and values is faster than
-# three of cuBLAS.
+# Up to this width and number of rows, one product for queries, keys and values is faster than three
+# of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
-# Up to this number of clips launches are the time: kernels overlap with their predecessors
-# (programmatic dependent launch), and the last norm is recorded, too, though its result must then
+# Up to this number of clips launches dominate the time: kernels overlap with their predecessors
+# (programmatic dependent launch), and the last norm is recorded, too, although its result must then
 # be copied.
 FEW_CLIPS = 4
-# Sizes of parts whose recordings are kept; they share their space.
+# Number of part sizes whose graphs are kept; they share their space.
 MOST_PARTS = 8
 
 
@@ -53,19 +53,20 @@ def clips_per_part(weights: EncoderWeights, batch: int, budget_bytes: int = BUDG
 
 
 def space_bytes(weights: EncoderWeights, clips: int) -> int:
-    """Bytes that encoding this number of clips at a time takes, beside features and states."""
+    """Bytes of the temporaries of encoding this number of clips at a time."""
     return sum(aligned_bytes(*spec) for spec in _buffers(weights, clips).values())
 
 
 def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
     """Name, shape and dtype of the buffers of a pass.
 
-    features: the features, where a recording finds them.
+    features: the features, at an address that graphs know.
     stream: the residual stream, [clips T, D].
     narrow: normalised rows and mixed values, as long as the stream; first, the padded features.
-    wide: queries, keys and values, or the feed-forward's inside; first, between the convolutions.
+    wide: queries, keys and values, or the feed-forward's hidden values; first, the output of the
+        first convolution.
     kernel: a convolution's weight in the order of its windows.
-    shifts: sums of the biases that the stream lacks so far.
+    shifts: sums of the biases that are not yet added to the stream.
     """
     (length, width), dtype = weights.positions.shape, weights.positions.dtype
     bins = weights.conv1.weight.shape[1]
@@ -86,7 +87,7 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
 class EncoderPass:
     """Encodes a fixed number of clips: `load`, `layers`, `store`; nothing waits for the device.
 
-    `layers` and `run` use the space alone, so that a CUDA graph of them serves all features.
+    `layers` and `run` use only the space, so that a CUDA graph of them serves all features.
     """
 
     def __init__(self, weights: EncoderWeights, clips: int, space: Arena) -> None:
@@ -100,7 +101,7 @@ class EncoderPass:
         self._limit = HALF_LIMIT if self._x.dtype is torch.float16 else None
 
     def load(self, features: Tensor) -> None:
-        """Take log-mel features [clips, mel bins, 2 T]."""
+        """Copy log-mel features [clips, mel bins, 2 T] into the space."""
         self._features.copy_(features)
 
     def layers(self) -> None:
@@ -112,13 +113,13 @@ class EncoderPass:
             self._feed_forward(layer, 2 * index + 1)
 
     def run(self) -> None:
-        """All up to `states`."""
+        """Compute `states`."""
         self.layers()
         self.store(self.states)
 
     @property
     def states(self) -> Tensor:
-        """Where `run` leaves the states [clips, T, D], until the next pass."""
+        """The states [clips, T, D] that `run` computed, valid until the next pass."""
         return self._normed.view(self._clips, -1, self._x.shape[1])
 
     def store(self, states: Tensor) -> None:
@@ -127,7 +128,7 @@ class EncoderPass:
         self._normalize(self._weights.final_norm, states.view(self._x.shape), products)
 
     def compile(self) -> None:
-        """Have all kernels compiled at once, before the first pass needs one."""
+        """Compile all kernels in parallel, before the first pass."""
         if interpreted():
             return
         with compiling():
@@ -135,12 +136,12 @@ class EncoderPass:
 
     @property
     def _padded(self) -> Tensor:
-        """The features with time first, between silences: [clips, 2 T + 2, mel bins]."""
+        """The features with time first, zero-padded: [clips, 2 T + 2, mel bins]."""
         length, bins = self._weights.positions.shape[0], self._weights.conv1.weight.shape[1]
         return _cut(self._narrow, self._clips, 2 * length + 2, bins)
 
     def _convolve(self) -> None:
-        """Both convolutions with their GELUs, and the positions on top."""
+        """Both convolutions with their GELUs, plus the position embeddings."""
         conv1, conv2 = self._weights.conv1, self._weights.conv2
         length, width = self._weights.positions.shape
         transpose(self._features, self._padded)
@@ -215,16 +216,16 @@ def _cut(space: Tensor, *shape: int) -> Tensor:
 
 
 def _windows(x: Tensor, stride: int) -> Tensor:
-    """What a kernel of 3 sees at each of N steps over time: [b, T, C] to [b, N, 3 C]; a view."""
+    """The windows of a convolution of width 3: [b, T, C] to [b, N, 3 C]; a view."""
     clips, times, channels = x.shape
     shape = (clips, (times - 3) // stride + 1, 3 * channels)
     return x.as_strided(shape, (x.stride(0), stride * channels, 1), x.storage_offset())
 
 
 class TritonEncoder:
-    """Triton kernels: a batch in parts, each replayed on one space that is as large as the largest.
+    """Encodes a batch in parts, by graphs that share one space.
 
-    The last norm of many clips is launched beside the recording, and writes what the caller gets.
+    The last norm of many clips is not recorded, and writes directly into the result.
     """
 
     def __init__(self, weights: EncoderWeights, recorder: GraphRecorder) -> None:
@@ -250,7 +251,7 @@ class TritonEncoder:
         return states
 
     def _part(self, clips: int) -> tuple[EncoderPass, GraphCache]:
-        """A pass over this number of clips, and its recording."""
+        """A pass over this number of clips, and its graph."""
         found = self._parts.get(clips)
         if found is None:
             size = space_bytes(self._weights, clips)

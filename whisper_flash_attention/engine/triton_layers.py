@@ -1,6 +1,6 @@
-"""The decoder on Triton kernels: one pass over the layers, launched kernel by kernel.
+"""The decoder's layers on Triton kernels, launched kernel by kernel, and their workspaces.
 
-Everything lies in the state's buffers and nothing is allocated, so that a CUDA graph can record it.
+Everything lies in the arena's buffers and nothing is allocated, so that a CUDA graph can record it.
 A pass works on rows: row r is token r % P of slot r // P, where P is 1 in decoding and the
 prompt's length at the start. A layer is eight dependent kernels with projected cross-attention and
 nine with absorbed; at batch 1 their number is the time.
@@ -11,19 +11,164 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine.kv_cache import DecodeState
+from whisper_flash_attention.engine.layout import Arena, DecodeState, Layout, Spec, aligned_bytes
 from whisper_flash_attention.engine.torch_decoder import SCALE
 from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
-from whisper_flash_attention.engine.workspace import Workspace, splits
+from whisper_flash_attention.kernels import logits as logits_kernel
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
-from whisper_flash_attention.kernels.absorbed_query import absorb_query, fold_queries
-from whisper_flash_attention.kernels.absorbed_values import project_values
-from whisper_flash_attention.kernels.cross_attention import cross_attention
+from whisper_flash_attention.kernels.absorbed_attention import (
+    choose_splits as choose_absorbed_splits,
+)
+from whisper_flash_attention.kernels.absorbed_projections import (
+    absorb_query,
+    fold_queries,
+    project_values,
+)
+from whisper_flash_attention.kernels.cross_attention import (
+    choose_splits,
+    cross_attention,
+    workspace_size,
+)
 from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
 from whisper_flash_attention.kernels.self_attention import self_attention
+
+# Up to this number of clips, the recorded pass includes the projection of keys and values: a graph
+# keeps its temporaries, which are small then.
+RECORDED_CLIPS = 4
+
+
+def splits(layout: Layout, count: int) -> int:
+    """Parts of a clip's states in cross-attention, in a pass of `count` tokens per slot."""
+    rows = layout.slots * count
+    if layout.absorbed:
+        return choose_absorbed_splits(rows, layout.keys)
+    return choose_splits(
+        rows, layout.heads, layout.keys, rows_per_clip=count * layout.slots_per_clip
+    )
+
+
+def workspace_bytes(layout: Layout) -> int:
+    """Device memory that the workspaces of this layout take, in bytes."""
+    return sum(aligned_bytes(*spec) for spec in workspace_buffers(layout).values())
+
+
+def workspace_buffers(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of every workspace; the largest pass decides."""
+    rows = layout.slots * layout.prompt
+    config = _logits_config(layout)
+    blocks = triton.cdiv(layout.vocabulary, config.block_n)
+    specs: dict[str, Spec] = {
+        "x": ((rows, layout.width), layout.dtype),
+        "query": ((rows, layout.width), layout.dtype),
+        "mixed": ((rows, layout.width), layout.dtype),
+        "hidden": ((rows, layout.ffn), layout.dtype),
+        "probe_rows": ((layout.slots, layout.width), layout.dtype),
+        "absent": ((layout.slots,), torch.bool),
+        "limits": ((layout.slots, 4), torch.int32),
+        "flags": ((layout.vocabulary,), torch.uint8),
+        "prompt": ((layout.slots, layout.prompt), torch.int64),
+        "first_positions": ((layout.slots,), torch.int32),
+        "probe_positions": ((layout.slots,), torch.int64),
+        "settings": ((layout.slots, 8), torch.int32),
+        "best_values": ((4, layout.slots, blocks), torch.float32),
+        "best_ids": ((2, layout.slots, blocks), torch.int32),
+    }
+    if layout.raw:
+        specs["logits"] = ((layout.slots, layout.vocabulary), torch.float32)
+    return specs | (_absorbed_buffers(layout) if layout.absorbed else _projected_buffers(layout))
+
+
+def _passes(layout: Layout) -> tuple[int, ...]:
+    return (1, layout.prompt)
+
+
+def _projected_buffers(layout: Layout) -> dict[str, Spec]:
+    sizes = [
+        workspace_size(layout.slots * count, layout.heads, splits(layout, count))
+        for count in _passes(layout)
+    ]
+    specs: dict[str, Spec] = {
+        "partials": ((max(size.partials for size in sizes),), torch.float32),
+        "counters": ((max(size.counters for size in sizes),), torch.int32),
+    }
+    if layout.clips <= RECORDED_CLIPS:
+        specs["states"] = ((layout.clips, layout.keys, layout.width), layout.dtype)
+    return specs
+
+
+def _absorbed_buffers(layout: Layout) -> dict[str, Spec]:
+    rows, heads = layout.slots * layout.prompt, layout.heads
+    cells = max(splits(layout, count) * layout.slots * count for count in _passes(layout))
+    return {
+        "folded": ((rows, heads, layout.width), layout.dtype),
+        "context": ((cells, heads, layout.width), layout.dtype),
+        "stats": ((cells, heads, 2), torch.float32),
+    }
+
+
+def _logits_config(layout: Layout) -> logits_kernel.Config:
+    return logits_kernel.choose(layout.slots, layout.width, layout.dtype)
+
+
+@dataclass
+class Workspace:
+    """The workspaces of one state; shapes as in `workspace_buffers`."""
+
+    layout: Layout
+    x: torch.Tensor
+    query: torch.Tensor
+    mixed: torch.Tensor
+    hidden: torch.Tensor
+    probe_rows: torch.Tensor
+    absent: torch.Tensor
+    limits: torch.Tensor
+    flags: torch.Tensor
+    prompt: torch.Tensor
+    first_positions: torch.Tensor
+    probe_positions: torch.Tensor
+    settings: torch.Tensor
+    best_values: torch.Tensor
+    best_ids: torch.Tensor
+    logits: torch.Tensor | None = None
+    partials: torch.Tensor | None = None
+    counters: torch.Tensor | None = None
+    folded: torch.Tensor | None = None
+    context: torch.Tensor | None = None
+    stats: torch.Tensor | None = None
+    states: torch.Tensor | None = None
+
+    @classmethod
+    def allocate(cls, layout: Layout, arena: Arena) -> Workspace:
+        """Workspaces in the arena, after what was allocated before."""
+        tensors = {name: arena.take(*spec) for name, spec in workspace_buffers(layout).items()}
+        return cls(layout=layout, **tensors)
+
+    def prepare(self) -> None:
+        """Initialise what the first pass reads; also needed after others used the memory."""
+        for tensor in (self.prompt, self.counters, self.limits, self.settings, self.flags):
+            if tensor is not None:
+                tensor.zero_()
+
+    @property
+    def best(self) -> logits_kernel.Partials:
+        """The reduced logits, for `greedy_sample`."""
+        return logits_kernel.Partials(self.best_values, self.best_ids, _logits_config(self.layout))
+
+    def absorbed(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Folded queries [R, H, D], contexts [splits, R, H, D], their sums [splits, R, H, 2]."""
+        assert self.folded is not None and self.context is not None and self.stats is not None
+        rows, parts = self.layout.slots * count, splits(self.layout, count)
+        heads, width = self.layout.heads, self.layout.width
+        return (
+            self.folded[:rows],
+            self.context[: parts * rows].view(parts, rows, heads, width),
+            self.stats[: parts * rows].view(parts, rows, heads, 2),
+        )
+
 
 # Up to this width and number of rows one kernel projects and absorbs queries; beyond, two are
 # faster.
@@ -31,8 +176,8 @@ ONE_KERNEL_WIDTH = 512
 ONE_KERNEL_ROWS = 64
 
 # Up to this number of slots kernels overlap with their predecessors (programmatic dependent
-# launch): there time is latency. With more slots programs that start early get in the way of those
-# that still run.
+# launch), because latency dominates. With more slots, programs that start early take resources from
+# those that still run.
 OVERLAPPED_SLOTS = 2
 
 
@@ -41,9 +186,9 @@ class Overlaps:
     """When kernels let their successors start.
 
     Args:
-        weights: where the successor has weights to load meanwhile.
-        nothing: where it has nothing to load, as attention.
-        end: at the end of a step.
+        weights: of a kernel whose successor has weights to load.
+        nothing: of a kernel whose successor, as attention, has none.
+        end: of the last kernel of a step.
     """
 
     weights: Overlap
@@ -69,8 +214,8 @@ class TritonLayers:
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
         """Write the residual rows of tokens [slots, P], each slot from its own position.
 
-        With `ragged` the tokens at positions below 0 are nobody's: no key of theirs is kept or
-        seen. Those of a slot then stand in `tokens` from its beginning on.
+        With `ragged`, tokens at positions below 0 are padding, whose keys are neither stored nor
+        read, and a slot's prompt starts at the beginning of its row of `tokens`.
         """
         count = tokens.shape[1]
         places = self._state.positions[:, None] + torch.arange(count, device=tokens.device)
@@ -88,7 +233,7 @@ class TritonLayers:
     def layers(self, count: int) -> None:
         """Run the residual rows of `count` tokens a slot through all layers, in place.
 
-        What is launched next on this thread is taken for the end of a step.
+        The next launch on this thread is treated as the end of a step.
         """
         for index, layer in enumerate(self._weights.layers):
             self._self_attention(layer, index, count)
@@ -212,7 +357,7 @@ class TritonLayers:
             tokens_per_slot=count,
             finished=state.finished,
             splits=splits(state.layout, count),
-            # Every other layer begins with what the one before it has left in the device's cache.
+            # Every other layer begins with the states that the previous one left in the cache.
             backwards=index % 2 == 1,
         )
         project_values(

@@ -1,7 +1,7 @@
 """Memory-efficient attention on tensors: back-ends, the choice among them, and its reasons.
 
-This folder owns what attention computes (masks, causality, dropout, gradients), and which libraries
-can compute it where. It knows tensors of [B, L, H, D] and must not know any model, file or audio.
+This package defines what attention computes (masks, causality, dropout, gradients) and which
+library computes it where. It works on tensors [B, L, H, D] and knows no model, file or audio.
 """
 
 from whisper_flash_attention.flash_attention.backends import attention_weights

@@ -1,46 +1,273 @@
-"""The back-ends: the formula itself, PyTorch's fused kernels, xFormers and FlashAttention.
+"""The back-ends (the formula, PyTorch's fused kernels, xFormers, FlashAttention) and their limits.
+
+Back-ends hold a `Machine`, so that their reasons (device, dtype, shapes, packages) can be tested
+for other machines. The libraries' own checks require tensors: those made here have the right
+shapes and share a few bytes.
 
 PyTorch's kernels are called as the operators that `scaled_dot_product_attention` itself ends in, by
 PyTorch's own bindings, not through `sdpa_kernel(...)`: that context manager sets flags of the whole
 process (two threads that use it can leave PyTorch without its other kernels), costs time at every
-call, and cannot ask the flash kernel for causality aligned bottom-right, which is what it has.
+call, and cannot request bottom-right causality from the flash kernel, which is what it computes.
 `tests/flash_attention/test_promises.py` guards their signatures.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-from whisper_flash_attention.flash_attention.masking import (
-    bias_and_dead_rows,
-    kernel_ready,
-    padded_bias,
-    silence,
+from torch.backends.cuda import (
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_efficient_attention,
+    can_use_flash_attention,
 )
+
 from whisper_flash_attention.flash_attention.problem import (
     AttentionInputs,
     AttentionProblem,
     MaskKind,
+    bias_and_dead_rows,
+    dtype_name,
+    kernel_ready,
+    padded_bias,
+    silence,
 )
-from whisper_flash_attention.flash_attention.support import (
-    AMPERE,
-    HALF_DTYPES,
-    HOPPER,
-    THIS_MACHINE,
-    Machine,
-    Refusals,
-    TorchKernel,
-    cuda_reasons,
-    dtype_reasons,
-    head_dim_reasons,
-    import_reasons,
-    package_reasons,
-    xformers_refusals,
-)
+
+Capability = tuple[int, int]
+
+
+class Machine(Protocol):
+    """Facts about a machine that back-ends depend on."""
+
+    def capability(self, index: int) -> Capability | None:
+        """CUDA compute capability of GPU `index`; None if there is no such GPU."""
+
+    def version(self, module: str) -> str | None:
+        """Version of the installed package that provides `module`; None if there is none."""
+
+    def import_failure(self, module: str) -> str | None:
+        """Why `module`, which is installed, cannot be imported; None if it can."""
+
+
+class ThisMachine:
+    """The machine of this process."""
+
+    def capability(self, index: int) -> Capability | None:
+        """PyTorch's value; None also where PyTorch was built without CUDA."""
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+            return None
+        return torch.cuda.get_device_capability(index)
+
+    def version(self, module: str) -> str | None:
+        """Look it up without importing: optional packages take seconds to import."""
+        return _version(module)
+
+    def import_failure(self, module: str) -> str | None:
+        """Import it: only this shows whether a compiled package fits this PyTorch."""
+        return _import_failure(module)
+
+
+THIS_MACHINE = ThisMachine()
+
+
+@lru_cache
+def _version(module: str) -> str | None:
+    if importlib.util.find_spec(module) is None:
+        return None
+    distributions = importlib.metadata.packages_distributions().get(module)
+    return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
+
+
+@lru_cache
+def _import_failure(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+AMPERE: Capability = (8, 0)
+HOPPER: Capability = (9, 0)
+
+Refusals = Callable[[AttentionProblem], list[str]]
+
+
+def cuda_reasons(
+    problem: AttentionProblem,
+    machine: Machine,
+    dtypes: tuple[torch.dtype, ...],
+    oldest: Capability,
+    newest: Capability | None = None,
+) -> list[str]:
+    """Reasons of device, GPU generation and dtype against a CUDA kernel."""
+    reasons = dtype_reasons(problem, dtypes)
+    if problem.device_type != "cuda":
+        return [f"needs a CUDA GPU, not {problem.device}", *reasons]
+    found = machine.capability(problem.device_index)
+    if found is None:
+        return [f"there is no {problem.device} on this machine", *reasons]
+    has = f"but {problem.device} has {_dotted(found)}"
+    if found < oldest:
+        reasons.append(f"needs compute capability {_dotted(oldest)} or newer, {has}")
+    if newest is not None and found > newest:
+        reasons.append(f"needs compute capability {_dotted(newest)} or older, {has}")
+    if problem.dtype is torch.bfloat16 and oldest <= found < AMPERE:
+        reasons.append(f"needs compute capability {_dotted(AMPERE)} for bfloat16, {has}")
+    return reasons
+
+
+def head_dim_reasons(
+    problem: AttentionProblem, multiple: int, most: int | None = None
+) -> list[str]:
+    """Reasons of head width against a kernel."""
+    reasons = []
+    if problem.head_dim % multiple:
+        reasons.append(f"needs a head_dim that is a multiple of {multiple}, not {problem.head_dim}")
+    if most is not None and problem.head_dim > most:
+        reasons.append(f"needs a head_dim of at most {most}, not {problem.head_dim}")
+    return reasons
+
+
+def dtype_reasons(problem: AttentionProblem, dtypes: tuple[torch.dtype, ...]) -> list[str]:
+    """A reason unless the problem has one of `dtypes`."""
+    if problem.dtype in dtypes:
+        return []
+    *others, last = (dtype_name(dtype) for dtype in dtypes)
+    return [f"needs {', '.join(others)} or {last}, not {dtype_name(problem.dtype)}"]
+
+
+def package_reasons(
+    machine: Machine, module: str, extra: str, oldest: tuple[int, ...]
+) -> list[str]:
+    """A reason if the package of `module` is missing or older than `oldest`."""
+    version = machine.version(module)
+    install = f"'whisper-flash-attention[{extra}]'"
+    if version is None:
+        return [f"{module} is not installed: pip install {install}"]
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[: len(oldest)])
+    if numbers and numbers < oldest:
+        wanted = ".".join(map(str, oldest))
+        return [f"{module} {version} is older than {wanted}: pip install --upgrade {install}"]
+    return []
+
+
+def import_reasons(machine: Machine, module: str) -> list[str]:
+    """A reason if `module`, which is installed, cannot be imported. Imports it."""
+    failure = machine.import_failure(module)
+    return [] if failure is None else [f"{module} cannot be imported: {failure}"]
+
+
+def _dotted(capability: Capability) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+class TorchKernel(Enum):
+    """The fused CUDA kernels of `torch.nn.functional.scaled_dot_product_attention`."""
+
+    FLASH = "flash"
+    CUDNN = "cuDNN"
+    EFFICIENT = "memory-efficient"
+
+    def refusals(self, problem: AttentionProblem) -> list[str]:
+        """PyTorch's own reasons against this kernel for a CUDA problem; empty if it can run."""
+        can_use = _CAN_USE[self]
+        with torch.cuda.device(problem.device_index):
+            params = sdpa_parameters(problem)
+            if can_use(params):
+                return []
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                can_use(params, debug=True)
+        reasons = [str(warning.message).split(" (Triggered internally")[0] for warning in caught]
+        return reasons or [f"PyTorch refuses its {self.value} kernel and does not say why"]
+
+
+_CAN_USE = {
+    TorchKernel.FLASH: can_use_flash_attention,
+    TorchKernel.CUDNN: can_use_cudnn_attention,
+    TorchKernel.EFFICIENT: can_use_efficient_attention,
+}
+
+
+def sdpa_parameters(problem: AttentionProblem) -> SDPAParams:
+    """`problem` as an argument of PyTorch's checks.
+
+    Causality with Lq != Lk is left out: back-ends pass it as a mask, or call the flash kernel
+    below the public function, which alone refuses it.
+    """
+    q, kv = (_stand_in(problem, length).transpose(1, 2) for length in _lengths(problem))
+    mask = _stand_in_mask(problem)
+    causal = problem.causal and mask is None and problem.q_len == problem.kv_len
+    return SDPAParams(q, kv, kv, mask, problem.dropout, causal, False)
+
+
+def xformers_refusals(problem: AttentionProblem) -> list[str]:
+    """xFormers' own reasons against each of its kernels for a CUDA problem; empty if one can run.
+
+    Among them: its compiled part was built for another CUDA and does not load.
+    """
+    from xformers.ops import (
+        MemoryEfficientAttentionCutlassOp,
+        MemoryEfficientAttentionFlashAttentionOp,
+        fmha,
+    )
+
+    q, kv = (_stand_in(problem, length) for length in _lengths(problem))
+    bias = _stand_in_mask(problem)
+    if bias is None and problem.causal:
+        bias = fmha.attn_bias.LowerTriangularFromBottomRightMask()
+    inputs = fmha.Inputs(query=q, key=kv, value=kv, attn_bias=bias, p=problem.dropout)
+    reasons: list[str] = []
+    for forward, backward in (
+        MemoryEfficientAttentionFlashAttentionOp,
+        MemoryEfficientAttentionCutlassOp,
+    ):
+        kernels = (forward, backward) if problem.needs_grad else (forward,)
+        against = [
+            f"{kernel.NAME}: {reason}"
+            for kernel in kernels
+            for reason in kernel.not_supported_reasons(inputs)
+        ]
+        if not against:
+            return []
+        reasons += against
+    return reasons
+
+
+def _lengths(problem: AttentionProblem) -> tuple[int, int]:
+    return problem.q_len, problem.kv_len
+
+
+def _stand_in(problem: AttentionProblem, length: int) -> Tensor:
+    """[B, length, H, D]: one row of D numbers, repeated by its strides."""
+    row = torch.empty(
+        problem.head_dim,
+        dtype=problem.dtype,
+        device=problem.device,
+        requires_grad=problem.needs_grad,
+    )
+    return row.expand(problem.batch, length, problem.heads, problem.head_dim)
+
+
+def _stand_in_mask(problem: AttentionProblem) -> Tensor | None:
+    """[B, H, Lq, Lk] in the dtype of the problem, which is how kernels get every mask."""
+    if problem.mask is MaskKind.NONE:
+        return None
+    row = torch.empty(problem.kv_len, dtype=problem.dtype, device=problem.device)
+    return row.expand(problem.batch, problem.heads, problem.q_len, problem.kv_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +277,15 @@ class Reference:
     name: str = "reference"
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
-        """No reason ever: every device, dtype, mask and dropout will do."""
+        """Empty: it runs every device, dtype, mask and dropout."""
         return []
 
     def run(self, inputs: AttentionInputs) -> Tensor:
-        """[B, Lq, H, D] in the dtype of q; dropout falls on the weights."""
+        """[B, Lq, H, D] in the dtype of q; dropout applies to the weights."""
         return _output(_weights(inputs), inputs)
 
     def run_with_weights(self, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
-        """What `run` gives, and the weights before dropout [B, H, Lq, Lk] in the dtype of q."""
+        """The result of `run`, and the weights before dropout [B, H, Lq, Lk] in the dtype of q."""
         weights = _weights(inputs)
         return _output(weights, inputs), weights.to(inputs.q.dtype)
 
@@ -96,7 +323,7 @@ _CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class SdpaFlash:
-    """FlashAttention-2 as PyTorch carries it: CUDA without masks, CPU without dropout."""
+    """PyTorch's FlashAttention-2: CUDA without masks, CPU without dropout."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = TorchKernel.FLASH.refusals
@@ -137,7 +364,7 @@ class SdpaFlash:
 
 @dataclass(frozen=True, slots=True)
 class SdpaCudnn:
-    """cuDNN's attention, the fastest on Hopper; it plans anew for each new shape."""
+    """cuDNN's attention, the fastest on Hopper; it makes a plan for each new shape."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = TorchKernel.CUDNN.refusals
@@ -212,7 +439,7 @@ OLDEST_XFORMERS = (0, 0, 35)
 
 @dataclass(frozen=True, slots=True)
 class Xformers:
-    """xFormers picks among kernels: flash without a mask, CUTLASS with one or in float32."""
+    """xFormers, which chooses a kernel: flash without a mask, CUTLASS with one or in float32."""
 
     machine: Machine = THIS_MACHINE
     refusals: Refusals = xformers_refusals
@@ -232,7 +459,7 @@ class Xformers:
             problem, multiple=8 if half else 4, most=None if needs_cutlass else 256
         )
         reasons += package_reasons(self.machine, "xformers", "xformers", OLDEST_XFORMERS)
-        # Importing takes seconds: only where nothing else speaks against it.
+        # Importing takes seconds: only if there is no other reason.
         return reasons or import_reasons(self.machine, "xformers.ops") or self.refusals(problem)
 
     def run(self, inputs: AttentionInputs) -> Tensor:
@@ -251,7 +478,7 @@ class Xformers:
 
 
 def _causal_bias(inputs: AttentionInputs) -> Any:
-    """xFormers' name for no bias, or for causality aligned bottom-right."""
+    """xFormers' bias for causality aligned bottom-right; None if not causal."""
     from xformers.ops import fmha
 
     if not inputs.causal:

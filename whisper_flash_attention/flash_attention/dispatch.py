@@ -37,24 +37,24 @@ BACKENDS: tuple[Backend, ...] = (
     FlashAttn(),
 )
 
-# Below this many keys, a key length is likely that of a growing cache.
+# Fewer keys are likely those of a growing cache.
 FEW_KEYS = 512
-# One-token queries, over batch and heads, from which a GPU takes longer than the host to call it.
+# From this number of one-token queries (batch x heads) on, a GPU takes longer than the host's call.
 MANY_QUERIES = 1024
 
 
 def backend_names() -> tuple[str, ...]:
-    """The names that `attend` takes: "auto" and every back-end."""
+    """Values of `backend`: "auto" and every back-end."""
     return (AUTO, *(backend.name for backend in BACKENDS))
 
 
 def preference(problem: AttentionProblem) -> tuple[str, ...]:
-    """The order in which "auto" asks the back-ends. The one place to change it.
+    """The order in which "auto" tries the back-ends. The one place to change it.
 
     - Many keys with work for the whole GPU: cuDNN is the fastest on Hopper.
-    - Else the call costs more than the arithmetic, and PyTorch's memory-efficient kernel has the
-      cheapest call. It takes every mask, and unlike cuDNN it does not plan anew for each length of
-      a growing cache. xFormers runs the same kernel with more Python around it.
+    - Else the call takes longer than the arithmetic, and PyTorch's memory-efficient kernel has the
+      cheapest call. It supports every mask, and unlike cuDNN it needs no plan for each length of a
+      growing cache. xFormers runs the same kernel with more Python around it.
 
     `docs/decisions/0002-automatic-attention.md` has the measurements.
     """
@@ -68,7 +68,7 @@ def preference(problem: AttentionProblem) -> tuple[str, ...]:
 
 
 def choose(problem: AttentionProblem, name: str, backends: Sequence[Backend]) -> Backend:
-    """The back-end of `backends` called `name`, or the preferred one that can if it is "auto".
+    """The back-end of `backends` called `name`, or with "auto" the first that can by `preference`.
 
     Raises:
         OptionError: no back-end is called `name`.
@@ -84,11 +84,13 @@ def choose(problem: AttentionProblem, name: str, backends: Sequence[Backend]) ->
     for backend in candidates:
         if not backend.why_not(problem):
             return backend
-    raise UnsupportedAttention(_refusal(problem, name, reasons_of(problem, backends)))
+    raise UnsupportedAttention(_refusal(problem, name, explain(problem, backends)))
 
 
-def reasons_of(problem: AttentionProblem, backends: Sequence[Backend]) -> dict[str, list[str]]:
-    """For each of `backends` by name, its reasons against `problem`; empty where it can."""
+def explain(
+    problem: AttentionProblem, backends: Sequence[Backend] = BACKENDS
+) -> dict[str, list[str]]:
+    """For every back-end by name, why it cannot run `problem`; empty where it can."""
     return {backend.name: backend.why_not(problem) for backend in backends}
 
 
@@ -105,11 +107,6 @@ def pick(problem: AttentionProblem, backend: str = AUTO) -> Backend:
             has shape, dtype, device and the reasons of every back-end.
     """
     return choose(problem, backend, BACKENDS)
-
-
-def explain(problem: AttentionProblem) -> dict[str, list[str]]:
-    """For every back-end by name, why it cannot run `problem`; empty where it can."""
-    return reasons_of(problem, BACKENDS)
 
 
 def attend(
@@ -176,7 +173,7 @@ CASES = (
 
 @dataclass(frozen=True, slots=True)
 class SurveyRow:
-    """One kind of attention: what "auto" picks, and each back-end's reasons (empty = it can)."""
+    """One kind of attention: the choice of "auto", and each back-end's reasons (empty = it can)."""
 
     case: str
     picked: str
@@ -191,7 +188,7 @@ def survey(
     head_dim: int = 64,
     batch: int = 1,
 ) -> tuple[SurveyRow, ...]:
-    """What would run on `device` in `dtype`, for inference, one row per kind of attention."""
+    """What runs on `device` in `dtype`, for inference: one row per kind of attention."""
     device = torch.device(device)
     rows = []
     for case, q_len, kv_len, causal in CASES:

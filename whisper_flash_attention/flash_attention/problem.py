@@ -1,7 +1,11 @@
-"""What an attention call is, in tensors (`AttentionInputs`) and without them (`AttentionProblem`).
+"""An attention call with its tensors (`AttentionInputs`) and without them (`AttentionProblem`).
 
-A back-end says from the problem alone whether it can run a call, so that the choice can be cached,
-explained and tested without a GPU.
+A back-end decides from the problem alone whether it can run a call, so that the choice can be
+cached, explained and tested without a GPU.
+
+Masks have one meaning for all back-ends. Kernels disagree about a query that may attend to nothing:
+some give zeros, some NaN, and PyTorch's cuDNN path has given attention without the mask. No kernel
+gets such a row: it is opened to all keys, and its output and gradients are set to zero afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor
 
 
 class MaskKind(Enum):
-    """How a mask speaks: not at all, True = may attend, or a number added to the score."""
+    """The kind of a mask: none, True = may attend, or a number added to the score."""
 
     NONE = "none"
     BOOL = "bool"
@@ -66,7 +70,7 @@ class AttentionProblem:
 
     @property
     def device(self) -> str:
-        """The device as people write it: "cpu", "cuda:0"."""
+        """The device's name: "cpu", "cuda:0"."""
         return "cpu" if self.device_type == "cpu" else f"{self.device_type}:{self.device_index}"
 
 
@@ -115,8 +119,8 @@ class AttentionInputs:
         try:
             self.problem = _checked_problem(shapes, masked, *others)
         except TypeError:
-            # While a compiler traces, sizes are symbols, which have no hash; the choice of a
-            # kernel fixes them.
+            # While a compiler traces, sizes are symbols, which have no hash; choosing a back-end
+            # fixes them.
             if masked is not None:
                 masked = (_numbers(masked[0]), *masked[1:])
             self.problem = _checked_problem(tuple(map(_numbers, shapes)), masked, *others)
@@ -145,7 +149,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The name under which people ask for it."""
+        """Its name as a value of `backend`."""
 
     def why_not(self, problem: AttentionProblem) -> list[str]:
         """Every reason why this back-end cannot run `problem`; empty if it can."""
@@ -153,8 +157,8 @@ class Backend(Protocol):
     def run(self, inputs: AttentionInputs) -> Tensor:
         """softmax(scale · q kᵀ + mask) v, as [B, Lq, H, D] in the dtype of q.
 
-        Only called for inputs without a reason against them. A query that may attend to nothing
-        gets zeros, and passes zero gradients on.
+        Only called for inputs that it supports. A query that may attend to nothing gets zeros and
+        zero gradients.
         """
 
 
@@ -180,10 +184,7 @@ def _checked_problem(
     dropout: float,
     needs_grad: bool,
 ) -> AttentionProblem:
-    """The problem of a call with such q, k, v and mask, if they fit together.
-
-    A decode loop makes the same calls over and over: checking them once keeps attention cheap.
-    """
+    """The problem of a call whose q, k, v and mask fit together; cached for decode loops."""
     _check_kinds(shapes, dtypes, devices)
     _check_shapes(*shapes)
     batch, q_len, heads, head_dim = shapes[0]
@@ -266,3 +267,88 @@ def _checked_mask_shape(
     if requires_grad:
         raise ValueError("gradients of the mask are not computed: pass mask.detach()")
     return shape
+
+
+NEGATIVE_INFINITY = float("-inf")
+
+
+def lower_right(q_len: int, kv_len: int, device: torch.device) -> Tensor:
+    """The causal mask aligned bottom-right, bool [1, 1, Lq, Lk]: query i sees j <= i + Lk - Lq."""
+    ones = torch.ones(q_len, kv_len, dtype=torch.bool, device=device)
+    return ones.tril(kv_len - q_len)[None, None]
+
+
+def bias_and_dead_rows(
+    inputs: AttentionInputs, dtype: torch.dtype, *, causal_as_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The mask as numbers to add to the scores, and the queries that it leaves without a key.
+
+    A bias includes the mask and `inputs.causal`. Kernels get either a bias or their own causal
+    flag, never both.
+
+    Args:
+        inputs: the call.
+        dtype: of the bias.
+        causal_as_bias: turn `inputs.causal` into a bias even without a mask, for kernels whose own
+            causal flag is missing or aligned top-left.
+
+    Returns:
+        bias: four axes that broadcast to [B, H, Lq, Lk]; None if there is nothing to add.
+        dead: bool, broadcasts to [B, Lq, H, 1], for `silence`. None if there is no mask.
+    """
+    mask = inputs.mask
+    causal = None
+    if inputs.causal and (causal_as_bias or mask is not None):
+        causal = lower_right(inputs.q.shape[1], inputs.k.shape[1], inputs.q.device)
+    if mask is None:
+        return (None if causal is None else _additive(causal, dtype)), None
+    allowed = may_attend(mask) if causal is None else may_attend(mask) & causal
+    dead = ~allowed.any(-1, keepdim=True)
+    bias = _additive(allowed | dead, dtype)
+    if mask.dtype is not torch.bool:
+        # Closed keys have minus infinity already; no other number may overflow to infinity.
+        most = min(torch.finfo(dtype).max, torch.finfo(mask.dtype).max)
+        finite = mask.masked_fill(~may_attend(mask), 0.0).clamp(-most, most)
+        bias = bias + finite.to(dtype)
+    return bias, dead.transpose(1, 2)
+
+
+def may_attend(mask: Tensor) -> Tensor:
+    """The mask as bool; numbers at or below the dtype's lowest finite one mean "may not attend"."""
+    return mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def silence(out: Tensor, dead: Tensor | None) -> Tensor:
+    """`out` [B, Lq, H, D] with zeros for the dead queries, and no gradient through them."""
+    return out if dead is None else out.masked_fill(dead, 0.0)
+
+
+def padded_bias(bias: Tensor, inputs: AttentionInputs) -> Tensor:
+    """`bias` expanded to [B, H, Lq, Lk], its rows a multiple of 16 numbers apart.
+
+    The memory-efficient kernels of PyTorch and xFormers read whole vectors and require this layout.
+    """
+    kv_len = inputs.k.shape[1]
+    spare = -kv_len % 16
+    bias = bias.expand(*bias.shape[:3], kv_len)
+    aligned = torch.nn.functional.pad(bias, (0, spare)).contiguous()[..., :kv_len]
+    return aligned.expand(inputs.q.shape[0], inputs.q.shape[2], inputs.q.shape[1], kv_len)
+
+
+def kernel_ready(tensor: Tensor) -> Tensor:
+    """`tensor`, copied unless its last axis is dense and its rows are aligned to 16 bytes.
+
+    Kernels support any other strides; PyTorch's CPU flash kernel does not check the last axis.
+    """
+    numbers = 16 // tensor.element_size()
+    *outer, last = tensor.stride()
+    aligned = tensor.storage_offset() % numbers == 0 and all(s % numbers == 0 for s in outer)
+    if last == 1 and aligned:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zero where `allowed`, minus infinity elsewhere."""
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill_(~allowed, NEGATIVE_INFINITY)

@@ -7,15 +7,16 @@ padding included, for a name that is not registered for masks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from whisper_flash_attention.errors import OptionError, UnsupportedAttention
 from whisper_flash_attention.flash_attention.backends import Reference
-from whisper_flash_attention.flash_attention.dispatch import backend_names, pick
+from whisper_flash_attention.flash_attention.dispatch import attend, backend_names
 from whisper_flash_attention.flash_attention.problem import AttentionInputs
 
 TRANSFORMERS_NAMES = {
@@ -32,22 +33,8 @@ TRANSFORMERS_NAMES = {
 UNSUPPORTED_ARGUMENTS = ("softcap", "position_bias", "cache", "s_aux")
 
 
-class AttentionFunction(Protocol):
-    """What Transformers calls: q, k, v are [B, H, L, D], the output is [B, Lq, H, D]."""
-
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        is_causal: bool | None = None,
-        output_attentions: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]: ...
+# What Transformers calls: q, k, v are [B, H, L, D], the output is [B, Lq, H, D].
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def to_transformers_name(name: str) -> str:
@@ -73,8 +60,8 @@ def register_backends() -> None:
 
     from whisper_flash_attention.hf.compat import sdpa_mask
 
-    # Dynamo would trace the cached choice, and warn of it; the compilers below it just call it.
-    torch.compiler.allow_in_graph(_attend)  # type: ignore[no-untyped-call]  # it has no types
+    # Dynamo would trace the cached choice and warn; compilers below it only call the function.
+    torch.compiler.allow_in_graph(attend)  # type: ignore[no-untyped-call]  # it has no types
     for backend, name in TRANSFORMERS_NAMES.items():
         AttentionInterface.register(name, attention_function(backend))
         AttentionMaskInterface.register(name, sdpa_mask)
@@ -103,42 +90,15 @@ def attention_function(backend: str) -> AttentionFunction:
         if causal and key.shape[2] > q_len:
             # The prompt on an empty static cache; positions after it are not written yet.
             key, value = key[:, :, :q_len], value[:, :, :q_len]
-        heads_first = (query, key, value)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
         if output_attentions:
             # No fused kernel keeps its weights.
-            inputs = _inputs(*heads_first, attention_mask, causal, scaling, dropout)
+            inputs = AttentionInputs(q, k, v, causal, attention_mask, scaling, dropout)
             return Reference().run_with_weights(inputs)
-        out = _attend(*heads_first, attention_mask, causal, scaling, dropout, backend)
-        return out, None
+        options: dict[str, Any] = {"causal": causal, "mask": attention_mask, "scale": scaling}
+        return attend(q, k, v, **options, dropout=dropout, backend=backend), None
 
     return attention
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    dropout: float,
-    backend: str,
-) -> Tensor:
-    inputs = _inputs(query, key, value, mask, causal, scale, dropout)
-    return pick(inputs.problem, backend).run(inputs)
-
-
-def _inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    dropout: float,
-) -> AttentionInputs:
-    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return AttentionInputs(q, k, v, causal, mask, scale, dropout)
 
 
 def _refuse_unsupported(backend: str, kwargs: dict[str, Any]) -> None:

@@ -7,9 +7,9 @@ Three questions are answered here, and nowhere else:
   `ModelSnapshot`. Before each call, the snapshot is compared with the model: types, children,
   parameters, hooks, attributes, the configuration, and the functions of all classes involved.
 - Can the engine do exactly what the call requests? `to_engine_call` translates the call.
-- Did a call fall back although nothing in it requires that? The engine is reached through private
-  methods of Transformers: a new release may call them with other arguments, or not at all. The
-  text stays right and the speed is lost: `EngineBypassed`, a warning that Python shows by default.
+- Did a call fall back although nothing in it requires that? The engine is called by private methods
+  of Transformers, which a new release may call with other arguments, or not at all. The text stays
+  right and the speed is lost: `EngineBypassed`, a warning that Python shows by default.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def trusted_engine(model: Any) -> Engine | None:
 
     The comparison takes up to milliseconds, in which a GPU can work already: the caller starts the
     engine, calls `verify_engine` meanwhile, and drops the result if that raises. The engine calls
-    and changes nothing of the model, and holds the weights that it read. What would intercept the
-    engine's own operations is checked here.
+    and changes nothing of the model, and holds the weights that it read. Modes that intercept the
+    engine's own operations are checked here.
     """
     if model.training or model.config._attn_implementation != AUTOMATIC:
         found = engine_for(model)
@@ -211,7 +211,7 @@ def _methods(model_class: type) -> list[Any]:
 
 
 def _operation_mode() -> str | None:
-    """What intercepts PyTorch's operations, and would see the engine's instead of the model's."""
+    """What intercepts PyTorch's operations, and would miss the model's; None if nothing does."""
     # A default device is a mode, too, but changes no operation on existing tensors.
     stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     modes = [mode for mode in stack if type(mode) is not DeviceContext]
@@ -330,7 +330,8 @@ def _call_reason(model: Any, call: DecodeCall) -> Fallback | None:
         if value is not None and name not in IGNORED_INPUTS | CHECKED_INPUTS:
             return Fallback(FallbackReason.INPUT, name)
     mask = kwargs.get("decoder_attention_mask")
-    if mask is not None and not bool((mask != 0).all()):
+    # Whisper's `generate` compares the prompts with None where a checkpoint has no padding token.
+    if mask is not None and not (isinstance(mask, torch.Tensor) and bool((mask != 0).all())):
         return Fallback(FallbackReason.MASK)
     encoded = kwargs.get("encoder_outputs")
     states = encoded.last_hidden_state if isinstance(encoded, BaseModelOutput) else None
@@ -351,7 +352,7 @@ def _is_empty_own_cache(cache: Any) -> bool:
     )
 
 
-# Classes that Transformers creates for options of `generate`, and `translate` does not know.
+# Classes that Transformers creates for options of `generate` and `translate` does not support.
 PROCESSORS_OF_OPTIONS = frozenset(
     {
         "EncoderNoRepeatNGramLogitsProcessor",

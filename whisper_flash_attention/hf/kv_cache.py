@@ -1,9 +1,9 @@
 """The key/value caches that Transformers' own decode loop fills when it runs our model.
 
 Stock Whisper grows its self-attention cache with `torch.cat`: every step allocates a buffer of the
-new length and copies the whole past into it, for every layer. Here the past stays where it is:
-buffers grow by buckets, a step writes one column, and the layer returns a view of the valid part.
-The cross-attention cache keeps the projected encoder states as they come, without a copy.
+new length and copies the whole past into it, for every layer. Here buffers grow by buckets, a step
+writes one column in place, and the layer returns a view of the valid part. The cross-attention
+cache keeps the projected encoder states without a copy.
 
 Both are drop-in layers of Transformers' `DynamicCache`, so beam search, cropping and the splitting
 of batches work as with the stock cache.
@@ -72,7 +72,7 @@ class BucketedLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget everything, buffers included."""
-        # Transformers before 5.23 only zeroes them, and the past would seem as long as before.
+        # Transformers before 5.23 only zeroes them, which keeps the past's length.
         self._buffers = self.keys = self.values = None
         self.is_initialized = False
 
@@ -80,7 +80,7 @@ class BucketedLayer(DynamicLayer):
         """Whether the valid keys are still a view of our buffers and `total` positions fit.
 
         Transformers' own code may have replaced `keys` and `values` (selected rows, cropped,
-        offloaded): a crop leaves the view in place, anything else makes us copy once.
+        offloaded): a crop leaves the view in place, anything else needs one copy.
         """
         if self._buffers is None or self.keys is None or self.values is None:
             return False

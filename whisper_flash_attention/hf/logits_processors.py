@@ -141,7 +141,7 @@ def translate(
     by_beams: bool = False,
     **more: Any,
 ) -> Request | Fallback:
-    """The engine request that does what Transformers' `_sample` or `_beam_search` would do.
+    """The engine request that corresponds to a call of Transformers' `_sample` or `_beam_search`.
 
     Args:
         processors, criteria: the lists that Transformers passes to them.

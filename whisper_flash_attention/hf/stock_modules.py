@@ -3,7 +3,7 @@
 The engine reads weights and calls no module. It may run a model only if every module is exactly
 what stock Whisper builds from the configuration: its type, its children, its parameters, and the
 attributes that its `forward` reads. Anything else (adapters, quantization, hooks, replaced methods)
-would be ignored by the engine, so every difference is a reason not to run.
+is ignored by the engine, so every difference is a reason not to run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CALL_METHODS = (
     "_compiled_call_impl",
     "_conv_forward",
 )
-# Methods of the model, beside its calls, that the engine bypasses.
+# Further methods of the model that the engine bypasses.
 BYPASSED_METHODS = (
     "get_decoder",
     "get_encoder",
@@ -151,8 +151,8 @@ class ModuleSpec:
     Args:
         type: its exact class.
         parameters: shapes by name; None is a parameter that is None.
-        attributes: values of the attributes that its `forward` reads; a class stands for any
-            value of this type, which the engine reads, too.
+        attributes: values of the attributes that its `forward` reads; a class means any value of
+            this type, which the engine reads, too.
         children: by name, in order where the class is a list.
     """
 

@@ -2,8 +2,8 @@
 
 Where the key projection has no bias, keys k_j = W_k e_j and values v_j = W_v e_j + b_v give
 
-    q . k_j        = (W_k^T q) . e_j                       `absorbed_query.absorb_query`
-    sum_j p_j v_j  = W_v (sum_j p_j e_j) + b_v             `absorbed_values.project_values`
+    q . k_j        = (W_k^T q) . e_j                       `absorbed_projections.absorb_query`
+    sum_j p_j v_j  = W_v (sum_j p_j e_j) + b_v             `absorbed_projections.project_values`
 
 so that a single read of the states e between the two serves all heads of a clip, in every layer.
 
@@ -58,7 +58,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """How one program works: at most `queries` queries of one clip, `keys` keys at a time."""
+    """Tile of one program: at most `queries` queries of one clip, `keys` keys at a time."""
 
     formulation: Formulation
     queries: int = 16
@@ -100,10 +100,10 @@ def choose_config(
 
 
 def choose_splits(rows: int, keys: int, multiprocessors: int = 132) -> int:
-    """In how many parts to read each clip's `keys`, so that `rows` clips fill the device.
+    """The number of parts of each clip's `keys` with which `rows` clips fill the device, up to 8.
 
-    The time of a launch is taken as rounds of programs over the multiprocessors, each as long as
-    one part's keys, plus a start-up of about 48 keys' time per round. At most 8 parts.
+    The time of a launch is modelled as rounds of programs over the multiprocessors, each as long
+    as one part's keys, plus a start-up of about 48 keys' time per round.
 
     Args:
         rows: programs without a split: clips, or rows where rows share nothing.
@@ -150,9 +150,9 @@ def absorbed_attention(
         tokens_per_slot: row r belongs to slot r // tokens_per_slot.
         finished: [slots] bool; where every row of a program has finished nothing is read, and the
             row's parts are zeros with stats (-inf, 0). Other finished rows may get values.
-        splits: parts of the keys; `choose_splits` gives a good number.
-        backwards: read the keys from the last to the first. What a launch read last may still be
-            in the device's cache: the next one on the same states does well to begin there.
+        splits: parts of the keys, from `choose_splits`.
+        backwards: read the keys from the last to the first. The keys that a launch read last may
+            still be in the device's cache for the next one on the same states.
         config: overrides `choose_config`.
 
     Raises:
@@ -225,7 +225,7 @@ def _descriptors(states: torch.Tensor, keys: int, d0: int, d1: int) -> dict[str,
 
 
 def _formulation_reasons(states: torch.Tensor, d: int, config: AttentionConfig) -> list[str]:
-    """Why the formulation cannot run: only `blocks` takes float32 and any multiple of 64."""
+    """Why the formulation cannot run; only `blocks` supports float32 and any multiple of 64."""
     name = config.formulation
     if name == "blocks":
         return [] if config.queries <= 16 else ["blocks takes at most 16 queries a program"]
@@ -271,7 +271,7 @@ def tile_bounds(
 
 @triton.jit
 def key_block(k, first, last, KEYS: tl.constexpr, BACKWARDS: tl.constexpr):
-    """The block of keys that has block k's turn: k itself, or the one as near to the end."""
+    """The index of the k-th block to read, counted from the end with BACKWARDS."""
     if BACKWARDS:
         k = first + (tl.cdiv(last - first, KEYS) - 1) * KEYS - (k - first)
     return k

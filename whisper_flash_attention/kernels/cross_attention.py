@@ -1,9 +1,9 @@
 """Cross-attention of a few rows over the encoder's keys and values: all keys, no mask.
 
 The keys are cut into `splits` parts, one program each, so that few rows still fill the GPU. Each
-program leaves what it found (the largest score, the sum of weights, the weighted sum of values) in
-a workspace; the last one to arrive, which a counter tells, merges the parts, writes the result and
-puts the counter back to zero for the next launch. There is one kernel for a single row of a clip
+program stores its statistics (the largest score, the sum of weights, the weighted sum of values) in
+a workspace; the last one to finish, which a counter identifies, merges the parts, writes the result
+and resets the counter to zero for the next launch. There is one kernel for a single row of a clip
 and one for several rows (a prompt, beams), which reads keys and values once for up to
 `Config.block_m` rows.
 
@@ -41,13 +41,13 @@ from whisper_flash_attention.kernels.self_attention import (
 
 # Keys per tile by default, and so the smallest part that a split makes.
 _BLOCK = 64
-# Programs that splits should make: two on each processor of an H100.
+# Target number of programs: two on each processor of an H100.
 _PROGRAMS = 264
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a launch is cut up.
+    """Tiles of a launch.
 
     variant: "vector" takes one row per program; "dot" takes up to `block_m` rows of a clip, on
     tensor cores where the dtype has them (block_m: 16, 32 or 64; 1 for "vector").
@@ -93,7 +93,7 @@ def choose_splits(rows: int, heads: int, keys: int, *, rows_per_clip: int = 1) -
 
 
 def workspace_size(rows: int, heads: int, splits: int) -> Workspace:
-    """What `cross_attention` needs for `splits` parts; a larger workspace will do as well."""
+    """The least workspace of `cross_attention` for `splits` parts."""
     if splits == 1:
         return Workspace(0, 0)
     return Workspace(rows * heads * splits * (HEAD_WIDTH + 2), rows * heads)
@@ -116,7 +116,7 @@ def _statistics_offsets(partials, rows_per_clip, SPLITS: tl.constexpr):
 
 @triton.jit
 def _arrive(counter, SPLITS: tl.constexpr):
-    """Whether this program is the last of its parts, the others' partials being readable then.
+    """Whether this program is the last of its parts; the others' partials are readable then.
 
     The barrier puts the stores of all threads before the one thread that counts; the counter's
     release and acquire put them before what the last program reads.
@@ -307,7 +307,7 @@ def _attend_rows(
                 mixed = mixed * keep[:, None] + its_mixed * share[:, None]
                 top = above
             tl.store(counter, 0)
-    # Rows that are finished, or not there, may share the program of others: they have sums.
+    # Rows that are finished or out of range may share a program with others: they have sums.
     mixed = tl.where(done[:, None], 0.0, mixed / tl.where(done, 1.0, total)[:, None])
     result_at = out + row.to(tl.int64)[:, None] * out_row + head * 64 + column[None, :]
     tl.store(result_at, mixed.to(out.dtype.element_ty), mask=(of_clip < writes)[:, None])
@@ -336,13 +336,13 @@ def cross_attention(
     q, out: [R, D], H heads of 64 columns. keys, values: [C, H, S, 64] in the
     dtype of q, any strides but a contiguous last dimension. finished: [R / tokens_per_slot] bool;
     rows of finished slots become zeros, and no key or value is read where all rows of a program
-    are finished. Programs wait for it before they read keys: leave it out where it saves nothing.
-    partials (float32), counters (int32, zeros): `workspace_size` says how many elements; None will
-    do for one split. The counters are zeros again when the launch has ended. Launches that overlap
+    are finished. Programs wait for it before they read keys: omit it where it saves nothing.
+    partials (float32), counters (int32, zeros): as many elements as `workspace_size` returns; None
+    for one split. The counters are zeros again when the launch has ended. Launches that overlap
     on the device must not share them.
     splits: parts that the keys are cut into, see `choose_splits`; at most one per tile of keys.
     Sums are in float32; only the result is rounded to the dtype of `out` (and the "dot" variant's
-    weights, to multiply them by the values). Parts are merged in the same order always.
+    weights, to multiply them by the values). The order in which parts are merged is fixed.
 
     Raises KernelShapeError if shapes, strides, splits or the workspace do not fit.
     """

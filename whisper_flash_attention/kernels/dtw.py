@@ -1,8 +1,8 @@
-"""From the alignment heads' attention to where each token begins, for many windows at a time.
+"""From the alignment heads' attention to the position of each token, for many windows at a time.
 
 The arithmetic and the preference among ties are those of OpenAI's `whisper/timing.py`: attention
 normalised over the tokens, a median of 7 over positions that are reflected at their ends, the mean
-over heads, and the cheapest monotonic path. `engine/dtw.py` is the same for one window in NumPy.
+over heads, and the cheapest monotonic path. `engine/alignment` does the same in NumPy.
 
 Windows are rows of one length in memory, of which each has its own number of tokens and positions:
 
@@ -29,14 +29,14 @@ BLOCK = 128
 def token_costs(
     attention: Tensor, lengths: Tensor, seen: Tensor, first: int, moments: Tensor, costs: Tensor
 ) -> None:
-    """Write what it costs to have each token at each position; less is better.
+    """Write the cost of each token at each position; less is better.
 
     Args:
         attention: [B, H, L, P] float32, contiguous.
         lengths, seen: int32 [B]: tokens and positions of every row.
-        first: the first token that is wanted; the last one is the last but one.
+        first: the first token to locate; the last is the second to last.
         moments: [2, B, H, P] float32, written: mean and standard deviation over tokens.
-        costs: [B, N, P'] float32, contiguous, P' >= P; written where a row has anything.
+        costs: [B, N, P'] float32, contiguous, P' >= P; written up to each row's sizes.
     """
     rows, heads, tokens, positions = attention.shape
     check_dtw(attention, moments, costs)
@@ -70,7 +70,7 @@ def token_starts(
     Args:
         costs, lengths, seen, first: as for `token_costs`.
         choices: int8 [B, N + P', M], M a power of two and N or more, written.
-        starts: int32 [B, N], written as far as a row has tokens.
+        starts: int32 [B, N], written up to each row's number of tokens.
     """
     rows, count, width = costs.shape
     size = choices.shape[2]
@@ -107,7 +107,7 @@ def _moments(attention, moments, lengths, planes, heads, tokens, positions, BLOC
     for token in range(length):
         centred = tl.load(rows + token * positions, mask=inside, other=0.0) - mean
         squares += centred * centred
-    # Where all tokens weight alike, none is preferred.
+    # Where all tokens have equal weights, none is preferred.
     deviation = tl.maximum(tl.sqrt(squares / length), 1.1754943508222875e-38)
     tl.store(moments + plane * positions + columns, mean, mask=inside)
     tl.store(moments + (planes + plane) * positions + columns, deviation, mask=inside)
@@ -147,7 +147,7 @@ def _costs(
         e = _normed(weights, means, deviations, columns + 1, end, inside)
         f = _normed(weights, means, deviations, columns + 2, end, inside)
         g = _normed(weights, means, deviations, columns + 3, end, inside)
-        # Fewer positions than can be reflected are left as they are.
+        # Too few positions to be reflected are left unchanged.
         total += tl.where(end > 3, _median(a, b, c, d, e, f, g), d)
     tl.store(costs + (row * count + token) * width + columns, -(total / heads), mask=inside)
 
@@ -165,7 +165,7 @@ def _normed(weights, means, deviations, columns, end, inside):
 
 @triton.jit
 def _median(a, b, c, d, e, f, g):
-    """A sorting network of 7 without what does not matter for the fourth (Devillard, 1998)."""
+    """A sorting network of 7 entries, reduced to the fourth (Devillard, 1998)."""
     a, f = tl.minimum(a, f), tl.maximum(a, f)
     a, d = tl.minimum(a, d), tl.maximum(a, d)
     b, g = tl.minimum(b, g), tl.maximum(b, g)
@@ -207,7 +207,7 @@ def _starts(
     now = tl.where(ids == 0, tl.load(costs), infinite)
     both = tl.full((SIZE,), infinite, tl.float32)
     for diagonal in range(1, tokens + positions - 1):
-        # The threads of a program hand their totals to one another through memory, in turns.
+        # The threads of a program exchange their totals through two alternating buffers.
         columns = diagonal - ids
         inside = (ids < tokens) & (columns >= 0) & (columns < positions)
         cost = tl.load(costs + ids * width + columns, mask=inside, other=0.0)
@@ -215,7 +215,7 @@ def _starts(
         tl.store(buffer + ids, now)
         tl.debug_barrier()
         token = tl.load(buffer + ids - 1, mask=ids > 0, other=infinite)
-        # A tie goes to the next position, even where that is dearer: as OpenAI's `dtw_cpu`.
+        # A tie goes to the next position, even if it costs more: as OpenAI's `dtw_cpu`.
         is_both = (both < token) & (both < now)
         is_token = (token < both) & (token < now)
         least = tl.where(is_both, both, tl.where(is_token, token, now))

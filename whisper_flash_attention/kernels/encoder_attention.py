@@ -7,7 +7,7 @@ Two ways of loading share the same body:
     "descriptors"  the tensor memory accelerator of CUDA capability 9.0 and above; strides and
                    addresses that are multiples of 16 bytes
 
-Keys beyond the end are masked in the last block only, which therefore stands outside of the loop.
+Keys beyond the end are masked in the last block only, which is therefore outside the loop.
 
 Numbers: products accumulate in float32, softmax in float32 and in base 2 with the scale folded into
 the exponent; probabilities are rounded to the inputs' dtype before the product with the values.
@@ -44,10 +44,10 @@ from whisper_flash_attention.kernels.launch import (
     wait,
 )
 
-# Softmax runs in units of log 2, for the hardware's exponential is 2 to the x.
+# Softmax is in units of log 2, because the hardware's exponential is 2 to the x.
 LOG2_E = 1.4426950408889634
 
-# Tiles of 128 queries below which a GPU of about 132 processors is better off with more, smaller.
+# Below this number of tiles of 128 queries, smaller tiles use about 132 processors better.
 _PROCESSORS = 132
 
 
@@ -60,8 +60,8 @@ class Config:
         block_n: keys per step, likewise.
         warps, stages: of a program, and of its pipeline of keys and values.
         loads: "pointers" or "descriptors".
-        registers: the most for a thread, so that more programs fit a processor; None
-            leaves it to the compiler.
+        registers: maximum per thread, so that more programs fit a processor; None: the compiler's
+            choice.
     """
 
     block_m: int
@@ -73,10 +73,9 @@ class Config:
 
 
 def choose(batch: int, heads: int, length: int) -> Config:
-    """The configuration for `batch` sequences of `length` with `heads` heads.
+    """The default configuration for `batch` sequences of `length` with `heads` heads.
 
-    Meant for GPUs of about 132 processors and capability 9.0; others run it with
-    `loads="pointers"`.
+    Tuned for GPUs of about 132 processors and capability 9.0; others need `loads="pointers"`.
     """
     tiles = batch * heads * triton.cdiv(length, 64)
     # Three programs of 64 queries fit a processor with two stages, and two with three stages.
@@ -86,7 +85,7 @@ def choose(batch: int, heads: int, length: int) -> Config:
         return Config(64, 128, warps=4, stages=2)
     if tiles <= 8 * _PROCESSORS:
         return Config(128, 64, warps=4, stages=3)
-    # With 128 registers two of these fit a processor: one's softmax under the other's products.
+    # With 128 registers two programs fit a processor: one's softmax overlaps the other's products.
     return Config(128, 128, warps=8, stages=2, registers=128)
 
 
@@ -97,11 +96,11 @@ def attention(
 
     Args:
         q, k, v: [B, L, H, 64] in float16, bfloat16 or float32, adjacent values within a head;
-            otherwise any strides, so slices of one fused [B, L, 3 * H * 64] will do.
-        out: the same, written; none of the others.
+            otherwise any strides, as slices of one fused [B, L, 3 * H * 64] have.
+        out: likewise, written; no alias of the others.
         scale: positive factor of the scores.
-        config: how to cut the work. If None, `choose` decides, and inputs that are not aligned to
-            16 bytes are loaded through pointers.
+        config: overrides `choose`, with which inputs that are not aligned to 16 bytes are loaded
+            through pointers.
 
     Raises:
         KernelShapeError: shapes, strides, dtypes, devices or the configuration do not fit.

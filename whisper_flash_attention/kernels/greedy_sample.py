@@ -1,12 +1,12 @@
-"""Greedy choice of the next token, and all that a slot needs for its next step.
+"""Greedy choice of the next token, and a slot's state for its next step.
 
-One program per slot puts the blocks of `logits` together, decides between text and timestamps,
-takes the best token, writes it down, moves the slot on, says what may come next, and writes the
-next step's input row. Everything that differs between slots or calls is data.
+One program per slot merges the blocks of `logits`, decides between text and timestamps, stores the
+best token, advances the slot, updates which tokens are allowed next, and writes the next step's
+input row. Everything that differs between slots or calls is data.
 
 Timestamps win over text where the log of their summed probability exceeds the best text token's
 (`ApplyTimestampRules` in OpenAI's whisper/decoding.py). The grammar's state lies in `limits`: a
-first text id equal to the grammar's eos says that the last token opened a pair.
+first text id equal to the grammar's eos means that the last token opened a pair.
 """
 
 # Triton's decorators and kernels carry no types.
@@ -50,15 +50,14 @@ def greedy_sample(
 ) -> None:
     """Choose one token per slot and prepare the next step.
 
-    A slot ends with a token whose flag says so, or when its length reaches its maximum. An ended
-    slot gets `pad` until that length, and its position stops there. What is chosen is what
-    `torch.argmax` takes of the scores after the rules: the lowest of equal ids, 0 if all are
-    forbidden.
+    A slot ends with a token that has the flag ENDS, or at its maximum length. An ended slot gets
+    `pad` until that length, and its position stops there. The choice is that of `torch.argmax` of
+    the processed scores: the lowest of equal ids, 0 if all are forbidden.
 
     Args:
         partials: of `logits`.
         flags [V] uint8, limits [B, 4] int32, settings [B, 8] int32: as for `logits`; `limits` is
-            brought up to date. The columns of `settings`: length at which tokens are suppressed
+            updated. The columns of `settings`: length at which tokens are suppressed
             at the beginning, minimum length, maximum length, length at which the timestamp
             grammar begins (-1: none), end of the first timestamp's ids, the grammar's eos, first
             timestamp id, whether timestamps are detected by probability.
@@ -69,14 +68,14 @@ def greedy_sample(
         finished: [B] bool, updated.
         failed: [B] bool, set where an allowed logit of a slot that had not ended is NaN or plus
             infinity; never cleared.
-        sum_logprobs: [B] float32; the token's log-probability under the scores after all rules is
-            added, the end's too.
+        sum_logprobs: [B] float32; the token's log-probability under the processed scores is added,
+            also that of an end token.
         embedding, position_embedding: [V, D] and [positions, D].
         x: [B, D], written: their sum at the new token, rounded once to its dtype.
-        pad: what an ended slot gets.
+        pad: the token of ended slots.
 
     Raises:
-        KernelShapeError: shapes do not go together.
+        KernelShapeError: shapes do not fit together.
     """
     slots, blocks = partials.values.shape[1:]
     width = embedding.shape[1]
@@ -150,7 +149,7 @@ def _greedy_sample(
     slot = tl.program_id(0)
     release(PDL)
     wait(PDL)
-    # Each warp reads a slot's state for itself, and one of them writes it, after the barrier.
+    # Each warp reads a slot's state; one of them writes it, after the barrier.
     row = settings + slot * SETTINGS
     max_length = tl.load(row + 2)
     begin = tl.load(row + 6)

@@ -1,9 +1,9 @@
 """How the kernels of this folder are launched: the interpreter, and overlap of dependent kernels.
 
 Programmatic dependent launch (CUDA capability 9.0 and above) lets a kernel start while the one
-before it on the stream still runs. Such a kernel may load what nobody writes (weights), must call
-`wait` before it touches anything else, and tells when its successor may start: `release` says so
-early, while most of the work is still to be done, `release_late` at its end:
+before it on the stream still runs. Such a kernel may load constants (weights), must call `wait`
+before any other memory access, and signals when its successor may start: `release` early, while
+most of the work remains, or `release_late` near its end:
 
     @triton.jit
     def kernel(..., PDL: tl.constexpr):
@@ -52,11 +52,10 @@ class PdlArguments(TypedDict, total=False):
 
 
 class Overlap(IntEnum):
-    """When a kernel lets its successor start: not before its own end, early, or near its end.
+    """When a kernel lets its successor start: after its own end, early, or near its end.
 
-    Early hides all of a start-up, and the loads of what the successor needs besides. Where it has
-    nothing to load it would only be in the way, crowded on the first multiprocessors that have
-    room: late.
+    Early hides the successor's start-up and its loads of constants. A successor without such loads
+    would only occupy multiprocessors: late.
     """
 
     NONE = 0
@@ -82,18 +81,18 @@ def set_pdl(overlap: Overlap) -> None:
 
 
 def launch(kernel: Any, grid: tuple[int, ...]) -> Callable[..., Any]:
-    """What `kernel[grid]` is; within `compiling()` it only compiles the kernel."""
+    """Return `kernel[grid]`; within `compiling()`, a function that only compiles the kernel."""
     return partial(kernel.warmup, grid=grid) if _switches.compile_only else kernel[grid]
 
 
 @contextmanager
 def compiling(*, ignore_errors: bool = False) -> Iterator[None]:
-    """Compile the kernels that are launched in here, all at the same time, instead of running them.
+    """Compile the kernels that the block launches, in parallel, instead of running them.
 
     Kernels in Triton's cache on disk are only loaded.
 
     Args:
-        ignore_errors: leave out what does not compile: its own launch will raise the error.
+        ignore_errors: skip kernels that do not compile; launching them will raise the error.
     """
     if interpreted():
         yield
@@ -115,9 +114,9 @@ def interpreted() -> bool:
 
 
 def pdl(device: torch.device) -> PdlArguments:
-    """What a launch on `device` passes besides its own arguments.
+    """Additional arguments of a launch on `device`.
 
-    `PDL` is the kernel's argument of that name; `launch_pdl` is Triton's, given only where it is
+    `PDL` is the kernel's argument of that name; `launch_pdl` is Triton's, passed only where it is
     true: on devices of capability 9.0 and above, when turned on, and not in the interpreter.
     """
     if _switches.overlap and not interpreted() and _can_overlap(device):
@@ -127,7 +126,7 @@ def pdl(device: torch.device) -> PdlArguments:
 
 @cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program can have on `device`; an H100's where it has none."""
+    """Bytes of shared memory per program on `device`; those of an H100 if it is no GPU."""
     if device.type != "cuda":
         return 232_448
     properties: Any = torch.cuda.get_device_properties(device)
@@ -152,13 +151,13 @@ def wait(PDL: tl.constexpr):
 
 @triton.jit
 def release(PDL: tl.constexpr):
-    """Early, let the next kernel start once every program of this one has come here or ended."""
+    """With EARLY, let the next kernel start once all programs have reached this or ended."""
     if PDL == EARLY:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def release_late(PDL: tl.constexpr):
-    """The same near a program's end."""
+    """With LATE, as `release`."""
     if PDL == LATE:
         tl.extra.cuda.gdc_launch_dependents()

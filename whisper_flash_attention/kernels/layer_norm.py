@@ -1,9 +1,8 @@
-"""Layer norm of many rows, with what an encoder does to its residual stream at the same place.
+"""Layer norm of many rows, with the encoder's operations on its residual stream at that point.
 
-Bound by the memory's bandwidth, hence one pass: a program holds whole rows in registers, and each
-value is read once. What stock layers do around the norm is done on the way: the clamp of float16
-after the layer before, and the addition of the biases of linear layers whose products alone were
-added to the stream.
+Bound by memory bandwidth, hence one pass: a program holds whole rows in registers and reads each
+value once. It also clamps float16 as Transformers does after each layer, and adds the biases of
+linear layers whose products were added to the stream without them.
 
 Numbers are as in `torch.nn.functional.layer_norm`: mean, then variance around it, in float32; one
 rounding at the end. Layer normalisation: Ba, Kiros and Hinton, 2016 (arXiv:1607.06450).
@@ -44,9 +43,9 @@ class Config:
 
 
 def choose(rows: int, d: int, dtype: torch.dtype) -> Config:
-    """How to cut [rows, d]: one warp where a row fits it, several short rows where there are many.
+    """Choose tiles of [rows, d]: one warp if a row fits, several short rows if there are many.
 
-    Meant for GPUs of about 132 processors; any other runs it too.
+    Tuned for GPUs of about 132 processors.
     """
     # Threads' worth of 16-byte loads in one row.
     vectors = triton.next_power_of_2(d) * dtype.itemsize // 16
@@ -78,7 +77,7 @@ def layer_norm(
         limit: clamp x + shift to [-limit, limit], the limit rounded to x's dtype as by
             `torch.clamp`. NaN stays NaN.
         shift: [D] in float32, added to x.
-        config: how to cut the work; `choose` decides if None.
+        config: overrides `choose`.
 
     Raises:
         KernelShapeError: shapes, strides, dtypes or devices do not fit together.

@@ -1,13 +1,13 @@
 """Linear layers of a few rows: layer norm before, GELU and residual after, in one kernel.
 
-A decode step multiplies few rows by large matrices, so its time is how fast weights arrive. Two
+A decode step multiplies few rows by large matrices, so its time is that of loading weights. Two
 variants compute the same:
 
     "gemv"  CUDA cores. A program holds `block_n` whole rows of the weight in registers, all loads
             in flight at once and before it waits for its input. For one or two rows.
     "dot"   tensor cores, in chunks of `block_k` columns, pipelined. With `split` > 1 each chunk
-            is cut into that many slices, which warps multiply at the same time and add up at the
-            end: with few rows the chain of dependent products would otherwise be what takes time.
+            is cut into that many slices, which warps multiply in parallel and add up at the end,
+            because with few rows the chain of dependent products dominates the time.
 
 Numbers are as in PyTorch's own layers: layer norm in float32, rounded to the buffers' dtype;
 products accumulated in float32; a linear layer's result rounded before its GELU, which is exact
@@ -66,9 +66,9 @@ class Config:
 
 
 def choose(rows: int, n: int, k: int, dtype: torch.dtype, *, norm: bool = False) -> Config:
-    """How to cut x [rows, k] times a weight [n, k], with a layer norm before it or without.
+    """Choose tiles of x [rows, k] times a weight [n, k]; `norm`: with a layer norm before it.
 
-    Meant for GPUs of about 132 processors; any other runs it too.
+    Tuned for GPUs of about 132 processors.
     """
     if rows <= _GEMV_ROWS:
         return _choose_gemv(rows, n, k, dtype.itemsize)
@@ -79,7 +79,7 @@ def choose(rows: int, n: int, k: int, dtype: torch.dtype, *, norm: bool = False)
     block_n = 64
     while block_n > 16 and row_blocks * triton.cdiv(n, block_n) < _PROGRAMS:
         block_n //= 2
-    # Large tiles have independent products enough, and too few registers for slices.
+    # Large tiles have enough independent products, and too few registers for slices.
     if block_m * block_n > 2048 or (norm and block_m == 64):
         return Config("dot", block_m, block_n, 64, stages=4)
     if block_m == 64:
@@ -133,7 +133,7 @@ def linear(
         eps: of that layer norm, added to the variance.
         gelu: apply the exact GELU to the linear layer's result.
         residual: [R, N], added at the end; may be `out` itself.
-        config: how to cut the work; `choose` decides if None.
+        config: overrides `choose`.
 
     Raises:
         KernelShapeError: shapes, dtypes, devices or the configuration do not fit together.
@@ -188,10 +188,10 @@ def qkv(
     eps: float = 1e-5,
     config: Config | None = None,
 ) -> None:
-    """Layer norm, then queries, keys and values; the latter two go straight into the caches.
+    """Compute layer norm, then queries, keys and values; write the latter two into the caches.
 
-    Row r of slot b = r // tokens_per_slot stands at position p = positions[b] + r %
-    tokens_per_slot. With y = norm(x):
+    Row r of slot b = r // tokens_per_slot has position p = positions[b] + r % tokens_per_slot.
+    With y = norm(x):
 
         q_out[r]           = scale * (y[r] @ q_weight.T + q_bias)    scaled after rounding
         keys[b, :, p, :]   = y[r] @ k_weight.T + k_bias              as [H, 64]
@@ -210,7 +210,7 @@ def qkv(
         positions: [B] int32.
         scale: factor of the queries.
         eps: of the layer norm, added to the variance.
-        config: how to cut the work; `choose` decides if None.
+        config: overrides `choose`.
 
     Raises:
         KernelShapeError: shapes, dtypes, devices or the configuration do not fit together.
@@ -500,7 +500,7 @@ def _dot(
 ):
     """norm?(x)[r] @ weight[n].T in float32, in chunks of columns, as [BLOCK_M, BLOCK_N].
 
-    Rows and columns beyond the end are computed from the last one, for the caller to throw away.
+    Rows and columns beyond the end repeat the last one; the caller discards them.
     """
     x_row = x + tl.minimum(r, rows - 1) * K
     weight_row = weight + tl.minimum(n, N - 1) * K
@@ -592,7 +592,7 @@ def _statistics(x_row, eps, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.
 
 @triton.jit
 def _prefetch(weight, n, N: tl.constexpr, K: tl.constexpr):
-    """Ask for rows n of the weight in the L2 cache, one request per line of 128 bytes."""
+    """Prefetch rows n of the weight into the L2 cache, one request per line of 128 bytes."""
     LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
     LINES: tl.constexpr = triton.next_power_of_2((K + LINE - 1) // LINE)
     column = tl.minimum(tl.arange(0, LINES) * LINE, K - 1)

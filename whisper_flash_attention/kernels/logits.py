@@ -1,12 +1,12 @@
-"""The decoder's last layer norm, the logits, and what greedy choice needs to know of them.
+"""The decoder's last layer norm, the logits, and their reduction for greedy decoding.
 
 One pass over the embedding [V, D] (106 MB at D 1024 in half precision) takes all the time. Logits
-are stored only on request: each block of the vocabulary leaves, per slot, the best text token, the
+are stored only on request: each block of the vocabulary yields, per slot, the best text token, the
 best timestamp and the two sums of exponentials, which `greedy_sample` merges. Two variants: "gemv"
 for one or two slots, without tensor cores, whose weights are loaded before the input is known;
 "dot" for more.
 
-Tokens are forbidden by data, so that a captured CUDA graph serves any rules:
+Tokens are forbidden by data, so that a captured CUDA graph serves any logits processors:
 
     flags [V] uint8         bits of each token
     limits [B, 4] int32     per slot: bits that forbid a token now, first text id, first timestamp
@@ -56,7 +56,7 @@ class Config:
 
 
 def choose(slots: int, width: int, dtype: torch.dtype) -> Config:
-    """A good way for this number of slots and width D."""
+    """The default configuration for this number of slots and width D."""
     whole = triton.next_power_of_2(width)
     size = dtype.itemsize
     if slots <= 2:
@@ -72,13 +72,13 @@ def choose(slots: int, width: int, dtype: torch.dtype) -> Config:
 
 @dataclass(frozen=True)
 class Partials:
-    """What each block of the vocabulary says about each slot.
+    """Reduced logits of each block of the vocabulary, per slot.
 
     Args:
         values: [4, B, blocks] float32: largest allowed text logit, sum of exp(logit - largest) over
             the allowed text, and the same two of timestamps. NaN among them shows in the sums.
         ids: [2, B, blocks] int32: the lowest ids of those largest logits.
-        config: the way in which `logits` fills them.
+        config: the tiles that `logits` uses.
     """
 
     values: torch.Tensor
@@ -119,17 +119,17 @@ def logits(
     tokens_per_slot: int = 1,
     eps: float = 1e-5,
 ) -> None:
-    """Fill `partials` with what LN(x) embedding^T says of every slot's last row.
+    """Fill `partials` with the reduced logits LN(x) embedding^T of every slot's last row.
 
     Args:
         x: [B * P, D], P = tokens_per_slot; slot b's row is b P + P - 1. Rows may be strided.
-        norm_weight, norm_bias: [D]; without a weight x is taken as it is.
+        norm_weight, norm_bias: [D]; without a weight x is not normalised.
         embedding: [V, D], of the dtype of x. Logits are rounded to it before they are compared.
         flags, limits, settings: see above; contiguous.
-        raw: [B, V] of any floating dtype; the logits before any rule are stored there.
+        raw: [B, V] of any floating dtype, written: the unprocessed logits.
 
     Raises:
-        KernelShapeError: shapes do not go together.
+        KernelShapeError: shapes do not fit together.
     """
     slots, blocks = partials.values.shape[1:]
     vocabulary, width = embedding.shape
@@ -204,7 +204,7 @@ def _gemv(
     columns = tl.arange(0, BLOCK_D)
     inside = columns < D
     known = ids < vocabulary
-    # The table would fill the L2 cache, which had better keep the weights of the layers.
+    # Evicted first, so that the L2 cache keeps the weights of the layers.
     table = tl.load(
         embedding + ids[:, None] * embedding_stride + columns[None, :],
         mask=known[:, None] & inside[None, :],

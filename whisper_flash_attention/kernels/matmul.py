@@ -1,9 +1,9 @@
-"""Linear layers of many rows on tensor cores, with what follows them in the same kernel.
+"""Linear layers of many rows on tensor cores, fused with GELU and residual.
 
     out = residual + gelu?(x @ weight.T + bias)
 
 Rows may overlap in memory: with a row stride of one time step's channels, a convolution over time
-is such a product, and needs no copy of what its windows see.
+is such a product, without a copy of its windows.
 
 Operands come through tensor descriptors (the tensor memory accelerator of CUDA capability 9.0).
 The exact GELU is that of Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: there
@@ -39,7 +39,7 @@ class Config:
         block_m, block_n: rows and columns of the result that a program computes at a time.
         block_k: columns of `x` per step.
         warps, stages: Triton's num_warps and num_stages.
-        programs: the most that are launched, each for every n-th tile of n; 0 is one per tile.
+        programs: maximum number launched, n programs with every n-th tile each; 0: one per tile.
     """
 
     block_m: int
@@ -51,10 +51,10 @@ class Config:
 
 
 def choose(rows: int, n: int, *, parts: int = 1, gelu: bool = False) -> Config:
-    """How to cut a product of `rows` rows with `parts` weights of `n` rows each.
+    """Choose tiles of a product of `rows` rows with `parts` weights of `n` rows each.
 
-    Meant for GPUs of about 132 processors. With 8 warps two programs share a processor, so that
-    the GELU of one runs under the products of the other.
+    Tuned for GPUs of about 132 processors. With 8 warps two programs share a processor, so that
+    the GELU of one overlaps with the products of the other.
     """
     tiles = triton.cdiv(rows, 128) * triton.cdiv(n, 128) * parts
     if tiles < _FEW_TILES:
@@ -88,7 +88,7 @@ def matmul(
         gelu: apply the exact GELU.
         residual: [B, R, N * len(weights)], the last axis dense; may be `out` itself. Clips may
             share it (an expanded first axis).
-        config: how to cut the work; `choose` decides if None.
+        config: overrides `choose`.
 
     Raises:
         KernelShapeError: shapes, dtypes, devices or strides do not fit together.
@@ -126,7 +126,7 @@ def matmul(
 
 
 def _operands(weights: Sequence[Tensor], config: Config) -> list[Any]:
-    """A descriptor of a lone weight; of several the kernel takes pointers, and chooses."""
+    """A descriptor of a single weight; pointers of several, among which the kernel chooses."""
     if len(weights) == 1:
         return [_box(weights[0][None], config.block_n, config.block_k), None, None]
     return [*weights, *[weights[-1]] * (MOST_PARTS - len(weights))]
@@ -135,7 +135,7 @@ def _operands(weights: Sequence[Tensor], config: Config) -> list[Any]:
 def _box(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Boxes of [1, rows, columns]; zeros beyond the tensor, where nothing is written either."""
     shape, strides = list(tensor.shape), list(tensor.stride())
-    # The hardware wants a stride that could be used, even of an axis of length 1.
+    # The hardware requires a valid stride even of an axis of length 1.
     if shape[0] == 1:
         strides[0] = shape[1] * strides[1]
     return TensorDescriptor(tensor, shape, strides, [1, rows, columns])
@@ -168,9 +168,9 @@ def matmul_kernel(
     PERSISTENT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A lone weight comes through a descriptor `w0`; several come through pointers, to be chosen.
+    """A single weight is the descriptor `w0`; several weights are pointers.
 
-    Tiles of one block of rows stand side by side, so that its rows are read once.
+    Tiles of one block of rows are adjacent in the grid, so that its rows are read once.
     """
     release(PDL)
     wait(PDL)
@@ -219,7 +219,7 @@ def _weight_tile(weight, n, k, N: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.con
 
 @triton.jit
 def _bias(bias, n, wanted, N: tl.constexpr):
-    """float32 bias of the columns n, zeros if there is none or it is not that of the part."""
+    """float32 bias of the columns n; zeros if there is none or `wanted` is false."""
     if bias is None:
         added = tl.zeros(n.shape, tl.float32)
     else:

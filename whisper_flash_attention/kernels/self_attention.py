@@ -23,7 +23,7 @@ from torch import Tensor
 from whisper_flash_attention.kernels._checks import check_cache_attention, check_slots
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
-# Scores are kept in units of log 2, for the hardware's exponential is 2 to the x.
+# Scores are in units of log 2, because the hardware's exponential is 2 to the x.
 LOG2_E = tl.constexpr(1.4426950408889634)
 # The maximum of no scores: finite, so that no difference of two maxima is NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -37,9 +37,9 @@ class Config:
     """How a launch is cut up.
 
     block: keys per tile, a power of two. warps, stages: of a program, and of its pipeline of tiles.
-    eager: the first tile is read whole while the position is still on its way, instead of only up
-    to the position. It saves a round trip to memory, and reads what it may not need; it is
-    ignored where `ancestors` are given.
+    eager: read the whole first tile while the position is still being loaded, instead of only up
+    to the position. This saves a round trip to memory and reads keys that may not be needed;
+    ignored if `ancestors` are given.
     """
 
     block: int
@@ -72,7 +72,7 @@ def keep_loads_above():
 
 @triton.jit
 def attend_tile(query, k, v, valid, top, total, mixed):
-    """One tile of keys, one key per lane, after those that came before it.
+    """Add one tile of keys, one key per lane, to the online softmax.
 
     query [64] float32 in units of log 2; k, v [lanes, 64]; valid [lanes] bool. Per lane: the
     largest score so far, the sum of weights [lanes], the weighted sum of values [lanes, 64].
@@ -154,7 +154,7 @@ def _self_attention(
     k = load_tile(keys, k_at, wanted)
     v = load_tile(values, v_at, wanted)
     keep_loads_above()
-    if EAGER:  # what no one has written yet may be NaN, and 0 * NaN is NaN
+    if EAGER:  # unwritten values may be NaN, and 0 * NaN is NaN
         v = tl.where(valid[:, None], v, 0.0)
     top = tl.full([BLOCK], LOWEST, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -195,9 +195,9 @@ def self_attention(
 ) -> None:
     """softmax(q kᵀ) v over the past of each row, itself included, into `out`.
 
-    Row r belongs to slot r // tokens_per_slot and stands at position
-    p = positions[slot] + r % tokens_per_slot; it attends to cache positions 0 to p, of which
-    those beyond the capacity T do not exist. Its own key and value are in the cache already.
+    Row r belongs to slot r // tokens_per_slot and has position
+    p = positions[slot] + r % tokens_per_slot; it attends to cache positions 0 to p, up to the
+    capacity T. Its own key and value are in the cache already.
 
     q, out: [R, D], H heads of 64 columns; q is scaled already. keys, values: [B, H, T, 64] in the
     dtype of q, any strides but a contiguous last dimension. positions: [B] int32. finished: [B]

@@ -1,7 +1,6 @@
-"""Parity: do we and stock Transformers choose the same tokens, and if not, why not?
+"""Parity: comparison of our tokens with those of stock Transformers.
 
-This folder runs both on the same features, compares token ids, and explains every first difference
-by the reference's own scores: a near-tie explains it, anything else is a bug. It stands on the
-model class, `weights/`, `audio/` and `transcribe/`, and uses public options of `generate` only; it
-must know nothing of `engine/` and `kernels/`, which it judges.
+Both models run on the same features; every first difference of token ids is judged by the
+reference's own scores: a near-tie explains it, anything else is a bug. This package uses public
+options of `generate` only, and knows nothing of `engine/` and `kernels/`, which it judges.
 """

@@ -1,4 +1,4 @@
-"""What is compared: modes of decoding, bounds of near-ties, recordings as features of a window.
+"""Modes of decoding, bounds of near-ties, and recordings as features of a window.
 
 Nothing here imports PyTorch or Transformers, so that `--help` and refusals are quick.
 """
@@ -48,7 +48,7 @@ class Mode:
 
     @property
     def has_timestamps(self) -> bool:
-        """Whether timestamp tokens may come out."""
+        """Whether timestamp tokens may be generated."""
         return bool(self.options["return_timestamps"])
 
 
@@ -85,7 +85,7 @@ class ParityOptions:
         limit: most recordings to compare; None takes all.
         language: code or name of the language spoken, for multilingual models; "auto" has stock
             detect it, compares that detection, and gives the same language to both models.
-        tolerance: gap in logits that explains a difference; None takes that of the dtype.
+        tolerance: gap in logits that explains a difference; by default that of the dtype.
         seed: of the random numbers of the sampled mode.
 
     Raises:
@@ -141,14 +141,14 @@ class Clip:
 
 @dataclass
 class Clips:
-    """What could be read, and why the others could not."""
+    """The clips that could be read, and why the others could not."""
 
     clips: list[Clip] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def find_recordings(paths: Sequence[str | Path]) -> list[Path]:
-    """Files among `paths`, and the recordings (by the ends of their names) in the folders.
+    """Files among `paths`, and the recordings (by suffix) in the folders.
 
     Raises:
         OptionError: a folder holds no recordings.

@@ -1,7 +1,7 @@
-"""The comparison: every recording in every mode, by both models, and why they differ.
+"""The comparison: every recording in every mode, by both models, and the causes of differences.
 
-Whether a difference is a near-tie is decided by the scores of the reference, or of float32 stock;
-ours are never consulted, so that a broken model cannot excuse itself.
+Whether a difference is a near-tie is decided by the scores of the reference, or of float32 stock,
+never by ours, so that a broken model cannot explain its own errors.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from whisper_flash_attention.parity.models import (
     log_probabilities,
     scores_after,
 )
-from whisper_flash_attention.terminal.progress import FileProgress
+from whisper_flash_attention.terminal import FileProgress
 
 LIKELIEST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """How near a choice was.
+    """How close a choice was.
 
     Attributes:
-        gap: how much the scores would have to change for the other choice, in logits; for beams in
-            summed log-probabilities, and for samples in log-probabilities over the temperature.
-            Infinity where the reference's rules forbid it.
-        bound: up to what the dtype's error explains it, in the same unit.
+        gap: change of scores that leads to the other choice, in logits; for beams in summed
+            log-probabilities, for samples in log-probabilities over the temperature. Infinity if
+            the reference forbids it.
+        bound: the gap that the dtype's error explains, in the same unit.
         what: which two things are compared.
     """
 
@@ -53,12 +53,12 @@ class Tie:
 
 
 def shortfall(scores: torch.Tensor, token: int, first_timestamp: int | None) -> float:
-    """How far `token` is from being chosen, in the unit of the scores.
+    """The distance of `token` from being chosen, in the unit of the scores.
 
-    It is twice the least e for which scores that are off by e or less would have it chosen.
+    It is twice the least e such that errors of the scores of up to e lead to its choice.
 
     Args:
-        scores: `[vocabulary]`, minus infinity for what is forbidden.
+        scores: `[vocabulary]`, minus infinity for forbidden tokens.
         token: the id in question.
         first_timestamp: id of the first timestamp where timestamps are decoded: they are chosen if,
             together, they are likelier than the best text token (Radford et al., 2022, section 4.5,
@@ -73,7 +73,7 @@ def shortfall(scores: torch.Tensor, token: int, first_timestamp: int | None) -> 
     if token < first_timestamp:
         missing = (best_text - wanted, timestamps.logsumexp(0) - wanted)
     else:
-        # Where all timestamps rise together, none of them may pass the wanted one.
+        # If the scores of all timestamps rise, none of them may exceed this one.
         missing = (timestamps.max() - wanted, best_text - timestamps.clamp(max=wanted).logsumexp(0))
     return max(0.0, *map(float, missing))
 
@@ -154,11 +154,11 @@ class Judge:
         prefix: Sequence[int],
         tokens: tuple[int, int],
     ) -> Tie:
-        """Compare a draw that came out otherwise by its random numbers.
+        """Compare two outcomes of a random draw.
 
         PyTorch draws one of several on a CPU by the largest p / q, q from the exponential
-        distribution (`aten/src/ATen/native/Distributions.cpp`), so that log p - log q shows how
-        near another outcome was.
+        distribution (`aten/src/ATen/native/Distributions.cpp`): log p - log q is the score of an
+        outcome.
         """
         scores, state = scores_after(
             self.models.stock, features, mode, prefix, language=language, seed=self.seed
@@ -180,9 +180,9 @@ class Judge:
     ) -> Tie:
         """Compare two results of a beam search: the reference's and ours, without the prompt.
 
-        Where the reference drops ours on the way, the gap is what it lacked to its worst beam;
-        else it is what our final score lacks to the reference's, times our length. Errors of n
-        tokens add up as errors do that know nothing of each other: the bound grows by sqrt(n).
+        If the reference dropped ours on the way, the gap is its distance to the worst beam; else it
+        is the difference of the final scores, times our length. Errors of n tokens are independent:
+        the bound grows by sqrt(n).
         """
         chosen, ours = (self._ended(prompt, ids) for ids in sequences)
         trace = BeamTrace(ours)
@@ -196,7 +196,7 @@ class Judge:
         return Tie(gap, self.bound * math.sqrt(len(ours)), "score of the sequence")
 
     def _ended(self, prompt: Sequence[int], ids: Ids) -> Ids:
-        """With the end of text, unless it was the length that ended it."""
+        """With the end of text, unless the maximum length ended it."""
         room = self.models.longest - len(prompt)
         return [*ids, self.end_of_text] if len(ids) < room else ids
 
@@ -215,16 +215,16 @@ class Judge:
 
 
 class BeamTrace(LogitsProcessor):
-    """Follows one sequence through a beam search of one recording, and changes nothing.
+    """Follows one sequence through a beam search of one recording, without changing scores.
 
     Args:
         target: the sequence after the prompt, with its end of text.
 
     Attributes:
-        dropped_at: how many tokens of it the search had seen when no beam began with them any more;
-            None if it was among the beams to its end, or until the search stopped.
-        missing: what the summed log-probability of those tokens lacked to the worst beam.
-        missing_at_end: what it lacked, with its last token, to the worst candidate for a beam.
+        dropped_at: number of its tokens that the search had chosen when no beam began with them any
+            more; None if it remained among the beams.
+        missing: distance of the summed log-probability of those tokens to the worst beam.
+        missing_at_end: distance, with its last token, to the worst candidate for a beam.
     """
 
     def __init__(self, target: Sequence[int]) -> None:
@@ -254,13 +254,13 @@ class BeamTrace(LogitsProcessor):
         return scores
 
     def _extend(self, rows: list[tuple[int, ...]]) -> None:
-        """Add what each beam's last token brought to its sum."""
+        """Add the log-probability of each beam's last token to its sum."""
         self._totals = {
             row: self._totals[row[:-1]] + float(self._last[row[:-1]][row[-1]]) for row in rows
         }
 
     def _look_ahead(self, step: int, beams: int) -> None:
-        """Note what the sequence will have with its next token, and what that lacks at its end."""
+        """Compute the sequence's sum with its next token, and its distance at the end."""
         prefix, token = self.target[:step], self.target[step]
         self._candidate = self._totals[prefix] + float(self._last[prefix][token])
         if step == len(self.target) - 1:
@@ -286,11 +286,10 @@ class Row:
         reference, ours: ids after the prompt, without the end of text; of a language, its token.
         position: index of the first id that differs, None if none does.
         tokens: the two ids there, the reference's first; the end of text where a side stopped.
-        tie: how near the reference was to choosing ours.
-        smallest_gap: smallest distance between the reference's two best scores on the way, where
-            it chose by them.
+        tie: how close the reference was to choosing ours.
+        smallest_gap: smallest distance between the reference's two best scores, in greedy modes.
         float32: ids of stock in float32, where the dtype is another.
-        failure: what went wrong, for a status of "failed".
+        failure: the reason of a status "failed".
     """
 
     mode: str
@@ -308,14 +307,14 @@ class Row:
 
 @dataclass
 class Outcome:
-    """What came out.
+    """The results of a comparison.
 
     Attributes:
         rows: by mode and recording, in the order in which they ran.
         not_comparable: why a mode was not run, by name.
         logit_errors: by recording, the largest difference between our log-probabilities and
             stock's, over all tokens and all positions of stock's text.
-        languages: code by recording, as both models were given it.
+        languages: code by recording, as passed to both models.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -334,8 +333,7 @@ def compare(
 ) -> Outcome:
     """Run all modes on all clips; progress goes to `console`.
 
-    Float32 is float32: TensorFloat-32, which PyTorch allows in cuDNN's convolutions, is switched
-    off for all models meanwhile.
+    TensorFloat-32, which PyTorch allows in cuDNN's convolutions, is off for all models.
 
     Raises:
         DeviceError: the device's memory is too small.
@@ -381,14 +379,14 @@ class _Comparison:
         return self.outcome
 
     def _why_not(self, mode: Mode) -> str | None:
-        """Why random draws of two models cannot be the same here; None if they can, or are none."""
+        """Why random draws of two models cannot be equal here; None if they can."""
         on_cpu = self.models.device.type == "cpu" and self.models.dtype_name == "float32"
         if "temperature" not in mode.options or on_cpu:
             return None
         return "draws are the same in float32 on a CPU only"
 
     def _find_languages(self, clips: Sequence[Clip]) -> None:
-        """Settle each clip's language, and compare the two detections."""
+        """Determine each clip's language, and compare the two detections."""
         wanted = self.options.language
         known = self.models.language_ids
         if not known or wanted != "auto":
@@ -460,7 +458,7 @@ class _Comparison:
             self.outcome.rows.append(row)
 
     def _judge(self, row: Row, features: torch.Tensor, mode: Mode, recorder: ScoreRecorder) -> None:
-        """Take the prompt off, find the first difference, and explain it."""
+        """Remove the prompt, find the first difference, and explain it."""
         if not self._without_prompt(row, recorder.prompt):
             row.status, row.failure = (
                 FAILED,
@@ -489,7 +487,7 @@ class _Comparison:
         row.status = EXPLAINED if row.tie.explained else UNEXPLAINED
 
     def _without_prompt(self, row: Row, prompt: Ids) -> bool:
-        """Take the prompt off, which stock returns in some modes; False if ours lacks it then."""
+        """Remove the prompt, which stock returns in some modes; False if only ours lacks it."""
         count = len(prompt)
         if row.reference[:count] != prompt:
             return True
@@ -502,7 +500,7 @@ class _Comparison:
     def _what_is_not_finite(
         self, row: Row, features: torch.Tensor, recorder: ScoreRecorder
     ) -> str | None:
-        """Feed stock's text to both models, once per recording: which one gives NaN or infinity?"""
+        """Find NaN and infinity in the logits of stock's text, once per recording."""
         if not recorder.is_sound:
             return "scores of the reference are NaN or infinite in this batch"
         if row.recording in self.outcome.logit_errors:
@@ -522,7 +520,7 @@ class _Comparison:
 
 
 def first_difference(first: Ids, second: Ids) -> int | None:
-    """Index of the first id that differs, the shorter's length if one goes on; None if equal."""
+    """Index of the first id that differs, or the length of a shorter prefix; None if equal."""
     if first == second:
         return None
     pairs = enumerate(zip(first, second, strict=False))

@@ -49,7 +49,7 @@ class Models:
 
     @property
     def device(self) -> torch.device:
-        """Where all of them are."""
+        """The device of all of them."""
         device: torch.device = self.stock.device
         return device
 
@@ -61,7 +61,7 @@ class Models:
 
     @property
     def longest(self) -> int:
-        """Most ids that a text can have, the prompt included."""
+        """Maximum number of ids, the prompt included."""
         limit = getattr(self.stock.generation_config, "max_length", None)
         positions = int(self.stock.config.max_target_positions)
         return positions if limit is None else min(positions, int(limit))
@@ -97,12 +97,12 @@ def load_models(
     """Load one checkpoint two or three times.
 
     Args:
-        source: all that `WhisperFlashAttentionForConditionalGeneration.from_pretrained` takes, and
+        source: as of `WhisperFlashAttentionForConditionalGeneration.from_pretrained`, or one of
             OpenAI's short names.
-        device, dtype: as `config.resolve_device` and `resolve_dtype` take them.
+        device, dtype: as of `devices.resolve_device` and `resolve_dtype`.
         attention: back-end of our model.
-        needs_extractor: whether there are recordings to make features of. Features that come from
-            a file need no processor; without one, there is no text.
+        needs_extractor: whether there are recordings. Features from a file need no processor;
+            without one, there is no text.
 
     Raises:
         WeightsError: the checkpoint, or the processor that is needed, cannot be read.
@@ -206,18 +206,18 @@ def decode(
     seed: int = 0,
     processor: LogitsProcessor | None = None,
 ) -> list[Ids]:
-    """Generate, as a user would.
+    """Call `generate`.
 
     Args:
         model: stock Whisper or ours.
         features: log-mel features `[B, mel bins, frames]` on the model's device, any dtype.
-        mode: how.
+        mode: of decoding.
         language: code of the language; None for a model without languages.
         seed: of PyTorch's generators, set for every call.
         processor: added after all others.
 
     Returns:
-        For each row, all ids that `generate` returned, without the padding and the end of text.
+        For each row, the ids that `generate` returned, without padding and end of text.
     """
     torch.manual_seed(seed)
     rows = model.generate(
@@ -245,8 +245,8 @@ def scores_after(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Force `prefix` on a stock model, and return its scores for the next token.
 
-    Every rule of `generate` has been applied to them but one: that timestamps, where they are
-    likelier together than any text, forbid text. `ties.shortfall` weighs that one.
+    All logits processors of `generate` have been applied except one step: timestamps that together
+    are likelier than any text forbid text. `compare.shortfall` accounts for that one.
 
     Args:
         model, mode, language, seed: as in `decode`; the mode must not search with beams.
@@ -282,7 +282,7 @@ def log_probabilities(
     Args:
         model: stock Whisper or ours.
         features: `[1, mel bins, frames]`.
-        prompt, ids: what the decoder is fed; the last id only as far as it is judged.
+        prompt, ids: the decoder's input; the last id is only predicted.
     """
     fed = torch.tensor([[*prompt, *ids][: len(prompt) + len(ids) - 1]], device=model.device)
     with torch.no_grad():

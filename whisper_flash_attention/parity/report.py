@@ -1,4 +1,4 @@
-"""What a comparison found: a table, the list of differences, word error rates, and JSON."""
+"""The report of a comparison: table, differences, word error rates, JSON."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class Summary:
 
     Attributes:
         counts: recordings by status.
-        smallest_gap: the least of all recordings' smallest distances between the two best scores.
+        smallest_gap: smallest distance between the two best scores over all recordings.
         text: our words against stock's.
         spoken: stock's and our words against the transcripts.
-        like_float32: of stock and of us, how many recordings came out as in stock's float32; None
-            where that is the dtype.
+        like_float32: number of recordings equal to stock's in float32, of stock and of ours; None
+            if that is the dtype.
     """
 
     mode: str
@@ -85,13 +85,13 @@ class Summary:
 
 @dataclass
 class Report:
-    """An outcome with all that is needed to show it.
+    """An outcome, with what is needed to present it.
 
     Attributes:
         facts: options and environment, for the JSON.
         bound: gap in logits that explains a difference in this dtype.
-        clips: what was compared, and what was left out.
-        tokenizer: of the checkpoint; None where there is none, and so no text.
+        clips: what was compared, and what was skipped.
+        tokenizer: of the checkpoint; None if it has none.
     """
 
     outcome: Outcome
@@ -214,7 +214,7 @@ class Report:
         return f"the same: {len(rows) - ties} of {len(rows)} results identical{near}"
 
     def write(self, path: Path) -> None:
-        """Write everything as JSON; what is not a finite number becomes null.
+        """Write everything as JSON; numbers that are not finite become null.
 
         Raises:
             OptionError: the file cannot be written.
@@ -245,7 +245,7 @@ class Report:
         }
         text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         try:
-            # A name's bytes that are not UTF-8 become escapes, which JSON has, too.
+            # Bytes of a name that are not UTF-8 become escapes, as JSON has them.
             path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise OptionError(f"{path}: cannot be written ({error.strerror})") from error
@@ -260,7 +260,7 @@ def _percent(rate: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with null for numbers that JSON cannot hold."""
+    """The value with null for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -93,6 +93,7 @@ class GenerateReader:
             recording.language = next(iter(probabilities))
             recording.detected.append(probabilities)
         multilingual = bool(self._vocabulary.languages)
+        padding = self._model.generation_config.pad_token_id
         generated = self._model.generate(
             features,
             attention_mask=mask,
@@ -103,6 +104,8 @@ class GenerateReader:
             return_segments=True,
             monitor_progress=_monitor(recording.report),
             prompt_ids=self._prompt_ids(recording.options.initial_prompt),
+            # Without one, `generate` fails on the second window with previous text.
+            pad_token_id=self._vocabulary.end if padding is None else padding,
             **_thresholds(self._options, features.shape[2]),
             **_search(self._options),
         )

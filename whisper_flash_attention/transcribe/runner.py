@@ -22,8 +22,7 @@ from whisper_flash_attention.audio.audio_source import (
 )
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
-from whisper_flash_attention.terminal import printable
-from whisper_flash_attention.terminal.progress import FileProgress
+from whisper_flash_attention.terminal import FileProgress, printable
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Output

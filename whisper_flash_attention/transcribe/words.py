@@ -1,7 +1,7 @@
 """Word timestamps: `WordAligner` gives the segments of a window their words with times.
 
 The decoder runs over the text of a window once more, without timestamps, and its alignment heads
-show where each token is (`engine.alignment`, `engine.dtw`). Tokens are split into words, which are
+show where each token is (`engine.alignment`). Tokens are split into words, which are
 fitted to their segments: punctuation joins its word, and words that are too long shrink, because
 alignment alone extends a word over the pause beside it. The rules and their order are those of
 `add_word_timestamps` in whisper/timing.py of OpenAI, so that the times agree, whatever attention

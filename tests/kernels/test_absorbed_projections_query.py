@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from whisper_flash_attention.errors import KernelShapeError
-from whisper_flash_attention.kernels.absorbed_query import (
+from whisper_flash_attention.kernels.absorbed_projections import (
     QueryConfig,
     absorb_query,
     choose_query_config,

@@ -7,7 +7,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from whisper_flash_attention.terminal.progress import FileProgress
+from whisper_flash_attention.terminal import FileProgress
 
 
 def progress_on(terminal: bool, *files: str) -> tuple[FileProgress, io.StringIO]:

@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 
 from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention, workspace_shapes
-from whisper_flash_attention.kernels.absorbed_query import absorb_query
-from whisper_flash_attention.kernels.absorbed_values import choose_values_config, project_values
+from whisper_flash_attention.kernels.absorbed_projections import (
+    absorb_query,
+    choose_values_config,
+    project_values,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 

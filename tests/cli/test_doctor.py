@@ -9,9 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from whisper_flash_attention import doctor
-from whisper_flash_attention.cli import app
-from whisper_flash_attention.doctor import OPTIONAL, Report, examine, print_report
+from whisper_flash_attention.cli import app, doctor
+from whisper_flash_attention.cli.doctor import OPTIONAL, Report, examine, print_report
 from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.flash_attention import backend_names
 from whisper_flash_attention.hf import compat

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from whisper_flash_attention.engine.dtw import (
+from whisper_flash_attention.engine.alignment import (
     dtw,
     median_filter,
     start_positions,

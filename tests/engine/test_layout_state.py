@@ -10,23 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine.kv_cache import DecodeState, buffers, state_bytes
 from whisper_flash_attention.engine.layout import (
     ALIGNMENT,
     BATCH_BUCKETS,
     LENGTH_BUCKET,
     Arena,
+    DecodeState,
     Layout,
     aligned_bytes,
     batch_bucket,
+    buffers,
     length_bucket,
+    state_bytes,
 )
-from whisper_flash_attention.engine.weights import collect_weights
-from whisper_flash_attention.engine.workspace import (
+from whisper_flash_attention.engine.triton_layers import (
     Workspace,
     workspace_buffers,
     workspace_bytes,
 )
+from whisper_flash_attention.engine.weights import collect_weights
 
 CPU = torch.device("cpu")
 quick = settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging as messages
 
-from whisper_flash_attention.terminal.messages import quiet_transformers, report_warnings
+from whisper_flash_attention.terminal import quiet_transformers, report_warnings
 
 
 def test_transformers_is_quiet_inside_and_as_before_afterwards() -> None:

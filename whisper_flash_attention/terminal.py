@@ -1,0 +1,228 @@
+"""What people see in a terminal: printable text, other packages' messages, progress.
+
+It knows no recordings, models or options, and every other part of the package may import it.
+
+Text that others wrote (names of files, ids, columns, titles, transcripts) may hold escape sequences
+that retitle or rewrite a terminal, line breaks that imitate a message of ours, overrides that
+reorder what is read, and bytes that are not UTF-8. Whatever reaches a terminal, a log or a line of
+a text file goes through `printable`. Data files keep the text as it is: `json_line` escapes the
+same characters as JSON does, which readers undo.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0, DEL and C1 controls; line and paragraph separators; surrogates, which stand for bytes that are
+# not UTF-8; noncharacters, by which a terminal may resynchronise.
+_CONTROLS = "\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff\\ufffe\\uffff"
+# Marks, embeddings, overrides and isolates of writing direction; deprecated format characters.
+_DIRECTIONS = "\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u206f"
+# Invisible: zero-width space, word joiner and invisible operators, byte order mark, annotations,
+# tags. Zero-width joiners are not among them: Persian, Hindi and emoji are spelled with them.
+_INVISIBLE = "\\u200b\\u2060-\\u2064\\ufeff\\ufff9-\\ufffb\\U000e0000-\\U000e007f"
+
+# What `printable` escapes.
+UNPRINTABLE = re.compile(f"[{_CONTROLS}{_DIRECTIONS}{_INVISIBLE}]")
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_NOT_IN_JSON = re.compile(f"[{_CONTROLS}{_DIRECTIONS}]")
+
+
+def printable(text: object, *, is_speech: bool = False) -> str:
+    """Return `str(text)` on one line, with control characters shown as Python's escapes.
+
+    ESC becomes `\\x1b`, a line break `\\n`, a right-to-left override `\\u202e`, a byte that is not
+    UTF-8 `\\udce9`. All other characters, also backslashes, stay: the result is for reading, and
+    printable text is returned unchanged.
+
+    Args:
+        text: anything; its `str` is taken.
+        is_speech: keep marks of writing direction and invisible characters, with which subtitles in
+            Arabic and Hebrew are written. Controls are escaped all the same.
+    """
+    return (_CONTROL if is_speech else UNPRINTABLE).sub(_escape, str(text))
+
+
+def json_line(value: Any) -> str:
+    """Return JSON on one line, readable where it can be: only unprintable characters are escaped.
+
+    Unlike that of `json.dumps(value, ensure_ascii=False)`, the result can always be encoded and is
+    safe in a terminal; readers get the same value.
+    """
+    return _NOT_IN_JSON.sub(
+        lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )
+
+
+def print_line(console: Console, text: object) -> None:
+    """Print the printable form of `text` as one line, without wrapping and markup."""
+    from rich.text import Text
+
+    console.print(Text(printable(text)), soft_wrap=True)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the messages and progress bars of Transformers and the Hub's client, and warnings.
+
+    Errors are raised. All settings are restored afterwards.
+    """
+    from huggingface_hub.utils import logging as hub_messages
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging as messages
+
+    # The two functions of Transformers also switch the Hub's bars.
+    disable_both: Callable[[], None] = messages.disable_progress_bar
+    enable_both: Callable[[], None] = messages.enable_progress_bar
+    verbosity, hub_verbosity = messages.get_verbosity(), hub_messages.get_verbosity()
+    had_bars, had_hub_bars = messages.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    messages.set_verbosity(logging.ERROR)
+    hub_messages.set_verbosity(logging.ERROR)
+    disable_both()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        messages.set_verbosity(verbosity)
+        hub_messages.set_verbosity(hub_verbosity)
+        if had_bars:
+            enable_both()
+        (enable_progress_bars if had_hub_bars else disable_progress_bars)()
+
+
+@contextmanager
+def report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
+    """Pass each warning in this package's log to `tell`, as a line that begins with its level."""
+    handler = _Teller(tell)
+    logger = logging.getLogger("whisper_flash_attention")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Teller(logging.Handler):
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+NAME_WIDTH = 36  # characters; leaves room for the rest in 80 columns
+
+
+class FileProgress:
+    """Progress over files, as a context; one bar for all of them, which moves within a file, too.
+
+    Threads may call `tell` while another is in `aside`: they wait for it.
+
+    Args:
+        console: where it is shown. If that is not a terminal, several files give a line each and
+            one file gives none.
+        files: the files to come, in order.
+    """
+
+    def __init__(self, console: Console, files: Sequence[str]) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.table import Column
+
+        self._console = console
+        self._files = files
+        self._begun = 0
+        self._shares: dict[str, float] = {}
+        self._lock = RLock()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}", markup=False, table_column=Column(no_wrap=True)),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            # Text for standard output must not end up on the console of this bar.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=len(files), speed="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def begin(self, file: str) -> None:
+        """Begin the next file."""
+        self._begun += 1
+        place = printable(f"[{self._begun}/{len(self._files)}] {file}")
+        shown = place
+        if len(place) > NAME_WIDTH:  # the end of a path identifies it
+            shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
+        self._bar.update(self._task, description=shown)
+        if len(self._files) > 1 and not self._console.is_terminal:
+            print_line(self._console, place)
+
+    def advance(self, file: str, share: float) -> None:
+        """`share` (0 to 1) of a file is done."""
+        self._shares[file] = share
+        self._bar.update(self._task, completed=sum(self._shares.values()))
+
+    def measure(self, audio_seconds: float, work_seconds: float) -> None:
+        """Report the seconds of audio of all files so far, and the seconds that they took."""
+        if audio_seconds > 0:
+            speed = f"{audio_seconds:.0f} s, {audio_seconds / work_seconds:.1f} x real time"
+            self._bar.update(self._task, speed=speed)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Hide the bar while something else is printed."""
+        with self._lock:
+            self._bar.stop()
+            try:
+                yield
+            finally:
+                self._bar.start()
+
+    def tell(self, line: str) -> None:
+        """Print a line where the progress is shown."""
+        with self.aside():
+            print_line(self._console, line)
+
+
+def describe_speed(audio_seconds: float, work_seconds: float) -> str:
+    """Say how fast work on audio goes."""
+    return (
+        f"{audio_seconds:.1f} s of audio in {work_seconds:.1f} s: "
+        f"{audio_seconds / work_seconds:.1f} x real time"
+    )
