@@ -315,7 +315,7 @@ def start_up(
 
 # --- a decode step on a CPU ----------------------------------------------------------------------
 
-STEPS, ROUNDS = 60, 5
+STEPS, ROUNDS = 30, 3
 READ_MIB = 256
 # Token ids and a state of the encoder do not affect the time of a step.
 CPU_PROMPT = (50257, 50362)

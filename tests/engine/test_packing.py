@@ -11,7 +11,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine import packing
-from whisper_flash_attention.engine.alignment import AlignmentInput, align
+from whisper_flash_attention.engine.alignment import AlignmentInput, align_batches
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.packing import has_fbgemm, pack, quantised
@@ -152,7 +152,8 @@ def test_alignment_runs_on_packed_weights(plain, precision) -> None:
     heads = [(0, 1), (1, 0)]
 
     def aligned(weights: Weights) -> Iterator[torch.Tensor]:
-        [found] = align(weights.decoder, rows, heads, text_tokens=290)
+        [batch] = align_batches(weights.decoder, rows, heads, text_tokens=290)
+        [found] = batch.alignments()
         return iter((found.attention, found.probabilities))
 
     tolerance = 1e-5 if precision == "float32" else 0.05
