@@ -1,8 +1,8 @@
-"""What the scripts share: options, timing, tables, and JSON documents with their environment.
+"""Shared parts of the scripts: options, timing, tables, and JSON documents with an environment.
 
 GPU kernels are timed by replays of a CUDA graph of many launches, over sets of inputs that together
 exceed the L2 cache (`cold_sets`), so that no launch finds its inputs in the cache. Systems that are
-compared take turns (`time_in_turns`), so that whatever else the machine does affects all of them.
+compared take turns (`time_in_turns`), so that other load of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 
 HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-# Relative (Frobenius) error of a kernel's output above which its time is worth nothing.
+# Relative (Frobenius) error of a kernel's output above which it is not timed.
 TOLERANCE = {torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Columns of a table where there is no terminal.
 WIDTH = 150

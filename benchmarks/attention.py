@@ -4,12 +4,12 @@
     python benchmarks/attention.py encoder --output benchmarks/results/encoder-attention-h100.json
     python benchmarks/attention.py absorbed --output benchmarks/results/absorbed-h100.json
 
-`backends`: every attention back-end on the four attention shapes of Whisper, as a decode loop pays
-for it: many calls in a row, one synchronisation at the end, host overhead included. `encoder`:
+`backends`: every attention back-end on the four attention shapes of Whisper, as in a decode loop:
+many calls in a row, one synchronisation at the end, host overhead included. `encoder`:
 self-attention of whole sequences by configuration, beside PyTorch's cuDNN and FlashAttention-2.
-`absorbed`: the formulations of absorbed cross-attention by configuration, beside the time in which
-the device copies as many bytes as the encoder states have. What does not compile, does not fit the
-device or is too inaccurate gets no time, but the reason.
+`absorbed`: the formulations of absorbed cross-attention by configuration, beside the time of a copy
+of the encoder states on the device. A configuration that does not compile, does not fit the device
+or is too inaccurate has a reason instead of a time.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def fused_inputs(heads: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ..
 
 
 def attention_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The reference, one sequence at a time: scores of all at once would not fit."""
+    """The reference, one sequence at a time, because the scores of all do not fit in memory."""
     out = torch.empty(q.shape, device=q.device)
     for one_q, one_k, one_v, one_out in zip(q, k, v, out, strict=True):
         scores = torch.einsum("lhd,mhd->hlm", one_q.float(), one_k.float()).mul_(SCALE)
@@ -391,7 +391,7 @@ def check_all_absorbed(
         for job, future in futures.items():
             try:
                 results[job] = future.result()
-            except Exception as raised:  # the process crashed, as a miscompiled kernel may have it
+            except Exception as raised:  # the process crashed, as miscompiled kernels may
                 results[job] = None, failure_of(raised)
     return results
 

@@ -5,8 +5,8 @@
 
 Random weights, features of the bundled speech on the device, one process. All systems get the same
 numbers, rounded to the dtype. The error is that of the states, relative (Frobenius) to those of
-stock with eager attention in float32 from the same numbers, so that it is what the arithmetic in
-the dtype loses. Systems that are timed together take turns call by call. PyTorch keeps its default
+stock with eager attention in float32 from the same numbers, and so that of the arithmetic in the
+dtype. Systems that are timed together take turns call by call. PyTorch keeps its default
 settings: on a GPU stock's convolutions in float32 are TensorFloat-32. `--weights` adds the errors
 of a checkpoint on speech in float32, float16 and bfloat16.
 
@@ -71,7 +71,7 @@ CPU_DEFAULTS = (("tiny", "base"), (1,), 5)
 GPU_DEFAULTS = (("tiny", "base", "small", "medium", "large-v3"), (1, 8, 32), 20)
 
 FIDELITY_DTYPES = ("float32", "float16", "bfloat16")
-# What our error may be: in float32, and in half precision times that of stock with SDPA.
+# Bounds of our error: in float32, and in half precision as a multiple of stock's with SDPA.
 FLOAT32_BOUND = 1e-5
 HALF_FACTOR = 1.2
 # Clips of bundled speech that a checkpoint's errors are measured on where no file is given.
@@ -105,7 +105,7 @@ class EncoderCase:
 
     @property
     def work(self) -> Workload:
-        """What the roofline is computed from."""
+        """The workload of the roofline."""
         setting = Setting("encoder", self.batch_size, new_tokens=1, batches=self.repeats)
         return Workload.of(self.size, 1, setting, self.dtype)
 
@@ -116,7 +116,7 @@ class EncoderCase:
 
 @dataclass(frozen=True)
 class Speech:
-    """Features [clips, mel bins, 3000], float32, on the host; what they are; clips per call."""
+    """Features [clips, mel bins, 3000], float32, on the host; a description; clips per call."""
 
     features: torch.Tensor
     description: str
@@ -159,7 +159,7 @@ def reference(model: Any, features: torch.Tensor, clips: int) -> torch.Tensor:
 
 
 def free(device: str) -> None:
-    """Release models that nobody holds any more."""
+    """Free the memory of deleted models."""
     gc.collect()
     if device != "cpu":
         torch.cuda.empty_cache()
@@ -208,8 +208,8 @@ def measure_case(
 ) -> list[Row]:
     """A row per system in the order of `SYSTEMS`.
 
-    On a CPU they take turns; on a GPU one is there at a time. One that the GPU's memory does not
-    hold has the status "failed" and the reason.
+    On a CPU they take turns; on a GPU one is loaded at a time. One that does not fit the GPU's
+    memory has the status "failed" and the reason.
     """
     features = speech.features[: case.batch_size].to(case.device, case.torch_dtype)
     expected = reference_states(case, features)
@@ -244,7 +244,7 @@ def measure_case(
 
 
 def with_ratios(case: EncoderCase, ceilings: Ceilings, measured: Row) -> Row:
-    """What was measured, and what follows from the times; that is None where nothing was timed."""
+    """The measured fields, and those derived from times, which are None if nothing was timed."""
     blank = {"status": "failed", "error": None, "attention": {}, "seconds": [], "parameters": 0}
     row = blank | dict.fromkeys(("first_call_seconds", "activation_bytes", "states_error"))
     row |= measured
@@ -265,7 +265,7 @@ def with_ratios(case: EncoderCase, ceilings: Ceilings, measured: Row) -> Row:
 def measure_group(
     case: EncoderCase, names: Sequence[str], features: torch.Tensor, expected: torch.Tensor
 ) -> list[Row]:
-    """Measure systems that are there at the same time."""
+    """Measure systems that are loaded at the same time."""
     device = torch.device(case.device)
     encoders = [build_encoder(case, name) for name in names]
     rows: list[Row] = [
@@ -296,7 +296,7 @@ def measure_group(
 def timed_call(
     encode: Encode, features: torch.Tensor, device: torch.device
 ) -> tuple[float, torch.Tensor]:
-    """Seconds of one call, and its states. A GPU is idle before, and times itself."""
+    """Seconds of one call from an idle device, by events on a GPU, and its states."""
     synchronize(device)
     if device.type != "cuda":
         start = time.perf_counter()
@@ -312,7 +312,7 @@ def timed_call(
 
 
 def activation_bytes(encoder: Encoder, features: torch.Tensor) -> int | None:
-    """Peak of one call's device memory above what was there and its states, after a first call."""
+    """Peak of one call's device memory above that in use before, without its states."""
     if not features.is_cuda:
         return None
     if encoder.name == FLASH:
@@ -363,7 +363,7 @@ def measure_fidelity(
 ) -> list[Row]:
     """Two rows per dtype: stock with SDPA, and ours.
 
-    `stock` and `ours` have the same weights in float32, on one device. They stay so.
+    `stock` and `ours` have the same weights in float32, on one device; they are not changed.
     """
     rows: list[Row] = []
     for dtype in dtypes:

@@ -1,4 +1,4 @@
-"""Time calls of `generate`, and what they consist of.
+"""Time calls of `generate`, and their parts.
 
     python benchmarks/generate.py cpu --output benchmarks/results/cpu.json
     python benchmarks/generate.py start-up --output benchmarks/results/start-up-h100.json
@@ -10,23 +10,22 @@
 with silence; the time is from log-mel features to token ids.
 
 `start-up`: the first token after loading, with an empty cache of compiled kernels (cold), with the
-one that the process before left (warm), and by stock Transformers. Every measurement is a process
-of its own with random weights. The time is from the loaded model to the token on the host; imports
-and weights are not in it.
+one of the process before (warm), and by stock Transformers. Every measurement is a process of its
+own with random weights. The time is from the loaded model to the token on the host, without imports
+and weights.
 
 `cpu-step`: one decode step on a CPU, of weights as a model has them and as `packing` lays them out,
 beside the time that its bytes need at the read bandwidth measured there.
 
 `step`: one decode step kernel by kernel on a CUDA GPU. All launches of a kernel in one step (one
-per layer, each with its own weights) are replayed as one CUDA graph; beside their sum stand the
-time of the whole step, and what its bytes need at the measured copy bandwidth.
+per layer, each with its own weights) are replayed as one CUDA graph; rows also have the time of the
+whole step, and the floor given by its bytes at the measured copy bandwidth.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -60,7 +59,7 @@ from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneratio
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
-from whisper_flash_attention.benchmark.measure import measure_ceilings
+from whisper_flash_attention.benchmark.measure import measure_ceilings, peak_rss
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
@@ -74,7 +73,8 @@ from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
-from whisper_flash_attention.weights import load_processor, read_checkpoint
+from whisper_flash_attention.parity.models import load_stock
+from whisper_flash_attention.weights import load_processor
 
 OURS = "ours"
 STOCK = ("eager", "sdpa")
@@ -83,7 +83,7 @@ WARM_UP_PAIRS = 2
 # Of `start-up`.
 CHECKPOINTS = ("tiny", "base", "small", "medium", "large-v3")
 
-# Of `step`: short lists of launches are repeated, for the start of a graph takes time, too.
+# Of `step`: short lists of launches are repeated, because starting a graph takes time, too.
 LEAST_LAUNCHES = 24
 STEP_PROMPT = (50258, 50259, 50359, 50363)
 KERNELS = {
@@ -111,25 +111,15 @@ def read_samples(recording: Path | None, seconds: float) -> np.ndarray:
 
 def load_model(source: str, system: str) -> Any:
     """Float32 model of `system`: "ours", or stock with that attention."""
-    options: dict[str, Any] = {"dtype": torch.float32}
-    model: Any
     if system == OURS:
-        model = WhisperFlashAttentionForConditionalGeneration.from_pretrained(source, **options)
-        return model.eval()
-    checkpoint = read_checkpoint(source)
-    options["attn_implementation"] = system
-    if checkpoint is None:
-        return WhisperForConditionalGeneration.from_pretrained(source, **options).eval()
-    options |= {"config": checkpoint.config, "state_dict": checkpoint.state_dict}
-    model = WhisperForConditionalGeneration.from_pretrained(None, **options)
-    model.generation_config = checkpoint.generation_config
-    return model.eval()
+        kind = WhisperFlashAttentionForConditionalGeneration
+        return kind.from_pretrained(source, dtype=torch.float32).eval()
+    return load_stock(source, torch.float32, attention=system).eval()
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    """Peak resident memory of this process."""
+    return peak_rss() * 1e9 / 2**20
 
 
 def serve_calls(
@@ -175,7 +165,7 @@ class Worker:
 
 
 def ratios(stock: list[float], ours: list[float]) -> dict[str, float]:
-    """Our time over stock's: of the medians, and the median over pairs of turns."""
+    """Our time over stock's: the ratio of medians, and the median ratio of pairs of calls."""
     return {
         "ratio_of_medians": median(ours) / median(stock),
         "median_of_ratios": median(ours / stock for ours, stock in zip(ours, stock, strict=True)),

@@ -4,8 +4,8 @@
     python benchmarks/products.py encoder --output benchmarks/results/encoder-products-h100.json
 
 `cpu`: linear layers in float32. `linear` is PyTorch's `torch.nn.functional.linear`, `onednn` the
-operator that `torch.compile` uses, `left` the weight times the transposed rows, and `engine` what
-the decode engine chooses. Every layer has copies enough that weights do not stay in the caches.
+operator that `torch.compile` uses, `left` the weight times the transposed rows, and `engine` the
+choice of the decode engine. Copies of every layer exceed the caches.
 
 `encoder`: products of an encoder layer on a CUDA GPU, ours by configuration and cuBLAS, with what
 belongs to them: queries, keys and values of three weights; the output projection and fc2 on top of
@@ -149,7 +149,7 @@ class Product:
         )
 
     def cublas(self) -> None:
-        """The same by PyTorch's operations, as far as they go; the residual without the bias."""
+        """The same by PyTorch's operations; the residual without the bias."""
         x, out = self.x[0], self.out[0]
         if self.residual:
             out.addmm_(x, self.weights[0].t())

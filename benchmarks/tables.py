@@ -1,7 +1,7 @@
 """The tables of pages, from committed results.
 
     python benchmarks/tables.py readme            # print those of README.md and docs/benchmarks.md
-    python benchmarks/tables.py readme --write    # put them, and the chart, into their places
+    python benchmarks/tables.py readme --write    # put them, and charts.py's, into their places
     python benchmarks/tables.py scale             # print the tables of docs/scale.md
     python benchmarks/tables.py scale --write     # put them into docs/scale.md
 
@@ -26,17 +26,18 @@ from typing import Annotated, Any
 
 import typer
 from _harness import app_of
+from charts import WHOLE, write_charts
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, SCALE_PAGE = ROOT / "README.md", ROOT / "docs" / "scale.md"
-PAGE, CHART = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "assets" / "speed.svg"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 Write = Annotated[bool, typer.Option("--write", help="Put the tables into their page.")]
 
 
 def between_marks(text: str, name: str) -> str:
-    """What a page has between the marks of this name."""
+    """The text of a page between the marks of this name."""
     begin, end = _marks(name)
     return text.split(begin)[1].split(end)[0].strip("\n")
 
@@ -89,8 +90,6 @@ COLUMNS = (
     "VRAM, GB",
 )
 
-# Checkpoints with all of their decoder layers.
-WHOLE = (("tiny", 4), ("base", 6), ("small", 12), ("medium", 24))
 # Modes compared, and the files of `whisper-flash parity` with their rows.
 PARITY = {
     ("tiny.en, float32", "CPU"): ("parity-tiny.en.json", "parity-tiny.en-search.json"),
@@ -127,7 +126,7 @@ def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def predecessor_tables() -> str:
-    """Both settings beside the predecessor's figures; what was not measured shows a dash."""
+    """Both settings beside the predecessor's figures, with a dash where not measured."""
     measured = read_results()
     return "\n\n".join(_setting_table(measured, setting) for setting in BATCHES)
 
@@ -220,7 +219,7 @@ def encoder() -> str:
 
 
 def _by_size(case: tuple[str, int]) -> tuple[int, int]:
-    return [checkpoint for checkpoint, _ in WHOLE].index(case[0]), case[1]
+    return list(WHOLE).index(case[0]), case[1]
 
 
 def throughput() -> str:
@@ -276,46 +275,7 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
-BAR, GAP, LEFT, SCALE = 16, 46, 78, 500
-STOCK, OURS, TEXT = "#8b949e", "#e8590c", "#768390"
-
-
-def chart() -> str:
-    """Seconds per call in the large setting, as SVG that reads on light and dark backgrounds."""
-    cases = [(name, *_seconds("large", name, layers)) for name, layers in WHOLE]
-    longest = max(stock for _, stock, _ in cases)
-    parts = [
-        _text(0, 16, "Seconds for 32 clips of 30 s, 256 tokens each (NVIDIA H100, float16)", 14),
-        f'<rect x="0" y="29" width="11" height="11" fill="{STOCK}"/>',
-        _text(17, 39, "stock Transformers, eager attention"),
-        f'<rect x="260" y="29" width="11" height="11" fill="{OURS}"/>',
-        _text(277, 39, "Whisper Flash Attention"),
-    ]
-    for number, (name, stock, ours) in enumerate(cases):
-        top = 56 + number * GAP
-        parts.append(_text(0, top + BAR + 4, name, 14))
-        notes = (f"{stock:.2f} s", f"{ours:.2f} s, {stock / ours:.3g} x as fast")
-        for row, (seconds, colour, note) in enumerate(
-            zip((stock, ours), (STOCK, OURS), notes, strict=True)
-        ):
-            width, y = SCALE * seconds / longest, top + row * (BAR + 2)
-            shape = f'x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}"'
-            parts.append(f'<rect {shape} fill="{colour}"/>')
-            parts.append(_text(LEFT + width + 6, y + 12, note))
-    height = 56 + len(cases) * GAP
-    heading = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 {height}" width="680" '
-        f'height="{height}" role="img" font-family="system-ui, sans-serif">\n'
-        "<title>Seconds per call: stock Transformers and Whisper Flash Attention</title>"
-    )
-    return "\n".join([heading, *parts, "</svg>\n"])
-
-
-def _text(x: float, y: float, text: str, size: int = 12) -> str:
-    return f'<text x="{x:.1f}" y="{y}" font-size="{size}" fill="{TEXT}">{text}</text>'
-
-
-# Where each block stands, by the name in its marks.
+# The page of each block, by the name in its marks.
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "headline": (README, headline),
     "summary": (README, summary),
@@ -328,12 +288,11 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
 
 
 def readme(write: Write = False) -> None:
-    """Print the tables of README.md and docs/benchmarks.md, or write them and the chart."""
+    """Print the tables of README.md and docs/benchmarks.md, or write them and the charts."""
     for name, (page, make) in BLOCKS.items():
         print_or_write(make(), page, name, write)
     if write:
-        CHART.parent.mkdir(parents=True, exist_ok=True)
-        CHART.write_text(chart(), "utf-8")
+        write_charts()
 
 
 # --- docs/scale.md -------------------------------------------------------------------------------
@@ -345,7 +304,7 @@ SAMPLE_BYTES = 16_000 * 4  # of a second of decoded audio
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is assumed.
+    """Assumptions about archives and failures.
 
     419 unexpected interruptions in 54 days on 16,384 H100s (The Llama 3 Herd of Models, arXiv
     2407.21783, section 3.3.4) are one in 50,700 hours of a GPU.
@@ -366,7 +325,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured."""
+    """Measured speeds and sizes."""
 
     gpu: dict[str, float]  # times real time with the largest batch, by model
     core: float  # times real time that a core decodes
@@ -390,7 +349,7 @@ def read_measured(assumed: Assumptions) -> Measured:
 
 
 def demand(measured: Measured, assumed: Assumptions) -> str:
-    """A table: what `GPUS` need while all of them are busy, by model."""
+    """A table of the demand of `GPUS` that are all busy, by model."""
     heading = [f"{GPUS:,} GPUs with", "audio, h/s", "files/s", "of one driver's rows/s"]
     heading += ["cores that decode, per GPU", "from storage, GB/s", "decoded, GB/s"]
     heading += ["results, MB/s", f"{assumed.archive_hours:,.0f} h at full speed"]
@@ -415,7 +374,7 @@ def demand(measured: Measured, assumed: Assumptions) -> str:
 
 
 def failures(measured: Measured, assumed: Assumptions) -> str:
-    """A table: what failures cost `GPUS` in a day, by model."""
+    """A table of the cost of failures of `GPUS` per day, by model."""
     a_day = GPUS * 24 / assumed.hours_between_failures
     heading = [f"a day of {GPUS:,} GPUs", "failures", "a group takes, s", "GPU hours lost by them"]
     rows = []
@@ -423,7 +382,7 @@ def failures(measured: Measured, assumed: Assumptions) -> str:
         group = assumed.group_hours * 3_600 / rate
         # On the average half a group is lost, on every GPU of the machine.
         lost = a_day * assumed.gpus_per_machine * (group / 2 + assumed.start_seconds) / 3_600
-        # All groups in work, the rows that wait, and the time until all continue.
+        # All groups in work, the rows not yet written, and the time until all continue.
         waited = group / 2 + assumed.shard_seconds + assumed.driver_seconds + assumed.start_seconds
         shares = [f"{lost / (GPUS * 24):.6%}", f"{GPUS * waited / 3_600:.0f}"]
         rows.append([model, f"{a_day:.2f}", f"{group:.1f}", f"{lost:.3f}", *shares])
@@ -464,10 +423,10 @@ class Simulated:
 def simulate(
     groups: list[float], gpus: int, rate: float, assumed: Assumptions, seed: int = 0
 ) -> Simulated:
-    """Let workers take groups, one after another; a GPU that fails takes its machine along."""
+    """Simulate workers that take groups one after another; a GPU fails with its whole machine."""
     draw = random.Random(seed)
     each_second = assumed.gpus_per_machine / (assumed.hours_between_failures * 3_600)
-    free = [assumed.start_seconds] * gpus  # when each worker is
+    free = [assumed.start_seconds] * gpus  # time at which each worker is free
     waiting = groups[::-1]
     failed, end = 0, 0.0
     while waiting:
@@ -485,7 +444,7 @@ def simulate(
 
 
 def times(measured: Measured, assumed: Assumptions) -> str:
-    """A table: hours of a whole archive on few and many GPUs, simulated, by model."""
+    """A table of the simulated hours of a whole archive, by model and GPUs."""
     groups = groups_of(assumed)
 
     def cell(gpus: int, rate: float) -> str:
@@ -501,7 +460,7 @@ def times(measured: Measured, assumed: Assumptions) -> str:
 
 
 def scale_tables(measured: Measured, assumed: Assumptions) -> str:
-    """All that docs/scale.md has between its marks."""
+    """The tables of docs/scale.md."""
     hours = f"{assumed.hours_between_failures:,.0f} hours (assumed)"
     sources = (
         f"GPU: benchmarks/results/{THROUGHPUT}, the largest batch.\n"

@@ -72,7 +72,7 @@ def test_scripts_and_results_that_are_named_exist(path: Path) -> None:
 
 
 MODULE = re.compile(
-    r"`((?:audio|batch|benchmark|engine|flash_attention|hf|kernels|parity|terminal|transcribe|weights)"
+    r"`((?:audio|batch|benchmark|engine|flash_attention|hf|kernels|parity|transcribe|weights)"
     r"/\w*)(?:\.py)?`"
 )
 

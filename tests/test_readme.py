@@ -13,7 +13,7 @@ from tests.scripts.loading import load_script
 
 MOST_LINES = 130
 RESULTS = REPOSITORY / "benchmarks" / "results"
-SCRIPT = load_script("tables")
+SCRIPT, CHARTS = load_script("tables"), load_script("charts")
 
 
 @pytest.mark.parametrize("name", SCRIPT.BLOCKS)
@@ -22,10 +22,17 @@ def test_tables_are_made_from_the_committed_results(name: str) -> None:
     assert SCRIPT.between_marks(page.read_text("utf-8"), name) == make()
 
 
-def test_the_chart_is_made_from_the_committed_results() -> None:
-    chart = SCRIPT.CHART.read_text("utf-8")
-    assert chart == SCRIPT.chart()
-    ET.fromstring(chart)
+@pytest.mark.parametrize("name", CHARTS.CHARTS)
+def test_charts_are_made_from_the_committed_results(name: str) -> None:
+    chart = CHARTS.path_of(name).read_text("utf-8")
+    assert chart == CHARTS.CHARTS[name]()
+    root = ET.fromstring(chart)
+    kinds = {each.get("class") for each in root.iter("{http://www.w3.org/2000/svg}rect")}
+    assert kinds == {"page", "ours", "other"}
+    width = float(root.get("width", 0))
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        length = 0.56 * float(text.get("font-size", 0)) * len(text.text or "")
+        assert float(text.get("x", 0)) + length <= width, text.text
 
 
 def test_all_rows_of_the_predecessor_were_measured() -> None:

@@ -36,7 +36,7 @@ ROOMS = (
     ("modeling_whisper_flash_attention",),
     ("transcribe",),
     ("batch", "parity", "benchmark"),
-    ("cli", "__main__", "__init__"),
+    ("doctor", "cli", "__main__", "__init__"),
 )
 # Installed in every process of a journey by Python itself, which imports `sitecustomize`.
 PROFILER = """

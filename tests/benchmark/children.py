@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from whisper_flash_attention.benchmark.roofline import Ceilings
+
 
 def count_to_three(report: Callable[[int], None]) -> str:
     for number in (1, 2, 3):
@@ -51,3 +53,10 @@ def peak_rss_growth(size: int) -> float:
     held = bytearray(b"1") * size
     del held
     return peak_rss() - before
+
+
+def known_ceilings(device: str, dtype: str) -> Ceilings:
+    """Those of some CPU, at once; measured for other devices."""
+    from whisper_flash_attention.benchmark.measure import measure_ceilings
+
+    return Ceilings(1e10, 5e10) if device == "cpu" else measure_ceilings(device, dtype)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.benchmark import children
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
@@ -14,3 +16,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(usual)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known_ceilings() -> Iterator[None]:
+    """Runs do not measure the ceilings of a CPU, which takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "whisper_flash_attention.benchmark.runner.measure_ceilings", children.known_ceilings
+        )
+        yield

@@ -50,7 +50,7 @@ def assert_close(out, expected):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize(("splits", "rows", "d"), [(1, 1, 128), (3, 5, 384), (8, 17, 128)])
+@pytest.mark.parametrize(("splits", "rows", "d"), [(1, 1, 128), (3, 5, 192), (8, 17, 64)])
 def test_combines_parts_and_projects(device, splits, rows, d, dtype) -> None:
     inputs = make(splits, rows, d, dtype, device)
     assert_close(run(inputs), wanted(*inputs))
@@ -81,7 +81,7 @@ def test_finished_slots_give_zeros_and_are_not_read(device) -> None:
     assert_close(out[keep], wanted(*inputs)[keep])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(splits=st.integers(1, 8), rows=st.integers(1, 35), d=st.sampled_from((64, 128)))
 def test_any_rows_and_splits(splits, rows, d) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"

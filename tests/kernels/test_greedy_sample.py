@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kernels.partials import empty_partials
 from whisper_flash_attention.engine import logits_processors
 from whisper_flash_attention.engine.logits_processors import (
     History,
@@ -21,7 +22,7 @@ from whisper_flash_attention.engine.logits_processors import (
 from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels import greedy_sample as kernel
 from whisper_flash_attention.kernels.greedy_sample import greedy_sample
-from whisper_flash_attention.kernels.logits import Config, Partials, logits
+from whisper_flash_attention.kernels.logits import Config, logits
 
 VOCABULARY, STAMPS, EOS, PAD = 128, 70, 50, 51
 WIDTH, CAPACITY = 128, 24
@@ -71,7 +72,7 @@ class Slots:
         self.output = torch.full((slots, CAPACITY), -7, device=device)
         for row, prompt in zip(self.output, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt, device=device)
-        self.partials = Partials.empty(slots, self.words, config)
+        self.partials = empty_partials(slots, self.words, config)
         self.tokens = torch.full((slots,), -1, device=device)
         lasts = [len(prompt) - 1 for prompt in prompts]
         self.positions = torch.tensor(lasts, dtype=torch.int32, device=device)

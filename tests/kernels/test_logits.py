@@ -10,8 +10,9 @@ import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.partials import empty_partials
 from whisper_flash_attention.errors import KernelShapeError
-from whisper_flash_attention.kernels.logits import Config, Partials, choose, logits
+from whisper_flash_attention.kernels.logits import Config, choose, logits
 
 ERRORS = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = pytest.mark.parametrize("dtype", ERRORS, ids=str)
@@ -58,7 +59,7 @@ class Case:
         ).to(device)
         self.settings = whole(0, 9, slots, 8).to(device)
         self.settings[:, 6] = begin
-        self.partials = Partials.empty(slots, self.embedding, config)
+        self.partials = empty_partials(slots, self.embedding, config)
         self.partials.values.fill_(math.nan)
         self.partials.ids.fill_(-1)
         self.raw = torch.full((slots, vocabulary), math.nan, device=device, dtype=dtype)
@@ -235,7 +236,7 @@ def test_misfits_are_refused(device: torch.device) -> None:
             case.partials,
         )
     with pytest.raises(KernelShapeError, match="divide"):
-        Partials.empty(3, case.embedding, Config("dot", 16, 32, 96, 4, 2))
+        Case(device, torch.float32, config=Config("dot", 16, 32, 96, 4, 2)).run()
 
 
 @DTYPES

@@ -23,7 +23,7 @@ def clips_are_encoded_once() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "some", [(1, 2, 4), pytest.param((0, 3), marks=pytest.mark.slow)], ids=["short", "long"]
+    "some", [(1, 4), pytest.param((0, 2, 3), marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_short_form_ids_and_text(english, clips, same_ids, bundled_recordings, some) -> None:
     ids = same_ids(english, english.features(*(clips[each] for each in some)))
@@ -74,19 +74,18 @@ def test_language_detection_and_tasks(multilingual, clips, same_ids) -> None:
     assert torch.equal(found, multilingual.stock.detect_language(inputs["input_features"]))
     assert multilingual.processor.batch_decode(found[:, None]) == ["<|en|>", "<|en|>"]
     same_ids(multilingual, inputs)
-    one = multilingual.features(clips[4])
-    # Of English that is taken for German an answer may go on and on.
-    same_ids(multilingual, one, language="de", task="translate", max_new_tokens=12)
+    # English that is taken for German may be repeated without an end.
+    same_ids(multilingual, inputs, language="de", task="translate", max_new_tokens=12)
 
 
 def test_multilingual_timestamps_and_beams(multilingual, clips, same_ids) -> None:
-    inputs = multilingual.features(clips[4])
+    inputs = multilingual.features(clips[1], clips[4])
     same_ids(multilingual, inputs, return_timestamps=True, language="en", num_beams=2)
 
 
 def test_prompts(english, clips, same_ids) -> None:
     prompt = english.processor.get_prompt_ids("Mr. Dashwood", return_tensors="pt")
-    same_ids(english, english.features(clips[1]), prompt_ids=prompt)
+    same_ids(english, english.features(clips[1], clips[4]), prompt_ids=prompt)
 
 
 def test_word_timestamps_leave_the_back_end_in_place(english, clips) -> None:
@@ -101,7 +100,7 @@ def test_word_timestamps_leave_the_back_end_in_place(english, clips) -> None:
 
 
 def test_sampling_with_a_seed(english, clips) -> None:
-    inputs = english.features(clips[0])
+    inputs = english.features(clips[1], clips[4])
     results = []
     for model in (english.stock, english.ours):
         torch.manual_seed(7)
@@ -115,7 +114,7 @@ def test_every_back_end_that_runs_here_gives_the_same_ids(
 ) -> None:
     english.ours.set_attn_implementation(backend)
     try:
-        same_ids(english, english.features(clips[1], clips[4]))
+        same_ids(english, english.features(clips[4]))
         assert english.ours.attention_backend == backend
     finally:
         english.ours.set_attn_implementation("auto")

@@ -47,8 +47,10 @@ def pair_of(config: WhisperConfig, seed: int = 0, scale: float = 0.08) -> tuple[
         seed,
         scale,
     )
-    ours = Ours(WhisperConfig(**config.to_dict())).eval()
-    ours.load_state_dict(stock.state_dict())
+    with torch.device("meta"):
+        ours = Ours(WhisperConfig(**config.to_dict())).eval()
+    ours.load_state_dict(stock.state_dict(), assign=True)
+    ours.tie_weights()
     return stock, ours
 
 

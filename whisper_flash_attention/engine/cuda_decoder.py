@@ -137,7 +137,7 @@ class CudaDecoder:
         """Run prompts given encoder states [B, S, D], and choose the first token of every row.
 
         Args:
-            rules: logits processors of any row, as the request; what rows have in common counts.
+            processors, request: of any row; the rows differ only in lengths and positions.
         """
         batch, pad = len(prompts.prompt), request.pad
         self._set_flags(processors, request.eos)

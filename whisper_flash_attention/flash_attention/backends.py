@@ -69,34 +69,27 @@ class ThisMachine:
             return None
         return torch.cuda.get_device_capability(index)
 
-    def version(self, module: str) -> str | None:
+    @staticmethod
+    @lru_cache
+    def version(module: str) -> str | None:
         """Look it up without importing: optional packages take seconds to import."""
-        return _version(module)
+        if importlib.util.find_spec(module) is None:
+            return None
+        names = importlib.metadata.packages_distributions().get(module)
+        return importlib.metadata.version(names[0]) if names else "of unknown version"
 
-    def import_failure(self, module: str) -> str | None:
+    @staticmethod
+    @lru_cache
+    def import_failure(module: str) -> str | None:
         """Import it: only this shows whether a compiled package fits this PyTorch."""
-        return _import_failure(module)
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            return " ".join(str(error).split())
+        return None
 
 
 THIS_MACHINE = ThisMachine()
-
-
-@lru_cache
-def _version(module: str) -> str | None:
-    if importlib.util.find_spec(module) is None:
-        return None
-    distributions = importlib.metadata.packages_distributions().get(module)
-    return importlib.metadata.version(distributions[0]) if distributions else "of unknown version"
-
-
-@lru_cache
-def _import_failure(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        return " ".join(str(error).split())
-    return None
-
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 AMPERE: Capability = (8, 0)

@@ -373,8 +373,11 @@ def check_logits(
     slots: int,
     blocks: tuple[int, int],
     tokens_per_slot: int,
+    block_k: int,
 ) -> None:
     """Check the arguments of `logits`; `blocks` are those of the partials and those needed."""
+    if embedding.shape[1] % block_k:
+        raise KernelShapeError(f"block_k {block_k} does not divide the width {embedding.shape[1]}")
     if norm_weight is None and norm_bias is not None:
         raise KernelShapeError("norm_bias was given without norm_weight")
     if blocks[0] != blocks[1] or x.shape[0] != slots * tokens_per_slot:

@@ -25,7 +25,6 @@ import torch
 import triton
 import triton.language as tl
 
-from whisper_flash_attention.errors import KernelShapeError
 from whisper_flash_attention.kernels._checks import check_logits
 from whisper_flash_attention.kernels.launch import launch, pdl, release, release_late, wait
 
@@ -85,25 +84,6 @@ class Partials:
     ids: torch.Tensor
     config: Config
 
-    @classmethod
-    def empty(
-        cls,
-        slots: int,
-        embedding: torch.Tensor,
-        config: Config | None = None,
-    ) -> Partials:
-        """Buffers for a number of slots and an embedding [V, D], on its device."""
-        vocabulary, width = embedding.shape
-        config = config or choose(slots, width, embedding.dtype)
-        if not (config.variant == "gemv" or width % config.block_k == 0):
-            raise KernelShapeError(f"block_k {config.block_k} does not divide the width {width}")
-        shape = (slots, triton.cdiv(vocabulary, config.block_n))
-        return cls(
-            torch.empty((4, *shape), dtype=torch.float32, device=embedding.device),
-            torch.empty((2, *shape), dtype=torch.int32, device=embedding.device),
-            config,
-        )
-
 
 def logits(
     x: torch.Tensor,
@@ -135,7 +115,10 @@ def logits(
     vocabulary, width = embedding.shape
     config = partials.config
     needed = triton.cdiv(vocabulary, config.block_n)
-    check_logits(x, norm_weight, norm_bias, embedding, slots, (blocks, needed), tokens_per_slot)
+    block_k = width if config.variant == "gemv" else config.block_k
+    check_logits(
+        x, norm_weight, norm_bias, embedding, slots, (blocks, needed), tokens_per_slot, block_k
+    )
     tensors = (x, norm_weight, norm_bias, embedding, flags, limits, settings)
     outputs = (partials.values, partials.ids, raw)
     strides = (x.stride(0), embedding.stride(0), 0 if raw is None else raw.stride(0))

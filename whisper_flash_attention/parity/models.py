@@ -117,9 +117,9 @@ def load_models(
         ours: Any = OurWhisper.from_pretrained(
             checkpoint, attn_implementation=attention, dtype=precision
         )
-        stock = _load_stock(checkpoint, precision)
+        stock = load_stock(checkpoint, precision)
         is_half = precision != torch.float32
-        float32 = _load_stock(checkpoint, torch.float32) if is_half else None
+        float32 = load_stock(checkpoint, torch.float32) if is_half else None
     models = Models(stock, ours, float32, processor)
     for model in models.by_name().values():
         model.to(target).eval()
@@ -135,8 +135,9 @@ def _processor(checkpoint: str, is_needed: bool) -> Any | None:
         return None
 
 
-def _load_stock(checkpoint: str, dtype: torch.dtype) -> Any:
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+def load_stock(checkpoint: str, dtype: torch.dtype, attention: str = "eager") -> Any:
+    """Load a checkpoint of any format into Transformers' own class."""
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     read = read_checkpoint(checkpoint)
     if read is None:
         return StockWhisper.from_pretrained(checkpoint, **options)

@@ -1,0 +1,141 @@
+"""Charts of the committed results, as SVG: time, memory, errors.
+
+`tables.py readme --write` writes them. A chart has a background of its own and colours for light
+and dark, so that it can be read on any page; bars of this package are solid and all others hatched,
+so that it can be read in black and white.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, ASSETS = ROOT / "benchmarks" / "results", ROOT / "docs" / "assets"
+
+WIDTH, MARGIN, LEFT, RIGHT = 720, 16, 96, 230
+BAR, SPACE, GAP = 16, 3, 14
+STYLE = """<style>
+.page { fill: #ffffff } text { fill: #1f2328 }
+.ours { fill: #a63c06 } .other { fill: url(#hatch); stroke: #57606a } .hatch { stroke: #57606a }
+@media (prefers-color-scheme: dark) {
+.page { fill: #0d1117 } text { fill: #e6edf3 }
+.ours { fill: #ff9a5c } .other { stroke: #9198a1 } .hatch { stroke: #9198a1 }
+}
+</style>
+<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse">
+<path class="hatch" d="M0 5L5 0" stroke-width="1"/></pattern></defs>"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar's length, the text beside it, and whether it is of this package."""
+
+    value: float
+    note: str
+    is_ours: bool
+
+
+def draw(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
+    """Horizontal bars on one scale, in named groups."""
+    longest = max(bar.value for _, bars in groups for bar in bars) or 1.0
+    parts = [_text(MARGIN, 28, title, 15)]
+    top = 44
+    for name, bars in groups:
+        parts.append(_text(MARGIN, top + BAR - 3, name, 13))
+        for bar in bars:
+            width = (WIDTH - LEFT - RIGHT) * bar.value / longest
+            kind = "ours" if bar.is_ours else "other"
+            shape = f'x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR}"'
+            parts.append(f'<rect class="{kind}" {shape}/>')
+            parts.append(_text(LEFT + width + 6, top + BAR - 4, bar.note))
+            top += BAR + SPACE
+        top += GAP
+    heading = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" '
+        f'height="{top}" role="img" font-family="system-ui, sans-serif">\n'
+        f"<title>{escape(title)}</title>\n{STYLE}\n"
+        f'<rect class="page" width="{WIDTH}" height="{top}" rx="6"/>'
+    )
+    return "\n".join([heading, *parts, "</svg>\n"])
+
+
+def _text(x: float, y: float, text: str, size: int = 12) -> str:
+    return f'<text x="{x:.1f}" y="{y}" font-size="{size}">{escape(text)}</text>'
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+# Checkpoints with all of their decoder layers.
+WHOLE = {"tiny": 4, "base": 6, "small": 12, "medium": 24}
+LARGE = "32 clips of 30 s, 256 tokens each (NVIDIA H100, float16)"
+
+
+def _whole_calls(field: str, unit: str, what: str) -> list[tuple[str, list[Bar]]]:
+    """Stock and this package in the large setting."""
+    rows = {
+        (row["checkpoint"], row["decoder_layers"], row["system"]): row[field]
+        for row in _read("h100/results.json")["rows"]
+        if row["setting"] == "large" and row["status"] == "ok"
+    }
+    groups = []
+    for name, layers in WHOLE.items():
+        stock, ours = (rows[name, layers, system] for system in ("orig", "flash"))
+        note = f"this package {ours:.2f} {unit}, {what.format(stock / ours, ours / stock)}"
+        bars = [Bar(stock, f"stock {stock:.2f} {unit}", False), Bar(ours, note, True)]
+        groups.append((name, bars))
+    return groups
+
+
+def speed() -> str:
+    """Seconds per call."""
+    groups = _whole_calls("seconds_per_batch", "s", "{0:.3g} x as fast")
+    return draw(f"Seconds for {LARGE}", groups)
+
+
+def memory() -> str:
+    """GPU memory of the process."""
+    groups = _whole_calls("vram_driver_gb", "GB", "{1:.0%}")
+    return draw(f"GPU memory, GB, for {LARGE}", groups)
+
+
+ERROR_SYSTEMS = {
+    "stock": "stock Transformers",
+    "openai-whisper": "openai-whisper",
+    "sequential": "this package, sequential",
+    "batched": "this package, batched",
+}
+
+
+def errors() -> str:
+    """Word error rates of real speech in several languages, all decoded greedily, once."""
+    groups = []
+    for name in ("tiny.en", "base"):
+        rates = _read(f"texts-{name}-cpu.json")["word_error_rates"]
+        bars = [
+            Bar(rates[system]["all"], f"{label} {rates[system]['all']:.1%}", "this" in label)
+            for system, label in ERROR_SYSTEMS.items()
+        ]
+        groups.append((name, bars))
+    return draw("Word error rate over recordings with transcripts (greedy, no fallback)", groups)
+
+
+CHARTS: dict[str, Callable[[], str]] = {"speed": speed, "memory": memory, "errors": errors}
+
+
+def path_of(name: str) -> Path:
+    """The file of a chart."""
+    return ASSETS / f"{name}.svg"
+
+
+def write_charts() -> None:
+    """Write all charts."""
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    for name, make in CHARTS.items():
+        path_of(name).write_text(make(), "utf-8")
