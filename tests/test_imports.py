@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": {"errors", "options", "validation"},
     "flash_attention": {"errors"},
     "kernels": {"errors"},
-    "weights": {"errors", "validation"},
+    "weights": {"errors", "languages", "validation"},
     "audio": {"errors", "option_kinds", "options", "terminal", "validation"},
     "engine": {"errors", "flash_attention", "kernels", "validation"},
     "hf": {"engine", "errors", "flash_attention"},
@@ -106,6 +106,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 WITHOUT_TRANSFORMERS = {
     "errors",
     "validation",
+    "languages",
+    "audio",
     "flash_attention",
     "kernels",
     "engine",

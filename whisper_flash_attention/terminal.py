@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Self
 
@@ -77,53 +78,80 @@ def _escape(found: re.Match[str]) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the messages and progress bars of Transformers and the Hub's client, and warnings.
+    """Silence warnings, and the messages and progress bars of Transformers and the Hub's client.
 
-    Errors are raised. All settings are restored afterwards.
+    Of the two, those that are imported by now are silenced; importing them takes seconds. Errors
+    are raised. All settings are restored afterwards.
     """
-    from huggingface_hub.utils import logging as hub_messages
+    with ExitStack() as stack:
+        if "huggingface_hub" in sys.modules:
+            stack.enter_context(_quiet_hub())
+        if "transformers" in sys.modules:
+            stack.enter_context(_quiet_messages())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    from huggingface_hub.utils import logging as messages
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
-    from transformers.utils import logging as messages
 
-    # The two functions of Transformers also switch the Hub's bars.
-    disable_both: Callable[[], None] = messages.disable_progress_bar
-    enable_both: Callable[[], None] = messages.enable_progress_bar
-    verbosity, hub_verbosity = messages.get_verbosity(), hub_messages.get_verbosity()
-    had_bars, had_hub_bars = messages.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    verbosity, had_bars = messages.get_verbosity(), not are_progress_bars_disabled()
     messages.set_verbosity(logging.ERROR)
-    hub_messages.set_verbosity(logging.ERROR)
-    disable_both()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        messages.set_verbosity(verbosity)
-        hub_messages.set_verbosity(hub_verbosity)
-        if had_bars:
-            enable_both()
-        (enable_progress_bars if had_hub_bars else disable_progress_bars)()
-
-
-@contextmanager
-def report_warnings(tell: Callable[[str], None]) -> Iterator[None]:
-    """Pass each warning in this package's log to `tell`, as a line that begins with its level."""
-    handler = _Teller(tell)
-    logger = logging.getLogger("whisper_flash_attention")
-    logger.addHandler(handler)
+    disable_progress_bars()
     try:
         yield
     finally:
+        messages.set_verbosity(verbosity)
+        (enable_progress_bars if had_bars else disable_progress_bars)()
+
+
+@contextmanager
+def _quiet_messages() -> Iterator[None]:
+    from transformers.utils import logging as messages
+
+    # The two switches turn the Hub's bars along with their own; those are put right outside.
+    disable_both: Callable[[], None] = messages.disable_progress_bar
+    enable_both: Callable[[], None] = messages.enable_progress_bar
+    verbosity, had_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity(logging.ERROR)
+    disable_both()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(verbosity)
+        if had_bars:
+            enable_both()
+
+
+@contextmanager
+def report_warnings(tell: Callable[[str], None], *, level: int = logging.WARNING) -> Iterator[None]:
+    """Pass each warning in this package's log to `tell`, as a line that begins with its level.
+
+    Args:
+        level: `logging.INFO` also passes what is information.
+    """
+    handler = _Teller(tell, level)
+    logger = logging.getLogger("whisper_flash_attention")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level, logger.getEffectiveLevel()))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
         logger.removeHandler(handler)
 
 
 class _Teller(logging.Handler):
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, tell: Callable[[str], None], level: int) -> None:
+        super().__init__(level)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:

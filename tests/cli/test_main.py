@@ -18,6 +18,7 @@ from tests.audio.encoding import encode, read_wave, write_wave
 from whisper_flash_attention import __version__
 from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli.main import COMMANDS, LazyCommand
 from whisper_flash_attention.transcribe import Transcription
 
 COMMAND = [sys.executable, "-m", "whisper_flash_attention"]
@@ -56,11 +57,18 @@ def test_version_and_help_are_quick_because_they_import_no_pytorch() -> None:
         "import sys, whisper_flash_attention.cli as cli\n"
         "try: cli.app(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'av', 'rich.progress'} & set(sys.modules)))\n"
+        "print(sorted({'torch', 'transformers', 'av', 'numpy', 'rich'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "['rich.progress']"
+    assert done.stdout.splitlines()[-1] == "[]"
+    script = (
+        "import sys; sys.argv[1:] = ['--version']\n"
+        "from whisper_flash_attention.cli import main; main()\n"
+        "print('typer' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == f"whisper-flash {__version__}\nFalse\n", done.stderr
     assert call("--version") == Outcome(0, f"whisper-flash {__version__}\n", "")
 
 
@@ -249,3 +257,11 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith("interrupted: 1 of 2 files are done; to go on,")
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+def test_the_list_of_commands_has_the_first_line_of_their_help(command: LazyCommand) -> None:
+    help_text = command.home.load().help
+    assert help_text is not None
+    assert command.help == help_text.split("\n\n")[0]
+    assert f"  {command.name:<10}  {command.help}\n" in call("--help").stdout

@@ -39,7 +39,6 @@ def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
     monkeypatch.setattr(
         transcribe.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
     )
-    monkeypatch.setattr(transcribe, "describe", lambda transcriber: "no model")
     return fake
 
 

@@ -319,7 +319,7 @@ def test_the_engine_takes_this_path_where_there_are_kernels(
     small_model: WhisperForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, prompt = clips(1, 2)
-    engine = Engine(small_model)
+    engine = Engine(collect_weights(small_model))
     # The larger buffers first: when they grow, decoders made before are dropped.
     requests = [
         Request(LogitsProcessors(), 4, (), 0, want_logits=True),

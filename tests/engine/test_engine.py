@@ -25,6 +25,7 @@ from tests.random_whisper import perturbed
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors, Suppress
 from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.weights import collect_weights
 
 REQUEST = Request(LogitsProcessors((Suppress((7,)),)), 12, (), 0, want_logits=True)
 
@@ -185,7 +186,7 @@ def test_a_model_that_moved_gets_another_engine(model, move: str) -> None:
     assert old() is None
     assert Engine.of(model) is new
     assert new.weights.dtype is model.dtype
-    check_same(answer(new), answer(Engine(copy.deepcopy(model))))
+    check_same(answer(new), answer(Engine(collect_weights(copy.deepcopy(model)))))
 
 
 def load_in_place(model: Any) -> None:
@@ -209,7 +210,7 @@ def test_values_that_changed_in_place_are_seen_by_the_same_engine(model, change:
     assert Engine.of(model) is engine
     after = answer(engine)
     assert not torch.equal(after[0], before[0])
-    check_same(after, answer(Engine(copy.deepcopy(model))))
+    check_same(after, answer(Engine(collect_weights(copy.deepcopy(model)))))
 
 
 def test_the_engine_goes_with_its_model(small_model: WhisperForConditionalGeneration) -> None:
@@ -258,7 +259,10 @@ def test_calls_of_mixed_sizes_share_the_memory_of_the_largest(model) -> None:
     answer(engine, batch=3)
     arena = engine._buffers._arena
     for batch in (1, 3, 2):
-        check_same(answer(engine, batch, seed=batch), answer(Engine(model), batch, seed=batch))
+        check_same(
+            answer(engine, batch, seed=batch),
+            answer(Engine(collect_weights(model)), batch, seed=batch),
+        )
         assert engine._buffers._arena is arena
     answer(engine, batch=4)
     assert engine._buffers._arena is not arena

@@ -100,7 +100,7 @@ def test_the_state_that_a_decode_allocates_is_the_one_planned(
             allocated.append(self._block.nbytes)
 
     monkeypatch.setattr(engine_module, "Arena", Counted)
-    engine = Engine(small_model)
+    engine = Engine(collect_weights(small_model))
     request = Request(
         processors=LogitsProcessors(),
         max_length=prompt + 7,

@@ -29,6 +29,7 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.errors import NotFinite, OptionError
 from whisper_flash_attention.kernels.launch import interpreted
 
@@ -42,7 +43,7 @@ NAN = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarnin
 @pytest.fixture
 def engine(small_model: WhisperForConditionalGeneration) -> Engine:
     """It takes the plain path."""
-    return Engine(small_model)
+    return Engine(collect_weights(small_model))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def on_kernels(
     monkeypatch.setattr(layouts, "has_kernels", lambda device: True)
     monkeypatch.setattr(engine_module, "GraphCache", Replayed)
     monkeypatch.setattr(cuda_slots, "STEPS_PER_POLL", 1)
-    yield Engine(model)
+    yield Engine(collect_weights(model))
 
 
 def plain_twin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:

@@ -21,6 +21,7 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.weights import collect_weights
 
 pytestmark = pytest.mark.gpu
 MOST = 96
@@ -40,7 +41,7 @@ def exact_float32() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     model: Any = build_model(Ours, MODEL_SIZES["tiny"], 2, device="cuda", dtype=torch.float32)
-    yield Engine(model)
+    yield Engine(collect_weights(model))
     gc.collect()
     torch.cuda.empty_cache()
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
-from whisper_flash_attention.weights.generation_config import make_generation_config
+from whisper_flash_attention.weights.generation_config import generation_values
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 FRAMES = 200
@@ -33,7 +33,8 @@ def write_checkpoint(folder: Path, vocab_size: int, *, longest: int = 20) -> Pat
     # An output bound to the input's embeddings repeats one word.
     positions = model.model.decoder.embed_positions.weight
     torch.nn.init.normal_(positions, std=2.0)
-    model.generation_config = make_generation_config(tokens, max_length=longest)
+    values = generation_values(tokens, max_length=longest)
+    model.generation_config = GenerationConfig(**values)
     model.save_pretrained(folder)
     return folder
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audio": ("front-end",),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),
+    "start": (),
     "tables": ("readme", "scale"),
 }
 SMALL = ModelSize(d_model=64, heads=1, encoder_layers=1, decoder_layers=1, ffn=96)
@@ -190,6 +193,26 @@ def test_the_memory_of_a_process_and_what_it_started() -> None:
     with load_script("archive").PeakMemory() as memory:
         memory._ended.wait(0.6)
     assert 0 < memory.own <= memory.together
+
+
+def test_a_process_is_timed_with_the_phases_that_it_reports() -> None:
+    start = load_script("start")
+    row = start.run_once([sys.executable, "-c", "print(1.0, 3.0, 3.5, 3.5, 4.0)"], dict(os.environ))
+    assert [row[name] for name in start.PHASES] == [2.0, 0.5, 0.0, 0.5]
+    assert 0 < row["seconds"] < 60 and 1 < row["peak_mib"] < 100
+    silent = start.run_once([sys.executable, "-c", "pass"], dict(os.environ))
+    assert silent.keys() == {"seconds", "peak_mib"}
+    with pytest.raises(typer.BadParameter, match="failed"):
+        start.run_once([sys.executable, "-c", "raise SystemExit(1)"], dict(os.environ))
+
+
+@pytest.mark.slow
+def test_whole_processes_take_turns(tmp_path: Path, tiny_en: str) -> None:
+    document = run_to_json("start", tmp_path / "rows.json", "--rounds", 1, "--threads", 1)
+    rows = {row["system"]: row for row in document["rows"]}
+    assert set(rows) == {"command", "script", "python", "--version", "--help"}
+    assert rows["python"]["seconds"] < rows["--help"]["seconds"] < rows["command"]["seconds"]
+    assert rows["script"]["load"] > 0
 
 
 def test_systems_take_turns_and_are_timed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 from whisper_flash_attention.audio.audio_source import AudioSource
@@ -27,7 +26,12 @@ class FakeTranscriber:
     calls: list[dict[str, Any]] = field(default_factory=list)
     bad: dict[float, Exception] = field(default_factory=dict)
     side_by_side: int = 1
-    model: Any = field(default_factory=lambda: SimpleNamespace(device=SimpleNamespace(type="cpu")))
+
+    def running_engine(self) -> None:
+        """It has none."""
+
+    def describe(self) -> str:
+        return "no model"
 
     def transcribe(
         self,

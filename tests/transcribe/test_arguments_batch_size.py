@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from whisper_flash_attention.engine import memory_plan
+from whisper_flash_attention.engine.memory_plan import PlanRequest
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe.arguments import automatic_batch_size, parse_batch_size
+
+GIGABYTE = 10**9
 
 
 def test_a_number_or_auto() -> None:
@@ -20,28 +24,15 @@ def test_a_number_or_auto() -> None:
             parse_batch_size(text)
 
 
-class Model:
-    """Of which `each` bytes go into every clip of a batch."""
-
-    def __init__(self, device: str, each: float = 1e8) -> None:
-        self.device, self.each = torch.device(device), each
-        self.config = SimpleNamespace(max_target_positions=448)
-        self.requested: dict[str, Any] = {}
-
-    def parameters(self) -> list[torch.Tensor]:
-        return [torch.zeros(250_000_000, device="meta")]  # 1 GB
-
-    def plan(self, *, memory_gb: float, **requested: Any) -> SimpleNamespace:
-        self.requested = requested
-        fits = int((memory_gb * 1e9 - 1e9) / self.each)
-        if fits < 1:
-            raise OptionError("too small for one clip")
-        return SimpleNamespace(batch_size=fits)
+def engine_on(device: str) -> Any:
+    decoder = SimpleNamespace(positions=torch.zeros(448, 1))
+    weights = SimpleNamespace(device=torch.device(device), dtype=torch.float16, decoder=decoder)
+    return SimpleNamespace(weights=weights)
 
 
 def test_few_on_a_cpu() -> None:
-    assert automatic_batch_size(Model("cpu"), "batched") == 4
-    assert automatic_batch_size(SimpleNamespace(device=torch.device("cuda")), "batched") == 4
+    assert automatic_batch_size(engine_on("cpu"), "batched") == 4
+    assert automatic_batch_size(None, "batched") == 4
 
 
 @pytest.mark.parametrize(
@@ -51,7 +42,20 @@ def test_few_on_a_cpu() -> None:
 def test_what_fits_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, free: float, mode: str, expected: int
 ) -> None:
+    """Weights take 1 GB, and every window 0.1 GB."""
+    requests: list[PlanRequest] = []
+
+    def plan(weights: Any, request: PlanRequest, budget: int) -> SimpleNamespace:
+        requests.append(request)
+        fits = (budget - GIGABYTE) // (GIGABYTE // 10)
+        if fits < 1:
+            raise OptionError("too small for one clip")
+        return SimpleNamespace(batch_size=fits)
+
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
-    model = Model("cuda")
-    assert automatic_batch_size(model, mode, beams=5) == expected
-    assert model.requested == {"max_new_tokens": 444, "prompt_tokens": 4, "num_beams": 5}
+    monkeypatch.setattr(memory_plan, "weight_bytes", lambda weights, request: GIGABYTE)
+    monkeypatch.setattr(memory_plan, "largest_plan", plan)
+    assert automatic_batch_size(engine_on("cuda"), mode, beams=5) == expected
+    [request] = requests
+    assert (request.max_new_tokens, request.prompt_tokens, request.num_beams) == (444, 4, 5)
+    assert (request.device.type, request.dtype) == ("cuda", torch.float16)

@@ -1,15 +1,129 @@
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from tests.weights.hostile import write_transformers_folder
+from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.errors import AudioError, DeviceError, OptionError, WeightsError
-from whisper_flash_attention.transcribe.loading import check_attention, explained, load
+from whisper_flash_attention.modeling_whisper_flash_attention import (
+    WhisperFlashAttentionForConditionalGeneration,
+)
+from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.loading import (
+    EngineModel,
+    check_attention,
+    explained,
+    load,
+)
 from whisper_flash_attention.weights import load_processor
+
+WITHOUT_TRANSFORMERS = """
+import sys
+from whisper_flash_attention import Transcriber
+transcriber = Transcriber.from_pretrained("package:tiny.en", device="cpu")
+found = transcriber.transcribe(sys.argv[1], word_timestamps=True, hotwords="maestro")
+print(found.text)
+print(transcriber.describe())
+heavy = {"transformers", "huggingface_hub", "sympy", "torch._dynamo", "torch._inductor", "rich"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_a_packaged_model_transcribes_without_transformers(
+    tiny_en: str, bundled_recordings: tuple[BundledClip, ...]
+) -> None:
+    clip = bundled_recordings[4]
+    arguments = [sys.executable, "-c", WITHOUT_TRANSFORMERS, str(clip.path)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text, description, modules = done.stdout.splitlines()
+    assert text == clip.transcript
+    assert description.startswith("decode engine (PyTorch); attention: encoder sdpa")
+    assert modules == "[]"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_transformers_folder(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_engine_has_the_tensors_of_the_model(folder: Path) -> None:
+    model, processor = load(str(folder), device="cpu")
+    assert isinstance(model, EngineModel) and processor is None
+    transcriber = Transcriber(model, processor)
+    engine = transcriber.running_engine()
+    assert engine is model.engine
+    loaded = transcriber.model
+    assert isinstance(loaded, WhisperFlashAttentionForConditionalGeneration)
+    assert transcriber.running_engine() is not engine  # what is done to the model takes effect
+    expected = loaded.state_dict()
+    layer = engine.weights.decoder.layers[0]
+    prefix = "model.decoder.layers.0"
+    for name, tensor in {
+        "model.decoder.embed_tokens.weight": engine.weights.decoder.projection,
+        f"{prefix}.encoder_attn.k_proj.weight": layer.cross_attention.k.weight,
+        f"{prefix}.final_layer_norm.bias": layer.ffn_norm.bias,
+        "model.encoder.conv2.weight": engine.weights.encoder.conv2.weight,
+    }.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert layer.cross_attention.k.bias is None
+    assert layer.ffn_norm.eps == loaded.model.decoder.layers[0].final_layer_norm.eps
+
+
+def test_a_transcriber_of_the_engine_alone_gives_the_segments_of_its_model(
+    tiny_en: str, bundled_recordings: tuple[BundledClip, ...]
+) -> None:
+    transcriber = Transcriber.from_pretrained(tiny_en, device="cpu")
+    clip = bundled_recordings[4].path
+    alone = transcriber.transcribe(clip, word_timestamps=True)
+    assert transcriber.model.device.type == "cpu"
+    assert transcriber.transcribe(clip, word_timestamps=True) == alone
+
+
+def test_autocast_is_for_transformers(folder: Path) -> None:
+    transcriber = Transcriber.from_pretrained(str(folder), device="cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert transcriber.engine == "Transformers generate"
+    assert transcriber.engine == "decode engine (PyTorch)"
+
+
+def test_what_needs_transformers_is_logged_with_its_reason(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "whisper_flash_attention")
+    model, _ = load(str(folder), device="cpu", attention="sdpa")
+    assert not isinstance(model, EngineModel)
+    assert caplog.messages == [
+        f"{folder} is loaded with Transformers: the attention back-end 'sdpa' was requested by name"
+    ]
+    (folder / "adapter_config.json").write_text("{}")
+    caplog.clear()
+    model, _ = load(str(folder), device="cpu")
+    assert not isinstance(model, EngineModel)
+    assert caplog.messages[0].endswith("Transformers: there is an adapter beside it")
+
+
+def test_heads_of_another_width_are_left_to_transformers(
+    tmp_path: Path, small_config: WhisperConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "whisper_flash_attention")
+    write_transformers_folder(tmp_path)
+    config = WhisperConfig.from_pretrained(tmp_path)
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    config.save_pretrained(tmp_path)
+    model, _ = load(str(tmp_path), device="cpu")
+    assert not isinstance(model, EngineModel)
+    assert caplog.messages[0].endswith("its attention heads have not 64 values")
 
 
 def test_a_model_that_the_hub_cannot_give_is_one_line_with_a_remedy() -> None:

@@ -30,7 +30,7 @@ from tests.weights.writers import model_bin, quantize, to_ctranslate2, to_openai
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import ctranslate2_reader, openai_reader
 from whisper_flash_attention.weights.files import JoinedFiles, read_json
-from whisper_flash_attention.weights.generation_config import make_generation_config
+from whisper_flash_attention.weights.generation_config import generation_values
 from whisper_flash_attention.weights.tokenizer_files import check_tokenizer_files
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
@@ -223,7 +223,7 @@ def _ctranslate2_config(model: WhisperForConditionalGeneration) -> Loader:
     return _json(
         "config.json",
         content,
-        lambda path: ctranslate2_reader.read_generation_config(path, model.config, tokens),
+        lambda path: ctranslate2_reader.read_generation(path, model.config, tokens),
     )
 
 
@@ -357,7 +357,7 @@ SMALL_VOCABULARY = 258 + len(special_names())
 def generation_dict(vocab_size: int) -> dict[str, Any]:
     tokens = SpecialTokens.of_vocabulary(vocab_size)
     assert tokens is not None
-    made = make_generation_config(tokens, max_length=448, alignment_heads=((0, 0),))
+    made = GenerationConfig(**generation_values(tokens, max_length=448, alignment_heads=((0, 0),)))
     content: dict[str, Any] = json.loads(made.to_json_string(use_diff=False))
     return content
 

@@ -8,13 +8,14 @@ from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.checkpoint import (
+    Checkpoint,
     assemble,
     check_shapes,
-    make_config,
+    make_dimensions,
     parameter_shapes,
     shorten,
 )
-from whisper_flash_attention.weights.generation_config import make_generation_config
+from whisper_flash_attention.weights.generation_config import generation_values
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 DIMENSIONS = {
@@ -39,7 +40,9 @@ def test_the_table_of_parameters_is_stocks(model: WhisperForConditionalGeneratio
 
 
 def test_a_configuration_carries_the_special_ids_of_its_vocabulary() -> None:
-    config, tokens = make_config("here", **DIMENSIONS)
+    dimensions, tokens = make_dimensions("here", **DIMENSIONS)
+    values = generation_values(tokens, max_length=12)
+    config = Checkpoint("here", "openai", dimensions, values, {}).config
     assert config.num_mel_bins == 128
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (50257,) * 3
     assert config.decoder_start_token_id == tokens.start_of_transcript == 50258
@@ -59,7 +62,7 @@ def test_a_configuration_carries_the_special_ids_of_its_vocabulary() -> None:
 )
 def test_impossible_dimensions_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(WeightsError, match=f"^here: {message}"):
-        make_config("here", **(DIMENSIONS | change))
+        make_dimensions("here", **(DIMENSIONS | change))
 
 
 def test_the_first_wrong_tensors_are_listed() -> None:
@@ -79,12 +82,12 @@ def test_names_from_files_are_printed_in_one_short_line() -> None:
 
 
 def test_mixed_dtypes_become_float32_and_the_projection_is_tied() -> None:
-    config, tokens = make_config("here", **DIMENSIONS)
+    dimensions, tokens = make_dimensions("here", **DIMENSIONS)
     half = torch.ones(2, dtype=torch.float16)
     embeddings = torch.ones(3)
     tensors = {"a": half, "model.decoder.embed_tokens.weight": embeddings}
-    generation = make_generation_config(tokens, max_length=12)
-    state = assemble("here", "openai", config, generation, tensors).state_dict
+    generation = generation_values(tokens, max_length=12)
+    state = assemble("here", "openai", dimensions, generation, tensors).state_dict
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert state["proj_out.weight"] is state["model.decoder.embed_tokens.weight"]
 

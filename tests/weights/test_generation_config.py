@@ -8,14 +8,14 @@ import pytest
 from transformers import GenerationConfig
 
 from whisper_flash_attention.weights import read_checkpoint
-from whisper_flash_attention.weights.generation_config import make_generation_config
+from whisper_flash_attention.weights.generation_config import generation_values
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 
 def make(vocabulary: int) -> GenerationConfig:
     tokens = SpecialTokens.of_vocabulary(vocabulary)
     assert tokens is not None
-    return make_generation_config(tokens, max_length=448)
+    return GenerationConfig(**generation_values(tokens, max_length=448))
 
 
 def test_english_only_has_no_languages_and_no_tasks(tiny_en: str) -> None:

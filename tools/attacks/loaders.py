@@ -252,7 +252,7 @@ def openai_file(path: Path) -> None:
     """Write an OpenAI checkpoint of 8 columns; some of its tensors share a storage."""
     import torch
 
-    from whisper_flash_attention.weights.checkpoint import make_config, parameter_shapes
+    from whisper_flash_attention.weights.checkpoint import make_dimensions, parameter_shapes
     from whisper_flash_attention.weights.openai_reader import openai_name
 
     theirs = ("n_vocab", "n_audio_state", "n_mels", "n_audio_ctx", "n_text_ctx", "n_audio_layer")
@@ -260,7 +260,7 @@ def openai_file(path: Path) -> None:
     dims = dict(zip(theirs, list(SMALL.values())[:9], strict=True)) | {"n_vocab": 51864}
     dims |= {"n_text_state": 8}
     ours = SMALL | {"vocab_size": 51864, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-    shapes = parameter_shapes(make_config("", **ours)[0])
+    shapes = parameter_shapes(make_dimensions("", **ours)[0])
     shared = torch.zeros(8)
     state = {
         openai_name(name): torch.zeros(shape, dtype=torch.float16)
@@ -274,10 +274,10 @@ def openai_file(path: Path) -> None:
 def ctranslate2_parts() -> list[list]:
     """Variables of a small `model.bin`: name, shape, kind, size, data."""
 
-    from whisper_flash_attention.weights.checkpoint import make_config, parameter_shapes
+    from whisper_flash_attention.weights.checkpoint import make_dimensions, parameter_shapes
     from whisper_flash_attention.weights.ctranslate2_reader import _plan, _stacked_shape
 
-    config = make_config("", **SMALL | {"vocab_size": 51864})[0]
+    config = make_dimensions("", **SMALL | {"vocab_size": 51864})[0]
     shapes, found = parameter_shapes(config), []
     for name, targets in _plan(config).items():
         shape = _stacked_shape(targets, shapes)

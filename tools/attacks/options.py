@@ -178,7 +178,8 @@ def options(folder: Path) -> dict[str, Case]:
 
         group = typer.main.get_command(app)
         name = rng.choice(("transcribe", "transcribe", "transcribe", "batch", "parity", "doctor"))
-        known = [each for each in group.commands[name].params if each.opts[0].startswith("-")]
+        command = group.commands[name].home.load()
+        known = [each for each in command.params if each.opts[0].startswith("-")]
         words = [str(folder / "missing.wav")] if name in ("transcribe", "batch") else []
         words += ["-o", str(folder / "out")] if name == "batch" else []
         for each in rng.sample(known, min(len(known), rng.choice((0, 1, 2, 3, 5)))):

@@ -52,11 +52,9 @@ class Model(ModelOptions):
 
     def open(self) -> Speech:
         """Load it; raises what `Transcriber.from_pretrained` raises."""
-        from whisper_flash_attention.terminal import quiet_transformers
         from whisper_flash_attention.transcribe.transcriber import Transcriber
 
-        with quiet_transformers():
-            return Transcriber.from_pretrained(**asdict(self))
+        return Transcriber.from_pretrained(**asdict(self), quiet=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_
 
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, ModelSize
 from whisper_flash_attention.weights.generation_config import (
+    generation_values,
     known_alignment_heads,
-    make_generation_config,
 )
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 
@@ -211,7 +211,7 @@ def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
     """The generation config of a checkpoint of this size, whose only timestamp is <|0.00|>."""
     tokens = special_tokens(size)
     beyond = range(tokens.first_timestamp + 1, size.vocabulary)
-    return make_generation_config(
+    values = generation_values(
         tokens,
         max_length=DECODER_POSITIONS,
         suppress=sorted({*tokens.suppressed, *beyond}),
@@ -219,3 +219,4 @@ def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
             size.encoder_layers, decoder_layers, size.heads, size.vocabulary
         ),
     )
+    return GenerationConfig(**values)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIP = "pip install 'whisper-flash-attention[{}]'"
-REQUIRED = ("torch", "transformers", "numpy", "safetensors", "av", "fsspec", "typer", "rich")
+REQUIRED = (
+    *("torch", "transformers", "huggingface_hub", "tokenizers", "numpy", "safetensors"),
+    *("av", "fsspec", "typer", "rich"),
+)
 # Distribution -> what it is for, and the extra that brings it.
 OPTIONAL = {
     "silero-vad": ("the voice activity detector of batched mode and --vad", "vad"),

@@ -2,29 +2,27 @@
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
-`parity` a difference; 2 an error, reported in one line; 130 interrupted. PyTorch and Transformers
-are imported by the commands, so that `--help` is quick.
+`parity` a difference; 2 an error, reported in one line; 130 interrupted. A command's module is
+imported when the command is given, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from whisper_flash_attention._version import __version__
-from whisper_flash_attention.cli.batch import batch_command
-from whisper_flash_attention.cli.doctor import doctor_command
-from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
-from whisper_flash_attention.cli.parity import parity_command
-from whisper_flash_attention.cli.transcribe import transcribe_command
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
 
 EXIT_ERROR = 2
+MARKUP: Final = "rich"
 
 
 # A mistake on the command line: a class of Typer's own copy of Click.
@@ -41,14 +39,94 @@ def _printable_mistakes() -> Iterator[None]:
         raise
 
 
-class _Command(TyperCommand):
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _printable_mistakes():
-            return super().parse_args(ctx, args)
+@dataclass(frozen=True)
+class _Home:
+    """Where a command is: a module of this room, and the function there."""
+
+    module: str
+    function: str
+
+    def load(self) -> TyperCommand:
+        """Import the command."""
+        function = getattr(
+            import_module(f"whisper_flash_attention.cli.{self.module}"), self.function
+        )
+        alone = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
+        alone.command()(function)
+        command: Any = typer.main.get_command(alone)
+        found: TyperCommand = command
+        return found
+
+
+class LazyCommand(TyperCommand):
+    """A command that is imported when it is given arguments.
+
+    Args:
+        summary: the first line of its help.
+        home, parts: the command, and those that stand for it if their name follows.
+    """
+
+    def __init__(self, name: str, summary: str, home: _Home, **parts: _Home) -> None:
+        super().__init__(name, help=summary, rich_markup_mode=MARKUP)
+        self.home = home
+        self._parts = parts
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """The context of the command itself, or of one of its parts."""
+        home = self._parts.get(args[0]) if args else None
+        if home is None:
+            home = self.home
+        else:
+            info_name, args = f"{info_name} {args[0]}", args[1:]
+        return home.load().make_context(info_name, args, parent, **extra)
+
+
+COMMANDS = (
+    LazyCommand(
+        "transcribe",
+        "Turn recordings into text or subtitles.",
+        _Home("transcribe", "transcribe_command"),
+    ),
+    LazyCommand(
+        "batch",
+        "Transcribe a whole archive, on this machine or on many.",
+        _Home("batch", "batch_command"),
+    ),
+    LazyCommand(
+        "parity",
+        "Compare our tokens with those of stock Transformers.",
+        _Home("parity", "parity_command"),
+    ),
+    LazyCommand(
+        "doctor",
+        "Say what can run here, and what cannot and why.",
+        _Home("doctor", "doctor_command"),
+    ),
+    LazyCommand(
+        "benchmark",
+        "Measure this package against stock Whisper, row by row.",
+        _Home("benchmark", "benchmark_command"),
+        throughput=_Home("benchmark", "throughput_command"),
+    ),
+)
 
 
 class _Group(TyperGroup):
     """Commands whose errors are one line on standard error."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in COMMANDS:
+            self.add_command(command)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        # Without panels: importing what draws them takes longer than all else.
+        super(TyperGroup, self).format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _printable_mistakes():
@@ -62,6 +140,8 @@ class _Group(TyperGroup):
             typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
+            from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
+
             typer.echo("interrupted", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from error
 
@@ -73,18 +153,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("transcribe")(transcribe_command)
-app.command("batch")(batch_command)
-app.command("parity")(parity_command)
-app.command("doctor")(doctor_command)
-
-
-def main() -> None:
-    """Run the command line of this process."""
-    app(prog_name="whisper-flash")
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,24 +174,3 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
-def benchmark(context: typer.Context) -> None:
-    """Measure this package against stock Whisper, row by row; `throughput`: from sound to text."""
-    # Its options are declared beside it, and imported only when it is run.
-    from whisper_flash_attention.cli.benchmark import benchmark_command, throughput_command
-
-    command = typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
-    )
-    name, arguments = "whisper-flash benchmark", context.args
-    if arguments[:1] == ["throughput"]:
-        command.command(cls=_Command)(throughput_command)
-        name, arguments = f"{name} throughput", arguments[1:]
-    else:
-        command.command(cls=_Command)(benchmark_command)
-    command(args=arguments, prog_name=name)

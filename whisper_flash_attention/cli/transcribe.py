@@ -5,6 +5,7 @@ Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or no model; 130 int
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -89,7 +90,10 @@ def transcribe_command(
         ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show Transformers' own messages, too.")
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show what Transformers prints, and why it is needed."
+        ),
     ] = False,
     **given: Any,
 ) -> None:
@@ -138,12 +142,14 @@ def transcribe_command(
     progress = FileProgress(console, [entry.name for entry in todo])
     runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
     try:
-        with ExitStack() as stack, report_warnings(progress.tell):
+        level = logging.INFO if verbose else logging.WARNING
+        with ExitStack() as stack, report_warnings(progress.tell, level=level):
 
             def open_model() -> Transcriber:
+                transcriber = Transcriber.from_pretrained(**asdict(model), quiet=not verbose)
                 if not verbose:
                     stack.enter_context(quiet_transformers())
-                return Transcriber.from_pretrained(**asdict(model))
+                return transcriber
 
             runner.run(todo, open_model)
     except KeyboardInterrupt as error:
@@ -159,7 +165,7 @@ def _summary(runner: Runner, model: str, total: int, todo: int) -> Sequence[str]
     """Lines that say what ran, how fast, and what did not."""
     lines = []
     if runner.transcriber is not None:
-        lines.append(f"{model}: {describe(runner.transcriber)}")
+        lines.append(f"{model}: {runner.transcriber.describe()}")
     if runner.audio_seconds:
         lines.append(describe_speed(runner.audio_seconds, runner.work_seconds))
     if todo < total:
@@ -183,24 +189,3 @@ def _interruption(runner: Runner, total: int, todo: int) -> str:
     return (
         f"interrupted: {done} of {total} {'file is' if total == 1 else 'files are'} done; {further}"
     )
-
-
-def describe(transcriber: Transcriber) -> str:
-    """Say in one line what a transcriber runs on: loop, attention back-ends, device, dtype."""
-    from whisper_flash_attention.flash_attention import survey
-
-    model, config = transcriber.model, transcriber.model.config
-    attention = str(getattr(model, "attention_backend", config._attn_implementation))
-    if attention == "auto":
-        rows = survey(
-            model.device,
-            model.dtype,
-            heads=config.encoder_attention_heads,
-            head_dim=config.d_model // config.encoder_attention_heads,
-        )
-        encoder, *decoder = (row.picked for row in rows)
-        attention = f"encoder {encoder}"
-        if not transcriber.runs_on_engine:
-            attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{transcriber.engine}; attention: {attention}; {model.device}, {dtype}"

@@ -1,6 +1,6 @@
 """Run a model: features to encoder states, encoder states and a prompt to tokens.
 
-    engine = Engine.of(model)                 # reads the weights in place
+    engine = Engine.of(model)                 # reads the weights in place; or Engine(weights)
     states = engine.encode(features)          # [clips, 1500, D]
     decoded = engine.decode(states, prompt, request)
     for finished in engine.decode_stream(more_jobs, slots, max_length=448): ...
@@ -63,7 +63,7 @@ MOST_LAYOUTS = 8
 class Engine:
     """Run one model's weights. Calls from several threads run one after another.
 
-    Nothing of the model is copied. The buffers of the largest decode so far, those of one stream,
+    Nothing of the weights is copied. The buffers of the largest decode so far, those of one stream,
     and the CUDA graphs on them, are kept for the next call; `release` frees them.
     """
 
@@ -71,9 +71,9 @@ class Engine:
     _alive: ClassVar[WeakSet[Engine]] = WeakSet()
     _registry_lock = threading.Lock()
 
-    def __init__(self, model: Any) -> None:
-        self.weights: Weights = collect_weights(model)
-        self._snapshot = WeightsSnapshot(model)
+    def __init__(self, weights: Weights, snapshot: WeightsSnapshot | None = None) -> None:
+        self.weights = weights
+        self._snapshot = snapshot
         self._lock = threading.RLock()
         self._reset_buffers()
         Engine._alive.add(self)
@@ -91,9 +91,11 @@ class Engine:
         """Return the model's engine, a new one if parameters moved or modules were replaced."""
         with cls._registry_lock:
             engine = cls._engines.get(model)
-            if engine is None or not engine._snapshot.unchanged():
+            snapshot = None if engine is None else engine._snapshot
+            if engine is None or snapshot is None or not snapshot.unchanged():
                 cls._engines.pop(model, None)
-                engine = cls._engines[model] = cls(model)
+                engine = cls(collect_weights(model), WeightsSnapshot(model))
+                cls._engines[model] = engine
             return engine
 
     @classmethod

@@ -188,7 +188,7 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
         cross_attention="absorbed" if absorbed else "projected",
         device=wanted.device,
         dtype=wanted.dtype,
-        weights=_weight_bytes(weights, wanted),
+        weights=weight_bytes(weights, wanted),
         self_attention_cache=sum(state.values()) - cross,
         cross_attention_state=cross,
         workspace=kernel_bytes(layout)
@@ -337,7 +337,7 @@ def _is_here(device: torch.device) -> bool:
     return device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
 
 
-def _weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
+def weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
     sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
     decoder = weights.decoder
     if _is_shared(decoder.projection.weight, decoder.embedding):

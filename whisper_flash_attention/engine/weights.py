@@ -8,10 +8,11 @@ parameter) is seen by `WeightsSnapshot`. `packing` lays out weights that no mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count, takewhile
 from operator import is_not, itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 HEAD_WIDTH = 64
+# Of every layer norm of Whisper.
+LAYER_NORM_EPS = 1e-5
 # Up to this many rows, a tall weight is multiplied from the left.
 FEW_ROWS = 4
 
@@ -209,6 +212,39 @@ def collect_weights(model: Any) -> Weights:
             heads=model.config.decoder_attention_heads,
         ),
     )
+
+
+def weights_of(
+    tensors: Mapping[str, torch.Tensor], *, encoder_heads: int, decoder_heads: int
+) -> Weights:
+    """The weights of tensors by the names of a Whisper model's parameters, without a copy."""
+    heads = SimpleNamespace(
+        encoder_attention_heads=encoder_heads, decoder_attention_heads=decoder_heads
+    )
+    return collect_weights(_Named(tensors, "", heads))
+
+
+class _Named:
+    """Tensors by dotted names, read like the modules that have them as parameters."""
+
+    eps = LAYER_NORM_EPS
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], prefix: str, config: Any = None
+    ) -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("weight", "bias"):
+            return self._tensors.get(self._prefix + name)
+        return _Named(self._tensors, f"{self._prefix}{name}.")
+
+    def __iter__(self) -> Iterator[_Named]:
+        first = f"{self._prefix}{{}}.fc1.weight"
+        layers = takewhile(lambda index: first.format(index) in self._tensors, count())
+        return (_Named(self._tensors, f"{self._prefix}{index}.") for index in layers)
 
 
 def _linear(module: Any) -> Linear:

@@ -27,10 +27,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 import transformers
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.interception import operation_mode
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.errors import EngineBypassed
 from whisper_flash_attention.hf import stock_modules
@@ -138,7 +137,7 @@ def engine_for(model: Any) -> Engine | Fallback:
         return found
     if torch.is_autocast_enabled(found.engine.weights.device.type):
         return Fallback(FallbackReason.AUTOCAST)
-    if (mode := _operation_mode()) is not None:
+    if (mode := operation_mode()) is not None:
         return Fallback(FallbackReason.MODE, mode)
     if found.is_training(model) and (reason := found.training_reason(model)) is not None:
         return Fallback(FallbackReason.TRAINING, reason)
@@ -161,7 +160,7 @@ def trusted_engine(model: Any) -> Engine | None:
         found = engine_for(model)
         return None if isinstance(found, Fallback) else found
     snapshot = _snapshots.get(model)
-    if snapshot is None or _operation_mode() is not None:
+    if snapshot is None or operation_mode() is not None:
         return None
     if torch.is_autocast_enabled(snapshot.engine.weights.device.type):
         return None
@@ -208,20 +207,6 @@ def _sizes(config: Any) -> list[Any]:
 
 def _methods(model_class: type) -> list[Any]:
     return [getattr(model_class, name, None) for name in (*CALL_METHODS, *BYPASSED_METHODS)]
-
-
-def _operation_mode() -> str | None:
-    """What intercepts PyTorch's operations, and would miss the model's; None if nothing does."""
-    # A default device is a mode, too, but changes no operation on existing tensors.
-    stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    modes = [mode for mode in stack if type(mode) is not DeviceContext]
-    if modes:
-        return type(modes[-1]).__name__
-    if torch._C._len_torch_dispatch_stack():
-        return "a TorchDispatchMode"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a transform of torch.func"
-    return None
 
 
 # Arguments of `_sample` without effect: Whisper's encoder ignores its mask, the engine computes

@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, changed
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.engine.engine import Engine
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
@@ -199,28 +202,33 @@ def parse_batch_size(text: str) -> int | None:
     return check.whole_number("batch size", given, least=1, most=MOST_WINDOWS, expected=expected)
 
 
-def automatic_batch_size(model: Any, mode: str, beams: int = 1) -> int:
+def automatic_batch_size(engine: Engine | None, mode: str, beams: int = 1) -> int:
     """Number of windows that fit beside a model on its device.
 
     Args:
-        model: its device, and its `plan` if it has one, determine how many fit.
+        engine: that runs it; None where Transformers does.
         mode: "sequential" or "batched".
         beams: per window.
     """
-    if model.device.type != "cuda" or not hasattr(model, "plan"):
+    if engine is None or engine.weights.device.type != "cuda":
         return ON_CPU
     import torch
 
-    held = sum(each.nbytes for each in model.parameters())
-    free, _ = torch.cuda.mem_get_info(model.device)
-    budget = (held + SHARE_OF_FREE * free) / 1e9
+    from whisper_flash_attention.engine.memory_plan import PlanRequest, largest_plan, weight_bytes
+
+    weights = engine.weights
+    request = PlanRequest(
+        max_new_tokens=weights.decoder.positions.shape[0] - PROMPT_TOKENS,
+        prompt_tokens=PROMPT_TOKENS,
+        num_beams=beams,
+        cross_attention="auto",
+        device=weights.device,
+        dtype=weights.dtype,
+    )
+    free, _ = torch.cuda.mem_get_info(weights.device)
+    budget = weight_bytes(weights, request) + int(SHARE_OF_FREE * free)
     try:
-        plan = model.plan(
-            memory_gb=budget,
-            max_new_tokens=model.config.max_target_positions - PROMPT_TOKENS,
-            prompt_tokens=PROMPT_TOKENS,
-            num_beams=beams,
-        )
-    except OptionError:  # adapters or hooks, or hardly any memory is left
+        plan = largest_plan(weights, request, budget)
+    except OptionError:  # hardly any memory is left
         return ON_CPU
-    return int(max(1, min(plan.batch_size, MOST_ON_GPU[mode])))
+    return min(plan.batch_size, MOST_ON_GPU[mode])

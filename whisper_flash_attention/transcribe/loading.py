@@ -1,19 +1,32 @@
-"""Open a checkpoint for transcription: model and processor, on a device, with clear errors."""
+"""Open a checkpoint for transcription, on the engine where it can run the model.
+
+The engine needs no class of Transformers, whose import takes longer than loading a small model:
+weights and tokenizer are read from their files. What only Transformers can read, and what runs on
+it, is loaded as `WhisperFlashAttentionForConditionalGeneration`, and the log says why.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from whisper_flash_attention.devices import resolve_device, resolve_dtype
 from whisper_flash_attention.errors import OptionError, WeightsError
+from whisper_flash_attention.terminal import quiet_transformers
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    from whisper_flash_attention.engine.engine import Engine
 
 STOCK_ATTENTION = ("eager", "sdpa")
 
@@ -22,36 +35,177 @@ _WHAT_TO_DO = (
     "file; without a network, a local folder or package:tiny.en"
 )
 
+logger = logging.getLogger("whisper_flash_attention")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint and where it runs, as `Transcriber.from_pretrained` takes them, checked.
+
+    Args:
+        name: as it was given; `checkpoint` is its Hub id where it is a short name.
+        attention: "auto", or what the model is to run on.
+        quiet: whether Transformers and the Hub's client print nothing.
+
+    Raises as `load`.
+    """
+
+    name: str
+    checkpoint: str
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    quiet: bool
+
+    @classmethod
+    def of(cls, name: str, *, device: str, dtype: str, attention: str, quiet: bool) -> Source:
+        from whisper_flash_attention.weights import hub_id
+
+        target = resolve_device(device)
+        precision = resolve_dtype(dtype, target)
+        checkpoint = hub_id(name)
+        check_attention(attention)
+        return cls(name, checkpoint, target, precision, attention, quiet)
+
+    def silence(self, *packages: str) -> AbstractContextManager[None]:
+        """Keep these packages from printing, if that is wanted."""
+        if not self.quiet:
+            return nullcontext()
+        for name in packages:
+            import_module(name)
+        return quiet_transformers()
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """A model that exists as weights of an engine alone.
+
+    Attributes:
+        source: from which Transformers can load it, too.
+        tokenizer: `weights.tokenizer.Tokenizer`.
+        alignment_heads: (layer, head) pairs for word timestamps; None if the checkpoint names none.
+    """
+
+    source: Source
+    engine: Engine
+    vocabulary: Vocabulary
+    tokenizer: Any
+    alignment_heads: Any
+
 
 def load(
-    source: str, *, device: str = "auto", dtype: str = "auto", attention: str = "auto"
-) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """Load the model (in evaluation mode) and the processor of `source`.
+    source: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str = "auto",
+    quiet: bool = False,
+) -> tuple[WhisperForConditionalGeneration | EngineModel, WhisperProcessor | None]:
+    """Load the arguments of `Transcriber`: those of the engine where it can run the model.
 
     Args are those of `Transcriber.from_pretrained`, errors too.
+
+    Args:
+        quiet: have Transformers and the Hub's client print nothing.
     """
+    checked = Source.of(source, device=device, dtype=dtype, attention=attention, quiet=quiet)
+    found = load_engine(checked)
+    if isinstance(found, EngineModel):
+        return found, None
+    logger.info("%s is loaded with Transformers: %s", source, found)
+    return load_model(checked), load_processor(checked)
+
+
+def load_engine(source: Source) -> EngineModel | str:
+    """Load what the engine needs, or say why the model must run on Transformers."""
+    if source.attention != "auto":
+        return f"the attention back-end {source.attention!r} was requested by name"
+    from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.weights import HEAD_WIDTH, weights_of
+    from whisper_flash_attention.weights.model_files import read_model
+    from whisper_flash_attention.weights.sources import locate
+
+    device, dtype = source.device, source.dtype
+    with explained(source.name):
+        is_remote = locate(source.checkpoint).folder is None
+        with source.silence(*(["huggingface_hub"] if is_remote else [])):
+            files = read_model(source.checkpoint, lambda tensor: tensor.to(device, dtype))
+    if isinstance(files, str):
+        return files
+    sizes = files.checkpoint.dimensions
+    heads = {sizes.encoder_attention_heads, sizes.decoder_attention_heads}
+    if heads != {sizes.d_model // HEAD_WIDTH} or sizes.d_model % HEAD_WIDTH:
+        return f"its attention heads have not {HEAD_WIDTH} values"
+    generation = SimpleNamespace(**files.checkpoint.generation)
+    check_features(SimpleNamespace(**files.features), sizes.num_mel_bins)
+    weights = weights_of(
+        files.checkpoint.state_dict,
+        encoder_heads=sizes.encoder_attention_heads,
+        decoder_heads=sizes.decoder_attention_heads,
+    )
+    return EngineModel(
+        source=source,
+        engine=Engine(weights),
+        vocabulary=Vocabulary.of(sizes, generation),
+        tokenizer=files.tokenizer,
+        alignment_heads=getattr(generation, "alignment_heads", None),
+    )
+
+
+def load_model(source: Source) -> WhisperForConditionalGeneration:
+    """Load the model in evaluation mode, as an object of Transformers."""
     from whisper_flash_attention.modeling_whisper_flash_attention import (
         WhisperFlashAttentionForConditionalGeneration,
     )
-    from whisper_flash_attention.weights import hub_id, load_processor
 
-    target = resolve_device(device)
-    precision = resolve_dtype(dtype, target)
-    checkpoint = hub_id(source)
-    check_attention(attention)
-    with explained(source):
+    with explained(source.name), source.silence("transformers"):
         loaded: Any = WhisperFlashAttentionForConditionalGeneration.from_pretrained(
-            checkpoint,
-            attn_implementation=attention,
-            dtype=precision,
+            source.checkpoint,
+            attn_implementation=source.attention,
+            dtype=source.dtype,
             output_loading_info=True,
         )
-        model, report = loaded
-        check_complete(source, report)
-        processor = load_processor(checkpoint)
+    model, report = loaded
+    check_complete(source.name, report)
     module: torch.nn.Module = model  # whose `to`, in place, has a signature that mypy can read
-    module.to(target)
-    return model, processor
+    module.to(source.device)
+    whisper: WhisperForConditionalGeneration = model
+    return whisper
+
+
+def load_processor(source: Source) -> WhisperProcessor:
+    """Load the processor, as an object of Transformers."""
+    from whisper_flash_attention.weights import load_processor
+
+    with explained(source.name), source.silence("transformers"):
+        return load_processor(source.checkpoint)
+
+
+# What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
+WHISPER_FEATURES = {
+    "sampling_rate": 16_000,
+    "n_fft": 400,
+    "hop_length": 160,
+    "chunk_length": 30,
+    "dither": 0.0,
+}
+
+
+def check_features(extractor: Any, mel_bins: int) -> None:
+    """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
+    for name, value in WHISPER_FEATURES.items():
+        found = getattr(extractor, name)
+        if found != value:
+            raise WeightsError(
+                f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
+                f"features have {value!r}: transcribe with Transformers' own pipeline"
+            )
+    if extractor.feature_size != mel_bins:
+        raise WeightsError(
+            f"the checkpoint's preprocessor_config.json has feature_size "
+            f"{extractor.feature_size!r}, but its model takes {mel_bins} mel bins: they do not "
+            "belong together"
+        )
 
 
 def check_attention(name: str) -> None:
@@ -92,11 +246,11 @@ def check_complete(source: str, report: Mapping[str, Any]) -> None:
 @contextmanager
 def explained(source: str) -> Iterator[None]:
     """Turn what Transformers and the Hub's client raise into one `WeightsError`."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     from whisper_flash_attention.weights.files import describe_error, third_party_parser
 
     def message(error: BaseException) -> str:
+        from huggingface_hub.errors import RepositoryNotFoundError
+
         if any(isinstance(cause, RepositoryNotFoundError) for cause in _causes(error)):
             reason = "the Hub has no such model, or it is private"
         else:

@@ -201,4 +201,4 @@ class Runner:
 
 def _automatic(transcriber: Transcriber, decode: DecodeOptions) -> int:
     beams = max(decode.beam_size or 1, decode.best_of or 1)
-    return automatic_batch_size(transcriber.model, decode.mode, beams)
+    return automatic_batch_size(transcriber.running_engine(), decode.mode, beams)

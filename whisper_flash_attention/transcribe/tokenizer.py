@@ -12,10 +12,11 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Self
 
 from whisper_flash_attention.errors import WeightsError
+from whisper_flash_attention.weights.tokenizer import token_bytes
 
 # Seconds between two timestamps.
 PRECISION = 0.02
@@ -48,8 +49,8 @@ class Vocabulary:
         """The ids that a generation config names.
 
         Args:
-            model, generation: a model's `WhisperConfig` and `GenerationConfig`, or what has the
-                same attributes.
+            model: a model's `WhisperConfig` or `Dimensions`.
+            generation: its `GenerationConfig`, or the values of its file as attributes.
 
         Raises:
             WeightsError: the config is too old to know timestamps or languages, or names no single
@@ -83,8 +84,8 @@ class Vocabulary:
             no_timestamps=generation.no_timestamps_token_id,
             languages=codes if multilingual else {},
             tasks=tasks,
-            suppressed=tuple(generation.suppress_tokens or ()),
-            at_begin=tuple(generation.begin_suppress_tokens or ()),
+            suppressed=tuple(getattr(generation, "suppress_tokens", None) or ()),
+            at_begin=tuple(getattr(generation, "begin_suppress_tokens", None) or ()),
             positions=model.max_target_positions,
         )
 
@@ -176,7 +177,8 @@ class WordSplitter:
     """Splits text tokens of one vocabulary into words, and caches tokens.
 
     Args:
-        tokenizer: Transformers' Whisper tokenizer, whose tokens are GPT-2's: bytes in disguise.
+        tokenizer: Transformers' or `weights.tokenizer`'s, whose tokens are GPT-2's: bytes in
+            disguise.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -240,46 +242,34 @@ def _begins_word(text: str) -> bool:
     return text.startswith(" ") or text.strip() in string.punctuation
 
 
-def token_bytes(name: str) -> bytes:
-    """The bytes of the text that a token stands for, by its name in the vocabulary."""
-    disguised = _disguised_bytes()
-    return bytes(disguised[character] for character in name)
-
-
 def _decode(some: bytes) -> str:
     return some.decode("utf-8", errors="replace")
 
 
-@cache
-def _disguised_bytes() -> dict[str, int]:
-    """GPT-2's byte for each character of a token's name (OpenAI's `gpt-2/src/encoder.py`).
+class _TokenBytes(dict[int, bytes]):
+    """Bytes of text tokens by id, each found when it is first read: there are 50,000."""
 
-    Bytes that print stand for themselves; the others, in order, for the characters from 256 on.
-    """
-    printed = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printed]
-    return {chr(byte): byte for byte in printed} | {
-        chr(256 + index): byte for index, byte in enumerate(others)
-    }
+    def __init__(self, tokenizer: Any) -> None:
+        self._names = tokenizer.convert_ids_to_tokens
+
+    def __missing__(self, token: int) -> bytes:
+        [name] = self._names([token])
+        found = self[token] = token_bytes(name)
+        return found
 
 
 class Detokenizer:
     """A Whisper tokenizer, of which `decode` is quick for text tokens.
 
     Args:
-        tokenizer: Transformers' Whisper tokenizer; ids below its end's are text.
+        tokenizer: Transformers' or `weights.tokenizer`'s; ids below its end's are text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._end = int(tokenizer.eos_token_id)
         self._prompt = int(tokenizer.convert_tokens_to_ids("<|startofprev|>"))
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        return [
-            token_bytes(name) for name in self._tokenizer.convert_ids_to_tokens(range(self._end))
-        ]
+        self._bytes = _TokenBytes(tokenizer)
 
     def encode(self, text: str, **options: Any) -> list[int]:
         """As the tokenizer's own."""

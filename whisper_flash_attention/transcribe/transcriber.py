@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack, overload
+from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
-from whisper_flash_attention.errors import AudioError, WeightsError
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
+from whisper_flash_attention.transcribe.loading import (
+    EngineModel,
+    check_features,
+    load,
+    load_model,
+    load_processor,
+)
 from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
@@ -28,11 +34,6 @@ if TYPE_CHECKING:
 
     from whisper_flash_attention.engine.engine import Engine
 
-# What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
-WHISPER_FEATURES = MappingProxyType(
-    {"sampling_rate": 16_000, "n_fft": 400, "hop_length": 160, "chunk_length": 30, "dither": 0.0}
-)
-
 
 class Transcriber:
     """Transcribes recordings by OpenAI's sequential algorithm, on the engine where that can run.
@@ -42,23 +43,33 @@ class Transcriber:
     chunks of speech are decoded side by side instead.
 
     Args:
-        model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`.
-        processor: the processor of the same checkpoint.
+        model: stock Whisper or `WhisperFlashAttentionForConditionalGeneration`; or what `load`
+            returned.
+        processor: the processor of the same checkpoint; None beside what `load` returned.
 
     Raises:
         WeightsError: the model's generation config is too old to know timestamps or languages, or
             its features are not Whisper's.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
-        generation = model.generation_config
-        _check_features(processor.feature_extractor, model.config.num_mel_bins)
-        self.model = model
-        self.processor = processor
-        self._vocabulary = Vocabulary.of(model.config, generation)
-        self._tokenizer = Detokenizer(processor.tokenizer)
-        self._splitter = WordSplitter(processor.tokenizer)
-        self._alignment_heads = getattr(generation, "alignment_heads", None)
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration | EngineModel,
+        processor: WhisperProcessor | None,
+    ) -> None:
+        self._model = model
+        self._processor = processor
+        if isinstance(model, EngineModel):
+            self._vocabulary, tokenizer = model.vocabulary, model.tokenizer
+            self._alignment_heads = model.alignment_heads
+        else:
+            assert processor is not None
+            generation, tokenizer = model.generation_config, processor.tokenizer
+            check_features(processor.feature_extractor, model.config.num_mel_bins)
+            self._vocabulary = Vocabulary.of(model.config, generation)
+            self._alignment_heads = getattr(generation, "alignment_heads", None)
+        self._tokenizer = Detokenizer(tokenizer)
+        self._splitter = WordSplitter(tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -68,6 +79,7 @@ class Transcriber:
         device: str = "auto",
         dtype: str = "auto",
         attention: str = "auto",
+        quiet: bool = False,
     ) -> Self:
         """Load a checkpoint to transcribe with.
 
@@ -77,21 +89,46 @@ class Transcriber:
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
             attention: a back-end's name, or "auto".
+            quiet: have Transformers and the Hub's client print nothing.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
             OptionError: an unknown device, dtype or attention back-end.
         """
-        from whisper_flash_attention.transcribe.loading import load
+        return cls(*load(source, device=device, dtype=dtype, attention=attention, quiet=quiet))
 
-        return cls(*load(source, device=device, dtype=dtype, attention=attention))
+    @property
+    def model(self) -> WhisperForConditionalGeneration:
+        """The model as an object of Transformers; what is done to it takes effect here.
 
-    def _engine(self) -> Engine | None:
+        A model that `from_pretrained` loaded for the engine alone is loaded once more when this is
+        first read, which imports Transformers.
+        """
+        if isinstance(self._model, EngineModel):
+            source, self._processor = self._model.source, self.processor
+            self._model = load_model(source)
+        return self._model
+
+    @property
+    def processor(self) -> WhisperProcessor:
+        """The processor; loaded when this is first read, as `model`."""
+        if self._processor is None:
+            assert isinstance(self._model, EngineModel)
+            self._processor = load_processor(self._model.source)
+        return self._processor
+
+    def running_engine(self) -> Engine | None:
         """The decode engine on the model's weights; None where Transformers must decode.
 
         Of the model, this and `GenerateReader` alone use more than its configuration.
         """
+        if isinstance(self._model, EngineModel):
+            from whisper_flash_attention.engine.interception import intercepted_by
+
+            engine = self._model.engine
+            if intercepted_by(engine.weights.device) is None:
+                return engine
         if not hasattr(self.model, "attention_backend"):  # Transformers' own class
             return None
         from whisper_flash_attention.hf.eligibility import engine_for
@@ -103,16 +140,40 @@ class Transcriber:
     @property
     def runs_on_engine(self) -> bool:
         """Whether this package's decode engine can run the model as it is now."""
-        return self._engine() is not None
+        return self.running_engine() is not None
 
     @property
     def engine(self) -> str:
         """What runs the decode loop: this package's engine, and how, or Transformers."""
         from whisper_flash_attention.engine.layout import backend_name
 
-        if not self.runs_on_engine:
+        engine = self.running_engine()
+        if engine is None:
             return "Transformers generate"
-        return f"decode engine ({backend_name(self.model.device)})"
+        return f"decode engine ({backend_name(engine.weights.device)})"
+
+    def describe(self) -> str:
+        """What runs the model, in one line: decode loop, attention back-ends, device, dtype."""
+        from whisper_flash_attention.flash_attention import survey
+
+        engine = self.running_engine()
+        if engine is None:
+            config = self.model.config
+            device, dtype, width = self.model.device, self.model.dtype, config.d_model
+            heads = config.encoder_attention_heads
+            attention = str(getattr(self.model, "attention_backend", config._attn_implementation))
+        else:
+            weights, attention = engine.weights, "auto"
+            device, dtype, width = weights.device, weights.dtype, weights.decoder.width
+            heads = weights.encoder.heads
+        if attention == "auto":
+            rows = survey(device, dtype, heads=heads, head_dim=width // heads)
+            encoder, *decoder = (row.picked for row in rows)
+            attention = f"encoder {encoder}"
+            if engine is None:
+                attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
+        dtype_name = str(dtype).removeprefix("torch.")
+        return f"{self.engine}; attention: {attention}; {device}, {dtype_name}"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -281,7 +342,7 @@ class Transcriber:
 
     def _reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
-        engine = self._engine()
+        engine = self.running_engine()
         if engine is None:
             from whisper_flash_attention.transcribe.hf_long_form import GenerateReader
 
@@ -364,20 +425,3 @@ def _with_sound(recordings: Iterable[Recording]) -> Iterator[Recording]:
             yield recording
         else:
             recording.add_silence(silence)
-
-
-def _check_features(extractor: Any, mel_bins: int) -> None:
-    """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
-    for name, value in WHISPER_FEATURES.items():
-        found = getattr(extractor, name)
-        if found != value:
-            raise WeightsError(
-                f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
-                f"features have {value!r}: transcribe with Transformers' own pipeline"
-            )
-    if extractor.feature_size != mel_bins:
-        raise WeightsError(
-            f"the checkpoint's preprocessor_config.json has feature_size "
-            f"{extractor.feature_size!r}, but its model takes {mel_bins} mel bins: they do not "
-            "belong together"
-        )

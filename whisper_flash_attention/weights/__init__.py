@@ -1,10 +1,11 @@
-"""Weights from anywhere: what reads checkpoints that Transformers itself cannot read.
+"""Weights from anywhere: checkpoints as tensors, and the tokenizers that go with them.
 
-This folder owns the file formats (OpenAI's `.pt`, CTranslate2's `model.bin`, the packages that
-carry them), their conversion to Transformers' parameter names and configurations, and the
-processors that go with them. It knows files, tensors and configurations; it must not know the
-modeling file, attention back-ends or the command line. Every file is taken to be hostile: what
-cannot be read is a `WeightsError` that names the file and what is wrong with it.
+This folder owns the file formats (safetensors, OpenAI's `.pt`, CTranslate2's `model.bin`, the
+packages that carry them, tokenizers), their conversion to Transformers' parameter names and
+configurations, and processors. `model_files` reads all that transcription needs; Transformers is
+imported for processors only. The folder must not know the modeling file, attention back-ends or the
+command line. Every file is taken to be hostile: what cannot be read is a `WeightsError` that names
+the file and what is wrong with it.
 """
 
 from whisper_flash_attention.weights.checkpoint import Checkpoint

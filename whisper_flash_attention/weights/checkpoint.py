@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, WhisperConfig
 
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.tokens import BEGIN_OF_SEQUENCE, SpecialTokens
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, WhisperConfig
+
 Shape = tuple[int, ...]
+# What becomes of a tensor as it is read, such as a copy on another device or in another dtype.
+Convert = Callable[[torch.Tensor], torch.Tensor]
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """Sizes of a Whisper, by the names that `WhisperConfig` gives them; its defaults, too."""
+
+    vocab_size: int = 51865
+    d_model: int = 384
+    num_mel_bins: int = 80
+    max_source_positions: int = 1500
+    max_target_positions: int = 448
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    encoder_attention_heads: int = 6
+    decoder_attention_heads: int = 6
+    encoder_ffn_dim: int = 1536
+    decoder_ffn_dim: int = 1536
 
 
 @dataclass(frozen=True)
@@ -24,19 +46,43 @@ class Checkpoint:
 
     Attributes:
         source: where it came from, as the caller named it.
-        format: "openai" or "ctranslate2".
-        config: the model's dimensions and special ids.
-        generation_config: suppress lists, languages, tasks and alignment heads.
+        format: "openai", "ctranslate2" or "transformers".
+        dimensions: the model's sizes.
+        generation: what its `generation_config.json` holds or would hold: special ids, suppress
+            lists, languages, tasks and alignment heads.
         state_dict: parameters by their names in `WhisperForConditionalGeneration.state_dict()`,
-            all of one floating dtype (that of the file; float32 for quantised files), each with
-            memory of its own; `proj_out.weight` is the tensor of the token embeddings.
+            all of one floating dtype (that of the file; float32 for quantised files);
+            `proj_out.weight` is the tensor of the token embeddings.
     """
 
     source: str
     format: str
-    config: WhisperConfig
-    generation_config: GenerationConfig
+    dimensions: Dimensions
+    generation: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
+
+    @cached_property
+    def config(self) -> WhisperConfig:
+        """Dimensions and special ids, for Transformers."""
+        from transformers import WhisperConfig
+
+        tokens = SpecialTokens.of_vocabulary(self.dimensions.vocab_size)
+        assert tokens is not None
+        return WhisperConfig(
+            **asdict(self.dimensions),
+            bos_token_id=BEGIN_OF_SEQUENCE,
+            eos_token_id=tokens.end_of_text,
+            pad_token_id=tokens.end_of_text,
+            decoder_start_token_id=tokens.start_of_transcript,
+            begin_suppress_tokens=list(tokens.suppressed_at_begin),
+        )
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """`generation`, for Transformers."""
+        from transformers import GenerationConfig
+
+        return GenerationConfig(**self.generation)
 
 
 # The most that a dimension may be; large-v3 has 1280 columns and 32 layers. Products of these
@@ -54,10 +100,10 @@ LARGEST = {
     "encoder_ffn_dim": 1 << 17,
     "decoder_ffn_dim": 1 << 17,
 }
-DIMENSIONS = tuple(LARGEST)
+DIMENSIONS = tuple(field.name for field in fields(Dimensions))
 
 
-def check_limits(source: str, config: WhisperConfig) -> None:
+def check_limits(source: str, config: Any) -> None:
     """Refuse sizes of which building the modules alone would take for ever.
 
     Raises:
@@ -96,34 +142,30 @@ def check_dimensions(source: str, dimensions: Mapping[str, Any]) -> None:
             raise WeightsError(f"{source}: {dimensions[name]} {name} do not divide {width} columns")
 
 
-def make_config(source: str, **dimensions: int) -> tuple[WhisperConfig, SpecialTokens]:
-    """Build the configuration from dimensions by the names that `WhisperConfig` gives them.
+def make_dimensions(source: str, **sizes: int) -> tuple[Dimensions, SpecialTokens]:
+    """Check sizes, and find the special tokens that follow from the vocabulary's.
 
     Raises:
         WeightsError: a dimension is not positive, the width is odd or not a multiple of the heads,
             or the vocabulary is not one of Whisper's.
     """
-    check_dimensions(source, dimensions)
-    tokens = SpecialTokens.of_vocabulary(dimensions["vocab_size"])
+    check_dimensions(source, sizes)
+    tokens = SpecialTokens.of_vocabulary(sizes["vocab_size"])
     if tokens is None:
         raise WeightsError(
-            f"{source}: a vocabulary of {dimensions['vocab_size']} tokens, expected 51864 "
+            f"{source}: a vocabulary of {sizes['vocab_size']} tokens, expected 51864 "
             "(English-only), 51865 (multilingual) or 51866 (large-v3): the special tokens of "
             "others are unknown"
         )
-    options: dict[str, Any] = {
-        **dimensions,
-        "bos_token_id": BEGIN_OF_SEQUENCE,
-        "eos_token_id": tokens.end_of_text,
-        "pad_token_id": tokens.end_of_text,
-        "decoder_start_token_id": tokens.start_of_transcript,
-        "begin_suppress_tokens": list(tokens.suppressed_at_begin),
-    }
-    return WhisperConfig(**options), tokens
+    return Dimensions(**sizes), tokens
 
 
-def parameter_shapes(config: WhisperConfig) -> dict[str, Shape]:
-    """Shapes by name of all parameters of `WhisperForConditionalGeneration`, tied ones once."""
+def parameter_shapes(config: Any) -> dict[str, Shape]:
+    """Shapes by name of all parameters of `WhisperForConditionalGeneration`, tied ones once.
+
+    Args:
+        config: `Dimensions`, or a `WhisperConfig`.
+    """
     width = config.d_model
     shapes: dict[str, Shape] = {
         "model.encoder.conv1.weight": (width, config.num_mel_bins, 3),
@@ -198,8 +240,8 @@ def shorten(value: object, limit: int = 80) -> str:
 def assemble(
     source: str,
     layout: str,
-    config: WhisperConfig,
-    generation_config: GenerationConfig,
+    dimensions: Dimensions,
+    generation: dict[str, Any],
     tensors: dict[str, torch.Tensor],
 ) -> Checkpoint:
     """Unify the dtypes, tie the output projection and wrap everything up."""
@@ -207,4 +249,4 @@ def assemble(
         for name in tensors:  # one by one, so that no second copy of all of them exists
             tensors[name] = tensors[name].float()
     state = tensors | {"proj_out.weight": tensors["model.decoder.embed_tokens.weight"]}
-    return Checkpoint(source, layout, config, generation_config, state)
+    return Checkpoint(source, layout, dimensions, generation, state)

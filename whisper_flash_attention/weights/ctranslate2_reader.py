@@ -27,23 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, WhisperConfig
 
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.checkpoint import (
     FLOATING,
     Checkpoint,
+    Convert,
+    Dimensions,
     Shape,
     assemble,
     check_shapes,
-    make_config,
+    make_dimensions,
     parameter_shapes,
     shorten,
 )
 from whisper_flash_attention.weights.files import JoinedFiles, read_json
 from whisper_flash_attention.weights.generation_config import (
+    generation_values,
     known_alignment_heads,
-    make_generation_config,
 )
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
@@ -105,13 +106,10 @@ class VariableReader:
         if self._position != file.size:
             raise self._wrong(f"{file.size - self._position} bytes are left over")
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read a variable, in the dtype and shape that it is stored in, into memory of its own."""
-        variable = self.variables[name]
-        if variable.size == 0:
-            return torch.empty(variable.shape, dtype=variable.dtype)
-        data = self._file.read(variable.position, variable.size)
-        return torch.frombuffer(data, dtype=variable.dtype).reshape(variable.shape)
+    def tensor(self, name: str, convert: Convert | None = None) -> torch.Tensor:
+        """Read a variable; see `JoinedFiles.tensor`."""
+        each = self.variables[name]
+        return self._file.tensor(each.position, each.dtype, each.shape, convert)
 
     def _check_spec(self) -> None:
         spec = self._string("the name of the specification")
@@ -233,7 +231,11 @@ _OLD_INT16_SCALE = 1000.0  # CTranslate2's `Quantize::global_int16_scale`, where
 
 
 def read_ctranslate2(
-    folder: Path, model: Sequence[Path] | None = None, source: str | None = None
+    folder: Path,
+    model: Sequence[Path] | None = None,
+    source: str | None = None,
+    *,
+    convert: Convert | None = None,
 ) -> Checkpoint:
     """Read a folder with `model.bin` and, where it is there, `config.json`.
 
@@ -241,32 +243,34 @@ def read_ctranslate2(
         folder: the folder.
         model: the parts of `model.bin`, where it lies elsewhere or in parts.
         source: how the checkpoint was named by the caller; the folder unless given.
+        convert: applied to each tensor as it is read. Tensors may then lie in the mapped file, or
+            share memory; otherwise each has memory of its own.
 
     Raises:
         WeightsError: a file is missing, truncated, wrong or hostile.
     """
     with JoinedFiles(model or (folder / "model.bin",)) as file:
         reader = VariableReader(file)
-        config, tokens = _read_config(reader)
-        generation_config = read_generation_config(folder / "config.json", config, tokens)
-        tensors = _convert(reader, config)
-    return assemble(source or str(folder), "ctranslate2", config, generation_config, tensors)
+        dimensions, tokens = _read_dimensions(reader)
+        generation = read_generation(folder / "config.json", dimensions, tokens)
+        tensors = _convert(reader, dimensions, convert)
+    return assemble(source or str(folder), "ctranslate2", dimensions, generation, tensors)
 
 
 def read_dimensions(model: Sequence[Path]) -> tuple[int, SpecialTokens]:
     """Mel bins and special tokens of a model, from the header of its `model.bin` alone."""
     with JoinedFiles(model) as file:
-        config, tokens = _read_config(VariableReader(file))
-    return config.num_mel_bins, tokens
+        dimensions, tokens = _read_dimensions(VariableReader(file))
+    return dimensions.num_mel_bins, tokens
 
 
-def _read_config(reader: VariableReader) -> tuple[WhisperConfig, SpecialTokens]:
+def _read_dimensions(reader: VariableReader) -> tuple[Dimensions, SpecialTokens]:
     for name, expected in _EXPECTED_OPTIONS.items():
         found = _scalar(reader, name)
         if found is not None and found != expected:
             raise WeightsError(f"{reader.name}: {name} is {found}; Whisper's is {expected}")
     vocabulary, width = _shape(reader, _EMBEDDINGS, 2)
-    return make_config(
+    return make_dimensions(
         reader.name,
         vocab_size=vocabulary,
         d_model=width,
@@ -319,7 +323,7 @@ def _count_layers(reader: VariableReader, side: str) -> int:
     return len({match[1] for match in matches if match})
 
 
-def _plan(config: WhisperConfig) -> dict[str, tuple[str, ...]]:
+def _plan(dimensions: Dimensions) -> dict[str, tuple[str, ...]]:
     """Map each variable to the parameters that are stacked in it, by Transformers' names."""
     plan: dict[str, tuple[str, ...]] = {
         _EMBEDDINGS: ("model.decoder.embed_tokens.weight",),
@@ -330,8 +334,8 @@ def _plan(config: WhisperConfig) -> dict[str, tuple[str, ...]]:
         name: (f"model.{name.replace('/', '.')}",) for name in _CONVOLUTIONS
     }
     sides = (
-        ("encoder", config.encoder_layers, _SELF_ATTENTION | _FEED_FORWARD),
-        ("decoder", config.decoder_layers, _SELF_ATTENTION | _CROSS_ATTENTION | _FEED_FORWARD),
+        ("encoder", dimensions.encoder_layers, _SELF_ATTENTION | _FEED_FORWARD),
+        ("decoder", dimensions.decoder_layers, _SELF_ATTENTION | _CROSS_ATTENTION | _FEED_FORWARD),
     )
     for side, layers, parts in sides:
         modules[f"{side}/layer_norm"] = (f"model.{side}.layer_norm",)
@@ -346,8 +350,10 @@ def _plan(config: WhisperConfig) -> dict[str, tuple[str, ...]]:
     return plan
 
 
-def _convert(reader: VariableReader, config: WhisperConfig) -> dict[str, torch.Tensor]:
-    plan, shapes = _plan(config), parameter_shapes(config)
+def _convert(
+    reader: VariableReader, dimensions: Dimensions, convert: Convert | None
+) -> dict[str, torch.Tensor]:
+    plan, shapes = _plan(dimensions), parameter_shapes(dimensions)
     expected = {name: _stacked_shape(names, shapes) for name, names in plan.items()}
     found = {
         name: variable.shape
@@ -359,18 +365,18 @@ def _convert(reader: VariableReader, config: WhisperConfig) -> dict[str, torch.T
     _check_sharing(reader, expected)
     tensors: dict[str, torch.Tensor] = {}
     for name, names in plan.items():
-        dense = _read_dense(reader, name)
-        rows = [_rows(parameter, shapes, config) for parameter in names]
+        dense = _read_dense(reader, name, convert)
+        rows = [_rows(parameter, shapes, dimensions) for parameter in names]
         for parameter, part in zip(names, torch.split(dense, rows), strict=True):
             # The keys' part of a bias is dropped: it adds the same to all scores of a query, so
             # softmax does not see it (and converted models hold zeros there).
             if parameter in shapes:
-                tensors[parameter] = part.clone() if len(names) > 1 else part
+                tensors[parameter] = part.clone() if len(names) > 1 and convert is None else part
     return tensors
 
 
-def _rows(parameter: str, shapes: dict[str, tuple[int, ...]], config: WhisperConfig) -> int:
-    return shapes[parameter][0] if parameter in shapes else config.d_model
+def _rows(parameter: str, shapes: dict[str, tuple[int, ...]], dimensions: Dimensions) -> int:
+    return shapes[parameter][0] if parameter in shapes else dimensions.d_model
 
 
 def _stacked_shape(names: tuple[str, ...], shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -399,15 +405,16 @@ def _check_sharing(reader: VariableReader, expected: dict[str, tuple[int, ...]])
             raise WeightsError(f"{reader.name}: {name} is the same matrix as {other}")
 
 
-def _read_dense(reader: VariableReader, name: str) -> torch.Tensor:
+def _read_dense(reader: VariableReader, name: str, convert: Convert | None) -> torch.Tensor:
     """Read a variable as a floating tensor, dequantised to float32 where it is int8 or int16."""
+    if reader.variables[name].dtype in FLOATING:
+        return reader.tensor(name, convert)
     stored = reader.tensor(name)
-    if stored.dtype in FLOATING:
-        return stored
     if stored.dtype not in (torch.int8, torch.int16) or stored.dim() < 2:
         raise WeightsError(f"{reader.name}: variable {name} is of type {stored.dtype}")
     scale = _read_scale(reader, name, stored)
-    return stored.float() / scale.reshape(-1, *[1] * (stored.dim() - 1))
+    dense = stored.float() / scale.reshape(-1, *[1] * (stored.dim() - 1))
+    return dense if convert is None else convert(dense)
 
 
 def _read_scale(reader: VariableReader, name: str, stored: torch.Tensor) -> torch.Tensor:
@@ -430,25 +437,23 @@ def _read_scale(reader: VariableReader, name: str, stored: torch.Tensor) -> torc
     return scale
 
 
-def read_generation_config(
-    path: Path, config: WhisperConfig, tokens: SpecialTokens
-) -> GenerationConfig:
+def read_generation(path: Path, dimensions: Dimensions, tokens: SpecialTokens) -> dict[str, Any]:
     # Converters of early 2023 wrote no config.json; `lang_ids` follow from the vocabulary, and
     # some converted English-only models list wrong ones.
     content = read_json(path) if os.path.lexists(path) else {}
-    heads = _pairs(path, content, config)
+    heads = _pairs(path, content, dimensions)
     if heads is None:
         heads = known_alignment_heads(
-            config.encoder_layers,
-            config.decoder_layers,
-            config.decoder_attention_heads,
-            config.vocab_size,
+            dimensions.encoder_layers,
+            dimensions.decoder_layers,
+            dimensions.decoder_attention_heads,
+            dimensions.vocab_size,
         )
-    return make_generation_config(
+    return generation_values(
         tokens,
-        max_length=config.max_target_positions,
-        suppress=_ids(path, content, "suppress_ids", config.vocab_size),
-        suppress_at_begin=_ids(path, content, "suppress_ids_begin", config.vocab_size),
+        max_length=dimensions.max_target_positions,
+        suppress=_ids(path, content, "suppress_ids", dimensions.vocab_size),
+        suppress_at_begin=_ids(path, content, "suppress_ids_begin", dimensions.vocab_size),
         alignment_heads=heads,
     )
 
@@ -463,12 +468,12 @@ def _ids(path: Path, content: dict[str, Any], key: str, vocab_size: int) -> list
 
 
 def _pairs(
-    path: Path, content: dict[str, Any], config: WhisperConfig
+    path: Path, content: dict[str, Any], dimensions: Dimensions
 ) -> tuple[tuple[int, int], ...] | None:
     pairs = content.get("alignment_heads")
     if pairs is None:
         return None
-    limits = (config.decoder_layers, config.decoder_attention_heads)
+    limits = (dimensions.decoder_layers, dimensions.decoder_attention_heads)
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list)
         and len(pair) == 2

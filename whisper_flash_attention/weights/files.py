@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,14 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from whisper_flash_attention.errors import WeightsError, WhisperFlashError
-from whisper_flash_attention.weights.checkpoint import shorten
+from whisper_flash_attention.weights.checkpoint import Convert, Shape, shorten
 
 # The largest JSON files of Whisper: a tokenizer has 4 MB, a configuration 20 kB. Parsed JSON takes
 # up to about 30 times its size.
 LARGEST_TOKENIZER = 16 << 20
 LARGEST_CONFIG = 1 << 20
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 _KINDS = {
@@ -124,7 +130,7 @@ class JoinedFiles:
     """Files read by position as if they were one; usually there is just one. A context manager.
 
     Raises:
-        WeightsError: a file cannot be opened or read.
+        WeightsError: a file cannot be opened or read, or ends too early.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -132,6 +138,7 @@ class JoinedFiles:
         self._paths = tuple(paths)
         self._stack = ExitStack()
         self._files: list[tuple[int, int, BufferedReader]] = []  # first byte, size, file
+        self._maps: dict[int, mmap.mmap] = {}
         self.size = 0
 
     def __enter__(self) -> Self:
@@ -174,6 +181,40 @@ class JoinedFiles:
         if done < count:
             raise WeightsError(f"{self.name}: became shorter while it was read")
         return data
+
+    def tensor(
+        self, position: int, dtype: torch.dtype, shape: Shape, convert: Convert | None = None
+    ) -> torch.Tensor:
+        """Read a dense tensor that begins at byte `position`.
+
+        Args:
+            convert: applied to the tensor. If it returns it as it is, the tensor lies in the mapped
+                file where its address allows that; without `convert`, in memory of its own.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        if size == 0:
+            return torch.empty(shape, dtype=dtype)
+        probe = torch.empty(0, dtype=dtype)
+        is_kept = convert is not None and convert(probe) is probe
+        is_aligned = position % dtype.itemsize == 0
+        mapped = self._map(position, size) if is_kept and is_aligned else None
+        data = self.read(position, size) if mapped is None else mapped
+        tensor = torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return tensor if convert is None else convert(tensor)
+
+    def _map(self, position: int, count: int) -> memoryview | None:
+        """Bytes where they lie in a file, mapped as a private copy; None if in more than one.
+
+        The mapping outlives the object. Whoever shortens the file ends processes that use it.
+        """
+        for index, (start, size, file) in enumerate(self._files):
+            if start <= position and position + count <= start + size:
+                if index not in self._maps:
+                    # What is written to it stays in this process.
+                    self._maps[index] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                here = position - start
+                return memoryview(self._maps[index])[here : here + count]
+        return None
 
 
 def _read_fully(file: BufferedReader, view: memoryview) -> int:
@@ -219,7 +260,7 @@ def decode_json(name: str, data: bytes | bytearray) -> Any:
     try:
         content = json.loads(data.decode("utf-8"))
         # An escape such as \\ud800 makes text that no file name, terminal or Rust parser takes.
-        if b"\\u" in data:
+        if _SURROGATE.search(data):
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{name}: not JSON ({shorten(error, 200)})") from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from transformers import GenerationConfig
+from typing import Any
 
 from whisper_flash_attention.weights.tokens import BEGIN_OF_SEQUENCE, SpecialTokens
 
@@ -49,15 +48,15 @@ def known_alignment_heads(
     return _ALIGNMENT_HEADS.get((encoder_layers, decoder_layers, vocab_size))
 
 
-def make_generation_config(
+def generation_values(
     tokens: SpecialTokens,
     *,
     max_length: int,
     suppress: Iterable[int] | None = None,
     suppress_at_begin: Iterable[int] | None = None,
     alignment_heads: Iterable[tuple[int, int]] | None = None,
-) -> GenerationConfig:
-    """Build what `generation_config.json` of OpenAI's repositories on the Hub holds.
+) -> dict[str, Any]:
+    """What `generation_config.json` of OpenAI's repositories on the Hub holds.
 
     Args:
         tokens: the special tokens of the vocabulary.
@@ -66,7 +65,7 @@ def make_generation_config(
         suppress_at_begin: ids that are not generated first; OpenAI's list unless given.
         alignment_heads: (layer, head) pairs for word timestamps. The attribute is absent without.
     """
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "bos_token_id": BEGIN_OF_SEQUENCE,
         "eos_token_id": tokens.end_of_text,
         "pad_token_id": tokens.end_of_text,
@@ -89,4 +88,4 @@ def make_generation_config(
         options["forced_decoder_ids"] = [[1, None], [2, tokens.transcribe]]
     if alignment_heads is not None:
         options["alignment_heads"] = [list(pair) for pair in alignment_heads]
-    return GenerationConfig(**options)
+    return options

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import WhisperConfig
-
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.checkpoint import (
     FLOATING,
     Checkpoint,
+    Convert,
+    Dimensions,
     assemble,
     check_shapes,
-    make_config,
+    make_dimensions,
     parameter_shapes,
     shorten,
 )
 from whisper_flash_attention.weights.generation_config import (
+    generation_values,
     known_alignment_heads,
-    make_generation_config,
 )
 from whisper_flash_attention.weights.tokens import SpecialTokens
 from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
@@ -64,48 +64,52 @@ _OUTER_NAMES = {
 }
 
 
-def read_openai(path: Path, source: str | None = None) -> Checkpoint:
+def read_openai(
+    path: Path, source: str | None = None, *, convert: Convert | None = None
+) -> Checkpoint:
     """Read an OpenAI checkpoint; no code from the file runs.
 
     Args:
         path: the file.
         source: how the checkpoint was named by the caller; the path unless given.
+        convert: applied to each tensor as it is read. Tensors may then lie in the mapped file;
+            otherwise each has memory of its own.
 
     Raises:
         WeightsError: the file is truncated, hostile, or holds something else.
     """
     with TorchArchive(path) as archive:
-        config, tokens, stored = _read_header(archive)
-        shapes = parameter_shapes(config)
+        dimensions, tokens, stored = _read_header(archive)
+        shapes = parameter_shapes(dimensions)
         names = {name: openai_name(name) for name in shapes}
         expected = {names[name]: shape for name, shape in shapes.items()}
         check_shapes(str(path), expected, {name: item.shape for name, item in stored.items()})
-        generation_config = make_generation_config(
+        generation = generation_values(
             tokens,
-            max_length=config.max_target_positions,
+            max_length=dimensions.max_target_positions,
             alignment_heads=known_alignment_heads(
-                config.encoder_layers,
-                config.decoder_layers,
-                config.decoder_attention_heads,
-                config.vocab_size,
+                dimensions.encoder_layers,
+                dimensions.decoder_layers,
+                dimensions.decoder_attention_heads,
+                dimensions.vocab_size,
             ),
         )
-        tensors = {name: archive.read(stored[theirs]) for name, theirs in names.items()}
-    return assemble(source or str(path), "openai", config, generation_config, tensors)
+        tensors = {name: archive.read(stored[theirs], convert) for name, theirs in names.items()}
+    return assemble(source or str(path), "openai", dimensions, generation, tensors)
 
 
 def read_dimensions(path: Path) -> tuple[int, SpecialTokens]:
     """Mel bins and special tokens of an OpenAI checkpoint; the weights stay in the file."""
     with TorchArchive(path) as archive:
-        config, tokens, _ = _read_header(archive)
-    return config.num_mel_bins, tokens
+        dimensions, tokens, _ = _read_header(archive)
+    return dimensions.num_mel_bins, tokens
 
 
 def _read_header(
     archive: TorchArchive,
-) -> tuple[WhisperConfig, SpecialTokens, dict[str, StoredTensor]]:
+) -> tuple[Dimensions, SpecialTokens, dict[str, StoredTensor]]:
     dims, tensors = _parts(archive)
-    return *_read_config(archive.name, dims, tensors), tensors
+    return *_read_dimensions(archive.name, dims, tensors), tensors
 
 
 def _parts(archive: TorchArchive) -> tuple[dict[str, int], dict[str, StoredTensor]]:
@@ -148,9 +152,9 @@ def _check_tensor(path: str, name: object, tensor: object) -> None:
         )
 
 
-def _read_config(
+def _read_dimensions(
     path: str, dims: dict[str, int], tensors: dict[str, StoredTensor]
-) -> tuple[WhisperConfig, SpecialTokens]:
+) -> tuple[Dimensions, SpecialTokens]:
     if dims["n_audio_state"] != dims["n_text_state"]:
         raise WeightsError(
             f"{path}: n_audio_state {shorten(dims['n_audio_state'])} and n_text_state "
@@ -167,7 +171,7 @@ def _read_config(
         first = tensors.get(f"{side}.blocks.0.mlp.0.weight")
         width = None if first is None or len(first.shape) != 2 else first.shape[0]
         options[f"{side}_ffn_dim"] = width or 4 * options["d_model"]
-    return make_config(path, **options)
+    return make_dimensions(path, **options)
 
 
 def openai_name(name: str) -> str:

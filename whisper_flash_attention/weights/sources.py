@@ -13,6 +13,7 @@ from whisper_flash_attention.weights.checkpoint import Checkpoint, shorten
 from whisper_flash_attention.weights.ctranslate2_reader import read_ctranslate2
 from whisper_flash_attention.weights.openai_reader import read_openai
 from whisper_flash_attention.weights.packaged import PREFIX, packaged_source
+from whisper_flash_attention.weights.tokens import SpecialTokens
 
 Source = str | os.PathLike[str]
 
@@ -35,6 +36,15 @@ _HUB_IDS = {
     "large-v1": "openai/whisper-large",
     "large": "openai/whisper-large-v3",
     "turbo": "openai/whisper-large-v3-turbo",
+}
+
+
+# Number of languages -> a repository with the tokenizer of all of OpenAI's checkpoints with as
+# many, for checkpoints that come without one; 0 is English-only.
+_TOKENIZERS = {
+    0: "openai/whisper-tiny.en",
+    99: "openai/whisper-tiny",
+    100: "openai/whisper-large-v3",
 }
 
 
@@ -124,6 +134,17 @@ def locate(source: Source, *, weights: bool = True) -> Located:
     if looks_local or not isinstance(source, str) or not name.isprintable():
         raise WeightsError(f"{shorten(path, 200)}: does not exist; {_EXPECTED}")
     return Located("transformers")
+
+
+def tokenizer_source(tokens: SpecialTokens) -> str:
+    """A repository on the Hub with the tokenizer of these special tokens."""
+    return _TOKENIZERS[len(tokens.languages) if tokens.multilingual else 0]
+
+
+def is_bare(folder: Path) -> bool:
+    """Whether a tokenizer lies there without the configuration that Transformers needs."""
+    found = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    return found == {"tokenizer.json"}
 
 
 def _check_name(name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _MOST_TOKENS = 1 << 20
 _LONGEST_PADDING = 1 << 12
 _LONGEST_TOKEN = 1 << 10  # characters
 # Lists of special tokens, by their names in Transformers 4 and 5.
-_SPECIAL_LISTS = (
+SPECIAL_LISTS = (
     "additional_special_tokens",
     "extra_special_tokens",
     "model_specific_special_tokens",
@@ -86,10 +87,8 @@ def check_tokenizer(path: str, content: Mapping[str, Any]) -> list[dict[str, Any
             f"{path}: its tokens have characters that stand for no byte ({shorten(min(odd))}): not "
             "a byte-level BPE tokenizer"
         )
-    for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not _can_merge(pair, vocabulary):
-            raise WeightsError(f"{path}: merge {shorten(merge)} is of unknown tokens")
+    if not _are_merges(merges, vocabulary):
+        _check_each_merge(path, merges, vocabulary)
     _check_padding(path, content)
     ids: dict[str, Any] = {}
     for token in added:
@@ -108,7 +107,14 @@ def check_tokenizer(path: str, content: Mapping[str, Any]) -> list[dict[str, Any
 
 def check_vocabulary(path: str, vocabulary: Mapping[str, Any]) -> None:
     """Check a map of tokens to ids: whole numbers, each once."""
-    for token, index in vocabulary.items():
+    indices = vocabulary.values()
+    is_plain = (  # in milliseconds; otherwise the first that is wrong is looked for
+        set(map(type, indices)) <= {int}
+        and min(indices, default=0) >= 0
+        and max(indices, default=0) < _MOST_TOKENS
+        and max(map(len, vocabulary), default=0) <= _LONGEST_TOKEN
+    )
+    for token, index in () if is_plain else vocabulary.items():
         if not _is_id(index):
             raise WeightsError(f"{path}: token {shorten(token)} has the id {shorten(index)}")
         if len(token) > _LONGEST_TOKEN:
@@ -135,7 +141,7 @@ def check_special_tokens(path: str, content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         if name.endswith("_token") and value is not None:
             _check_named_token(path, name, value)
-        elif name in _SPECIAL_LISTS and value is not None:
+        elif name in SPECIAL_LISTS and value is not None:
             if not isinstance(value, list | dict):
                 raise WeightsError(f"{path}: {name} is {shorten(value)}, expected a list")
             for token in value.values() if isinstance(value, dict) else value:
@@ -217,6 +223,36 @@ def _check_spellings(path: str, content: Mapping[str, Any]) -> None:
 
 def _is_id(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST_TOKENS
+
+
+def _are_merges(merges: list[Any], vocabulary: dict[str, Any]) -> bool:
+    """Whether all merges are pairs of tokens that together are one; in a few operations on all.
+
+    True is certain; False may be wrong.
+    """
+    kinds = set(map(type, merges))
+    if kinds == {list}:
+        if set(map(len, merges)) != {2} or set(map(type, chain.from_iterable(merges))) != {str}:
+            return False
+        merges = list(map(" ".join, merges))
+    elif kinds != {str}:
+        return not merges
+    text = "\n".join(merges)
+    merged = text.replace(" ", "").split("\n")
+    known = vocabulary.keys()
+    return (
+        len(merged) == len(merges)
+        and set(map(str.count, merges, repeat(" "))) == {1}
+        and known >= set(merged)
+        and known >= set(text.replace("\n", " ").split(" "))
+    )
+
+
+def _check_each_merge(path: str, merges: list[Any], vocabulary: dict[str, Any]) -> None:
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not _can_merge(pair, vocabulary):
+            raise WeightsError(f"{path}: merge {shorten(merge)} is of unknown tokens")
 
 
 def _can_merge(pair: list[Any], vocabulary: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from whisper_flash_attention.languages import LANGUAGES
 
 TIMESTAMPS = 1501
 SECONDS_PER_TIMESTAMP = 0.02

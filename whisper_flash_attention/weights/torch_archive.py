@@ -26,7 +26,7 @@ from typing import Any, Self
 import torch
 
 from whisper_flash_attention.errors import WeightsError
-from whisper_flash_attention.weights.checkpoint import Shape, shorten
+from whisper_flash_attention.weights.checkpoint import Convert, Shape, shorten
 from whisper_flash_attention.weights.files import JoinedFiles
 
 _MOST_INSTRUCTIONS = 400_000
@@ -421,14 +421,11 @@ class TorchArchive:
         """Bytes of the file."""
         return self._file.size
 
-    def read(self, tensor: StoredTensor) -> torch.Tensor:
-        """Read a contiguous tensor into memory of its own."""
-        if tensor.elements == 0:
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+    def read(self, tensor: StoredTensor, convert: Convert | None = None) -> torch.Tensor:
+        """Read a contiguous tensor; see `JoinedFiles.tensor`."""
         entry = self._data[f"data/{tensor.storage}"]
-        item = tensor.dtype.itemsize
-        data = self._file.read(entry.start + tensor.offset * item, tensor.elements * item)
-        return torch.frombuffer(data, dtype=tensor.dtype).reshape(tensor.shape)
+        position = entry.start + tensor.offset * tensor.dtype.itemsize
+        return self._file.tensor(position, tensor.dtype, tensor.shape, convert)
 
     def _open(self) -> None:
         entries = self._entries()

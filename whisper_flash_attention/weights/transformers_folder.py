@@ -11,16 +11,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from transformers import WhisperConfig
-
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights.checkpoint import (
-    DIMENSIONS,
     LARGEST,
+    Dimensions,
+    Shape,
     check_dimensions,
     shorten,
 )
@@ -32,7 +31,7 @@ from whisper_flash_attention.weights.files import (
 )
 from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive
 
-_CONFIG, _GENERATION = "config.json", "generation_config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 # Weight files in the order in which Transformers looks for them, without and with safetensors.
 _SAFE_NAMES = ("model.safetensors", "model.safetensors.index.json")
 _TORCH_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -74,19 +73,19 @@ def check_folder(
         WeightsError: a file is missing, not regular, damaged, contradicts the configuration by
             size, or claims what would take more memory than a model of its size.
     """
-    content = read_json(folder / _CONFIG) if config else {}
-    dimensions = check_config(str(folder / _CONFIG), content) if config else None
-    if os.path.lexists(folder / _GENERATION):
-        path = folder / _GENERATION
+    content = read_json(folder / CONFIG) if config else {}
+    dimensions = check_config(str(folder / CONFIG), content) if config else None
+    if os.path.lexists(folder / GENERATION):
+        path = folder / GENERATION
         check_generation_config(str(path), read_json(path), dimensions)
     if not weights:
         return
-    files = list(_weight_files(folder, variant, safetensors, content.get("transformers_weights")))
+    files = list(weight_files(folder, variant, safetensors, content.get("transformers_weights")))
     size = sum(_check_weights(path) for path in files)
     parameters = 0 if dimensions is None else count_parameters(dimensions)
     if parameters > _PARAMETERS_PER_BYTE * size + _FREE_PARAMETERS:
         raise WeightsError(
-            f"{folder / _CONFIG}: describes a model of {parameters} parameters, but the weight "
+            f"{folder / CONFIG}: describes a model of {parameters} parameters, but the weight "
             f"files ({', '.join(path.name for path in files)}) have {size} bytes"
         )
 
@@ -94,10 +93,13 @@ def check_folder(
 # Configuration
 
 
-@cache
-def _defaults() -> dict[str, int]:
-    config = WhisperConfig()
-    return {name: getattr(config, name) for name in DIMENSIONS}
+# Other names of the same sizes; Transformers takes whichever it reads last.
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+    "num_key_value_heads": "encoder_attention_heads",
+}
 
 
 def check_config(path: str, content: Mapping[str, Any]) -> dict[str, int]:
@@ -117,11 +119,11 @@ def check_config(path: str, content: Mapping[str, Any]) -> dict[str, int]:
     kind = content.get("model_type")
     if kind not in (None, "whisper"):
         raise WeightsError(f"{path}: a model of type {shorten(kind)}, expected whisper")
-    dimensions = {name: content.get(name, default) for name, default in _defaults().items()}
+    defaults = asdict(Dimensions())
+    dimensions = {name: content.get(name, default) for name, default in defaults.items()}
     check_dimensions(path, dimensions)
-    for alias, name in WhisperConfig.attribute_map.items():
-        if alias in content and name in LARGEST:
-            # Other names of the same sizes; Transformers takes whichever it reads last.
+    for alias, name in ALIASES.items():
+        if alias in content:
             check_dimensions(path, {**dimensions, name: content[alias]})
             dimensions[name] = max(dimensions[name], content[alias])
     for name in ("dropout", "attention_dropout", "activation_dropout"):
@@ -154,6 +156,8 @@ def check_config(path: str, content: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _check_activation(path: str, name: object) -> None:
+    if name == "gelu":
+        return
     from transformers.activations import ACT2FN
 
     if not isinstance(name, str) or name not in ACT2FN:
@@ -213,22 +217,15 @@ _TOKEN_NAMES = (
 )
 
 
-@cache
-def _default_tokens() -> dict[str, Any]:
-    """Token ids that Transformers saves with a model of any vocabulary if none were chosen."""
-    config = WhisperConfig()
-    return {
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
-    }
+# What Transformers saves with a model of any vocabulary if none were chosen.
+DEFAULT_TOKENS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
 def _check_tokens(path: str, content: Mapping[str, Any], vocab_size: int) -> None:
-    defaults = _default_tokens()
     content = {
         name: value
         for name, value in content.items()
-        if name not in defaults or value != defaults[name]
+        if name not in DEFAULT_TOKENS or value != DEFAULT_TOKENS[name]
     }
     for name in _TOKEN_NAMES:
         token = content.get(name)
@@ -278,17 +275,21 @@ def check_feature_extractor(path: str, content: Mapping[str, Any]) -> None:
         raise WeightsError(f"{path}: padding_side is {shorten(side)}, expected left or right")
 
 
-def check_feature_extractor_files(folder: Path) -> None:
-    """Check the files of a folder that describe a feature extractor; see above."""
+def check_feature_extractor_files(folder: Path) -> list[dict[str, Any]]:
+    """Check the files of a folder that describe a feature extractor, and return what they hold."""
+    found = []
     path = folder / "preprocessor_config.json"
     if os.path.lexists(path):
-        check_feature_extractor(str(path), read_json(path))
+        found.append(read_json(path))
+        check_feature_extractor(str(path), found[-1])
     path = folder / "processor_config.json"
     if os.path.lexists(path):
         content = read_json(path).get("feature_extractor", {})
         if not isinstance(content, dict):
             raise WeightsError(f"{path}: feature_extractor is no JSON object")
         check_feature_extractor(str(path), content)
+        found.append(content)
+    return found
 
 
 def _is_token(value: object, limit: int) -> bool:
@@ -364,7 +365,7 @@ def count_parameters(dimensions: Mapping[str, int]) -> int:
 # Weights
 
 
-def _weight_files(
+def weight_files(
     folder: Path, variant: str | None, safetensors: bool, explicit: str | None
 ) -> Iterator[Path]:
     """Find the files that Transformers will read; an index stands for its shards."""
@@ -450,11 +451,20 @@ def _check_weights(path: Path) -> int:
         return archive.size
 
 
-def read_safetensors_header(file: JoinedFiles) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True, slots=True)
+class SafeTensor:
+    """A tensor of a safetensors file: its type by the format's name, and its first byte."""
+
+    dtype: str
+    shape: Shape
+    position: int
+
+
+def read_safetensors_header(file: JoinedFiles) -> dict[str, SafeTensor]:
     """Check the header of a safetensors file against its size.
 
     Returns:
-        The shapes of the tensors, by name.
+        The tensors by name.
 
     Raises:
         WeightsError: the header is no header, or its tensors do not fill the file without overlaps.
@@ -472,7 +482,7 @@ def read_safetensors_header(file: JoinedFiles) -> dict[str, tuple[int, ...]]:
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise WeightsError(f"{file.name}: its metadata is no map of strings")
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, SafeTensor] = {}
     ranges: list[tuple[int, int, str]] = []
     for name, entry in content.items():
         dtype, shape, (start, end) = _tensor_entry(file.name, name, entry)
@@ -481,7 +491,7 @@ def read_safetensors_header(file: JoinedFiles) -> dict[str, tuple[int, ...]]:
                 f"{file.name}: tensor {shorten(name)} of shape {shorten(shape)} and type {dtype} "
                 f"has {end - start} bytes"
             )
-        shapes[name] = shape
+        tensors[name] = SafeTensor(dtype, shape, 8 + length + start)
         ranges.append((start, end, name))
     position = 0
     for start, end, name in sorted(ranges):
@@ -495,7 +505,7 @@ def read_safetensors_header(file: JoinedFiles) -> dict[str, tuple[int, ...]]:
             f"{file.name}: its tensors take {position} bytes, but {file.size - 8 - length} follow "
             "the header: truncated?"
         )
-    return shapes
+    return tensors
 
 
 def _tensor_entry(
