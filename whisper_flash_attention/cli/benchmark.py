@@ -138,7 +138,7 @@ def benchmark_command(
       whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
     """
     model = options_of(ModelOptions, given)
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, model.compute_type
     if report_only:
         show_outcome(report_again(output), Console(stderr=True))
         return
@@ -322,7 +322,7 @@ def throughput_command(
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
     """
     model = options_of(ModelOptions, given)
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, model.compute_type
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, measure_throughput
     from whisper_flash_attention.devices import resolve_device, resolve_dtype

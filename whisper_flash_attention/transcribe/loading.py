@@ -16,7 +16,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from whisper_flash_attention.devices import resolve_device, resolve_dtype
+from whisper_flash_attention.devices import resolve_compute_type, resolve_device
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.weights import Weights
+    from whisper_flash_attention.weights.checkpoint import Checkpoint, Convert
 
 STOCK_ATTENTION = ("eager", "sdpa")
 
@@ -44,6 +46,9 @@ class Source:
 
     Args:
         name: as it was given; `checkpoint` is its Hub id where it is a short name.
+        dtype: of activations, and of weights where `precision` is None.
+        precision: in which `engine.packing` lays out the weights for a CPU: "float32", "int8", or
+            "auto", that is int8 if the checkpoint holds that.
         attention: "auto", or what the model is to run on.
         quiet: whether Transformers and the Hub's client print nothing.
 
@@ -54,18 +59,21 @@ class Source:
     checkpoint: str
     device: torch.device
     dtype: torch.dtype
+    precision: str | None
     attention: str
     quiet: bool
 
     @classmethod
-    def of(cls, name: str, *, device: str, dtype: str, attention: str, quiet: bool) -> Source:
+    def of(
+        cls, name: str, *, device: str, compute_type: str, attention: str, quiet: bool
+    ) -> Source:
         from whisper_flash_attention.weights import hub_id
 
         target = resolve_device(device)
-        precision = resolve_dtype(dtype, target)
+        dtype, precision = resolve_compute_type(compute_type, target)
         checkpoint = hub_id(name)
         check_attention(attention)
-        return cls(name, checkpoint, target, precision, attention, quiet)
+        return cls(name, checkpoint, target, dtype, precision, attention, quiet)
 
     def silence(self, *packages: str) -> AbstractContextManager[None]:
         """Keep these packages from printing, if that is wanted."""
@@ -97,7 +105,7 @@ def load(
     source: str,
     *,
     device: str = "auto",
-    dtype: str = "auto",
+    compute_type: str = "auto",
     attention: str = "auto",
     quiet: bool = False,
 ) -> tuple[WhisperForConditionalGeneration | EngineModel, WhisperProcessor | None]:
@@ -108,12 +116,33 @@ def load(
     Args:
         quiet: have Transformers and the Hub's client print nothing.
     """
-    checked = Source.of(source, device=device, dtype=dtype, attention=attention, quiet=quiet)
+    checked = Source.of(
+        source, device=device, compute_type=compute_type, attention=attention, quiet=quiet
+    )
     found = load_engine(checked)
     if isinstance(found, EngineModel):
         return found, None
+    if checked.precision == "int8":
+        raise OptionError(f"compute type 'int8' needs the engine, which cannot run this: {found}")
     logger.info("%s is loaded with Transformers: %s", source, found)
     return load_model(checked), load_processor(checked)
+
+
+def _conversion(source: Source) -> Convert:
+    """What becomes of a tensor of the file: nothing where `packing` converts it."""
+    if source.precision is not None:
+        return lambda tensor: tensor
+    return lambda tensor: tensor.to(source.device, source.dtype)
+
+
+def _laid_out(weights: Weights, precision: str | None, checkpoint: Checkpoint) -> Weights:
+    from whisper_flash_attention.engine.packing import pack
+
+    if precision is None:
+        return weights
+    if precision == "auto":
+        precision = "int8" if checkpoint.is_int8 else "float32"
+    return pack(weights, precision)
 
 
 def load_engine(source: Source) -> EngineModel | str:
@@ -125,11 +154,10 @@ def load_engine(source: Source) -> EngineModel | str:
     from whisper_flash_attention.weights.model_files import read_model
     from whisper_flash_attention.weights.sources import locate
 
-    device, dtype = source.device, source.dtype
     with explained(source.name):
         is_remote = locate(source.checkpoint).folder is None
         with source.silence(*(["huggingface_hub"] if is_remote else [])):
-            files = read_model(source.checkpoint, lambda tensor: tensor.to(device, dtype))
+            files = read_model(source.checkpoint, _conversion(source))
     if isinstance(files, str):
         return files
     sizes = files.checkpoint.dimensions
@@ -145,7 +173,7 @@ def load_engine(source: Source) -> EngineModel | str:
     )
     return EngineModel(
         source=source,
-        engine=Engine(weights),
+        engine=Engine(_laid_out(weights, source.precision, files.checkpoint)),
         vocabulary=Vocabulary.of(sizes, generation),
         tokenizer=files.tokenizer,
         alignment_heads=getattr(generation, "alignment_heads", None),

@@ -77,7 +77,7 @@ class Transcriber:
         source: str = "small",
         *,
         device: str = "auto",
-        dtype: str = "auto",
+        compute_type: str = "auto",
         attention: str = "auto",
         quiet: bool = False,
     ) -> Self:
@@ -87,16 +87,20 @@ class Transcriber:
             source: a short name ("tiny.en", "small", "turbo", ...), a Hub id, a Transformers or
                 faster-whisper folder, an OpenAI `.pt` file, or `package:tiny.en`.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
+            compute_type: "float32", "float16", "bfloat16", on a CPU also "int8"; or "auto", that is
+                float16 on CUDA, int8 on a CPU if the checkpoint holds that, else float32.
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
-            OptionError: an unknown device, dtype or attention back-end.
+            OptionError: an unknown device, compute type or attention back-end.
         """
-        return cls(*load(source, device=device, dtype=dtype, attention=attention, quiet=quiet))
+        loaded = load(
+            source, device=device, compute_type=compute_type, attention=attention, quiet=quiet
+        )
+        return cls(*loaded)
 
     @property
     def model(self) -> WhisperForConditionalGeneration:
