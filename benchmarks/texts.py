@@ -86,7 +86,7 @@ Model = Annotated[str, typer.Option(help="As `whisper-flash transcribe --model`.
 Language = Annotated[str, typer.Option(help="Code, for recordings without one in an index.json.")]
 Attention = Annotated[str, typer.Option(help="Of stock: eager or sdpa.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda ...")]
-DType = Annotated[str, typer.Option("--dtype", help="float32, float16 ...; auto as transcribe.")]
+ComputeType = Annotated[str, typer.Option(help="float32, int8 ...; auto as transcribe.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Chunks at a time.")]
 
 
@@ -225,6 +225,7 @@ def generate_noises(seconds: float = 35) -> dict[str, Samples]:
 
 def systems_for(
     transcriber: Transcriber,
+    reference: Transcriber,
     attention: str,
     language: str,
     batch_size: int,
@@ -242,7 +243,7 @@ def systems_for(
 
     def stock(**options: Any) -> System:
         # Weights are copied only for a system that is run.
-        return lambda samples: stock_segments(transcriber, attention, language, **options)(samples)
+        return lambda samples: stock_segments(reference, attention, language, **options)(samples)
 
     no_detector = {"mode": "batched", "vad_filter": False}
     systems = {
@@ -412,7 +413,7 @@ def compare(
     language: Language = "en",
     attention: Attention = "sdpa",
     device: Device = "auto",
-    dtype: DType = "auto",
+    compute_type: ComputeType = "auto",
     batch_size: BatchSize = 8,
     openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
     system: Annotated[
@@ -424,8 +425,11 @@ def compare(
     commit: Commit = None,
 ) -> None:
     """Compare texts with stock's and openai-whisper's, and word error rates."""
-    transcriber = Transcriber.from_pretrained(model, device=device, dtype=dtype)
-    other = openai_model(transcriber) if openai else None
+    transcriber = Transcriber.from_pretrained(model, device=device, compute_type=compute_type)
+    # Its model runs on Transformers' modules once it is read: ours must stay on the engine.
+    stock_type = "float32" if compute_type == "int8" else compute_type
+    reference = Transcriber.from_pretrained(model, device=device, compute_type=stock_type)
+    other = openai_model(reference) if openai else None
     recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
     if joined:
         recordings += joined_recordings(recordings)
@@ -439,18 +443,21 @@ def compare(
         if code not in transcriber.languages:
             continue
         is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
-        systems = systems_for(transcriber, attention, code, batch_size, other, is_long=is_long)
+        systems = systems_for(
+            transcriber, reference, attention, code, batch_size, other, is_long=is_long
+        )
         if system:
             systems = {name: systems[name] for name in system if name in systems}
         rows += compare_texts(spoken, samples, systems)
         console.print(f"{spoken.path.name}: done")
     show_texts(rows)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
-    document |= {"dtype": str(transcriber.model.dtype).removeprefix("torch.")}
+    document |= {"dtype": str(reference.model.dtype).removeprefix("torch.")}
+    document |= {"compute_type": compute_type}
     document |= {"threads": torch.get_num_threads(), "word_error_rates": rates(rows)}
     document |= {"differing": differing(rows), "lost_words": lost_words(rows)}
     document |= {"rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document)
+    write_json(output, str(reference.model.device), commit, document)
 
 
 # --- long form, timed ----------------------------------------------------------------------------
@@ -490,7 +497,8 @@ def long_form(
 ) -> None:
     """Compare transcriptions of long recordings with stock's, and their times."""
     transcriber = Transcriber.from_pretrained(model, device=device)
-    segments = {"stock": stock_segments(transcriber, attention, language)}
+    reference = Transcriber.from_pretrained(model, device=device)
+    segments = {"stock": stock_segments(reference, attention, language)}
     for mode in ("sequential", "batched"):
         segments[mode] = our_segments(transcriber, language, batch_size, mode=mode)
     systems = {
@@ -519,7 +527,7 @@ def long_form(
     print_rows(None, rows, columns)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
     document |= {"threads": torch.get_num_threads(), "rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document)
+    write_json(output, str(reference.model.device), commit, document)
 
 
 # --- words and their times -----------------------------------------------------------------------
@@ -576,8 +584,9 @@ def words(
     """Compare words and their times with openai-whisper's."""
     import whisper
 
-    transcriber = Transcriber.from_pretrained(model, device=device, dtype="float32")
-    other = openai_model(transcriber)
+    transcriber = Transcriber.from_pretrained(model, device=device, compute_type="float32")
+    reference = Transcriber.from_pretrained(model, device=device, compute_type="float32")
+    other = openai_model(reference)
     rows = []
     for spoken in find_spoken(audio, language):
         if spoken.language not in transcriber.languages:
@@ -603,7 +612,7 @@ def words(
     print_rows(f"words, and their times within {TOLERANCE} s", [sums], columns)
     document = {"model": model, "openai_whisper": whisper.__version__, "totals": sums}
     document |= {"rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document, indent=None)
+    write_json(output, str(reference.model.device), commit, document, indent=None)
 
 
 app = app_of(__doc__, compare, long_form, words)

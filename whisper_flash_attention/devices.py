@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import DeviceError, OptionError
-from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES
+from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,16 @@ def _check_cuda(name: str, index: int) -> None:
     if index >= count:
         found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
         raise DeviceError(f"device {name!r} was requested; found: {found}")
+
+
+def set_threads(count: int) -> None:
+    """Have PyTorch compute with that many threads on the CPU, in the whole process.
+
+    Raises `OptionError` unless it is a whole number from 1 on.
+    """
+    import torch
+
+    torch.set_num_threads(check.whole_number("threads", count, least=1, most=MOST_THREADS))
 
 
 def resolve_compute_type(name: str, device: torch.device) -> tuple[torch.dtype, str | None]:

@@ -23,6 +23,8 @@ TASKS = ("transcribe", "translate")
 MODES = ("sequential", "batched")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 COMPUTE_TYPES = (*DTYPES, "int8")
+# More than any machine has cores.
+MOST_THREADS = 4096
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
@@ -116,6 +118,11 @@ class ModelOptions:
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
         commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+    )
+    threads: int | None = option(
+        None,
+        kinds.whole_number(1, MOST_THREADS),
+        "Threads of PyTorch on the CPU, for the whole process. Left out: one per core.",
     )
     attention: str = option(
         "auto",

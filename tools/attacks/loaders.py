@@ -385,13 +385,13 @@ def loaders(folder: Path) -> dict[str, Case]:
         return case
 
     def open_all(where: Path) -> int:
-        model, processor = load(str(where), device="cpu", dtype="float32")
+        model, processor = load(str(where), device="cpu", compute_type="float32")
         assert model.config.d_model == model.model.decoder.embed_tokens.weight.shape[1]
         assert isinstance(processor.tokenizer.decode([0, 1]), str)
         return sum(each.nbytes for each in model.parameters())
 
     def open_weights(where: Path) -> int:
-        model, _ = load(str(where), device="cpu", dtype="float32")
+        model, _ = load(str(where), device="cpu", compute_type="float32")
         path = where / "model.safetensors"
         if path.exists():
             for name, tensor in reference(path.read_bytes()).items():

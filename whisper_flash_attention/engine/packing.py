@@ -43,8 +43,8 @@ def pack(weights: Weights, precision: str) -> Weights:
     """
     encoder, decoder = weights.encoder, weights.decoder
     if precision == "int8":
-        return Weights(_encoder(encoder, quantised), _decoder(decoder, quantised))
-    return Weights(_encoder(encoder, exact), _decoder(decoder, exact))
+        return Weights(_encoder(encoder, quantised), _decoder(decoder, quantised), precision)
+    return Weights(_encoder(encoder, exact), _decoder(decoder, exact), precision)
 
 
 def _encoder(weights: EncoderWeights, pack_layer: Layer) -> EncoderWeights:

@@ -130,10 +130,14 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model's weights on one device, in one dtype."""
+    """All of a model's weights on one device, in one dtype.
+
+    `precision` is that in which `packing` laid them out for a CPU; None where it did not.
+    """
 
     encoder: EncoderWeights
     decoder: DecoderWeights
+    precision: str | None = None
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from whisper_flash_attention.devices import resolve_compute_type, resolve_device
+from whisper_flash_attention.devices import resolve_compute_type, resolve_device, set_threads
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
@@ -106,6 +106,7 @@ def load(
     *,
     device: str = "auto",
     compute_type: str = "auto",
+    threads: int | None = None,
     attention: str = "auto",
     quiet: bool = False,
 ) -> tuple[WhisperForConditionalGeneration | EngineModel, WhisperProcessor | None]:
@@ -116,6 +117,8 @@ def load(
     Args:
         quiet: have Transformers and the Hub's client print nothing.
     """
+    if threads is not None:
+        set_threads(threads)
     checked = Source.of(
         source, device=device, compute_type=compute_type, attention=attention, quiet=quiet
     )

@@ -78,6 +78,7 @@ class Transcriber:
         *,
         device: str = "auto",
         compute_type: str = "auto",
+        threads: int | None = None,
         attention: str = "auto",
         quiet: bool = False,
     ) -> Self:
@@ -89,16 +90,23 @@ class Transcriber:
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             compute_type: "float32", "float16", "bfloat16", on a CPU also "int8"; or "auto", that is
                 float16 on CUDA, int8 on a CPU if the checkpoint holds that, else float32.
+            threads: of PyTorch on the CPU, for the whole process; None leaves them as they are.
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
-            OptionError: an unknown device, compute type or attention back-end.
+            OptionError: an unknown device, compute type or attention back-end, or `threads` is out of
+                range.
         """
         loaded = load(
-            source, device=device, compute_type=compute_type, attention=attention, quiet=quiet
+            source,
+            device=device,
+            compute_type=compute_type,
+            threads=threads,
+            attention=attention,
+            quiet=quiet,
         )
         return cls(*loaded)
 
@@ -157,10 +165,10 @@ class Transcriber:
         return f"decode engine ({backend_name(engine.weights.device)})"
 
     def describe(self) -> str:
-        """What runs the model, in one line: decode loop, attention back-ends, device, dtype."""
+        """What runs the model, in one line: decode loop, attention back-ends, device, type."""
         from whisper_flash_attention.flash_attention import survey
 
-        engine = self.running_engine()
+        engine, precision = self.running_engine(), None
         if engine is None:
             config = self.model.config
             device, dtype, width = self.model.device, self.model.dtype, config.d_model
@@ -169,15 +177,15 @@ class Transcriber:
         else:
             weights, attention = engine.weights, "auto"
             device, dtype, width = weights.device, weights.dtype, weights.decoder.width
-            heads = weights.encoder.heads
+            heads, precision = weights.encoder.heads, weights.precision
         if attention == "auto":
             rows = survey(device, dtype, heads=heads, head_dim=width // heads)
             encoder, *decoder = (row.picked for row in rows)
             attention = f"encoder {encoder}"
             if engine is None:
                 attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-        dtype_name = str(dtype).removeprefix("torch.")
-        return f"{self.engine}; attention: {attention}; {device}, {dtype_name}"
+        computes_in = precision or str(dtype).removeprefix("torch.")
+        return f"{self.engine}; attention: {attention}; {device}, {computes_in}"
 
     @property
     def languages(self) -> tuple[str, ...]:
