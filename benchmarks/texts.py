@@ -235,7 +235,9 @@ def systems_for(
 ) -> dict[str, System]:
     """Systems by name; those with context only for long recordings.
 
-    `openai` is openai-whisper's model, or None to leave it out.
+    Args:
+        reference: whose model stock has a copy of.
+        openai: openai-whisper's model, or None to leave it out.
     """
 
     def ours(**options: Any) -> System:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,13 +45,6 @@ def plain(model: WhisperForConditionalGeneration) -> Weights:
     return collect_weights(model)
 
 
-def engine_of(model: WhisperForConditionalGeneration, weights: Weights) -> Engine:
-    engine = Engine(model)
-    engine.weights = weights
-    engine._reset_buffers()
-    return engine
-
-
 def decode(engine: Engine, cross_attention: str = "auto") -> DecodeOutput:
     request = Request(
         LogitsProcessors(),
@@ -69,20 +64,20 @@ def last_logits(decoded: DecodeOutput) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cross_attention", ["projected", "absorbed"])
-def test_float32_gives_the_same_tokens_and_logits(model, plain, cross_attention) -> None:
-    found = decode(engine_of(model, pack(plain, "float32")), cross_attention)
-    wanted = decode(Engine(model), cross_attention)
+def test_float32_gives_the_same_tokens_and_logits(plain, cross_attention) -> None:
+    found = decode(Engine(pack(plain, "float32")), cross_attention)
+    wanted = decode(Engine(plain), cross_attention)
     assert torch.equal(found.sequences, wanted.sequences)
     torch.testing.assert_close(last_logits(found), last_logits(wanted), rtol=0, atol=1e-4)
 
 
 def test_weights_that_are_stored_in_float16_compute_in_float32(model, plain) -> None:
     stored = collect_weights(copy.deepcopy(model).half())
-    engine = engine_of(model, pack(stored, "float32"))
+    engine = Engine(pack(stored, "float32"))
     assert engine.weights.dtype is torch.float32
     found = decode(engine)
     torch.testing.assert_close(
-        last_logits(found), last_logits(decode(Engine(model))), rtol=0, atol=1e-4
+        last_logits(found), last_logits(decode(Engine(plain))), rtol=0, atol=1e-4
     )
 
 
@@ -99,18 +94,18 @@ def test_weights_that_float16_would_round_stay_in_float32(plain) -> None:
         assert torch.equal(found.weight, layer.weight)
 
 
-def test_without_fbgemm_weights_stay_as_they_are(model, plain, monkeypatch) -> None:
+def test_without_fbgemm_weights_stay_as_they_are(plain, monkeypatch) -> None:
     monkeypatch.setattr(packing, "has_fbgemm", lambda: False)
     packed = pack(plain, "float32")
     assert not isinstance(packed.decoder.projection, PackedLinear)
-    found = decode(engine_of(model, packed))
-    assert torch.equal(found.sequences, decode(Engine(model)).sequences)
+    found = decode(Engine(packed))
+    assert torch.equal(found.sequences, decode(Engine(plain)).sequences)
 
 
 @needs_fbgemm
-def test_8_bits_are_close(model, plain) -> None:
-    found = last_logits(decode(engine_of(model, pack(plain, "int8"))))
-    wanted = last_logits(decode(Engine(model)))
+def test_8_bits_are_close(plain) -> None:
+    found = last_logits(decode(Engine(pack(plain, "int8"))))
+    wanted = last_logits(decode(Engine(plain)))
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
 
 
@@ -159,3 +154,26 @@ def test_alignment_runs_on_packed_weights(plain, precision) -> None:
     tolerance = 1e-5 if precision == "float32" else 0.05
     for found, wanted in zip(aligned(pack(plain, precision)), aligned(plain), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+
+
+def test_engines_on_a_cpu_take_turns(plain) -> None:
+    engines = [Engine(pack(plain, "float32")), Engine(plain)]
+    inside, most = 0, 0
+
+    def enter(tokens: torch.Tensor) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+
+    request = Request(LogitsProcessors(), max_length=8, eos=(), pad=299, on_token=enter)
+    prompt = torch.tensor([[298, 5]] * 2)
+
+    def decode_once(engine: Engine) -> torch.Tensor:
+        return engine.decode(engine.encode(FEATURES), prompt, request).sequences
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(decode_once, engines)
+    assert most == 1
+    assert torch.equal(one, other)

@@ -72,7 +72,7 @@ class Engine:
     _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
     _alive: ClassVar[WeakSet[Engine]] = WeakSet()
     _registry_lock = threading.Lock()
-    # Of all engines on CPUs: each would start a thread per core, and the others would wait for them.
+    # Of all engines on CPUs: each call starts a thread per core, which others would only delay.
     _cpu_lock = threading.RLock()
 
     def __init__(self, weights: Weights, snapshot: WeightsSnapshot | None = None) -> None:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.engine import Engine
-    from whisper_flash_attention.engine.weights import Weights
-    from whisper_flash_attention.weights.checkpoint import Checkpoint, Convert
+    from whisper_flash_attention.weights.checkpoint import Checkpoint
 
 STOCK_ATTENTION = ("eager", "sdpa")
 
@@ -74,6 +73,16 @@ class Source:
         checkpoint = hub_id(name)
         check_attention(attention)
         return cls(name, checkpoint, target, dtype, precision, attention, quiet)
+
+    def convert(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What becomes of a tensor of the file: nothing where `packing` converts it."""
+        return tensor.to(self.device, self.dtype) if self.precision is None else tensor
+
+    def precision_for(self, checkpoint: Checkpoint) -> str | None:
+        """The precision in which the weights of a checkpoint are laid out, if they are."""
+        if self.precision == "auto":
+            return "int8" if checkpoint.is_int8 else "float32"
+        return self.precision
 
     def silence(self, *packages: str) -> AbstractContextManager[None]:
         """Keep these packages from printing, if that is wanted."""
@@ -131,28 +140,12 @@ def load(
     return load_model(checked), load_processor(checked)
 
 
-def _conversion(source: Source) -> Convert:
-    """What becomes of a tensor of the file: nothing where `packing` converts it."""
-    if source.precision is not None:
-        return lambda tensor: tensor
-    return lambda tensor: tensor.to(source.device, source.dtype)
-
-
-def _laid_out(weights: Weights, precision: str | None, checkpoint: Checkpoint) -> Weights:
-    from whisper_flash_attention.engine.packing import pack
-
-    if precision is None:
-        return weights
-    if precision == "auto":
-        precision = "int8" if checkpoint.is_int8 else "float32"
-    return pack(weights, precision)
-
-
 def load_engine(source: Source) -> EngineModel | str:
     """Load what the engine needs, or say why the model must run on Transformers."""
     if source.attention != "auto":
         return f"the attention back-end {source.attention!r} was requested by name"
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.packing import pack
     from whisper_flash_attention.engine.weights import HEAD_WIDTH, weights_of
     from whisper_flash_attention.weights.model_files import read_model
     from whisper_flash_attention.weights.sources import locate
@@ -160,7 +153,7 @@ def load_engine(source: Source) -> EngineModel | str:
     with explained(source.name):
         is_remote = locate(source.checkpoint).folder is None
         with source.silence(*(["huggingface_hub"] if is_remote else [])):
-            files = read_model(source.checkpoint, _conversion(source))
+            files = read_model(source.checkpoint, source.convert)
     if isinstance(files, str):
         return files
     sizes = files.checkpoint.dimensions
@@ -169,6 +162,7 @@ def load_engine(source: Source) -> EngineModel | str:
         return f"its attention heads have not {HEAD_WIDTH} values"
     generation = SimpleNamespace(**files.checkpoint.generation)
     check_features(SimpleNamespace(**files.features), sizes.num_mel_bins)
+    precision = source.precision_for(files.checkpoint)
     weights = weights_of(
         files.checkpoint.state_dict,
         encoder_heads=sizes.encoder_attention_heads,
@@ -176,7 +170,7 @@ def load_engine(source: Source) -> EngineModel | str:
     )
     return EngineModel(
         source=source,
-        engine=Engine(_laid_out(weights, source.precision, files.checkpoint)),
+        engine=Engine(weights if precision is None else pack(weights, precision)),
         vocabulary=Vocabulary.of(sizes, generation),
         tokenizer=files.tokenizer,
         alignment_heads=getattr(generation, "alignment_heads", None),

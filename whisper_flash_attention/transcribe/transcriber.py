@@ -97,8 +97,8 @@ class Transcriber:
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
-            OptionError: an unknown device, compute type or attention back-end, or `threads` is out of
-                range.
+            OptionError: an unknown device, compute type or attention back-end, or an impossible
+                number of threads.
         """
         loaded = load(
             source,
