@@ -254,7 +254,8 @@ def read_ctranslate2(
         dimensions, tokens = _read_dimensions(reader)
         generation = read_generation(folder / "config.json", dimensions, tokens)
         tensors = _convert(reader, dimensions, convert)
-        is_int8 = any(variable.dtype is torch.int8 for variable in reader.variables.values())
+        # Scalars, such as the number of heads, may be of 8 bits in any file.
+        is_int8 = reader.variables[_EMBEDDINGS].dtype is torch.int8
     found = assemble(source or str(folder), "ctranslate2", dimensions, generation, tensors)
     return replace(found, is_int8=is_int8)
 
