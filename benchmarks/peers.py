@@ -283,14 +283,6 @@ def main(
                 Worker(each, checkpoint if each.package == OURS else theirs, threads)
                 for each in (SYSTEMS[name] for name in names)
             ]
-            found = [
-                row
-                for each in spoken
-                for row in measure_recording(each, workers, checkpoint, rounds)
-            ]
-            for worker in workers:
-                worker.stop()
-            rows += found
             columns: dict[str, Any] = {
                 "recording": "{audio}",
                 "system": "{system}",
@@ -299,7 +291,12 @@ def main(
                 "WER": "{wer:.3f}",
                 "invented": "{invented_words}",
             }
-            print_rows(f"{checkpoint}, CPU, {threads} threads", found, columns)
+            for each in spoken:
+                found = measure_recording(each, workers, checkpoint, rounds)
+                print_rows(f"{checkpoint}, CPU, {threads} threads", found, columns)
+                rows += found
+            for worker in workers:
+                worker.stop()
     pairs = [
         pair
         for each in dict.fromkeys(row["checkpoint"] for row in rows)

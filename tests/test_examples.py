@@ -75,4 +75,4 @@ def test_batch(
     (tmp_path / "recordings" / clip.name).write_bytes(clip.read_bytes())
     printed = run_example("batch.py", "recordings", "texts")
     assert printed.startswith(f"{clip.name}: He was not an")
-    assert (tmp_path / "texts" / "subtitles" / "austen_0880.wav.srt").is_file()
+    assert (tmp_path / "texts" / "subtitles" / "austen_0880.srt").is_file()

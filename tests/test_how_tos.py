@@ -156,3 +156,14 @@ def test_a_notebook(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "  " in capsys.readouterr().out.splitlines()[0]
     for name in ("transcription", "careful", "named", "quick", "first", "second"):
         assert names[name].text, name
+
+
+@pytest.mark.slow
+def test_coming_from_another_tool(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(place / "talk.wav", place / "talk.mp3")
+    text = page("coming-from.md")
+    assert run_commands(text) == 2
+    assert "-->" in (place / "subtitles" / "talk.srt").read_text()
+    capsys.readouterr()
+    run_blocks(text)
+    assert capsys.readouterr().out.count("He was not") >= 4

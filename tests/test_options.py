@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,9 @@ from whisper_flash_attention.options import (
     DecodeOptions,
     TranscribeOptions,
     VadOptions,
+    changed,
     preset,
+    vad_options,
 )
 
 
@@ -110,9 +113,9 @@ def test_what_is_given_counts_instead_of_the_presets() -> None:
     assert preset("balanced") == DecodeOptions()
     assert preset("accurate") == DecodeOptions(beam_size=5, best_of=5)
     assert preset("fast", temperature=None) == PRESETS["fast"]
-    changed = preset("fast", mode="sequential", temperature=(0.0, 0.5), word_timestamps=True)
-    assert (changed.mode, changed.temperatures) == ("sequential", (0.0, 0.5))
-    assert changed.word_timestamps
+    found = preset("fast", mode="sequential", temperature=(0.0, 0.5), word_timestamps=True)
+    assert (found.mode, found.temperatures) == ("sequential", (0.0, 0.5))
+    assert found.word_timestamps
 
 
 def test_only_what_makes_sense() -> None:
@@ -147,3 +150,57 @@ def test_parameters_of_the_detector_are_checked() -> None:
     for without in ({}, {"mode": "batched", "vad_filter": False}):
         with pytest.raises(OptionError, match="vad_parameters without a voice activity detector"):
             DecodeOptions(vad_parameters=VadOptions(), **without)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "expected"),
+    [
+        ({"log_prob_threshold": -0.5}, "logprob_threshold", -0.5),
+        ({"temperature": "0,0.2"}, "temperature", (0.0, 0.2)),
+        ({"temperature": np.float32(0.5)}, "temperature", 0.5),
+        ({"temperature": np.linspace(0, 1, 3)}, "temperature", (0.0, 0.5, 1.0)),
+        ({"clip_timestamps": "0,5"}, "clip_timestamps", (0.0, 5.0)),
+        ({"suppress_tokens": "-1,7"}, "suppress_tokens", (-1, 7)),
+        ({"suppress_tokens": None}, "suppress_tokens", ()),
+        ({"initial_prompt": [11, 12]}, "initial_prompt", (11, 12)),
+        ({"initial_prompt": np.array([11, 12])}, "initial_prompt", (11, 12)),
+        ({"beam_size": 5, "patience": np.float64(1.5)}, "patience", 1.5),
+    ],
+)
+def test_values_are_taken_as_other_tools_take_them(
+    given: dict[str, object], name: str, expected: object
+) -> None:
+    assert getattr(changed(DecodeOptions(), given), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": "foo"}, "temperature is 'foo': give numbers"),
+        ({"clip_timestamps": "5,x"}, "clip_timestamps is '5,x': give seconds"),
+        ({"clip_timestamps": "5,1"}, "clip_timestamps is"),
+        ({"initial_prompt": 7}, "initial_prompt is 7: give text, or ids"),
+        ({"initial_prompt": [1.5]}, "initial_prompt is 1.5: give text, or ids"),
+        ({"patience": 2.0}, "patience is for beams"),
+        ({"patience": 0, "beam_size": 5}, "patience is 0: give a number above 0"),
+        ({"fp16": False}, "fp16 is no option of transcribing: give `dtype` to"),
+        ({"verbose": True}, "verbose is no option of transcribing: take the segments from"),
+        ({"logprob_threshold": 1, "log_prob_threshold": 1}, "are one option"),
+        ({"beamsize": 5}, "there is no option 'beamsize'; did you mean beam_size"),
+    ],
+)
+def test_what_cannot_be_taken_is_an_option_error(given: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        changed(DecodeOptions(), given)
+
+
+def test_parameters_of_another_tools_detector_are_taken() -> None:
+    @dataclass
+    class VadOptionsOfAnother:
+        threshold: float = 0.5
+        max_speech_duration_s: float = float("inf")
+        speech_pad_ms: int = 400
+
+    other = VadOptionsOfAnother(threshold=0.3)
+    assert vad_options(other) == VadOptions(threshold=0.3)
+    assert vad_options({"max_speech_duration_s": float("inf")}) == VadOptions()

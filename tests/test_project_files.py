@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -79,6 +80,38 @@ def test_the_source_distribution_carries_what_its_tests_need(tmp_path: Path) -> 
     }
     tracked |= {".ci/run", ".pre-commit-config.yaml", "CONTRIBUTING.md", "mkdocs.yml", "Makefile"}
     assert tracked <= names
+
+
+@pytest.mark.slow
+def test_the_source_distribution_passes_its_own_tests(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(REPOSITORY)], check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # All can be collected; those that read files of the repository pass.
+    for arguments in (
+        ["--collect-only", "tests"],
+        ["tests/test_readme.py", "tests/test_documents.py", "tests/test_imports.py"],
+    ):
+        done = subprocess.run(
+            [*run, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_metadata_name_people_systems_and_extras() -> None:
+    metadata = project()
+    assert metadata["authors"]
+    systems = [each for each in metadata["classifiers"] if each.startswith("Operating System")]
+    assert len(systems) == 3
+    extras = metadata["optional-dependencies"]
+    [everything] = extras["all"]
+    named = set(re.findall(r"\[(.*)\]", everything)[0].split(","))
+    assert named <= set(extras) and {"vad", "demo", "parquet", "ray"} <= named
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

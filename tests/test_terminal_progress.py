@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import threading
 
 import pytest
 from rich.console import Console
 
-from whisper_flash_attention.terminal import FileProgress
+from tests.conftest import REPOSITORY
+from whisper_flash_attention.cli.transcribe import spoken
+from whisper_flash_attention.terminal import FileProgress, describe_speed
 
 
 def progress_on(terminal: bool, *files: str) -> tuple[FileProgress, io.StringIO]:
@@ -33,17 +36,23 @@ def test_outside_a_terminal_one_file_gives_no_line() -> None:
     assert screen.getvalue() == ""
 
 
-def test_in_a_terminal_a_bar_moves_within_a_file() -> None:
-    progress, screen = progress_on(True, "a.wav", "b.wav")
+def test_in_a_terminal_the_bar_shows_all_files_and_names_those_under_way() -> None:
+    progress, screen = progress_on(True, "a.wav", "b.wav", "c.wav")
     with progress:
-        progress.begin("a.wav")
-        progress.begin("b.wav")
+        for name, seconds in (("a.wav", 100.0), ("b.wav", 300.0)):
+            progress.begin(name)
+            progress.measured(name, seconds)
+        progress.advance("a.wav", 0.0)
+        progress.advance("b.wav", 0.0)
+        progress.begin("c.wav")
         progress.advance("b.wav", 0.5)
-        progress.advance("a.wav", 0.25)
+        assert progress.state().endswith("0/3 done: a.wav, b.wav")
         progress.advance("a.wav", 1.0)
+        # c.wav counts as the mean of the others.
+        assert progress.state().startswith("4:10 of 10:00, ")
+        assert progress.state().endswith("1/3 done: b.wav")
         progress.tell("warning: b.wav: is cut off")
-    assert "[2/2] b.wav" in screen.getvalue()
-    assert " 75%" in screen.getvalue()
+    assert " 42%" in screen.getvalue()
     assert "warning: b.wav: is cut off\n" in screen.getvalue()
 
 
@@ -59,17 +68,33 @@ def test_text_for_standard_output_does_not_end_up_on_the_bar(
     assert "the text" not in screen.getvalue()
 
 
-def test_in_a_terminal_the_bar_shows_the_speed() -> None:
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_percentage_stays_at_any_width(width: int) -> None:
     name = f"{'folder/' * 20}a.wav"
-    progress, screen = progress_on(True, name)
+    now = iter(range(0, 1000, 10))
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, highlight=False)
+    progress = FileProgress(console, [name], clock=lambda: float(next(now)))
     with progress:
         progress.begin(name)
-        progress.measure(0.0, 0.0)
-        progress.measure(30.0, 1.5)
-        progress.tell("a line")
-    assert "30 s, 20.0 x real time" in screen.getvalue()
-    assert "[1/1] fol…" in screen.getvalue()
-    assert "/folder/a.wav " in screen.getvalue()
+        progress.measured(name, 100.0)
+        progress.advance(name, 0.0)
+        progress.advance(name, 0.5)
+        state = progress.state()
+    assert re.match(r"0:50 of 1:40, \d\.\d x real time, 0:\d\d left, folder/", state)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert " 50%" in plain and "0:50 of" in plain
+    assert all(len(line) <= width for line in re.split(r"[\r\n]", plain))
+
+
+def test_nothing_is_shown_where_that_is_not_wanted() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=False, width=80)
+    progress = FileProgress(console, ["a.wav", "b.wav"], shown=False)
+    with progress:
+        progress.begin("a.wav")
+        progress.tell("error: a.wav: is bad")
+    assert screen.getvalue() == "error: a.wav: is bad\n"
 
 
 def test_a_thread_with_a_message_waits_for_what_is_printed() -> None:
@@ -83,3 +108,19 @@ def test_a_thread_with_a_message_waits_for_what_is_printed() -> None:
             screen.write("first\n")
         thread.join()
     assert screen.getvalue() == "first\nsecond\n"
+
+
+def test_the_documentation_shows_the_bar_and_the_last_line() -> None:
+    page = (REPOSITORY / "docs" / "command-line.md").read_text("utf-8")
+    now = iter((0.0, 10.0, 10.0, 10.0, 10.0, 10.0))
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    progress = FileProgress(console, ["a.wav", "b.wav", "c.wav"], clock=lambda: next(now, 10.0))
+    for name, seconds in (("a.wav", 100.0), ("b.wav", 300.0)):
+        progress.begin(name)
+        progress.measured(name, seconds)
+    progress.advance("b.wav", 0.5)
+    progress.advance("a.wav", 1.0)
+    assert progress.state() in page
+    summary = describe_speed(600.0, 24.0)
+    assert f"{spoken([('de', 0.976)])}, 2 files written to texts, {summary}" in page

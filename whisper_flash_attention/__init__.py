@@ -17,23 +17,33 @@ if TYPE_CHECKING:
         WhisperFlashAttentionForConditionalGeneration,
     )
     from whisper_flash_attention.options import DecodeOptions
-    from whisper_flash_attention.transcribe import Segment, Transcriber, Transcription, Word
+    from whisper_flash_attention.transcribe import (
+        Segment,
+        SubtitleOptions,
+        Transcriber,
+        Transcription,
+        Word,
+        write,
+    )
     from whisper_flash_attention.weights import load_processor
 
 _HOMES = {
     "DecodeOptions": "options",
     "Segment": "transcribe",
+    "SubtitleOptions": "options",
     "Transcriber": "transcribe",
     "Transcription": "transcribe",
     "WhisperFlashAttentionForConditionalGeneration": "modeling_whisper_flash_attention",
     "Word": "transcribe",
     "attend": "flash_attention",
     "load_processor": "weights",
+    "write": "transcribe",
 }
 
 __all__ = [
     "DecodeOptions",
     "Segment",
+    "SubtitleOptions",
     "Transcriber",
     "Transcription",
     "WhisperFlashAttentionForConditionalGeneration",
@@ -41,6 +51,7 @@ __all__ = [
     "__version__",
     "attend",
     "load_processor",
+    "write",
 ]
 
 

@@ -34,6 +34,7 @@ class Kind:
         parse: converts text of a command line; raises `ValueError`. None for flags.
         metavar: the value in `--help`.
         is_list: whether the option may be repeated, or take several values with commas.
+        choices: the possible values, where they have names.
     """
 
     check: Callable[[str, Any], Any]
@@ -41,6 +42,7 @@ class Kind:
     parse: Callable[[str], Any] | None = str
     metavar: str = "TEXT"
     is_list: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def flag() -> Kind:
@@ -53,7 +55,10 @@ def text() -> Kind:
 
 def choice(*names: str) -> Kind:
     return Kind(
-        lambda name, value: check.one_of(name, value, names), ", ".join(names), metavar="NAME"
+        lambda name, value: check.one_of(name, value, names),
+        ", ".join(names),
+        metavar="NAME",
+        choices=names,
     )
 
 
@@ -101,6 +106,21 @@ def checked_track(given: Any, name: str = "audio_track") -> int | str | None:
     return check.whole_number(name, given, least=1, expected=_TRACK)
 
 
+def checked_prompt(given: Any, name: str = "initial_prompt") -> str | tuple[int, ...]:
+    """Return a prompt as it is kept: text, or ids of text tokens. Raises `OptionError`."""
+    if isinstance(given, str):
+        return check.text(name, given)
+    expected = "text, or ids of tokens"
+    return tuple(
+        check.whole_number(name, each, least=0, most=MOST_TOKEN, expected=expected)
+        for each in check.values(name, given, expected)
+    )
+
+
+def prompt() -> Kind:
+    return Kind(lambda name, value: checked_prompt(value, name), "text; in Python token ids, too")
+
+
 def channel() -> Kind:
     return Kind(lambda name, value: checked_channel(value, name), _CHANNEL, _number_or_text, "N")
 
@@ -135,6 +155,28 @@ def _list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda given: tuple(map(convert, given.split(","))) if given.strip() else ()
 
 
+def _list(
+    convert: Callable[[str], Any],
+    expected: str,
+    metavar: str,
+    checked: Callable[[str, Any], Any],
+) -> Kind:
+    """Values with commas between, in Python as text, too, as openai-whisper takes them."""
+    parse = _list_of(convert)
+
+    def checked_or_parsed(name: str, given: Any) -> Any:
+        if isinstance(given, str):
+            try:
+                return checked(name, parse(given))
+            except ValueError as error:
+                if isinstance(error, OptionError):
+                    raise
+                raise OptionError(f"{name} is {check.shown(given)}: give {expected}") from error
+        return checked(name, given)
+
+    return Kind(checked_or_parsed, expected, parse, metavar, is_list=True)
+
+
 def ascending_seconds() -> Kind:
     expected = "seconds from 0 on, each above the one before"
 
@@ -147,19 +189,21 @@ def ascending_seconds() -> Kind:
             raise OptionError(f"{name} is {check.shown(given)}: give {expected}")
         return tuple(found)
 
-    return Kind(checked, expected, _list_of(float), "SECONDS", is_list=True)
+    return _list(float, expected, "SECONDS", checked)
 
 
 def token_ids() -> Kind:
     expected = "ids of tokens, -1 for the checkpoint's list"
 
     def checked(name: str, given: Any) -> tuple[int, ...]:
+        # As openai-whisper and faster-whisper, for which None suppresses nothing.
+        given = () if given is None else given
         return tuple(
             check.whole_number(name, each, least=-1, most=MOST_TOKEN, expected=expected)
             for each in check.values(name, given, expected)
         )
 
-    return Kind(checked, expected, _list_of(int), "IDS", is_list=True)
+    return _list(int, expected, "IDS", checked)
 
 
 def temperatures() -> Kind:
@@ -174,4 +218,4 @@ def temperatures() -> Kind:
             raise OptionError(f"{name} is {check.shown(given)}: give {expected}")
         return tuple(check.number(name, each, expected, least=0, most=2) for each in found)
 
-    return Kind(checked, expected, _list_of(float), "NUMBER", is_list=True)
+    return _list(float, expected, "NUMBER", checked)

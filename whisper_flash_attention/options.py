@@ -9,14 +9,15 @@ command line (`cli/parameters.py`), validation, `help()` and the tables of the d
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from whisper_flash_attention import option_kinds as kinds
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.languages import language_or_auto
 from whisper_flash_attention.option_kinds import Kind
 
 TASKS = ("transcribe", "translate")
@@ -28,8 +29,11 @@ MOST_THREADS = 4096
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
-SUBTITLE_PANEL = "Subtitles (srt, vtt)"
+SUBTITLE_PANEL = "Subtitles (srt, vtt, ass)"
 
+# Marks that belong to the word after them, and to the word before them (openai-whisper's).
+PREPENDED = "\"'“¿([{-"
+APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 # Decoding memory grows with the number of beams and samples; more than this find nothing better.
 MOST_BEAMS = 100
 # No result is longer than the decoder's positions, 448 in every checkpoint.
@@ -46,6 +50,8 @@ class Option:
         kind: its values.
         help: what it does, in a sentence or two.
         flags: of the command line; empty stands for the name with dashes.
+        aliases: other names, of openai-whisper or faster-whisper, that Python and the command line
+            take as well.
         panel: heading of the group in `--help`; empty for the first group.
         commands: that take it.
     """
@@ -53,6 +59,7 @@ class Option:
     kind: Kind
     help: str
     flags: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     panel: str = ""
     commands: tuple[str, ...] = TRANSCRIBING
 
@@ -101,23 +108,31 @@ class ModelOptions:
     source: str = option(
         "small",
         kinds.text(),
-        "Short name (tiny.en, base, small, medium, large-v3, turbo), Hub id, folder (Transformers "
-        "or faster-whisper), OpenAI .pt file, or package:tiny.en.",
+        "Short name (tiny.en, base, small, medium, large-v3, turbo, distil-large-v3.5 ...), Hub "
+        "id, folder (Transformers or faster-whisper), OpenAI .pt file, or an installed package: "
+        "package:tiny.en, package:base.",
         flags=("--model", "-m"),
+        commands=(*TRANSCRIBING, "mlperf"),
     )
     device: str = option(
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
     )
     compute_type: str = option(
         "auto",
+<<<<<<< HEAD
         kinds.choice(*COMPUTE_TYPES),
         "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
         commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
+=======
+        kinds.choice(*DTYPES),
+        "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
+        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
+>>>>>>> main
     )
     threads: int | None = option(
         None,
@@ -143,8 +158,12 @@ class TranscribeOptions:
 
     language: str | None = option(
         None,
-        Kind(lambda name, value: language_code(value), "a name (german) or a code (de)"),
-        "Spoken language, by name (german) or code (de). Detected if left out.",
+        Kind(
+            lambda name, value: language_or_auto(value),
+            "a name (german, deutsch), a code (de, de-AT), or auto",
+        ),
+        "Spoken language, by name (german, deutsch) or code (de, de-AT); auto, or left out: "
+        "detected.",
         flags=("--language", "-l"),
     )
     task: str = option(
@@ -245,6 +264,9 @@ def vad_options(given: object) -> VadOptions | None:
     """
     if given is None or isinstance(given, VadOptions):
         return given
+    if is_dataclass(given) and not isinstance(given, type):  # faster-whisper's
+        usual = {each.name: each.default for each in fields(given)}
+        return vad_options({name: v for name, v in asdict(given).items() if v != usual[name]})
     if not isinstance(given, Mapping):
         raise OptionError(
             f"vad_parameters is {check.shown(given)}: give VadOptions, or a mapping of {_VAD_NAMES}"
@@ -254,7 +276,10 @@ def vad_options(given: object) -> VadOptions | None:
             raise OptionError(
                 f"there is no VAD parameter {check.shown(name)}; possible: {_VAD_NAMES}"
             )
-    return VadOptions(**given)
+    parameters: dict[str, Any] = dict(given)
+    if parameters.get("max_speech_duration_s") == math.inf:  # as faster-whisper writes no limit
+        del parameters["max_speech_duration_s"]
+    return VadOptions(**parameters)
 
 
 _VAD_NAMES = ", ".join(each.name for each in fields(VadOptions))
@@ -301,6 +326,7 @@ class DecodeOptions:
         kinds.number("a number, or None"),
         "A result whose average log-probability is below this is decoded again at the next "
         "temperature.",
+        aliases=("log_prob_threshold",),
         panel=SEARCH_PANEL,
     )
     no_speech_threshold: float | None = option(
@@ -320,6 +346,13 @@ class DecodeOptions:
         None,
         kinds.whole_number(1, MOST_BEAMS),
         "Number of samples at temperatures above 0; the likeliest is kept.",
+        panel=SEARCH_PANEL,
+    )
+    patience: float | None = option(
+        None,
+        kinds.number("a number above 0, at most 100", above=0, most=100),
+        "With beams: a window is done when this number times `beam_size` results have ended "
+        "(openai-whisper's patience). Left out: when as many as there are beams have.",
         panel=SEARCH_PANEL,
     )
     length_penalty: float = option(
@@ -382,9 +415,9 @@ class DecodeOptions:
         "Give each window the previous text as context (sequential mode).",
         panel=DECODING_PANEL,
     )
-    initial_prompt: str | None = option(
+    initial_prompt: str | tuple[int, ...] | None = option(
         None,
-        kinds.text(),
+        kinds.prompt(),
         "Context of the first window, in batched mode of every chunk: names, style, punctuation.",
         panel=DECODING_PANEL,
     )
@@ -413,6 +446,18 @@ class DecodeOptions:
         False,
         kinds.flag(),
         "Give words their times: in json, and for subtitles.",
+        panel=DECODING_PANEL,
+    )
+    prepend_punctuations: str = option(
+        PREPENDED,
+        kinds.text(),
+        "Marks that join the word after them, with word timestamps.",
+        panel=DECODING_PANEL,
+    )
+    append_punctuations: str = option(
+        APPENDED,
+        kinds.text(),
+        "Marks that join the word before them, with word timestamps.",
         panel=DECODING_PANEL,
     )
     hallucination_silence_threshold: float | None = option(
@@ -463,11 +508,13 @@ class DecodeOptions:
                 f"min_new_tokens is {least!r}, max_new_tokens {most!r}: give whole numbers, the "
                 "second at least 1 and not below the first"
             )
+        if self.patience is not None and (self.beam_size or 1) == 1:
+            raise OptionError("patience is for beams: give beam_size, 2 or more, too")
         if self.hallucination_silence_threshold is not None and not (
             self.mode == "sequential" and self.word_timestamps
         ):
             raise OptionError(
-                "hallucination_silence_threshold needs word_timestamps, and mode 'sequential'"
+                'hallucination_silence_threshold needs word_timestamps=True and mode="sequential"'
             )
 
     @property
@@ -509,19 +556,41 @@ def changed(options: DecodeOptions, changes: Mapping[str, object]) -> DecodeOpti
     """
     if not isinstance(options, DecodeOptions):
         raise OptionError(f"options is {check.shown(options)}: give `DecodeOptions`")
-    known = [each.name for each in fields(DecodeOptions)]
-    for name in changes:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        known = _DECODE_NAMES.get(name)
+        if known is None:
+            if name in _ELSEWHERE:
+                raise OptionError(f"{name} is no option of transcribing: {_ELSEWHERE[name]}")
+            near = difflib.get_close_matches(name, _DECODE_NAMES, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise OptionError(f"there is no option {name!r}{hint}")
-    return replace(options, **changes)  # type: ignore[arg-type]
+        if known in found:
+            raise OptionError(f"{name} and {known} are one option: give one of them")
+        found[known] = value
+    return replace(options, **found)
+
+
+# Other names of options -> ours.
+DECODE_ALIASES = {
+    name: each.name for each, about in declared(DecodeOptions) for name in about.aliases
+}
+_DECODE_NAMES = {each.name: each.name for each, _ in declared(DecodeOptions)} | DECODE_ALIASES
+# Arguments of openai-whisper and faster-whisper that are something else here.
+_ELSEWHERE = {
+    "fp16": "give `dtype` to Transcriber.from_pretrained",
+    "verbose": "take the segments from Transcriber.stream, or give `on_progress`",
+    "log_progress": "give `on_progress`",
+    "chunk_length": "give vad_parameters={'max_speech_duration_s': ...} and mode=\"batched\"",
+    "language_detection_segments": "give multilingual=True, or language",
+    "language_detection_threshold": "give multilingual=True, or language",
+}
 
 
 @_documented
 @dataclass(frozen=True, slots=True)
 class SubtitleOptions:
-    """How `srt` and `vtt` are cut into cues and lines; by default a segment is a cue of one line.
+    """How subtitles are cut into cues and lines; by default a segment is a cue of one line.
 
     Raises:
         OptionError: a number is out of range, or `max_line_count` is given without the
@@ -550,7 +619,13 @@ class SubtitleOptions:
     highlight_words: bool = option(
         False,
         kinds.flag(),
-        "Underline each word that has times while it is spoken.",
+        "Underline each word while it is spoken; the command line then gives words their times.",
+        panel=SUBTITLE_PANEL,
+    )
+    max_words_per_line: int | None = option(
+        None,
+        kinds.whole_number(1),
+        "Largest number of words that have times in a cue; not beside the line width.",
         panel=SUBTITLE_PANEL,
     )
 
@@ -558,6 +633,12 @@ class SubtitleOptions:
         _keep_checked(self)
         if self.max_line_count is not None and self.max_line_width is None:
             raise OptionError("max_line_count has no effect without max_line_width; give both")
+        if self.max_words_per_line is not None and self.max_line_width is not None:
+            raise OptionError("give max_words_per_line or max_line_width, not both")
+
+
+# What commands take flags from.
+GROUPS = (ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
 
 
 def default_text(declared_field: Field[Any]) -> str:

@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -158,7 +159,7 @@ class _Teller(logging.Handler):
         self._tell(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-NAME_WIDTH = 36  # characters; leaves room for the rest in 80 columns
+LONGEST_BAR = 20  # characters
 
 
 class FileProgress:
@@ -170,38 +171,43 @@ class FileProgress:
         console: where it is shown. If that is not a terminal, several files give a line each and
             one file gives none.
         files: the files to come, in order.
+        shown: whether there is a bar, or lines, at all; what is told is printed in any case.
+        clock: the time in seconds.
     """
 
-    def __init__(self, console: Console, files: Sequence[str]) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+    def __init__(
+        self,
+        console: Console,
+        files: Sequence[str],
+        *,
+        shown: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
         from rich.table import Column
 
         self._console = console
         self._files = files
+        self._shown = shown
+        self._clock = clock
         self._begun = 0
+        self._opening = ""
         self._shares: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._since: float | None = None
         self._lock = RLock()
         self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}", markup=False, table_column=Column(no_wrap=True)),
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
+            BarColumn(bar_width=min(LONGEST_BAR, console.width // 6)),
+            TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or not shown,
             # Text for standard output must not end up on the console of this bar.
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._task = self._bar.add_task("", total=len(files), speed="")
+        self._task = self._bar.add_task("", total=1.0, state="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -211,30 +217,28 @@ class FileProgress:
         self._bar.stop()
 
     def begin(self, file: str) -> None:
-        """Begin the next file."""
+        """The next file is being opened."""
         self._begun += 1
-        place = printable(f"[{self._begun}/{len(self._files)}] {file}")
-        shown = place
-        if len(place) > NAME_WIDTH:  # the end of a path identifies it
-            shown = f"{place[: NAME_WIDTH // 4]}…{place[-NAME_WIDTH * 3 // 4 :]}"
-        self._bar.update(self._task, description=shown)
-        if len(self._files) > 1 and not self._console.is_terminal:
-            print_line(self._console, place)
+        self._opening = file
+        if self._shown and len(self._files) > 1 and not self._console.is_terminal:
+            print_line(self._console, f"[{self._begun}/{len(self._files)}] {file}")
+        self._update()
+
+    def measured(self, file: str, seconds: float | None) -> None:
+        """A file has these seconds of audio, if that is known."""
+        if seconds:
+            self._seconds[file] = seconds
 
     def advance(self, file: str, share: float) -> None:
         """`share` (0 to 1) of a file is done."""
+        if self._since is None:
+            self._since = self._clock()
         self._shares[file] = share
-        self._bar.update(self._task, completed=sum(self._shares.values()))
-
-    def measure(self, audio_seconds: float, work_seconds: float) -> None:
-        """Report the seconds of audio of all files so far, and the seconds that they took."""
-        if audio_seconds > 0:
-            speed = f"{audio_seconds:.0f} s, {audio_seconds / work_seconds:.1f} x real time"
-            self._bar.update(self._task, speed=speed)
+        self._update()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Hide the bar while something else is printed."""
+        """Take the bar away while something else is printed."""
         with self._lock:
             self._bar.stop()
             try:
@@ -247,10 +251,81 @@ class FileProgress:
         with self.aside():
             print_line(self._console, line)
 
+    def state(self) -> str:
+        """How far it is, in one line: audio of all files, speed, time left, files under way."""
+        total = self._total()
+        done = sum(share * self._length(file) for file, share in self._shares.items())
+        took = 0.0 if self._since is None else self._clock() - self._since
+        parts = []
+        if self._seconds:
+            parts.append(f"{clock_time(done)} of {clock_time(total)}")
+        if took > 0 and done > 0:
+            if self._seconds:
+                parts.append(f"{done / took:.1f} x real time")
+            parts.append(f"{clock_time(took * (total - done) / done)} left")
+        names = [file for file, share in self._shares.items() if share < 1] or [self._opening]
+        several = len(self._files) > 1
+        place = f"{self._finished()}/{len(self._files)} done: " if several else ""
+        return printable(", ".join([*parts, place + ", ".join(names)]))
+
+    def _update(self) -> None:
+        from rich.text import Text
+
+        total = self._total()
+        done = sum(share * self._length(file) for file, share in self._shares.items())
+        # What precedes it takes the percentage, the bar and the blanks between.
+        room = self._console.width - min(LONGEST_BAR, self._console.width // 6) - 7
+        state = Text(self.state())
+        state.truncate(max(room, 0), overflow="ellipsis")
+        self._bar.update(self._task, completed=done / total if total else 0.0, state=state.plain)
+
+    def _finished(self) -> int:
+        return sum(share >= 1 for share in self._shares.values())
+
+    def _length(self, file: str) -> float:
+        """Seconds of a file, or where they are not known, those of the others on average."""
+        known = self._seconds.values()
+        return self._seconds.get(file, sum(known) / len(known) if known else 1.0)
+
+    def _total(self) -> float:
+        return sum(map(self._length, self._files))
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as minutes and hours: `0:07`, `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
 
 def describe_speed(audio_seconds: float, work_seconds: float) -> str:
     """Say how fast work on audio goes."""
-    return (
-        f"{audio_seconds:.1f} s of audio in {work_seconds:.1f} s: "
-        f"{audio_seconds / work_seconds:.1f} x real time"
-    )
+    speed = audio_seconds / work_seconds if work_seconds else 0.0
+    return f"{audio_seconds:.1f} s of audio in {work_seconds:.1f} s ({speed:.1f} x real time)"
+
+
+class StandardOutput:
+    """Writes to standard output; what its encoding cannot hold becomes `?`.
+
+    Attributes:
+        lost: the encoding that could not hold some text; None if nothing was lost.
+    """
+
+    def __init__(self) -> None:
+        self.lost: str | None = None
+
+    def write(self, text: str) -> None:
+        """Write text as it is, and flush."""
+        # Redirected under Windows, it may be of an encoding that knows few characters.
+        encoding = sys.stdout.encoding or "utf-8"
+        encoded = text.encode(encoding, errors="replace")
+        if encoded.decode(encoding) != text:
+            self.lost = encoding
+        sys.stdout.write(encoded.decode(encoding))
+        sys.stdout.flush()
+
+    def write_json(self, line: str) -> None:
+        """Write a line of JSON in UTF-8, whatever the encoding, and flush."""
+        sys.stdout.flush()
+        sys.stdout.buffer.write(f"{line}\n".encode())
+        sys.stdout.buffer.flush()

@@ -31,7 +31,7 @@ from whisper_flash_attention.batch.results import SUBTITLES, Finished, prepare
 from whisper_flash_attention.batch.rows import Row, finished_row
 from whisper_flash_attention.batch.shards import write_shard
 from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
+from whisper_flash_attention.batch.subtitle_names import SubtitleNames
 from whisper_flash_attention.errors import BatchError, OptionError, WhisperFlashError
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.inputs import find_inputs
@@ -186,8 +186,8 @@ def attack_ids(draw: random.Random, folder: Path) -> str:
     sink.flush()
     assert [row["id"] for row in taken] == list(good)
     assert set(all_rows(folder)) == set(good)
-    apart = alike(good)
-    paths = {subtitle_path(folder / SUBTITLES, name, "srt", apart=name in apart) for name in good}
+    names = SubtitleNames(good)
+    paths = {names.path(folder / SUBTITLES, name, "srt") for name in good}
     assert len({folded(str(path)) for path in paths}) == len(good)
     for path in paths:
         assert path.resolve().is_relative_to((folder / SUBTITLES).resolve())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, FakeSpeech, all_rows, write_archive, write_wav
@@ -25,7 +28,7 @@ from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.stages import Decoded, TranscribeStage, decode
 from whisper_flash_attention.batch.storage import is_url, opened, utf8_id
-from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
+from whisper_flash_attention.batch.subtitle_names import SubtitleNames, alike, subtitle_path
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and names of bytes are POSIX's")
@@ -263,6 +266,38 @@ def test_only_ids_that_some_file_system_takes_for_one_are_set_apart() -> None:
     apart = subtitle_path(Path("s"), "x/Talk.mp3", "srt", apart=True)
     assert apart.parent == Path("s/x")
     assert apart.name.startswith("Talk.mp3%-")
+
+
+def test_subtitles_are_named_as_those_of_single_recordings() -> None:
+    ids = ("one/talk.wav", "two/talk.wav", "two/talk.mp3", "x", "x.wav", "y.txt", ".wav", "z.b.wav")
+    names = SubtitleNames(ids)
+    found = {each: names.path(Path("s"), each, "srt").as_posix() for each in ids}
+    # An earlier run may have written x.srt for x.wav alone.
+    assert re.fullmatch(r"s/x%-[0-9a-f]{32}\.srt", found.pop("x"))
+    assert found == {
+        "one/talk.wav": "s/one/talk.srt",
+        "two/talk.wav": "s/two/talk.wav.srt",
+        "two/talk.mp3": "s/two/talk.mp3.srt",
+        "x.wav": "s/x.wav.srt",
+        "y.txt": "s/y.txt.srt",
+        ".wav": "s/.wav.srt",
+        "z.b.wav": "s/z.b.srt",
+    }
+
+
+NEARLY_EQUAL = [
+    f"{name}{middle}{end}"
+    for name in "aA"
+    for middle in ("", ".wav", ".Mp3")
+    for end in ("", ".wav", ".srt")
+]
+
+
+@given(ids=st.sets(st.sampled_from(NEARLY_EQUAL)))
+def test_no_two_ids_have_one_file(ids: set[str]) -> None:
+    names = SubtitleNames(ids)
+    paths = {str(names.path(Path("s"), each, "srt")).casefold() for each in ids}
+    assert len(paths) == len(ids)
 
 
 def test_a_name_that_the_file_system_refuses_is_an_error_of_its_row(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_several_runs_from_the_start_within_a_second(
     assert aside == [f"earlier-20240101-000000{suffix}" for suffix in ("", "-2", "-3")]
     for name in aside:
         assert set(all_rows(out / name)) == {"000.wav"}
-        assert (out / name / "subtitles" / "000.wav.srt").is_file()
+        assert (out / name / "subtitles" / "000.srt").is_file()
     assert set(all_rows(out)) == {"000.wav"}
 
 

@@ -45,3 +45,11 @@ def test_time_left_goes_by_length_where_lengths_are_known() -> None:
 def test_nothing_is_told_of_time_before_anything_is_done() -> None:
     progress, _, _ = shown([Item("a", "a")])
     assert progress.state() == "0 of 1, 0.0 h"
+
+
+def test_at_the_end_no_time_is_left() -> None:
+    now = iter(float(second) for second in range(0, 1000, 10))
+    items = [Item(name, f"{name}.wav", end=0.1) for name in "abc"]
+    progress = ArchiveProgress(Console(file=io.StringIO()), items, clock=lambda: next(now))
+    progress.add([{"id": name, "error": None, "seconds": 0.1} for name in "abc"])
+    assert "left" not in progress.state()

@@ -212,7 +212,7 @@ def test_a_limit_on_the_size_of_files_loses_nothing(archive: Path, out: Path) ->
 def test_subtitles_are_part_of_what_is_asked(archive: Path, out: Path) -> None:
     run_batch(archive, out, model=FakeModel(), subtitles=("srt",), limit=2)
     assert sorted(path.name for path in (out / "subtitles").iterdir()) == [
-        *("000.wav.srt", "001.wav.srt"),
+        *("000.srt", "001.srt"),
     ]
     with pytest.raises(OptionError, match=r"subtitles \['srt'\], now \[\]"):
         run_batch(archive, out, model=FakeModel())

@@ -109,10 +109,10 @@ def test_decoding_and_subtitles_have_the_options_of_transcribe(
     lines = ("--subtitles", "srt", "--max-line-width", "8")
     assert call(archive, "-o", out, "--limit", "2", *options, *lines)[0] == 0
     assert all_rows(out)["000.wav"]["text"] == "1600 transcribe after the heath"
-    assert "1600\ntranscribe\nafter\nthe\nheath\n" in (out / "subtitles/000.wav.srt").read_text()
+    assert "1600\ntranscribe\nafter\nthe\nheath\n" in (out / "subtitles/000.srt").read_text()
     code, output = call(archive, "-o", out, *options, "--subtitles", "srt", "--max-line-width", "9")
     assert code == 2
-    assert "max_line_width 8, now 9" in output
+    assert "--max-line-width 8, now 9" in output
     code, output = call(archive, "-o", tmp_path / "other", "--max-line-width", "9")
     assert code == 2
     assert "lines and cues are for subtitles" in output

@@ -88,7 +88,76 @@ def test_the_benchmark_brings_its_own_options() -> None:
 
 
 def test_a_misused_benchmark_is_exit_code_2() -> None:
-    assert call("benchmark", "--no-such-option").code == 2
+    assert_one_line_error(call("benchmark", "--no-such-option"), "no such option")
+
+
+@pytest.mark.parametrize("command", ["transcribe", "batch", "parity", "doctor", "benchmark"])
+def test_help_has_whole_names_and_no_markup_and_a_short_flag(command: str) -> None:
+    outcome = call(command, "-h")
+    assert outcome.code == 0 and outcome.stderr == ""
+    assert "…" not in outcome.stdout and "[b]" not in outcome.stdout
+    for line in outcome.stdout.splitlines():
+        # Paragraphs are wrapped once: only their last lines are short.
+        assert len(line) <= 100 or "whisper-flash" in line
+
+
+def test_help_shows_defaults_and_what_is_in_brackets() -> None:
+    shown = " ".join(call("transcribe", "-h").stdout.split())
+    assert "--condition-on-previous-text / --no-condition-on-previous-text" in shown
+    assert "[default: 0.0,0.2,0.4,0.6,0.8,1.0; 0.0 with --preset fast]" in shown
+    assert "[default: 5 with --preset accurate]" in shown
+    assert "(sequential mode). [default: on]" in shown
+    assert "fails `--logprob-threshold`" in shown
+    assert "[mel, 3000]" in " ".join(call("parity", "--help").stdout.split())
+
+
+def test_usage_errors_are_one_line_and_suggest() -> None:
+    outcome = call("transcribe", "a.wav", "--modle", "tiny.en")
+    assert_one_line_error(outcome, "no such option: --modle; did you mean", "--mode", "--model")
+    assert_one_line_error(call("transcrib", "a.wav"), "Did you mean 'transcribe'")
+    assert_one_line_error(call("transcribe", "a.wav", "--model"), "requires an argument")
+    assert_one_line_error(
+        call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer"
+    )
+
+
+def test_messages_name_flags_on_the_command_line(clip: BundledClip) -> None:
+    given = ("--hallucination-silence-threshold", "2")
+    outcome = call("transcribe", clip.path, *given)
+    assert_one_line_error(outcome, "needs --word-timestamps and --mode sequential")
+    outcome = call("transcribe", clip.path, "--vad-parameters", "threshold=0.4")
+    assert_one_line_error(outcome, "give --vad, too")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("large-v4", "large-v3"), ("smal", "small"), ("disti-large-v3", "distil-large-v3")],
+)
+def test_a_misspelt_model_gets_the_nearest_name(clip: BundledClip, wrong: str, near: str) -> None:
+    outcome = call("transcribe", clip.path, "--model", wrong)
+    assert_one_line_error(outcome, f"{wrong}: did you mean {near}?", "package:base")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_options_and_values(shell: str) -> None:
+    script = CliRunner().invoke(
+        app, [], prog_name="whisper-flash", env={"_WHISPER_FLASH_COMPLETE": f"source_{shell}"}
+    )
+    assert script.exit_code == 0 and "whisper-flash" in script.output
+
+    def complete(typed: str) -> str:
+        words = {
+            "_WHISPER_FLASH_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(len(typed.split(" ")) - 1),
+            "_TYPER_COMPLETE_ARGS": typed,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        return CliRunner().invoke(app, [], prog_name="whisper-flash", env=words).output
+
+    assert "transcribe" in complete("whisper-flash trans")
+    assert "--word-timestamps" in complete("whisper-flash transcribe --word-t")
+    assert "batched" in complete("whisper-flash transcribe --mode b")
 
 
 def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
@@ -98,11 +167,17 @@ def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{clip.transcript}\n"
-    what_ran, speed = done.stderr.splitlines()
-    assert what_ran == (
+    [line] = done.stderr.splitlines()
+    speed = r"3\.3 s of audio in \d+\.\d s \(\d+\.\d x real time\)"
+    assert re.fullmatch(rf"english, {speed}", line)
+
+
+def test_verbose_says_what_ran(tiny_en: str, clip: BundledClip) -> None:
+    outcome = call("transcribe", clip.path, "--model", tiny_en, "--device", "cpu", "--verbose")
+    assert outcome.stdout == f"{clip.transcript}\n"
+    assert (
         "package:tiny.en: decode engine (PyTorch); attention: encoder sdpa_flash; cpu, float32"
-    )
-    assert re.fullmatch(r"3\.3 s of audio in \d+\.\d s: \d+\.\d x real time", speed)
+    ) in outcome.stderr.splitlines()
 
 
 def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
@@ -129,9 +204,9 @@ def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
     assert lines[:2] == [f"[1/3] {mp3}", f"[2/3] {bad}"]
     assert lines[2].startswith(f"error: {bad}: is not a recording")
     assert lines[3] == f"[3/3] {cut}"
-    assert "decode engine" in lines[4]
-    assert "s of audio in" in lines[5]
-    assert lines[6:] == ["1 of 3 failed"]
+    assert lines[4] == "1 of 3 failed"
+    assert lines[5].startswith("english: 2, 6.6 s of audio in ")
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize("output_format", ["json", "srt"])
@@ -159,7 +234,7 @@ def test_results_go_into_files_of_the_output_folder(
 
 def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: BundledClip) -> None:
     model = ("--model", tiny_en, "--device", "cpu")
-    outcome = call("transcribe", clip.path, *model, "--attention", "reference")
+    outcome = call("transcribe", clip.path, *model, "--attention", "reference", "--verbose")
     assert outcome.stdout == f"{clip.transcript}\n"
     assert "attention: reference; cpu, float32" in outcome.stderr
     refused = call("transcribe", clip.path, *model, "--attention", "sdpa_cudnn")
@@ -168,7 +243,7 @@ def test_a_chosen_attention_back_end_is_the_one_that_runs(tiny_en: str, clip: Bu
 
 def test_a_missing_file_is_told_at_once() -> None:
     outcome = call("transcribe", "nowhere.wav")
-    assert_one_line_error(outcome, "nowhere.wav: there is no such file", code=1)
+    assert_one_line_error(outcome, "nowhere.wav: there is no such file")
 
 
 def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
@@ -186,7 +261,7 @@ def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
     [
         ("--language", "germn", "unknown language 'germn'; did you mean german"),
         ("--task", "summarise", "unknown task 'summarise'; possible: transcribe, translate"),
-        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt, tsv"),
+        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv"),
         ("--device", "gpu", "unknown device 'gpu'; possible: auto, cpu"),
         ("--compute-type", "fp16", "unknown compute type 'fp16'; possible: auto, float32"),
         ("--attention", "sdpa_flsh", "unknown attention back-end 'sdpa_flsh'; did you mean sdpa_f"),
@@ -217,8 +292,8 @@ def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -
 
 
 def test_files_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
-    outcome = call("transcribe", "a/talk.mp3", "b/talk.wav", "--output-dir", tmp_path)
-    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.wav would both be written to")
+    outcome = call("transcribe", "a/talk.mp3", "b/talk.mp3", "--output-dir", tmp_path)
+    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.mp3 would both be written to")
 
 
 def test_subtitles_of_several_files_need_a_folder() -> None:
@@ -228,14 +303,12 @@ def test_subtitles_of_several_files_need_a_folder() -> None:
 
 def test_an_output_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    outcome = call("transcribe", "a.mp3", "--output-dir", tmp_path / "file")
+    outcome = call("transcribe", "a.mp3", "b.mp3", "--output-dir", tmp_path / "file")
     assert_one_line_error(outcome, f"{tmp_path / 'file'}: cannot be made")
 
 
 def test_no_file_is_a_usage_error() -> None:
-    outcome = call("transcribe")
-    assert outcome.code == 2
-    assert "Missing argument" in outcome.stderr
+    assert_one_line_error(call("transcribe"), "missing argument 'FILE'")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")

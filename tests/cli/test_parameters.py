@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tools.option_tables import PAGE, with_tables
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.cli.parameters import decode_options, options_of, takes
+from whisper_flash_attention.cli.parameters import decode_options, in_flags, options_of, takes
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import (
     PRESETS,
@@ -34,6 +34,9 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "no_speech_threshold": (["--no-speech-threshold", "None"], None),
     "beam_size": (["--beam-size", "3"], 3),
     "best_of": (["--best-of", "2"], 2),
+    "patience": (["--beam-size", "3", "--patience", "1.5"], 1.5),
+    "prepend_punctuations": (["--prepend-punctuations", "("], "("),
+    "append_punctuations": (["--append-punctuations", ")"], ")"),
     "length_penalty": (["--length-penalty", "0.5"], 0.5),
     "repetition_penalty": (["--repetition-penalty", "1.2"], 1.2),
     "no_repeat_ngram_size": (["--no-repeat-ngram-size", "3"], 3),
@@ -139,6 +142,26 @@ def test_every_option_is_a_keyword_argument_of_python() -> None:
         assert names <= keywords
     for each, about in declared(DecodeOptions):
         assert f"{each.name}: {about.help}" in (DecodeOptions.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("beam_size is 0: give 1", "--beam-size is 0: give 1"),
+        ('needs mode="batched", or vad_filter=False', "needs --mode batched, or --no-vad"),
+        (
+            "give word_timestamps=True and task='translate'",
+            "give --word-timestamps and --task translate",
+        ),
+        ("mode is 5: give text", "--mode is 5: give text"),
+        ("unknown task 'x'", "unknown task 'x'"),
+        ("talks/word_timestamps.wav: is no file", "talks/word_timestamps.wav: is no file"),
+        ("unknown language 'beam_size'", "unknown language 'beam_size'"),
+        ("the mode of a language", "the mode of a language"),
+    ],
+)
+def test_messages_speak_the_language_of_the_command_line(message: str, expected: str) -> None:
+    assert in_flags(message) == expected
 
 
 def test_the_documentation_has_the_options_as_they_are() -> None:

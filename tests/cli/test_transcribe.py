@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import wave
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -16,7 +18,9 @@ from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app, transcribe
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.options import DecodeOptions, VadOptions
-from whisper_flash_attention.transcribe import Segment, Word
+from whisper_flash_attention.transcribe import Segment, Transcription, Word, output
+from whisper_flash_attention.transcribe.inputs import Input
+from whisper_flash_attention.transcribe.output import Output
 
 
 class Outcome(NamedTuple):
@@ -81,9 +85,19 @@ def test_a_folder_becomes_a_folder_like_it(
     assert (out / "z.srt").read_text() == ("1\n00:00:00,000 --> 00:00:01,000\none two\nthree\n")
     lines = outcome.stderr.splitlines()
     assert lines[:2] == [f"[1/3] {talks / 'one/talk.wav'}", f"[2/3] {talks / 'two/talk.wav'}"]
-    assert lines[3] == "small: no model"
-    assert lines[4].startswith("9.9 s of audio in ")
-    assert len(lines) == 5
+    assert lines[3].startswith(f"english: 3, 6 files written to {out}, 9.9 s of audio in ")
+    assert len(lines) == 4
+
+
+def test_recordings_of_one_name_are_kept_apart(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    shutil.copy(talks / "z.wav", talks / "z.mp3")  # the contents tell what a file is
+    outcome = call(talks, "-f", "srt", "-o", tmp_path / "out")
+    assert outcome.code == 0
+    expected = ["one/talk.srt", "two/talk.srt", "z.mp3.srt", "z.wav.srt"]
+    assert files_in(tmp_path / "out") == expected
+    assert call(talks, "-f", "srt", "-o", tmp_path / "out").stderr == "4 were there already\n"
 
 
 def test_the_same_command_does_only_what_is_missing(
@@ -96,7 +110,7 @@ def test_the_same_command_does_only_what_is_missing(
     outcome = call(*arguments)
     assert outcome.code == 0
     assert len(transcriber.calls) == 4
-    assert outcome.stderr.splitlines()[-1] == "2 were there already"
+    assert outcome.stderr.splitlines()[-2] == "2 were there already"
     outcome = call(*arguments)
     assert outcome == Outcome(0, "", "3 were there already\n")
     (out / "z.txt").write_text("old")
@@ -200,7 +214,7 @@ def test_what_one_recording_brings_about_does_not_stop_the_others(
     assert outcome.code == 1
     assert len(transcriber.calls) == 2
     assert f"error: {talks / 'two/talk.wav'}: {error}" in outcome.stderr.splitlines()
-    assert outcome.stderr.splitlines()[-1] == "1 of 3 failed"
+    assert outcome.stderr.splitlines()[-2] == "1 of 3 failed"
     headings = [line for line in outcome.stdout.splitlines() if line.startswith("==>")]
     assert headings == [f"==> {talks / name} <==" for name in ("one/talk.wav", "z.wav")]
     assert outcome.stdout.count("one two three\n") == 2
@@ -228,6 +242,8 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_others(
     assert outcome.code == 1
     assert "talk.txt: cannot be written" in outcome.stderr
     assert files_in(tmp_path / "out") == ["two/talk.txt", "z.txt"]
+    # Its text is not lost.
+    assert outcome.stdout == f"==> {talks / 'one/talk.wav'} <==\none two three\n"
 
 
 def test_what_is_wrong_with_every_recording_is_reported_once(
@@ -276,12 +292,13 @@ def test_ctrl_c_leaves_whole_files_and_shows_how_to_continue(
 def test_options_out_of_range_are_reported_before_any_work(talks: Path) -> None:
     for options, expected in (
         (("--suppress-tokens", "1,x"), "--suppress-tokens is '1,x': give ids"),
-        (("--hallucination-silence-threshold", "2"), "hallucination_silence_threshold needs word"),
-        (("--beam-size", "0"), "beam_size is 0: give a whole number, 1 to 100"),
-        (("-f", "srt", "--max-line-width", "0"), "max_line_width is 0: give a whole number"),
-        (("-f", "srt", "--max-line-count", "2"), "max_line_count has no effect without"),
-        (("-f", "srt", "--max-gap", "-1"), "max_gap is -1.0: give seconds"),
-        (("--max-line-width", "40"), "lines and cues are for srt and vtt"),
+        (("--hallucination-silence-threshold", "2"), "--hallucination-silence-threshold needs --w"),
+        (("--beam-size", "0"), "--beam-size is 0: give a whole number, 1 to 100"),
+        (("-f", "srt", "--max-line-width", "0"), "--max-line-width is 0: give a whole number"),
+        (("-f", "srt", "--max-line-count", "2"), "--max-line-count has no effect without"),
+        (("-f", "srt", "--max-gap", "-1"), "--max-gap is -1.0: give seconds"),
+        (("--patience", "2"), "--patience is for beams: give --beam-size, 2 or more"),
+        (("--max-line-width", "40"), "lines and cues are for srt, vtt, ass"),
     ):
         outcome = call(talks / "z.wav", *options)
         assert outcome.code == 2
@@ -302,3 +319,136 @@ def test_the_detector_takes_parameters(transcriber: FakeTranscriber, talks: Path
     assert outcome.code == 2 and "give name=number, such as threshold=0.4" in outcome.stderr
     outcome = call(talks / "z.wav", "--vad-parameters", "threshold=0.4")
     assert outcome.code == 2 and "without a voice activity detector" in outcome.stderr
+
+
+def test_spellings_of_other_tools_are_taken(transcriber: FakeTranscriber, talks: Path) -> None:
+    given = ("--word_timestamps", "True", "--condition_on_previous_text", "False")
+    more = ("--beam_size", "5", "--patience", "2", "--log_prob_threshold=-0.5", "--fp16", "False")
+    marks = ("--prepend_punctuations", "(", "--append_punctuations", ").")
+    vad = ("--vad_filter", "true", "--vad_parameters", "threshold=0.4", "--temperature", "0,0.2")
+    assert call(talks / "z.wav", *given, *more, *marks, *vad).code == 0
+    assert transcriber.calls[-1]["options"] == DecodeOptions(
+        word_timestamps=True,
+        condition_on_previous_text=False,
+        beam_size=5,
+        patience=2.0,
+        logprob_threshold=-0.5,
+        prepend_punctuations="(",
+        append_punctuations=").",
+        vad_filter=True,
+        vad_parameters=VadOptions(threshold=0.4),
+        temperature=(0.0, 0.2),
+    )
+    assert call(talks / "z.wav", "--temperature_increment_on_fallback", "0.5").code == 0
+    assert transcriber.calls[-1]["options"].temperatures == (0.0, 0.5, 1.0)
+    fallback = ("--temperature", "0.4", "--temperature_increment_on_fallback", "None")
+    assert call(talks / "z.wav", *fallback, "--verbose", "False").code == 0
+    assert transcriber.calls[-1]["options"].temperatures == (0.4,)
+    outcome = call(talks / "z.wav", "--temperature_increment_on_fallback", "x")
+    assert outcome.stderr.startswith("error: --temperature-increment-on-fallback is 'x': give")
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard output of a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal_output(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    written = io.BytesIO()
+    monkeypatch.setattr(output.sys, "stdout", Terminal(written, "utf-8", write_through=True))
+    return written
+
+
+def outputs(**settings: Any) -> Output:
+    return Output(**{"live": True, **settings})
+
+
+def test_on_a_terminal_text_is_printed_as_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal_output(monkeypatch)
+    entry = Input("a.wav", Path("a.wav"))
+    first, second = Segment(0.0, 1.0, "one"), Segment(61.5, 62.0, "two")
+    transcription = Transcription("one two", "en", (first, second), 70.0)
+    found = outputs()
+    assert found.shows_text
+    found.show(entry, [first])
+    assert screen.getvalue() == b"one\n"
+    found.deliver(entry, transcription, headed=False, shown=1)
+    assert screen.getvalue() == b"one\ntwo\n"
+    outputs(timed=True).show(entry, [second])
+    assert screen.getvalue().endswith(b"[01:01.500 --> 01:02.000] two\n")
+    assert not outputs(live=False).shows_text
+    assert not outputs(formats=("srt",)).shows_text
+    assert outputs(formats=("srt",), folder=Path("out")).shows_text
+
+
+def test_into_a_pipe_nothing_is_printed_before_the_end(
+    transcriber: FakeTranscriber, talks: Path
+) -> None:
+    outcome = call(talks / "z.wav", "--verbose")
+    assert outcome.stdout == "one two three\n"
+    assert call(talks / "z.wav", "--quiet") == Outcome(0, "one two three\n", "")
+
+
+def test_json_lines_come_as_segments_do(
+    transcriber: FakeTranscriber, talks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    show, deliver = Output.show, Output.deliver
+    monkeypatch.setattr(
+        Output, "show", lambda self, entry, rows: (order.append("show"), show(self, entry, rows))
+    )
+    monkeypatch.setattr(
+        Output,
+        "deliver",
+        lambda self, *some, **more: (order.append("deliver"), deliver(self, *some, **more)),
+    )
+    outcome = call(talks / "z.wav", "--json-lines")
+    assert order[:2] == ["show", "deliver"]
+    assert len(outcome.stdout.splitlines()) == 1
+
+
+def test_what_standard_output_cannot_hold_is_replaced_with_one_warning(
+    transcriber: FakeTranscriber, talks: Path
+) -> None:
+    transcriber.segment = Segment(0.0, 1.0, "naïve Łódź")
+    name = talks / "caf\u0142\udce9.wav"
+    shutil.copy(talks / "z.wav", name)
+    environment = {"PYTHONIOENCODING": "cp1252"}
+    runner = CliRunner(charset="cp1252")
+    result = runner.invoke(app, ["transcribe", str(name)], env=environment)
+    assert result.exit_code == 0
+    assert result.stdout_bytes.decode("cp1252") == "na\xefve ?\xf3d?\n"
+    assert result.stderr.count("warning: standard output is cp1252") == 1
+    result = runner.invoke(app, ["transcribe", str(name), "--json-lines"], env=environment)
+    row = json.loads(result.stdout_bytes.decode("utf-8"))
+    assert (row["file"], row["segment"]["text"]) == (str(name), "naïve Łódź")
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported_before_any_work(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    outcome = call(talks, "--output-dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert outcome.stderr == (
+        f"error: {tmp_path / 'out'}: cannot be written to (No space left on device)\n"
+    )
+    assert not transcriber.calls
+
+
+def test_the_last_line_says_the_language_and_the_files(
+    transcriber: FakeTranscriber, talks: Path, tmp_path: Path
+) -> None:
+    transcriber.language = ("de", 0.976)
+    outcome = call(talks / "z.wav", "-f", "srt", "-o", tmp_path / "out")
+    [line] = outcome.stderr.splitlines()
+    assert re.fullmatch(
+        rf"german \(98 %\), 1 file written to {tmp_path / 'out'}, "
+        r"3\.3 s of audio in \d\.\d s \(\d+\.\d x real time\)",
+        line,
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from itertools import pairwise
 
 import pytest
@@ -228,3 +229,79 @@ def test_what_is_highlighted_is_a_word(segments: list[Segment], options: Subtitl
             assert options.highlight_words
             line, first, end = cue.spoken
             assert cue.lines[line][first:end] in words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "สวัสดีครับวันนี้อากาศดีมากและเราจะไปเที่ยวที่ทะเลด้วยกัน",
+        "ສະບາຍດີມື້ນີ້ອາກາດດີຫຼາຍແລະພວກເຮົາຈະໄປທ່ຽວນຳກັນ",
+        "မင်္ဂလာပါဒီနေ့ရာသီဥတုအရမ်းကောင်းပါတယ်ခင်ဗျာ",
+        "សួស្តីថ្ងៃនេះអាកាសធាតុល្អណាស់ហើយយើងនឹងទៅលេងជាមួយគ្នា",
+    ],
+)
+@pytest.mark.parametrize("spoken", [False, True])
+def test_scripts_without_blanks_between_words_keep_the_line_width(text: str, spoken: bool) -> None:
+    words = (Word(0, 4, text, 1.0),) if spoken else ()
+    [(start, end, lines)] = cues(Segment(0, 4, text, words=words), max_line_width=12)
+    assert (start, end) == (0, 4000)
+    assert "".join(lines) == text
+    assert all(len(line) <= 12 for line in lines)
+    for line in lines[1:]:
+        assert unicodedata.category(line[0]) not in ("Mn", "Mc")
+        assert line[0] not in "\u0e32\u0e33\u0e30\u0eb2\u0eb3\u0eb0"
+    for line in lines[:-1]:
+        # Neither a vowel that is written before its consonant, nor what stacks the next one.
+        assert (
+            line[-1]
+            not in "\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4\u17d2\u1039"
+        )
+
+
+def japanese(text: str) -> Segment:
+    words = tuple(Word(0.2 * at, 0.2 * at + 0.2, each, 1) for at, each in enumerate(text))
+    return Segment(0, 0.2 * len(text), text, words=words)
+
+
+@pytest.mark.parametrize("spoken", [False, True])
+def test_no_cue_is_an_orphan(spoken: bool) -> None:
+    segment = japanese("昨日は友達と公園へ行きました。")
+    if not spoken:
+        segment = Segment(segment.start, segment.end, segment.text)
+    found = cues(segment, max_line_width=13, max_line_count=1)
+    assert "".join(line for _, _, lines in found for line in lines) == segment.text
+    assert len(found) == 2
+    assert all(len(lines[0]) >= 6 and end - start >= 1000 for start, end, lines in found)
+
+
+def spoken_segment(text: str) -> Segment:
+    each = [f" {word}" for word in text.split(" ")]
+    words = tuple(Word(at, at + 1, word, 1) for at, word in enumerate(each))
+    return Segment(0, len(each), text, words=words)
+
+
+def test_cues_end_with_sentences_and_clauses_where_there_is_a_choice() -> None:
+    limits = {"max_line_width": 30, "max_line_count": 1}
+    text = "We had a long day. Nobody slept well that night, but all were glad."
+    for segment in (spoken_segment(text), Segment(0, 10, text)):
+        assert [lines for _, _, lines in cues(segment, **limits)] == [
+            ("We had a long day.",),
+            ("Nobody slept well that night,",),
+            ("but all were glad.",),
+        ]
+
+
+def test_a_cue_ends_with_its_last_word() -> None:
+    words = (Word(0.0, 0.5, " One", 1), Word(0.6, 1.0, " two.", 1))
+    assert cues(Segment(0, 9, "One two.", words=words)) == [(0, 1000, ("One two.",))]
+
+
+def test_cues_have_a_limited_number_of_words() -> None:
+    found = cues(spoken_segment("one two three four five"), max_words_per_line=2)
+    assert found == [
+        (0, 2000, ("one two",)),
+        (2000, 4000, ("three four",)),
+        (4000, 5000, ("five",)),
+    ]
+    with pytest.raises(OptionError, match="max_words_per_line or max_line_width, not both"):
+        SubtitleOptions(max_words_per_line=2, max_line_width=20)

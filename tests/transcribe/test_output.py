@@ -107,7 +107,7 @@ def test_text_on_standard_output(capsys: pytest.CaptureFixture[str], headed: boo
         (Output(overwrite=True), "--overwrite is about files"),
         (
             Output(("txt", "lrc"), subtitles=SubtitleOptions(max_line_width=9)),
-            "lines and cues are for srt and vtt, and the output is txt, lrc",
+            "lines and cues are for srt, vtt, ass, and the output is txt, lrc",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from whisper_flash_attention.transcribe import (
     render,
     write,
 )
+from whisper_flash_attention.transcribe.writers import render_line
 
 SPOKEN = Transcription(
     "Good morning. 1 < 2 & true.",
@@ -108,7 +109,7 @@ def test_the_spoken_word_is_underlined_word_by_word() -> None:
 def test_options_change_subtitles_only() -> None:
     options = SubtitleOptions(max_line_width=5)
     changed = {name for name in FORMATS if render(SPOKEN, name, options) != render(SPOKEN, name)}
-    assert changed == {"srt", "vtt"}
+    assert changed == {"srt", "vtt", "ass"}
     assert "Good\nmorning.\n" in render(SPOKEN, "srt", options)
 
 
@@ -209,6 +210,33 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, tsv, lrc"
+        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv, lrc"
     ):
         render(SPOKEN, "doc")
+
+
+def test_ass_colours_each_word_when_it_is_spoken() -> None:
+    words = (Word(0.1, 0.4, " One", 1), Word(0.5, 0.8, " {two}\\N", 1), Word(0.8, 1.9, " three", 1))
+    first = Segment(0, 2, "One {two}\\N three", words=words)
+    second = Segment(3600, 36_000.125, "Without times, {here}.")
+    text = render(Transcription("", "en", (first, second), 40_000.0), "ass")
+    assert text.startswith("[Script Info]\nScriptType: v4.00+\n")
+    rows = [line for line in text.splitlines() if line.startswith("Dialogue: ")]
+    assert rows == [
+        "Dialogue: 0,0:00:00.10,0:00:01.90,Default,,0,0,0,,"
+        r"{\k30}One{\k10} {\k30}\{two\}" + "\\\u2060N" + r" {\k110}three",
+        r"Dialogue: 0,1:00:00.00,10:00:00.13,Default,,0,0,0,,"
+        r"{\1c&HFFFFFF&}Without times, \{here\}.",
+    ]
+    lines = render(Transcription("", "en", (first,), 2.0), "ass", SubtitleOptions(max_line_width=9))
+    assert r"{\k30}One{\k10}\N" in lines or r"One\N" in lines
+
+
+def test_words_on_a_terminal_have_the_colour_of_their_probability() -> None:
+    words = (Word(0, 1, " Never", 0.05), Word(1, 2, " mind", 0.99), Word(2, 3, "\x1b[2J.", 0.5))
+    segment = Segment(0, 3, "Never mind.", words=words, channel=2)
+    assert render_line(segment, coloured=True) == (
+        "[channel 2] \x1b[38;5;196mNever\x1b[0m \x1b[38;5;82mmind\x1b[0m"
+        "\x1b[38;5;226m\\x1b[2J.\x1b[0m\n"
+    )
+    assert render_line(segment) == "[channel 2] Never mind.\n"

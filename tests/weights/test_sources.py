@@ -26,12 +26,28 @@ from whisper_flash_attention.weights import hub_id, read_checkpoint
         ("large", "openai/whisper-large-v3"),
         ("turbo", "openai/whisper-large-v3-turbo"),
         ("large-v3-turbo", "openai/whisper-large-v3-turbo"),
-        ("huge", "huge"),
+        ("large-v1", "openai/whisper-large"),
+        ("distil-small.en", "distil-whisper/distil-small.en"),
+        ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
         ("someone/whisper-tiny", "someone/whisper-tiny"),
     ],
 )
 def test_short_names_are_openais(name: str, expected: str) -> None:
     assert hub_id(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("large-v4", r"large-v4: did you mean large-v3\?"),
+        ("Tiny.en", r"did you mean tiny.en\?"),
+        ("turbo-v3", "did you mean"),
+        ("xyzzy", "xyzzy: there is no such model or folder. Short names are tiny.en"),
+    ],
+)
+def test_a_misspelt_short_name_is_refused(name: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        hub_id(name)
 
 
 @pytest.mark.parametrize("source", ["openai/whisper-tiny.en", "tiny.en", "someone/my-model"])

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.languages import language_code
+from whisper_flash_attention.languages import AUTO, language_or_auto
 from whisper_flash_attention.option_kinds import checked_channel, checked_track
 from whisper_flash_attention.options import TASKS
 
@@ -26,7 +26,7 @@ class Item:
     Args:
         id: by which results are found, unique in the archive.
         path: a local file, or a URL that fsspec opens.
-        language: name or code, kept as its code; None leaves it to the run's options.
+        language: name or code, kept as its code, or auto; None leaves it to the run's options.
         task: "transcribe" or "translate"; None leaves it to the run's options.
         prompt: text that stands for earlier context; None leaves it to the run's options.
         start, end: the part of the recording to transcribe, in seconds; all of it if left out.
@@ -99,5 +99,8 @@ def longest_first(items: list[Item]) -> list[Item]:
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+
 # Manifests name a few languages many times.
-_code = cache(language_code)
+@cache
+def _code(language: str) -> str:
+    return language_or_auto(language) or AUTO

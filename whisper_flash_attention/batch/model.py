@@ -91,7 +91,7 @@ class RunOptions:
 
     def of(self, item: Item) -> RunOptions:
         """The options for this recording."""
-        language = item.language or self.options.language
+        language = self.options.language if item.language is None else item.language
         task = item.task or self.options.task
         options = replace(self.options, language=language, task=task)
         if item.prompt is None:
@@ -136,4 +136,10 @@ def shifted(transcription: Transcription, seconds: float) -> Transcription:
 
 def _shifted_segment(segment: Segment, by: float) -> Segment:
     words = tuple(replace(word, start=word.start + by, end=word.end + by) for word in segment.words)
-    return replace(segment, start=segment.start + by, end=segment.end + by, words=words)
+    return replace(
+        segment,
+        start=segment.start + by,
+        end=segment.end + by,
+        words=words,
+        seek=segment.seek + round(100 * by),
+    )

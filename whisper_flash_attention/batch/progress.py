@@ -88,8 +88,8 @@ class ArchiveProgress:
         if self._failed:
             parts.append(f"{self._failed} failed")
         worked = self._weight - self._weight_left
-        if worked > 0:
-            parts.append(f"{_duration(took * self._weight_left / worked)} left")
+        if worked > 0 and self._done < self._files:
+            parts.append(f"{_duration(max(0.0, took * self._weight_left / worked))} left")
         return ", ".join(parts)
 
     def tell(self, line: str) -> None:

@@ -88,7 +88,7 @@ def run_batch(
         group_files: the most recordings that a model has side by side; None is 4 times the windows
             that are decoded at a time. (Of a small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
-        subtitles: "srt", "vtt" or both, as files below `output/subtitles`.
+        subtitles: "srt", "vtt", "ass" or several, as files below `output/subtitles`.
         subtitle_options: how these are cut.
         resume: keep what earlier runs finished; otherwise their results are set aside.
         retry_errors: do recordings again whose rows have an error.
@@ -189,7 +189,7 @@ def _check(
     check.instance("subtitle_options", subtitle_options, SubtitleOptions)
     if subtitle_options != SubtitleOptions() and not subtitles:
         raise OptionError("lines and cues are for subtitles: choose formats of these, too")
-    for name in check.values("subtitles", subtitles, "a list of srt and vtt"):
+    for name in check.values("subtitles", subtitles, "a list of srt, vtt and ass"):
         check.one_of("subtitles", name, SUBTITLES)
     check.optional(check.whole_number, "limit", limit, least=1)
     if is_url(output):

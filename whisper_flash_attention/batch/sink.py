@@ -11,7 +11,7 @@ from whisper_flash_attention.batch.results import SUBTITLES, Finished
 from whisper_flash_attention.batch.rows import Row, Tally
 from whisper_flash_attention.batch.shards import write_shard
 from whisper_flash_attention.batch.storage import utf8_text
-from whisper_flash_attention.batch.subtitle_names import alike, subtitle_path
+from whisper_flash_attention.batch.subtitle_names import SubtitleNames
 from whisper_flash_attention.errors import BatchError, OptionError
 from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.results import Transcription
@@ -67,7 +67,7 @@ class Sink:
         self._format = output_format
         self._subtitles = subtitles
         self._subtitle_options = subtitle_options
-        self._apart = alike({*ids, *finished.ids}) if subtitles else set()
+        self._names = SubtitleNames({*ids, *finished.ids} if subtitles else ())
         self._shard_seconds = shard_seconds
         self._clock = clock
         self._waiting: list[Row] = []
@@ -119,7 +119,7 @@ class Sink:
         try:
             folder.mkdir(exist_ok=True)
             for name in self._subtitles:
-                path = subtitle_path(folder, row["id"], name, apart=row["id"] in self._apart)
+                path = self._names.path(folder, row["id"], name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fields = ("text", "language", "segments", "seconds")
                 transcription = Transcription.from_dict({each: row[each] for each in fields})

@@ -8,11 +8,14 @@ cut or set apart, is in no other name.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from whisper_flash_attention.terminal import UNPRINTABLE
+from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES
 from whisper_flash_attention.transcribe.writers import SUBTITLES, files
 
 NAME_BYTES = 180  # of a file's name, of which file systems allow 255
@@ -88,3 +91,40 @@ def _percent_of(found: re.Match[str]) -> str:
 
 def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+class SubtitleNames:
+    """The files of an archive's subtitles, named as those of single recordings.
+
+    `a/talk.wav` has `a/talk.srt`. Where another id would have the same, both keep their suffixes,
+    and an id that has none ends in a hash.
+
+    Args:
+        ids: of the whole archive.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        known = set(ids)
+        counts = Counter(files.folded(_stem(each)) for each in known)
+        shared = {each for each in known if counts[files.folded(_stem(each))] > 1}
+        self._names = {each: each if each in shared else _stem(each) for each in known}
+        used = Counter(self._names.values())
+        similar = alike(used)
+        self._apart = {
+            each
+            for each, name in self._names.items()
+            if used[name] > 1 or name in similar or (each in shared and _stem(each) == each)
+        }
+
+    def path(self, folder: Path, item_id: str, output_format: str) -> Path:
+        """The file of an id's subtitles, in `folder` or below it."""
+        if item_id in self._apart:
+            return subtitle_path(folder, item_id, output_format, apart=True)
+        return subtitle_path(folder, self._names.get(item_id, item_id), output_format)
+
+
+def _stem(item_id: str) -> str:
+    """An id without the suffix of a recording."""
+    stem, suffix = os.path.splitext(item_id.rpartition("/")[2])
+    is_recording = suffix.lower() in RECORDING_SUFFIXES
+    return item_id[: len(item_id) - len(suffix)] if is_recording and stem else item_id

@@ -21,6 +21,7 @@ from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Preset,
+    TemperatureIncrement,
     decode_options,
     options_of,
     takes,
@@ -135,7 +136,7 @@ def batch_command(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="srt, vtt or srt,vtt: files in DIR/subtitles beside the shards.",
+            help="srt, vtt, ass, or several with commas: files in DIR/subtitles beside the shards.",
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = None,
@@ -147,6 +148,7 @@ def batch_command(
             rich_help_panel=DECODING_PANEL,
         ),
     ] = 16,
+    temperature_increment_on_fallback: TemperatureIncrement = None,
     **given: Any,
 ) -> None:
     """Transcribe a whole archive, on this machine or on many.
@@ -155,24 +157,22 @@ def batch_command(
     DIR/part-*.jsonl or .parquet. Whatever stops the run, the same command goes on after the last
     shard; no recording is there twice. DIR/summary.json is written at the end.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash batch recordings --output texts
-
       whisper-flash batch 'talks/**/*.mp3' --output texts --subtitles srt,vtt
-
       whisper-flash batch calls.csv --output texts --preset fast --format parquet
-
       whisper-flash batch s3://bucket/calls --output texts --engine ray --address auto
+      whisper-flash batch calls.csv --output texts --limit 100  (a trial; then without)
 
-      whisper-flash batch calls.csv --output texts --limit 100  [dim](a trial; then without)[/dim]
-
-    [b]Exit codes[/b]: 0 all done; 1 some recordings failed (they have rows with their error); 2
+    Exit codes: 0 all done; 1 some recordings failed (they have rows with their error); 2
     misuse, or the run cannot go on (no model, a full disk); 130 interrupted.
     """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     run_options = RunOptions(
-        options_of(TranscribeOptions, given), decode_options(preset, given), batch_size
+        options_of(TranscribeOptions, given),
+        decode_options(preset, given, temperature_increment_on_fallback),
+        batch_size,
     )
     try:
         with report_warnings(lambda line: print_line(console, line)):

@@ -1,4 +1,4 @@
-"""The commands `benchmark` and `benchmark throughput`: from options to rows and tables.
+"""The commands `benchmark`, `benchmark throughput` and `benchmark mlperf`: from options to rows.
 
 Exit codes: 0 every row is ok; 1 some are not; 2 the options are invalid or nothing could be
 measured; 130 interrupted.
@@ -123,19 +123,15 @@ def benchmark_command(
     Written to the output folder: results.jsonl (as it goes), results.json,
     results.csv, results.md, plots, tokens.jsonl, and failures.log if a row failed.
 
-    [b]Examples[/b]
-
-      whisper-flash benchmark   [dim]# both tables of a GPU, or the small one of a CPU[/dim]
-
+    \b
+    Examples:
+      whisper-flash benchmark   # both tables of a GPU, or the small one of a CPU
       whisper-flash benchmark --setting default --checkpoint tiny --checkpoint base
-
       whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
-
       whisper-flash benchmark --report --output benchmarks/results/h100
-
       whisper-flash benchmark --list
-
-      whisper-flash benchmark throughput --help   [dim]# from samples in memory to text[/dim]
+      whisper-flash benchmark throughput --help   # from samples in memory to text
+      whisper-flash benchmark mlperf --help   # MLPerf's load generator, unofficially
     """
     model = options_of(ModelOptions, given)
     device, dtype = model.device, model.compute_type
@@ -313,12 +309,10 @@ def throughput_command(
     window of 30 s. Besides the factor, the time of each part of a batch, run alone: copies,
     log-mel, encoder, decoder, text and segments, words.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash benchmark throughput --checkpoint large-v3-turbo --batch-size 128
-
       whisper-flash benchmark throughput --checkpoint tiny --batch-size 1 --word-timestamps
-
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
     """
     model = options_of(ModelOptions, given)
@@ -447,3 +441,142 @@ def as_table(rows: list[ThroughputRow]) -> Table:
             "" if memory is None else f"{memory:.2f}",
         )
     return table
+
+
+@takes("mlperf", ModelOptions)
+def mlperf_command(
+    manifest: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[MANIFEST]",
+            help="JSON, or lines of JSON, with a file and a transcript each. Left out: the "
+            "recordings that come with this package.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Random weights instead of a checkpoint: tiny, base, small, medium, large-v3 or "
+            "large-v3-turbo. Performance alone.",
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens of every sample. Left out: the model decides; random weights give 75.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Samples at a time. Left out: 128; 4 on a CPU."),
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(metavar="N", help="Least duration of the performance run; the rules ask 600."),
+    ] = 600.0,
+    target_qps: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Samples per second that the load generator expects. Left out: measured before.",
+        ),
+    ] = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy/--no-accuracy", help="Word error rate of all samples.")
+    ] = True,
+    performance: Annotated[
+        bool, typer.Option("--performance/--no-performance", help="Samples per second.")
+    ] = True,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Folder for log files and row.json."),
+    ] = Path("mlperf-results"),
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Run MLPerf Inference's Offline scenario for Whisper, unofficially.
+
+    MLPerf's load generator (pip install mlcommons-loadgen) hands samples of up to 30 s to this
+    package, takes the time and writes its log files. Samples are consecutive recordings of the
+    manifest, joined. The result is not an MLPerf result: it is neither submitted nor reviewed, and
+    the recordings are yours. Word error rates are after Whisper's normaliser of English.
+
+    Written to the output folder: performance/ and accuracy/ with the load generator's log files,
+    and row.json.
+
+    \b
+    Examples:
+      whisper-flash benchmark mlperf --model tiny.en --seconds 60
+      whisper-flash benchmark mlperf dev-all.json --model large-v3
+      whisper-flash benchmark mlperf --random-weights large-v3 --seconds 120 --no-accuracy
+    """
+    from whisper_flash_attention.benchmark.environment import describe_environment
+    from whisper_flash_attention.benchmark.mlperf import (
+        MlperfCase,
+        load_generator,
+        measure_mlperf,
+    )
+    from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
+    from whisper_flash_attention.benchmark.utterances import read_utterances, repack
+    from whisper_flash_attention.devices import resolve_device, resolve_dtype
+    from whisper_flash_attention.transcribe import Transcriber
+
+    model = options_of(ModelOptions, given)
+    target = resolve_device(model.device)
+    if random_weights and new_tokens is None:
+        new_tokens = RANDOM_TOKENS
+    precision = str(resolve_dtype(model.dtype, target)).removeprefix("torch.")
+    case = MlperfCase(
+        random_weights or model.source,
+        random_weights is not None,
+        str(target),
+        precision,
+        batch_size or (4 if target.type == "cpu" else 128),
+        new_tokens,
+        seconds,
+        target_qps,
+        accuracy,
+        performance,
+    )
+    load_generator()
+    samples = repack(read_utterances(manifest))
+    if random_weights:
+        work = (case.batch_size, new_tokens or RANDOM_TOKENS)
+        transcriber = random_transcriber(
+            ThroughputCase(random_weights, "flash", *work, False, 1, str(target), precision)
+        )
+    else:
+        transcriber = Transcriber.from_pretrained(
+            model.source, device=model.device, dtype=model.dtype
+        )
+    environment = describe_environment(str(target), commit).as_json()
+    row = measure_mlperf(case, transcriber, samples, output, environment)
+    path = output / "row.json"
+    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    show_mlperf(row)
+    print_line(Console(stderr=True), f"wrote {path}")
+
+
+# As many as published results have for a sample, 64 to 75.
+RANDOM_TOKENS = 75
+
+
+def show_mlperf(row: dict[str, Any]) -> None:
+    """The figures on standard output, and what they are not."""
+    lines = [f"{row['library_samples']} samples of {row['library_seconds']:.0f} s"]
+    if "samples_per_second" in row:
+        lines.append(
+            f"{row['samples_per_second']:.2f} samples/s, {row['realtime_factor']:.1f} x real time, "
+            f"{row['tokens_per_sample']:.1f} tokens a sample; {row['verdict']}"
+        )
+    if row.get("wer") is not None:
+        lines.append(f"word error rate {row['wer']:.2%}")
+    for line in (*lines, row["note"]):
+        print_line(Console(soft_wrap=True, highlight=False), line)

@@ -49,10 +49,9 @@ def doctor_command(
     Device, versions, optional packages with the command that installs them, the packaged weights,
     and each attention back-end with its reasons. Exit code 1 if something needed is broken.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash doctor
-
       whisper-flash doctor --json
     """
     report = examine()

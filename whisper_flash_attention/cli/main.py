@@ -8,35 +8,16 @@ imported when the command is given, so that `--help` is quick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from whisper_flash_attention._version import __version__
+from whisper_flash_attention.cli.typer_commands import EXIT_ERROR, Command, Group, settings
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
-
-EXIT_ERROR = 2
-MARKUP: Final = "rich"
-
-
-# A mistake on the command line: a class of Typer's own copy of Click.
-_UsageError: Any = typer.BadParameter.__base__
-
-
-@contextmanager
-def _printable_mistakes() -> Iterator[None]:
-    """Have messages about the command line quote what was given in its printable form."""
-    try:
-        yield
-    except _UsageError as error:
-        error.message = printable(error.message)
-        raise
 
 
 @dataclass(frozen=True)
@@ -46,19 +27,19 @@ class _Home:
     module: str
     function: str
 
-    def load(self) -> TyperCommand:
+    def load(self) -> Command:
         """Import the command."""
         function = getattr(
             import_module(f"whisper_flash_attention.cli.{self.module}"), self.function
         )
-        alone = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
-        alone.command()(function)
+        alone = typer.Typer(add_completion=False, **settings())
+        alone.command(cls=Command)(function)
         command: Any = typer.main.get_command(alone)
-        found: TyperCommand = command
+        found: Command = command
         return found
 
 
-class LazyCommand(TyperCommand):
+class LazyCommand(Command):
     """A command that is imported when it is given arguments.
 
     Args:
@@ -67,7 +48,7 @@ class LazyCommand(TyperCommand):
     """
 
     def __init__(self, name: str, summary: str, home: _Home, **parts: _Home) -> None:
-        super().__init__(name, help=summary, rich_markup_mode=MARKUP)
+        super().__init__(name, help=summary, rich_markup_mode=None)
         self.home = home
         self._parts = parts
 
@@ -109,12 +90,13 @@ COMMANDS = (
         "Measure this package against stock Whisper, row by row.",
         _Home("benchmark", "benchmark_command"),
         throughput=_Home("benchmark", "throughput_command"),
+        mlperf=_Home("benchmark", "mlperf_command"),
     ),
 )
 
 
-class _Group(TyperGroup):
-    """Commands whose errors are one line on standard error."""
+class _Main(Group):
+    """The commands, whose errors are one line on standard error."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -124,20 +106,14 @@ class _Group(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        # Without panels: importing what draws them takes longer than all else.
-        super(TyperGroup, self).format_help(ctx, formatter)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _printable_mistakes():
-            return super().parse_args(ctx, args)
-
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _printable_mistakes():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except WhisperFlashError as error:
-            typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
+            from whisper_flash_attention.cli.parameters import in_flags
+
+            message = in_flags(" ".join(str(error).split()))
+            typer.echo(f"error: {printable(message)}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
@@ -147,14 +123,10 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=_Main,
     name="whisper-flash",
     help="Whisper with memory-efficient attention: transcribe recordings, and measure how fast.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=MARKUP,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **settings(),
 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +15,9 @@ import typer
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import (
     DECODING_PANEL,
+    GROUPS,
     PRESETS,
+    SEARCH_PANEL,
     DecodeOptions,
     Option,
     changed,
@@ -29,14 +33,37 @@ Command = Callable[..., None]
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
+# Python's names of options -> their flags.
+_FLAGS = {each.name: flags_of(each)[0] for group in GROUPS for each, _ in declared(group)}
+# `name=value`, a name that begins a message, or one that can be no other word.
+_VALUE = r"""=(True|False|"[^"]*"|'[^']*'|[\w.+-]+)"""
+_IN_PYTHON = re.compile(
+    rf"(?<![\w/.\\'\"-])(?:(?P<set>{'|'.join(_FLAGS)}){_VALUE}"
+    rf"|(?P<first>^(?:{'|'.join(_FLAGS)})(?= is ))"
+    rf"|(?P<name>{'|'.join(name for name in _FLAGS if '_' in name)}))(?![\w/]|\.\w)"
+)
+
 Preset = Annotated[
     str,
     typer.Option(
         metavar="NAME",
+        autocompletion=lambda incomplete: [name for name in PRESETS if name.startswith(incomplete)],
         help="accurate (OpenAI's sequential algorithm with 5 beams), balanced (the same without "
         "beams) or fast (chunks of speech side by side, decoded once; needs the extra vad). "
         "Options beside it take precedence.",
         rich_help_panel=DECODING_PANEL,
+    ),
+]
+
+
+# openai-whisper's way to list temperatures.
+TemperatureIncrement = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Try the temperatures from --temperature (left out: 0) to 1 in these steps, as "
+        "openai-whisper's option; none: the first alone.",
+        rich_help_panel=SEARCH_PANEL,
     ),
 ]
 
@@ -81,20 +108,60 @@ def takes(command: str, *groups: type) -> Callable[[Command], Command]:
     return decorate
 
 
+def in_flags(message: str) -> str:
+    """Return a message or a help text with flags in place of Python's options.
+
+    `beam_size` becomes `--beam-size`, `vad_filter=False` becomes `--no-vad`.
+    """
+    return _IN_PYTHON.sub(_in_flags, message)
+
+
+def _in_flags(found: re.Match[str]) -> str:
+    name = found["set"] or found["first"] or found["name"]
+    positive, _, negative = _FLAGS[name].partition("/")
+    value = found[2] if found["set"] else "True"
+    if value == "False":
+        return negative or f"{positive} False"
+    return positive if value == "True" else f"{positive} {value.strip(chr(34) + chr(39))}"
+
+
 def options_of(group: type[Options], given: Mapping[str, Any]) -> Options:
     """Return an instance of a dataclass of options from the values that were given."""
     return group(**_of(group, given))
 
 
-def decode_options(preset_name: str, given: Mapping[str, Any]) -> DecodeOptions:
+def decode_options(
+    preset_name: str, given: Mapping[str, Any], temperature_increment: str | None = None
+) -> DecodeOptions:
     """Return a preset's options, with the values that were given in place of the preset's.
 
     Words cannot be highlighted without their times.
     """
     options = _of(DecodeOptions, given)
+    if temperature_increment is not None:
+        first = options.get("temperature", (0.0,))
+        options["temperature"] = _temperatures(first, temperature_increment)
     if given.get("highlight_words"):
         options["word_timestamps"] = True
     return changed(preset(preset_name), options)
+
+
+def _temperatures(given: tuple[float, ...], increment: str) -> tuple[float, ...]:
+    flag = "--temperature-increment-on-fallback"
+    if len(given) != 1:
+        raise OptionError(f"{flag} beside several temperatures: give --temperature one number")
+    [first] = given
+    if increment.strip().lower() == "none":
+        return given
+    try:
+        step = float(increment)
+    except ValueError:
+        step = 0.0
+    if not 0.01 <= step <= 2:
+        raise OptionError(f"{flag} is {increment!r}: give a number from 0.01 to 2, or none")
+    # As NumPy's `arange(first, 1 + 1e-6, step)`.
+    count = max(1, math.ceil((1 + 1e-6 - first) / step))
+    return tuple(round(first + place * step, 6) for place in range(count))
 
 
 def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,31 +171,40 @@ def _of(group: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameter(each: Field[Any], about: Option) -> inspect.Parameter:
     """A flag whose value is text, or True or False; None where it is not given."""
-    settings: dict[str, Any] = {"help": about.help}
+    settings: dict[str, Any] = {"help": in_flags(about.help), "show_default": _shown_default(each)}
     kind: Any = bool
-    default: Any = None
     if about.kind.parse is not None:
         kind = list[str] if about.kind.is_list else str
-        default = _default(each)
         settings["metavar"] = about.kind.metavar
+    if about.kind.choices:
+        settings["autocompletion"] = _completion(about.kind.choices)
     if about.panel:
         settings["rich_help_panel"] = about.panel
     flag = typer.Option(*flags_of(each), **settings)
     return inspect.Parameter(
         each.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=[default] if default and about.kind.is_list else default,
+        default=None,
         annotation=Annotated[kind | None, flag],
     )
 
 
-def _default(each: Field[Any]) -> str | None:
-    """The default as text; None where there is none, or where presets differ."""
+def _completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [each for each in choices if each.startswith(incomplete)]
+
+
+def _shown_default(each: Field[Any]) -> str | bool:
+    """The default as `--help` shows it, and where a preset has another, that of the preset."""
+    text = default_text(each)
+    shown = {"True": "on", "False": ""}.get(text, text)
     if each.name in DecodeOptions.__dataclass_fields__:
-        values = {getattr(options, each.name) for options in PRESETS.values()}
-        if len(values) > 1:
-            return None
-    return default_text(each) or None
+        others = (
+            f"{value} with --preset {name}"
+            for name, options in PRESETS.items()
+            if (value := getattr(options, each.name)) != each.default
+        )
+        shown = "; ".join(filter(None, (shown, *others)))
+    return shown or False
 
 
 def _parsed(each: Field[Any], about: Option, value: Any) -> Any:

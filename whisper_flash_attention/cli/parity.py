@@ -96,12 +96,10 @@ def parity_command(
     own scores (in float32) show whether that was a near-tie. Exit code 1 if
     anything stays unexplained.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash parity --model small --audio recordings
-
       whisper-flash parity --model package:tiny.en --audio talk.flac --mode greedy
-
       whisper-flash parity --model turbo --audio recordings --dtype float16 --output parity.json
     """
     spoken = _language(language)
@@ -126,9 +124,9 @@ def parity_command(
 
 
 def _language(name: str) -> str:
-    from whisper_flash_attention.languages import language_code
+    from whisper_flash_attention.languages import AUTO, language_or_auto
 
-    return name if name == "auto" else language_code(name)
+    return language_or_auto(name) or AUTO
 
 
 def _check_output(output: Path | None) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or no model; 130 int
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,10 +20,12 @@ from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Preset,
+    TemperatureIncrement,
     decode_options,
     options_of,
     takes,
 )
+from whisper_flash_attention.languages import LANGUAGES
 from whisper_flash_attention.options import (
     DECODING_PANEL,
     DecodeOptions,
@@ -71,8 +74,8 @@ def transcribe_command(
         typer.Option(
             *("--output-format", "-f"),
             metavar="NAME",
-            help="txt, json, srt, vtt, tsv, lrc or all. Repeatable, or several with commas. Left "
-            "out: txt.",
+            help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
+            "Left out: txt.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -86,43 +89,54 @@ def transcribe_command(
     json_lines: Annotated[
         bool,
         typer.Option(
-            "--json-lines", help="Print a line of JSON per segment as each recording is done."
+            "--json-lines", help="Print a line of JSON per segment as it is decoded (UTF-8)."
         ),
     ] = False,
+    colors: Annotated[
+        bool,
+        typer.Option(
+            "--colors",
+            help="Colour the words on a terminal by their probability, from red to green; brings "
+            "word times.",
+        ),
+    ] = False,
+    temperature_increment_on_fallback: TemperatureIncrement = None,
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Show what Transformers prints, and why it is needed."
+            *("--verbose", "-v"),
+            help="Show the times of segments on a terminal, what the model runs on, and "
+            "Transformers' own messages.",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            *("--quiet", "-q"),
+            help="Show neither text as it is decoded nor progress nor the last line: errors and "
+            "warnings alone.",
         ),
     ] = False,
     **given: Any,
 ) -> None:
     """Turn recordings into text or subtitles.
 
-    The text goes to standard output, or into files with [b]--output-dir[/b], in which the
+    The text goes to standard output, or into files with --output-dir, in which the
     sub-folders of a folder are kept. Interrupted, the same command then goes on where it stopped.
 
-    [b]Examples[/b]
-
+    \b
+    Examples:
       whisper-flash transcribe talk.mp3
-
       whisper-flash transcribe talk.mp3 --model turbo --language german
-
       whisper-flash transcribe recordings -f srt,txt --output-dir subtitles --max-line-width 42
-
       whisper-flash transcribe lecture.mp4 --mode batched --batch-size 32
-
       whisper-flash transcribe call.wav --hotwords "Kubernetes, Istio" --preset accurate
-
-      whisper-flash transcribe call.wav --channel each  [dim](a speaker on each channel)[/dim]
-
+      whisper-flash transcribe call.wav --channel each  (a speaker on each channel)
       whisper-flash transcribe 'talks/**/*.flac' --json-lines > segments.jsonl
-
       whisper-flash transcribe - < talk.mp3
+      whisper-flash transcribe talk.mp3 --model package:tiny.en  (needs no Hub)
 
-      whisper-flash transcribe talk.mp3 --model package:tiny.en  [dim](needs no Hub)[/dim]
-
-    [b]Exit codes[/b]: 0 all done; 1 some recordings failed; 2 misuse, or the model cannot be
+    Exit codes: 0 all done; 1 some recordings failed; 2 misuse, or the model cannot be
     loaded; 130 interrupted.
     """
     inputs = find_inputs(files)
@@ -131,15 +145,20 @@ def transcribe_command(
         *(chosen_formats(output_format or ()), output_dir, subtitles),
         overwrite=overwrite,
         json_lines=json_lines,
+        live=not quiet,
+        timed=verbose,
+        coloured=colors,
     )
     model = options_of(ModelOptions, given)
     options = options_of(TranscribeOptions, given)
-    decode = decode_options(preset, given)
+    if colors:
+        given.setdefault("word_timestamps", True)
+    decode = decode_options(preset, given, temperature_increment_on_fallback)
     windows = parse_batch_size(batch_size)
     output.prepare(inputs)
     todo = [entry for entry in inputs if not output.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    progress = FileProgress(console, [entry.name for entry in todo])
+    progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
     runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
     try:
         level = logging.INFO if verbose else logging.WARNING
@@ -155,24 +174,48 @@ def transcribe_command(
     except KeyboardInterrupt as error:
         print_line(console, _interruption(runner, len(inputs), len(todo)))
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    for line in _summary(runner, model.source, len(inputs), len(todo)):
+    if output.stdout.lost is not None:
+        print_line(
+            console,
+            f"warning: standard output is {output.stdout.lost}, which lacks some characters of the "
+            "text; they are ? there. PYTHONIOENCODING=utf-8, --json-lines or --output-dir keeps "
+            "them",
+        )
+    if verbose and runner.transcriber is not None:
+        print_line(console, f"{model.source}: {runner.transcriber.describe()}")
+    for line in [] if quiet else _summary(runner, len(inputs), len(todo)):
         print_line(console, line)
     if runner.failures:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _summary(runner: Runner, model: str, total: int, todo: int) -> Sequence[str]:
-    """Lines that say what ran, how fast, and what did not."""
+def _summary(runner: Runner, total: int, todo: int) -> Sequence[str]:
+    """Lines that say what was not done, and last the languages, the files and the speed."""
     lines = []
-    if runner.transcriber is not None:
-        lines.append(f"{model}: {runner.transcriber.describe()}")
-    if runner.audio_seconds:
-        lines.append(describe_speed(runner.audio_seconds, runner.work_seconds))
     if todo < total:
         lines.append(f"{total - todo} {'was' if total - todo == 1 else 'were'} there already")
     if runner.failures and total > 1:
         lines.append(f"{runner.failures} of {total} failed")
+    if runner.languages:
+        parts = [spoken(runner.languages)]
+        if runner.done and runner.output.folder is not None:
+            files = runner.done * len(runner.output.formats)
+            count = "1 file" if files == 1 else f"{files} files"
+            parts.append(f"{count} written to {runner.output.folder}")
+        parts.append(describe_speed(runner.audio_seconds, runner.work_seconds))
+        lines.append(", ".join(parts))
     return lines
+
+
+def spoken(languages: Sequence[tuple[str, float | None]]) -> str:
+    """The languages of recordings: of one with its probability, of several with their numbers."""
+    if len(languages) == 1:
+        [(code, probability)] = languages
+        # An English-only model is sure of it.
+        sure = "" if probability in (None, 1.0) else f" ({100 * (probability or 0.0):.0f} %)"
+        return f"{LANGUAGES[code]}{sure}"
+    counts = Counter(code for code, _ in languages).most_common()
+    return ", ".join(f"{LANGUAGES[code]}: {count}" for code, count in counts)
 
 
 def _interruption(runner: Runner, total: int, todo: int) -> str:

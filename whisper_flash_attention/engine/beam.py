@@ -8,6 +8,9 @@ length-normalised score for `num_beams` places among the finished.
 A beam that continues another slot's copies nothing: `state.ancestors[b, t]` is the slot that holds
 position t of slot b, and only those numbers are re-ordered.
 
+With `patience` a search ends by the rules of openai-whisper (whisper/decoding.py) instead: it is
+over when `places` results have ended, and none gives its place to a likelier one.
+
 On a GPU the host polls every few steps for the end of the search without waiting; steps beyond the
 end change nothing. Beam sampling is checked in every step, because each step draws random numbers.
 """
@@ -117,23 +120,25 @@ class _BeamState:
         self._paths = prompt.new_full((2, rows, request.max_length), request.pad)
         self._paths[1] = -1
         self._paths[0, :, :length] = prompt
-        self._finished_paths = self._paths.clone()
+        # The rows of a search are alike so far.
+        first_rows = self._paths[:, :: beams.num_beams]
+        self._finished_paths = first_rows.repeat_interleave(beams.places, dim=1)
         shape = (self._count, beams.num_beams)
         # All beams are equal at first: only one of them may be extended.
         self._scores = torch.zeros(shape, device=device)
         self._scores[:, 1:] = EXCLUDED
-        self._finished_scores = torch.full(shape, EXCLUDED, device=device)
-        self._finished = torch.zeros(shape, dtype=torch.bool, device=device)
+        finished_shape = (self._count, beams.places)
+        self._finished_scores = torch.full(finished_shape, EXCLUDED, device=device)
+        self._finished = torch.zeros(finished_shape, dtype=torch.bool, device=device)
         self._improvable = torch.ones((self._count, 1), dtype=torch.bool, device=device)
         self._not_finite = torch.zeros(rows, dtype=torch.bool, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
         self._ends = torch.tensor(request.eos, dtype=prompt.dtype, device=device)
         searches = torch.arange(self._count, device=device)[:, None]
-        places = torch.arange(beams.num_beams, device=device)
         self._first_beam = searches * beams.num_beams
         self._first_candidate = searches * beams.candidates
-        self._first_contender = searches * (beams.num_beams + beams.candidates)
-        self._stay = places.expand(shape)
+        self._first_contender = searches * (beams.places + beams.candidates)
+        self._stay = torch.arange(beams.places, device=device).expand(finished_shape)
         # Only the best `num_beams` candidates may finish; the others can only continue.
         self._may_finish = torch.arange(beams.candidates, device=device) < beams.num_beams
         self._all_scores: list[Tensor] = []
@@ -216,20 +221,40 @@ class _BeamState:
     def _finish(self, paths: Tensor, scores: Tensor, ended: Tensor, length: int) -> None:
         """Keep the best of the finished paths and of the candidates that end now."""
         beams = self._beams
-        ended = ended & self._may_finish
+        if beams.patience is None:
+            ended = ended & self._may_finish
+        else:
+            ended = self._patiently_ended(paths[0, :, length].view(ended.shape), ended)
         scores = scores / (length + 1 - self.prompt.shape[1]) ** beams.length_penalty
-        if beams.early_stopping is True:
+        if beams.early_stopping is True and beams.patience is None:
             scores = scores + self._finished.all(dim=-1, keepdim=True).float() * EXCLUDED
         scores = scores + (~self._improvable).float() * EXCLUDED
         scores = scores + (~ended).float() * EXCLUDED
         contenders = torch.cat((self._finished_scores, scores), dim=1)
-        best = torch.topk(contenders, beams.num_beams)[1]
+        best = torch.topk(contenders, beams.places)[1]
         best = torch.where(self.done, self._stay, best)
         self._finished_scores = contenders.gather(1, best)
         self._finished = torch.cat((self._finished, ended), dim=1).gather(1, best)
         groups = (self._by_search(self._finished_paths), self._by_search(paths))
         merged = torch.cat(groups, dim=2).flatten(1, 2)
         self._finished_paths = merged.index_select(1, (best + self._first_contender).flatten())
+
+    def _patiently_ended(self, tokens: Tensor, ended: Tensor) -> Tensor:
+        """Which candidates [B, C] finish: the likeliest, as far as there are free places.
+
+        At the full length all have ended, and those without an end token only fill up places until
+        there are as many results as beams.
+        """
+        beams = self._beams
+        own_end = torch.isin(tokens, self._ends)
+        running_before = (~own_end).cumsum(dim=-1) - (~own_end).int()
+        ends = own_end & (running_before < beams.num_beams)
+        count = self._finished.sum(dim=-1, keepdim=True)
+        ends &= count + ends.cumsum(dim=-1) <= beams.places
+        cut = ended & ~own_end
+        most = min(beams.num_beams, beams.places)
+        cut &= count + ends.sum(dim=-1, keepdim=True) + cut.cumsum(dim=-1) <= most
+        return ends | cut
 
     def _by_search(self, paths: Tensor) -> Tensor:
         """Paths [2, B * N, T] as [2, B, N, T]."""
@@ -240,9 +265,13 @@ class _BeamState:
 
         It is over if no running beam can get better than the finished ones (an estimate for
         `length_penalty` above 0, unless `early_stopping` is "never"), if all places are taken and
-        `early_stopping` is True, or if no beam can continue.
+        `early_stopping` is True, or if no beam can continue; with `patience` if all places are
+        taken or no beam can continue.
         """
         beams, begin = self._beams, self.prompt.shape[1]
+        if beams.patience is not None:
+            self.done |= self._finished.all() | ended.all()
+            return
         longest = beams.early_stopping == "never" and beams.length_penalty > 0.0
         length_generated = (self._request.max_length if longest else length) - begin
         possible = self._scores[:, :1] / length_generated**beams.length_penalty

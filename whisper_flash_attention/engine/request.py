@@ -24,6 +24,9 @@ class Beams:
         early_stopping: True, False or "never".
         candidates: C, continuations considered per search and step; Transformers takes K times the
             number of tokens that may end a row plus one, at least 2 K.
+        patience: P; a search is over when round(P K) results have ended, each among candidates that
+            are likelier than the K-th which runs on, as in openai-whisper (`whisper/decoding.py`).
+            None is the rule of Transformers. Not with `sample`.
         sort_sampled: sampled continuations are ranked by score, not by the order of the draw; only
             the first K may finish.
     """
@@ -34,6 +37,14 @@ class Beams:
     early_stopping: bool | str
     candidates: int
     sort_sampled: bool = False
+    patience: float | None = None
+
+    @property
+    def places(self) -> int:
+        """Number of finished results that a search keeps."""
+        if self.patience is None:
+            return self.num_beams
+        return max(1, round(self.patience * self.num_beams))
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,31 @@ is open meanwhile.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.options import DecodeOptions, TranscribeOptions, VadOptions, changed
+from whisper_flash_attention.option_kinds import checked_prompt
+from whisper_flash_attention.options import (
+    DECODE_ALIASES,
+    DecodeOptions,
+    TranscribeOptions,
+    VadOptions,
+    changed,
+)
 
 if TYPE_CHECKING:
     from whisper_flash_attention.engine.engine import Engine
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
+# Text, or ids of text tokens.
+Prompt = str | Sequence[int] | None
 
 DEFAULT_BATCH_SIZE = 16
 # Decoding memory grows with the number of windows; larger batches gain nothing on any device.
@@ -38,7 +49,8 @@ class TranscribeArguments(TypedDict, total=False):
         language: name or code of the language spoken; None detects it in the first 30 s.
         task: "transcribe", or "translate" into English.
         channel, audio_track: as in `TranscribeOptions`.
-        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there.
+        initial_prompt, hotwords, prefix: as in `DecodeOptions`; None takes the value there. A list
+            of whole numbers is one prompt, as ids of tokens.
         options: how windows are decoded; None is OpenAI's sequential algorithm with its
             thresholds and temperatures.
         batch_size: windows at a time, at most; 1 to 10,000.
@@ -50,22 +62,24 @@ class TranscribeArguments(TypedDict, total=False):
     task: str | Sequence[str]
     channel: int | str | Sequence[int | str]
     audio_track: int | str | Sequence[int | str | None] | None
-    initial_prompt: Texts
+    initial_prompt: Prompt | Sequence[Prompt]
     hotwords: Texts
     prefix: Texts
     options: DecodeOptions | None
     batch_size: int
     mode: str
-    temperature: float | tuple[float, ...]
+    temperature: float | Iterable[float] | str
     compression_ratio_threshold: float | None
     logprob_threshold: float | None
+    log_prob_threshold: float | None
     no_speech_threshold: float | None
     beam_size: int | None
     best_of: int | None
+    patience: float | None
     length_penalty: float
     repetition_penalty: float
     no_repeat_ngram_size: int
-    suppress_tokens: Iterable[int]
+    suppress_tokens: Iterable[int] | str | None
     suppress_blank: bool
     min_new_tokens: int | None
     max_new_tokens: int | None
@@ -73,12 +87,38 @@ class TranscribeArguments(TypedDict, total=False):
     max_initial_timestamp: float | None
     condition_on_previous_text: bool
     carry_initial_prompt: bool
-    clip_timestamps: Iterable[float]
+    clip_timestamps: Iterable[float] | str
     word_timestamps: bool
+    prepend_punctuations: str
+    append_punctuations: str
     vad_filter: bool | None
     vad_parameters: VadOptions | Mapping[str, float] | None
     multilingual: bool
     hallucination_silence_threshold: float | None
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def shows_options(method: Method) -> Method:
+    """Have the signature of a method list `TranscribeArguments`, with their defaults.
+
+    `help()` and notebooks show it; editors know the arguments by their type.
+    """
+    usual = RecordingOptions(), DecodeOptions()
+    own = inspect.signature(method)
+    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    for name, annotation in TranscribeArguments.__annotations__.items():
+        if name in DECODE_ALIASES:
+            continue
+        default: Any = DEFAULT_BATCH_SIZE if name == "batch_size" else None
+        for options in usual[::-1]:
+            default = getattr(options, name, default)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown = getattr(annotation, "__forward_arg__", annotation)
+        named.append(inspect.Parameter(name, kind, default=default, annotation=shown))
+    method.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    return method
 
 
 TEXTS = ("initial_prompt", "hotwords", "prefix")
@@ -95,7 +135,7 @@ class RecordingOptions(TranscribeOptions):
         prefix: text that the result of the first window begins with.
     """
 
-    initial_prompt: str | None = None
+    initial_prompt: str | tuple[int, ...] | None = None
     hotwords: str | None = None
     prefix: str | None = None
 
@@ -140,6 +180,9 @@ class CallOptions:
 
 def _column(name: str, value: Any, count: int) -> Sequence[Any]:
     """One value per recording."""
+    is_tokens = name == "initial_prompt" and not isinstance(value, str | None)
+    if is_tokens and all(isinstance(each, Integral) for each in check.values(name, value, "text")):
+        return [list(value)] * count
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -176,9 +219,10 @@ def _check_multilingual(options: RecordingOptions, languages: Collection[str]) -
         )
 
 
-def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> str | None:
-    common: str | None = getattr(decode, name)
-    return common if row[name] is None else check.text(name, row[name])
+def _text(name: str, row: dict[str, Any], decode: DecodeOptions) -> Any:
+    if row[name] is None:
+        return getattr(decode, name)
+    return checked_prompt(row[name]) if name == "initial_prompt" else check.text(name, row[name])
 
 
 ON_CPU = 4

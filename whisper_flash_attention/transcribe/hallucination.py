@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whisper_flash_attention.options import APPENDED, PREPENDED
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
-from whisper_flash_attention.transcribe.words import AFTER_A_WORD, BEFORE_A_WORD
 
 # A word is less credible if it is less probable, or of another length (seconds).
 LEAST_PROBABILITY, SHORTEST, LONGEST = 0.15, 0.133, 2.0
@@ -22,7 +22,7 @@ TOO_SHORT = 15.0
 FIRST_WORDS, MUCH_DOUBT = 8, 3.0
 # Seconds beside the edges of a window that count as silence.
 EDGE = 2.0
-PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
+PUNCTUATION = PREPENDED + APPENDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def looks_invented(segment: Segment | None) -> bool:
     """Whether the first words of a segment look invented."""
     if segment is None or not segment.words:
         return False
-    words = [word for word in segment.words if word.text not in PUNCTUATION][:FIRST_WORDS]
+    words = [word for word in segment.words if word.text.strip() not in PUNCTUATION][:FIRST_WORDS]
     doubt = sum(_doubt(word) for word in words)
     return doubt >= MUCH_DOUBT or doubt + 0.01 >= len(words)
 

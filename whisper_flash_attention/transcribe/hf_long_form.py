@@ -112,7 +112,10 @@ class GenerateReader:
         tokenizer = self._processor.tokenizer
         return _segments(generated["segments"][0], tokenizer, recording.seconds)
 
-    def _prompt_ids(self, text: str | None) -> Tensor | None:
+    def _prompt_ids(self, text: str | tuple[int, ...] | None) -> Tensor | None:
+        if isinstance(text, tuple):
+            first = self._processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+            return torch.tensor([first, *text], device=self._model.device)
         prompt = (text or "").strip()
         if not prompt:
             return None

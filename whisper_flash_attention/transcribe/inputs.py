@@ -7,8 +7,9 @@ import io
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, cast
@@ -38,11 +39,19 @@ class Input:
         place: its path below the folder (or below the fixed part of the pattern) that was named;
             of a file that was named itself, its name alone.
         named: whether it was named itself.
+        suffixed: whether its results keep the suffix of its name, because another recording has the
+            same name but for that.
     """
 
     name: str
     place: Path
     named: bool = True
+    suffixed: bool = False
+
+    @property
+    def stem(self) -> str:
+        """What the names of its results begin with."""
+        return self.place.name if self.suffixed else self.place.stem
 
     def source(self) -> Source:
         """Return what `load_audio` takes; standard input is read to its end for it.
@@ -74,14 +83,25 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
             and "-", standard input.
 
     Raises:
-        OptionError: a folder or pattern leads to no recordings, or a folder cannot be read.
+        OptionError: a folder or pattern leads to no recordings, or a folder cannot be read; the
+            only argument is a file that is not there.
     """
+    if len(arguments) == 1 and _is_missing(arguments[0]):
+        raise OptionError(f"{arguments[0]}: there is no such file")
     found: dict[str, Input] = {}
     for argument in arguments:
         for entry in _inputs(argument):
             key = argument if argument == STANDARD_INPUT else os.path.abspath(entry.name)
             found.setdefault(key, entry)
-    return list(found.values())
+    counts = Counter(entry.place.with_suffix("") for entry in found.values())
+    return [
+        replace(entry, suffixed=counts[entry.place.with_suffix("")] > 1) for entry in found.values()
+    ]
+
+
+def _is_missing(argument: str) -> bool:
+    is_path = argument != STANDARD_INPUT and not has_magic(argument)
+    return is_path and path_kind(argument) == "missing"
 
 
 def _inputs(argument: str) -> list[Input]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.terminal import json_line, printable
+from whisper_flash_attention.terminal import StandardOutput, json_line, printable
 from whisper_flash_attention.transcribe.inputs import Input
-from whisper_flash_attention.transcribe.results import Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.writers import (
     FORMATS,
     SUBTITLES,
     SubtitleOptions,
     render,
+    render_line,
     write,
 )
 from whisper_flash_attention.transcribe.writers.files import colliding, distinguishes_names
@@ -45,6 +48,10 @@ class Output:
         subtitles: how they are laid out.
         overwrite: replace files that are there.
         json_lines: write each segment to standard output, as a line of JSON.
+        live: print the text of one recording as it is decoded, where that goes to a terminal.
+        timed: with the times of segments.
+        coloured: with words in the colours of their probabilities.
+        stdout: where text goes.
     """
 
     formats: tuple[str, ...] = ("txt",)
@@ -52,16 +59,20 @@ class Output:
     subtitles: SubtitleOptions = field(default_factory=SubtitleOptions)
     overwrite: bool = False
     json_lines: bool = False
+    live: bool = False
+    timed: bool = False
+    coloured: bool = False
+    stdout: StandardOutput = field(default_factory=StandardOutput)
 
     def prepare(self, inputs: Sequence[Input]) -> None:
         """Check what can go wrong before any work is done, and make the folder.
 
-        Raises `OptionError` if options do not go together, two recordings would be written to one
-        file, the output of the only recording named is there already, or the folder cannot be made.
+        Raises `OptionError` if options do not go together, the output of the only recording named
+        is there already, or the folder cannot be made or written to.
         """
         if self.subtitles != SubtitleOptions() and not set(self.formats) & set(SUBTITLES):
             raise OptionError(
-                f"lines and cues are for {' and '.join(SUBTITLES)}, and the output is "
+                f"lines and cues are for {', '.join(SUBTITLES)}, and the output is "
                 f"{', '.join(self.formats)}"
             )
         if self.folder is None:
@@ -79,6 +90,7 @@ class Output:
             for target in filter(os.path.isfile, taken):
                 raise OptionError(f"{target}: exists already; --overwrite replaces it")
         _make(self.folder)
+        _probe(self.folder)
         _check_distinct(self.folder, taken)
 
     def _check_standard_output(self, several: bool) -> None:
@@ -104,23 +116,60 @@ class Output:
         if self.folder is None:
             return {}
         beside = self.folder / entry.place.parent
-        return {name: beside / f"{entry.place.stem}.{name}" for name in self.formats}
+        return {name: beside / f"{entry.stem}.{name}" for name in self.formats}
 
     def is_done(self, entry: Input) -> bool:
         """Whether every file of this recording is there, and is to be kept."""
         return self.resumes and all(map(os.path.isfile, self.targets(entry).values()))
 
-    def deliver(self, entry: Input, transcription: Transcription, *, headed: bool) -> None:
+    @property
+    def shows_text(self) -> bool:
+        """Whether the text of a single recording is printed as it is decoded."""
+        plain = self.folder is not None or self.formats == ("txt",)
+        return self.live and plain and not self.json_lines and sys.stdout.isatty()
+
+    def show(self, entry: Input, segments: Sequence[Segment]) -> None:
+        """Print segments, which are part of a recording's transcription."""
+        for segment in segments:
+            if self.json_lines:
+                row = {"file": entry.name, "segment": segment.to_dict()}
+                self.stdout.write_json(json_line(row))
+            else:
+                self.stdout.write(render_line(segment, timed=self.timed, coloured=self.coloured))
+
+    def deliver(
+        self, entry: Input, transcription: Transcription, *, headed: bool, shown: int = 0
+    ) -> None:
         """Write every output; of files that are to be kept, those that are missing.
 
         Args:
             entry: the recording.
             transcription: of the recording.
             headed: whether text on standard output says which recording it is of.
+            shown: number of segments that `show` has printed.
 
         Raises:
-            OptionError: a file or its folder cannot be made.
+            OptionError: a file or its folder cannot be made; the text is printed instead.
         """
+        rest = transcription.segments[shown:]
+        if self.json_lines or (self.shows_text and not headed):
+            self.show(entry, rest)
+        elif self.folder is None:
+            self._print(entry, transcription, self.formats[0], headed=headed)
+        try:
+            self._write_files(entry, transcription)
+        except OptionError:
+            if not (self.json_lines or self.shows_text):
+                self._print(entry, transcription, "txt", headed=headed)
+            raise
+
+    def _print(
+        self, entry: Input, transcription: Transcription, output_format: str, *, headed: bool
+    ) -> None:
+        heading = f"==> {printable(entry.name)} <==\n" if headed else ""
+        self.stdout.write(heading + render(transcription, output_format, self.subtitles))
+
+    def _write_files(self, entry: Input, transcription: Transcription) -> None:
         for name, target in self.targets(entry).items():
             if self.overwrite or not os.path.isfile(target):
                 _make(target.parent)
@@ -129,14 +178,6 @@ class Output:
                     options=self.subtitles,
                     overwrite=self.overwrite,
                 )
-        if self.json_lines:
-            for segment in transcription.to_dict()["segments"]:
-                row = {"file": entry.name, "segment": segment}
-                print(json_line(row), flush=True)
-        elif self.folder is None:
-            if headed:
-                print(f"==> {printable(entry.name)} <==")
-            print(render(transcription, self.formats[0], self.subtitles), end="", flush=True)
 
 
 def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
@@ -153,6 +194,16 @@ def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
         f"{by_name[first]} and {by_name[second]} would both be written to {second}: this file "
         "system does not tell upper from lower case, or forms of Unicode; rename one"
     )
+
+
+def _probe(folder: Path) -> None:
+    """Raise `OptionError` if no file can be written to a folder."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        probe.write_bytes(b"a full disk takes a file, and nothing in it")
+        probe.unlink()
+    except OSError as error:
+        raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
 def _make(folder: Path) -> None:

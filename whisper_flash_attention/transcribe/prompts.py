@@ -16,6 +16,7 @@ from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.validation import shown
 
 
 class PromptBuilder:
@@ -31,12 +32,19 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._options = options
 
-    def tokens(self, text: str | None) -> list[int]:
+    def tokens(self, text: str | Sequence[int] | None) -> list[int]:
         """Encode a text that follows another; an empty one has no tokens.
+
+        Args:
+            text: or ids of its tokens.
 
         Raises:
             OptionError: the text contains a special token.
         """
+        if text is not None and not isinstance(text, str):
+            if any(token >= self._vocabulary.end for token in text):
+                raise OptionError(f"the ids {shown(text)} hold special tokens: give those of text")
+            return list(text)
         plain = (text or "").strip()
         if not plain:
             return []

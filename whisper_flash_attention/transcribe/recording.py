@@ -168,7 +168,7 @@ class Recording:
 
     def transcription(self, tokenizer: Any) -> Transcription:
         """The transcription of a recording that is done."""
-        segments = tuple(self.located(segment) for segment in self.segments)
+        segments = numbered(map(self.located, self.segments))
         # Blanks between segments are in their tokens, where the language has any.
         texts = (tokenizer.decode(each.tokens, skip_special_tokens=True) for each in segments)
         # A recording without any sound has no language to detect.
@@ -276,11 +276,16 @@ def merge_channels(channels: Sequence[Recording], tokenizer: Any) -> Transcripti
     return Transcription(
         text="\n".join(lines),
         language=spoken.language,
-        segments=tuple(segments),
+        segments=numbered(segments),
         seconds=max(each.seconds for each in found),
         language_probability=spoken.language_probability,
         all_language_probs=spoken.all_language_probs,
     )
+
+
+def numbered(segments: Iterable[Segment], first: int = 0) -> tuple[Segment, ...]:
+    """The segments with their ids, from `first` on."""
+    return tuple(replace(segment, id=number) for number, segment in enumerate(segments, first))
 
 
 def stream_segments(

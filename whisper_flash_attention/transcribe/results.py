@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
+
+SHOWN = 60  # characters of a text that a `repr` shows
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word with its times.
+    """One word with its times; its `str` is the text without blanks around it.
 
     Args:
         start, end: seconds from the beginning of the recording.
-        text: the word with its punctuation, without blanks around it.
+        text: the word with its punctuation, and the blank before it, if there is one: the texts of
+            all words, joined, are the text of their segment.
         probability: mean of its tokens' probabilities.
     """
 
@@ -26,6 +29,9 @@ class Word:
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
             raise _wrong_times("a word", self.start, self.end)
+
+    def __str__(self) -> str:
+        return self.text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Segment:
         channel: number of its channel, from 1, where the channels of a
             recording were transcribed one by one; None otherwise.
         language: code of the language spoken, if it was detected in every window.
+        id: its number in the transcription, from 0.
+        seek: where its window begins in the recording, in hundredths of a second.
     """
 
     start: float
@@ -58,10 +66,16 @@ class Segment:
     words: tuple[Word, ...] = ()
     channel: int | None = None
     language: str | None = None
+    id: int = 0
+    seek: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
             raise _wrong_times("a segment", self.start, self.end)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `json.dumps` takes; `channel` and `language` only where they are set."""
+        return _row(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class Transcription:
         all_language_probs: pairs of codes and probabilities of all languages that the model knows,
             in descending order; empty where `language_probability` is None. They are the first
             window's, or where every window's language was detected, the mean over all windows.
+        path: of the recording, if it was transcribed from a file; not in `to_dict`.
     """
 
     text: str
@@ -86,6 +101,23 @@ class Transcription:
     seconds: float
     language_probability: float | None = None
     all_language_probs: tuple[tuple[str, float], ...] = ()
+    path: str | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        count = len(self.segments)
+        segments = "1 segment" if count == 1 else f"{count} segments"
+        name = "" if self.path is None else f", path={self.path!r}"
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…"
+        return (
+            f"Transcription({text!r}, language={self.language!r}, {segments}, "
+            f"{self.seconds:.2f} s{name})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A table of segments for notebooks, with a player where the recording is a file."""
+        from whisper_flash_attention.transcribe.notebook import as_html
+
+        return as_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `json.dumps` takes; `from_dict` makes an equal transcription of it.
@@ -94,6 +126,7 @@ class Transcription:
         `language` only where they are set.
         """
         fields = asdict(self)
+        del fields["path"]
         fields["segments"] = [_row(row) for row in fields["segments"]]
         fields["all_language_probs"] = dict(self.all_language_probs)
         return fields

@@ -8,6 +8,7 @@ progress once more, one by one. One thread may take recordings while another wri
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from whisper_flash_attention.terminal import FileProgress, printable
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments, automatic_batch_size
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Output
-from whisper_flash_attention.transcribe.results import Transcription
+from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.transcriber import Transcriber
 
 
@@ -54,6 +55,8 @@ class Runner:
         done, failures: numbers of recordings.
         audio_seconds: length of those that were transcribed.
         work_seconds: since the model was there.
+        languages: of the recordings that were transcribed, each with its probability if it was
+            detected.
         words_missing: whether the warning about words without times was given.
     """
 
@@ -67,9 +70,10 @@ class Runner:
     done: int = 0
     failures: int = 0
     audio_seconds: float = 0.0
+    languages: list[tuple[str, float | None]] = field(default_factory=list)
     words_missing: bool = False
     _began: float = 0.0
-    _reached: dict[str, float] = field(default_factory=dict)
+    _shown: Counter[str] = field(default_factory=Counter)
     _lock: RLock = field(default_factory=RLock)
 
     @property
@@ -104,6 +108,7 @@ class Runner:
                 if decoded.audio is None:
                     self._fail(entry, str(decoded.error))
                 else:
+                    self.progress.measured(entry.name, decoded.audio.seconds)
                     yield Opened(entry, decoded.audio)
 
     def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
@@ -117,7 +122,12 @@ class Runner:
 
         found = transcriber.transcribe_each(
             taken(),
-            on_progress=lambda index, share: self._show(in_progress[index], share),
+            on_progress=lambda index, share: self._advance(in_progress[index], share),
+            on_segments=(
+                (lambda index, segments: self._show(in_progress[index].entry, segments))
+                if self.output.json_lines or (self.output.shows_text and not self.headed)
+                else None
+            ),
             **self._arguments(),
         )
         try:
@@ -136,7 +146,7 @@ class Runner:
         try:
             transcription = transcriber.transcribe(
                 opened.audio,
-                on_progress=lambda share: self._show(opened, share),
+                on_progress=lambda share: self._advance(opened, share),
                 **self._arguments(),
             )
         except (AudioError, NotFinite) as error:
@@ -157,14 +167,15 @@ class Runner:
 
     def _deliver(self, entry: Input, transcription: Transcription) -> None:
         with self._lock:
-            self._reached.pop(entry.name, None)
             self.audio_seconds += transcription.seconds
+            self.progress.measured(entry.name, transcription.seconds)
             self.progress.advance(entry.name, 1.0)
-            self._measure()
         self._warn_of_words(transcription)
+        self.languages.append((transcription.language, transcription.language_probability))
         try:
             with self.progress.aside():
-                self.output.deliver(entry, transcription, headed=self.headed)
+                shown = self._shown.pop(entry.name, 0)
+                self.output.deliver(entry, transcription, headed=self.headed, shown=shown)
         except OptionError as error:  # a file that cannot be written
             self._fail(entry, str(error))
             return
@@ -173,21 +184,21 @@ class Runner:
     def _fail(self, entry: Input, message: str) -> None:
         with self._lock:
             self.failures += 1
-            self._reached.pop(entry.name, None)
             self.progress.advance(entry.name, 1.0)
         self.progress.tell(f"error: {message}")
 
-    def _show(self, opened: Opened, share: float) -> None:
+    def _show(self, entry: Input, segments: Sequence[Segment]) -> None:
+        """Print segments of a recording as they are decoded."""
+        with self.progress.aside():
+            self.output.show(entry, segments)
+        self._shown[entry.name] += len(segments)
+
+    def _advance(self, opened: Opened, share: float) -> None:
         """A recording is done to this share."""
         with self._lock:
-            self.progress.advance(opened.entry.name, share)
             # The length of one that is not held is known when it was read.
-            self._reached[opened.entry.name] = share * (opened.audio.seconds or 0.0)
-            self._measure()
-
-    def _measure(self) -> None:
-        reached = self.audio_seconds + sum(self._reached.values())
-        self.progress.measure(reached, self.work_seconds)
+            self.progress.measured(opened.entry.name, opened.audio.seconds)
+            self.progress.advance(opened.entry.name, share)
 
     def _warn_of_words(self, transcription: Transcription) -> None:
         """Warn once that words were to be highlighted, and have no times."""

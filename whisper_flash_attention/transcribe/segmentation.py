@@ -83,6 +83,7 @@ def segment_of(
     # Timestamps are 0.02 s apart; rounding takes off what adding windows up left.
     start, end = round(offset + span.start, 2), round(offset + span.end, 2)
     return Segment(
+        seek=round(offset * FRAMES_PER_SECOND),
         start=start,
         end=max(start, end),
         text=text,

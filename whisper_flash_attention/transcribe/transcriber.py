@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe.arguments import CallOptions, TranscribeArguments
+from whisper_flash_attention.transcribe.arguments import (
+    CallOptions,
+    TranscribeArguments,
+    shows_options,
+)
 from whisper_flash_attention.transcribe.loading import (
     EngineModel,
     check_features,
@@ -17,10 +24,12 @@ from whisper_flash_attention.transcribe.loading import (
     load_model,
     load_processor,
 )
+from whisper_flash_attention.transcribe.notebook import notebook_bar
 from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
     merge_channels,
+    numbered,
     recordings_of,
     share_of,
     stream_segments,
@@ -109,6 +118,11 @@ class Transcriber:
             quiet=quiet,
         )
         return cls(*loaded)
+
+    def __repr__(self) -> str:
+        model = self._model
+        name = model.source.name if isinstance(model, EngineModel) else model.config.name_or_path
+        return f"Transcriber({name!r}, {self.describe()})"
 
     @property
     def model(self) -> WhisperForConditionalGeneration:
@@ -210,6 +224,7 @@ class Transcriber:
         **arguments: Unpack[TranscribeArguments],
     ) -> list[Transcription]: ...
 
+    @shows_options
     def transcribe(
         self,
         audio: Audio | list[Audio] | tuple[Audio, ...],
@@ -224,7 +239,8 @@ class Transcriber:
                 or tensor of samples at 16 kHz, or a tuple of one and its sampling rate; or a list
                 of any of these. Samples are mono `[T]`, `[channels, T]` or `[T, channels]`, of the
                 types and scales that `audio.samples.recording_channels` lists.
-            on_progress: called with the share that is done, from 0.0, as windows are decoded.
+            on_progress: called with the share that is done, from 0.0 to 1.0, as windows are
+                decoded. None shows a bar where this is a notebook, and nothing elsewhere.
             **arguments: `language`, `task`, `channel`, `audio_track`, `initial_prompt`, `hotwords`,
                 `prefix`, `options`, `batch_size` and the fields of `DecodeOptions`, as
                 `TranscribeArguments` describes them.
@@ -242,6 +258,7 @@ class Transcriber:
             return self._transcribe_all(audio, arguments, on_progress)  # type: ignore[arg-type]
         return self._transcribe_all([audio], arguments, on_progress)[0]  # type: ignore[list-item]
 
+    @shows_options
     def transcribe_many(
         self, recordings: Sequence[Audio], **arguments: Unpack[TranscribeArguments]
     ) -> list[Transcription]:
@@ -252,6 +269,7 @@ class Transcriber:
         """
         return self._transcribe_all(recordings, arguments, None)
 
+    @shows_options
     def stream(self, audio: Audio, **arguments: Unpack[TranscribeArguments]) -> Iterator[Segment]:
         """Yield the segments of one recording, those of a window as soon as it is decoded.
 
@@ -264,13 +282,16 @@ class Transcriber:
         opened = _open_all([audio], options, [channels])
         # The windows are closed first: another thread may be taking recordings for them.
         with closing(opened), closing(self._run(opened, options)) as windows:
-            yield from stream_segments(windows, channels)
+            for number, segment in enumerate(stream_segments(windows, channels)):
+                yield replace(segment, id=number)
 
+    @shows_options
     def transcribe_each(
         self,
         recordings: Iterable[Audio],
         *,
         on_progress: Callable[[int, float], None] | None = None,
+        on_segments: Callable[[int, Sequence[Segment]], None] | None = None,
         **arguments: Unpack[TranscribeArguments],
     ) -> Generator[tuple[int, Transcription]]:
         """Transcribe any number of recordings side by side, and yield each as soon as it is done.
@@ -282,7 +303,9 @@ class Transcriber:
         Args:
             recordings: as for `transcribe`; the options are the same for all of them.
             on_progress: called with the number of a recording and the share of it that is done,
-                from 0.0, as windows are decoded.
+                from 0.0 to 1.0, as windows are decoded.
+            on_segments: called with the number of a recording and its next segments, as windows are
+                decoded; not where each channel is transcribed by itself.
 
         Returns:
             Numbers of recordings, counted from 0, with their transcriptions, in the order in which
@@ -293,6 +316,7 @@ class Transcriber:
         """
         options = CallOptions.of(arguments, 1, self.languages)
         report = on_progress or (lambda index, share: None)
+        counts: Counter[int] = Counter()
         # The channels of every recording that is in progress.
         groups: dict[int, list[Recording]] = {}
 
@@ -313,10 +337,16 @@ class Transcriber:
         def take_done() -> Iterator[tuple[int, Transcription]]:
             # A copy: another thread may add to them.
             for index in [index for index, group in list(groups.items()) if are_done(group)]:
+                report(index, 1.0)
                 yield index, merge_channels(groups.pop(index), self._tokenizer)
 
         with closing(self._run(opened(), options)) as windows:
-            for _ in windows:
+            for recording, segments in windows:
+                if on_segments is not None and segments and recording.channel is None:
+                    located = map(recording.located, segments)
+                    found = numbered(located, counts[recording.index])
+                    counts[recording.index] += len(found)
+                    on_segments(recording.index, found)
                 yield from take_done()
         yield from take_done()
 
@@ -329,6 +359,8 @@ class Transcriber:
         if isinstance(audios, str | bytes):
             raise AudioError(f"several recordings are a list, but got {shown(audios)}")
         options = CallOptions.of(arguments, len(audios), self.languages)
+        if on_progress is None:
+            on_progress = notebook_bar(_label(audios))
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
         # Sums over all recordings are for callers alone.
@@ -336,7 +368,11 @@ class Transcriber:
         with closing(opened), closing(self._run(opened, options)) as windows:
             for _ in windows:
                 pass
-        return [merge_channels(channels, self._tokenizer) for channels in groups]
+        progress.finish()
+        return [
+            _with_path(merge_channels(channels, self._tokenizer), audio)
+            for audio, channels in zip(audios, groups, strict=True)
+        ]
 
     def _run(
         self, recordings: Iterable[Recording], options: CallOptions
@@ -366,9 +402,24 @@ class Transcriber:
 
         aligner = None
         if options.word_timestamps:
-            aligner = WordAligner(engine, self._vocabulary, self._alignment_heads, self._splitter)
+            aligner = WordAligner(
+                engine, self._vocabulary, self._alignment_heads, self._splitter, options
+            )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
         return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
+
+
+def _label(audios: Sequence[Audio]) -> str:
+    """What is transcribed, in a few words."""
+    if len(audios) != 1:
+        return f"{len(audios)} recordings"
+    return os.path.basename(audios[0]) if isinstance(audios[0], str | os.PathLike) else "audio"
+
+
+def _with_path(transcription: Transcription, audio: Audio) -> Transcription:
+    if not isinstance(audio, str | os.PathLike):
+        return transcription
+    return replace(transcription, path=os.fspath(audio))
 
 
 class Reader(Protocol):
@@ -384,7 +435,7 @@ class Reader(Protocol):
 
 
 class _Progress:
-    """Reports the share of all recordings that is done, whenever it grows and is not all.
+    """Reports the share of all recordings that is done, whenever it grows; all of it at the end.
 
     Args:
         groups: of every recording its channels, once it is open.
@@ -403,6 +454,11 @@ class _Progress:
     def report(self, recording: Recording) -> None:
         self._shares[recording.index] = share_of(self._groups[recording.index])
         self._report_mean()
+
+    def finish(self) -> None:
+        """Report that all is done."""
+        if self._on_progress is not None:
+            self._on_progress(1.0)
 
     def _report_mean(self) -> None:
         share = sum(self._shares) / len(self._shares)

@@ -128,6 +128,7 @@ class RequestBuilder:
             # As openai-whisper, which stops when this number of beams has ended.
             early_stopping=True,
             candidates=2 * size,
+            patience=self._options.patience,
         )
 
     def _rules(self, begin: int, length: int) -> tuple[LogitsProcessor, ...]:

@@ -25,12 +25,11 @@ from whisper_flash_attention.engine.alignment import (
 )
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import APPENDED, PREPENDED, DecodeOptions
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary, WordSplitter
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
-BEFORE_A_WORD = "\"'“¿([{-"
-AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 # The most that the usual word may last, in seconds; no word should last twice the usual.
 LONGEST_USUAL = 0.7
 # A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
@@ -85,12 +84,18 @@ def shorten_beside_sentence_ends(words: Sequence[Timing], usual: float) -> None:
                 word.start = word.end - longest
 
 
-def join_punctuation(words: Sequence[Timing]) -> None:
-    """Let punctuation join its word's text and tokens; the word's times and probability stay."""
+def join_punctuation(
+    words: Sequence[Timing], prepended: str = PREPENDED, appended: str = APPENDED
+) -> None:
+    """Let punctuation join its word's text and tokens; the word's times and probability stay.
+
+    Args:
+        prepended, appended: marks that join the word after them, and the word before them.
+    """
     following = len(words) - 1
     for index in range(len(words) - 2, -1, -1):
         mark, word = words[index], words[following]
-        if mark.text.startswith(" ") and mark.text.strip() in BEFORE_A_WORD:
+        if mark.text.startswith(" ") and mark.text.strip() in prepended:
             word.text, word.count = mark.text + word.text, mark.count + word.count
             mark.text, mark.count = "", 0
         else:
@@ -98,7 +103,7 @@ def join_punctuation(words: Sequence[Timing]) -> None:
     previous = 0
     for index in range(1, len(words)):
         word, mark = words[previous], words[index]
-        if not word.text.endswith(" ") and mark.text in AFTER_A_WORD:
+        if not word.text.endswith(" ") and mark.text in appended:
             word.text, word.count = word.text + mark.text, word.count + mark.count
             mark.text, mark.count = "", 0
         else:
@@ -210,6 +215,7 @@ class WordAligner:
         heads: (layer, head) pairs of cross-attention that the checkpoint names, see
             `alignment_heads`.
         splitter: of the model's tokenizer.
+        options: with the marks that join a word.
 
     Raises:
         OptionError: the model does not have these heads.
@@ -221,11 +227,13 @@ class WordAligner:
         vocabulary: Vocabulary,
         heads: Sequence[Sequence[int]] | None,
         splitter: WordSplitter,
+        options: DecodeOptions = DecodeOptions(),
     ) -> None:
         self._weights = weights = engine.weights.decoder
         self._vocabulary = vocabulary
         self._heads = alignment_heads(heads, layers=len(weights.layers), heads=weights.heads)
         self._splitter = splitter
+        self._marks = (options.prepend_punctuations, options.append_punctuations)
         check_heads(weights, self._heads)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
@@ -323,7 +331,7 @@ class WordAligner:
         """Fit a window's words to its segments."""
         usual = usual_duration(words)
         shorten_beside_sentence_ends(words, usual)
-        join_punctuation(words)
+        join_punctuation(words, *self._marks)
         for word in words:
             word.start = round(window.start + word.start, 2)
             word.end = round(window.start + word.end, 2)
@@ -368,9 +376,9 @@ def _segment(
         return segment
     start, end = _within(span.start, span.end, seconds)
     word = tuple(
-        Word(*_within(word.start, word.end, seconds), text, word.probability)
+        Word(*_within(word.start, word.end, seconds), word.text, word.probability)
         for word in words
-        if (text := word.text.strip())
+        if word.text.strip()
     )
     return replace(segment, start=start, end=end, words=word)
 

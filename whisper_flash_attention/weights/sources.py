@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,7 @@ from whisper_flash_attention.validation import shown
 from whisper_flash_attention.weights.checkpoint import Checkpoint, shorten
 from whisper_flash_attention.weights.ctranslate2_reader import read_ctranslate2
 from whisper_flash_attention.weights.openai_reader import read_openai
-from whisper_flash_attention.weights.packaged import PREFIX, packaged_source
+from whisper_flash_attention.weights.packaged import PREFIX, packaged_names, packaged_source
 from whisper_flash_attention.weights.tokens import SpecialTokens
 
 Source = str | os.PathLike[str]
@@ -25,7 +27,7 @@ TOKENIZER_FILES = frozenset(("tokenizer.json", "tokenizer_config.json"))
 _LONGEST_NAME = 4096  # bytes of a path
 _OPENAI_SUFFIXES = (".pt", ".pth")
 
-# OpenAI's names of its checkpoints -> repositories on the Hub.
+# Names of checkpoints, as openai-whisper and faster-whisper have them -> repositories on the Hub.
 _HUB_IDS = {
     name: f"openai/whisper-{name}"
     for name in (
@@ -36,7 +38,12 @@ _HUB_IDS = {
     "large-v1": "openai/whisper-large",
     "large": "openai/whisper-large-v3",
     "turbo": "openai/whisper-large-v3-turbo",
+    **{
+        f"distil-{name}": f"distil-whisper/distil-{name}"
+        for name in ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")
+    },
 }
+SHORT_NAMES = tuple(_HUB_IDS)
 
 
 # Number of languages -> a repository with the tokenizer of all of OpenAI's checkpoints with as
@@ -64,13 +71,32 @@ class Located:
 
 
 def hub_id(name: Source) -> str:
-    """The Hub id for one of OpenAI's short names ("tiny.en", "turbo"); others stay as they are.
+    """The Hub id for a short name ("tiny.en", "turbo"); others stay as they are.
 
     Raises:
-        WeightsError: it is neither text nor a path.
+        WeightsError: it is neither text nor a path; or it is a misspelt short name.
     """
     name = source_name(name)
-    return _HUB_IDS.get(name, name)
+    if name in _HUB_IDS:
+        return _HUB_IDS[name]
+    if re.fullmatch(r"[\w.-]+", name) and not os.path.exists(name) and not _is_local(name):
+        _refuse_short_name(name)
+    return name
+
+
+def _refuse_short_name(name: str) -> None:
+    """Raise `WeightsError`: every repository of the Hub that has a Whisper has an owner, too."""
+    near = difflib.get_close_matches(name.lower(), SHORT_NAMES, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "there is no such model or folder."
+    raise WeightsError(
+        f"{name}: {hint} Short names are {', '.join(SHORT_NAMES)}; others are a Hub id "
+        f"(owner/name), a folder, an OpenAI .pt file, or {' or '.join(packaged_names())}"
+    )
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name can only be that of a file or folder."""
+    return name.startswith((".", os.sep, "~")) or Path(name).suffix in _OPENAI_SUFFIXES
 
 
 def source_name(source: object) -> str:
@@ -130,8 +156,7 @@ def locate(source: Source, *, weights: bool = True) -> Located:
         raise WeightsError(f"{path}: a file of unknown kind; {_EXPECTED}")
     if exists:
         raise WeightsError(f"{path}: neither a file nor a folder; {_EXPECTED}")
-    looks_local = name.startswith((".", os.sep, "~")) or path.suffix in _OPENAI_SUFFIXES
-    if looks_local or not isinstance(source, str) or not name.isprintable():
+    if _is_local(name) or not isinstance(source, str) or not name.isprintable():
         raise WeightsError(f"{shorten(path, 200)}: does not exist; {_EXPECTED}")
     return Located("transformers")
 

@@ -6,6 +6,11 @@
 
 from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.transcribe.writers.files import write
-from whisper_flash_attention.transcribe.writers.formats import FORMATS, SUBTITLES, render
+from whisper_flash_attention.transcribe.writers.formats import (
+    FORMATS,
+    SUBTITLES,
+    render,
+    render_line,
+)
 
-__all__ = ["FORMATS", "SUBTITLES", "SubtitleOptions", "render", "write"]
+__all__ = ["FORMATS", "SUBTITLES", "SubtitleOptions", "render", "render_line", "write"]

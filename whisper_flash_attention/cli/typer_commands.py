@@ -1,0 +1,134 @@
+"""Typer's commands with plain help, one-line errors, and the spellings of other tools.
+
+Help is plain text: option names are never cut, defaults are shown, and square brackets are not
+markup. What `spelling` knows is respelled before Click parses it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from whisper_flash_attention.terminal import printable
+
+EXIT_ERROR = 2
+WIDTH = 100  # of help, where a terminal has room for it
+
+# A mistake on the command line: a class of Typer's own copy of Click.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class Command(TyperCommand):
+    """A command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Imported here: the list of commands is shown without the options.
+        from whisper_flash_attention.cli.spelling import respelled
+
+        options = [each for each in self.get_params(ctx) if isinstance(each, TyperOption)]
+        return super().parse_args(ctx, respelled(args, options))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        _format_options(self.get_params(ctx), formatter)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        return _main(super().main, *args, **extra)
+
+
+class Group(TyperGroup):
+    """Commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(EXIT_ERROR)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.format_commands(ctx, formatter)
+        _format_options(self.get_params(ctx), formatter)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        return _main(super().main, *args, **extra)
+
+
+def settings() -> dict[str, Any]:
+    """Return the arguments that every `typer.Typer` of the command line takes."""
+    return {
+        "pretty_exceptions_enable": False,
+        "rich_markup_mode": None,
+        "context_settings": {
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": WIDTH,
+        },
+    }
+
+
+def _main(run: Any, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    """Run a command; a mistake on the command line is one line on standard error."""
+    try:
+        code = run(*args, standalone_mode=False, **extra)
+    except _UsageError as error:
+        typer.echo(f"error: {_one_line(error)}", err=True)
+        code = EXIT_ERROR
+    if standalone_mode:
+        sys.exit(code)
+    return code
+
+
+def _one_line(error: Any) -> str:
+    """A usage error, what may have been meant, and where the options are listed."""
+    message = printable(" ".join(error.message.split()) or error.format_message())
+    if near := sorted(getattr(error, "possibilities", None) or ()):
+        message += f"; did you mean {' or '.join(near)}?"
+    elif error.message and type(error) is typer.BadParameter:
+        message = printable(" ".join(error.format_message().split()))
+    message = f"{message[:1].lower()}{message[1:].rstrip('.')}"
+    place = error.ctx.command_path if error.ctx is not None else "whisper-flash"
+    return f"{message} ({place} --help lists what there is)"
+
+
+def _format_options(parameters: Sequence[Any], formatter: Any) -> None:
+    """Write arguments and options under the headings of their panels."""
+    shown = [each for each in parameters if not getattr(each, "hidden", False)]
+    order = list(dict.fromkeys(["Arguments", "Options", *map(_heading, shown)]))
+    shown.sort(key=lambda each: order.index(_heading(each)))
+    for heading, rows in groupby(shown, _heading):
+        with formatter.section(heading):
+            formatter.write_dl([(_names(each), _help(each)) for each in rows], col_max=26)
+
+
+def _heading(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return getattr(parameter, "rich_help_panel", None) or "Options"
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"{parameter.metavar}{' ...' if parameter.nargs != 1 else ''}"
+    # The short name first, as is usual.
+    names = ", ".join(sorted(parameter.opts, key=len))
+    if parameter.secondary_opts:
+        names += f" / {', '.join(parameter.secondary_opts)}"
+    is_flag = parameter.is_flag or parameter.count
+    return names if is_flag else f"{names} {parameter.metavar or 'TEXT'}"
+
+
+def _help(parameter: Any) -> str:
+    help_text = parameter.help or ""
+    default = parameter.default
+    if isinstance(parameter.show_default, str):
+        shown = parameter.show_default
+    elif default is None or default in (False, [], ()) or callable(default):
+        shown = ""
+    elif isinstance(default, list | tuple):
+        shown = ",".join(map(str, default))
+    else:
+        shown = "on" if default is True else f"{default}"
+    return f"{help_text} [default: {shown}]" if shown else help_text
