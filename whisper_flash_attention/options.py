@@ -122,17 +122,11 @@ class ModelOptions:
     )
     compute_type: str = option(
         "auto",
-<<<<<<< HEAD
         kinds.choice(*COMPUTE_TYPES),
         "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput"),
-=======
-        kinds.choice(*DTYPES),
-        "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
         commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
->>>>>>> main
     )
     threads: int | None = option(
         None,
