@@ -532,7 +532,7 @@ def mlperf_command(
     target = resolve_device(model.device)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
-    precision = str(resolve_dtype(model.dtype, target)).removeprefix("torch.")
+    precision = str(resolve_dtype(model.compute_type, target)).removeprefix("torch.")
     case = MlperfCase(
         random_weights or model.source,
         random_weights is not None,
@@ -554,7 +554,7 @@ def mlperf_command(
         )
     else:
         transcriber = Transcriber.from_pretrained(
-            model.source, device=model.device, dtype=model.dtype
+            model.source, device=model.device, compute_type=model.compute_type
         )
     environment = describe_environment(str(target), commit).as_json()
     row = measure_mlperf(case, transcriber, samples, output, environment)
