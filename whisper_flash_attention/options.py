@@ -132,6 +132,7 @@ class ModelOptions:
         None,
         kinds.whole_number(1, MOST_THREADS),
         "Threads of PyTorch on the CPU, for the whole process. Left out: one per core.",
+        aliases=("cpu_threads",),
     )
     attention: str = option(
         "auto",
