@@ -25,6 +25,7 @@ from whisper_flash_attention.engine.weights import (
     collect_weights,
     linear,
 )
+from whisper_flash_attention.errors import OptionError
 
 needs_fbgemm = pytest.mark.skipif(not has_fbgemm(), reason="PyTorch without FBGEMM")
 FEATURES = torch.randn(2, 80, 200, generator=torch.Generator().manual_seed(1))
@@ -154,6 +155,13 @@ def test_alignment_runs_on_packed_weights(plain, precision) -> None:
     tolerance = 1e-5 if precision == "float32" else 0.05
     for found, wanted in zip(aligned(pack(plain, precision)), aligned(plain), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+
+
+def test_int8_without_a_routine_is_refused(plain, monkeypatch) -> None:
+    monkeypatch.setattr(packing, "has_int8", lambda: False)
+    with pytest.raises(OptionError, match="give float32"):
+        pack(plain, "int8")
+    assert packing.describe_layouts().endswith("int8 cannot run here")
 
 
 def test_engines_on_a_cpu_take_turns(plain) -> None:

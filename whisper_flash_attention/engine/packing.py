@@ -28,6 +28,7 @@ from whisper_flash_attention.engine.weights import (
     PackedLinear,
     Weights,
 )
+from whisper_flash_attention.errors import OptionError
 
 PRECISIONS = ("float32", "int8")
 Layer = Callable[[Linear], Linear]
@@ -40,9 +41,17 @@ def pack(weights: Weights, precision: str) -> Weights:
 
     The tensors of `weights` are not referenced afterwards, except the embedding; results of
     "float32" are those of float32 weights.
+
+    Raises:
+        OptionError: PyTorch cannot multiply 8-bit weights on this processor.
     """
     encoder, decoder = weights.encoder, weights.decoder
     if precision == "int8":
+        if not has_int8():
+            raise OptionError(
+                "compute type 'int8' needs PyTorch's quantised products, which this build has not "
+                "for this processor: give float32"
+            )
         return Weights(_encoder(encoder, quantised), _decoder(decoder, quantised), precision)
     return Weights(_encoder(encoder, exact), _decoder(decoder, exact), precision)
 
@@ -150,6 +159,22 @@ def has_fbgemm() -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
+
+
+@cache
+def has_int8() -> bool:
+    """Whether this build of PyTorch multiplies 8-bit weights on this processor."""
+    try:
+        quantised(Linear(torch.ones(1, 1), None))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def describe_layouts() -> str:
+    """What `pack` does with weights on this machine, in words."""
+    exact_ones = "float16 where that is exact" if has_fbgemm() else "as they are (no FBGEMM)"
+    return f"{exact_ones}; int8 {'on request' if has_int8() else 'cannot run here'}"
 
 
 def _is_exact_in_half(weight: Tensor) -> bool:
