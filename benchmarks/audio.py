@@ -1,6 +1,7 @@
 """Time the steps from a file to Whisper's input.
 
     python benchmarks/audio.py front-end --output benchmarks/results/front-end.json
+    python benchmarks/audio.py decoders --output benchmarks/results/decoders-cpu.json
 
 Decoding of the bundled speech, several times over, as flac, mp3 and wav, in times real time on one
 core. Then log-mel features of clips of 30 s of that speech by `log_mel` on the device and by
@@ -13,6 +14,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -37,8 +41,13 @@ from _harness import (
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
-from whisper_flash_attention.benchmark.features import (
-    bundled_clips,
+from whisper_flash_attention.benchmark.features import bundled_clips
+from whisper_flash_attention.benchmark.from_files import (
+    CONTAINERS,
+    encode,
+    lengths_of,
+    measure_decoding,
+    write_recordings,
 )
 
 Samples = npt.NDArray[np.float32]
@@ -48,22 +57,7 @@ MINUTES = 10
 LOG_MEL_ROUNDS = {1: 45, 32: 9}  # by the number of clips
 
 
-def encode(path: Path, samples: Samples, codec: str) -> None:
-    """Write mono samples at 16 kHz with this codec."""
-    import av
-
-    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts = SAMPLING_RATE, 0
-    with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=SAMPLING_RATE, layout="mono")
-        assert isinstance(stream, av.AudioStream)
-        resampler = av.AudioResampler(stream.format.name, "mono", SAMPLING_RATE)
-        for part in (*resampler.resample(frame), *resampler.resample(None)):
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
-
-
-def measure_decoding(clips: list[Samples]) -> list[dict[str, Any]]:
+def measure_formats(clips: list[Samples]) -> list[dict[str, Any]]:
     """Times real time per format, on one core."""
     speech = np.concatenate(clips)
     seconds = len(speech) / SAMPLING_RATE
@@ -71,7 +65,7 @@ def measure_decoding(clips: list[Samples]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for suffix, codec in CODECS.items():
             path = Path(folder) / f"speech.{suffix}"
-            encode(path, speech, codec)
+            encode(path, speech, codec, SAMPLING_RATE, "mono")
             best = min(seconds_of(lambda path=path: load_audio(path)) for _ in range(5))  # type: ignore[misc]
             rows.append({"format": suffix, "seconds": seconds, "times_real": seconds / best})
     return rows
@@ -115,7 +109,7 @@ def front_end(
     """Time decoding of files, and log-mel features."""
     torch.set_num_threads(threads)
     clips = [clip[:SAMPLES] for clip in bundled_clips(max(LOG_MEL_ROUNDS))[0]]
-    decoded = measure_decoding(clips[: MINUTES * 2]) if decoding else []
+    decoded = measure_formats(clips[: MINUTES * 2]) if decoding else []
     rows = [
         measure_log_mel(clips[:count], bins, torch.device(device), rounds)
         for bins in (80, 128)
@@ -130,7 +124,70 @@ def front_end(
     write_json(output, device, commit, {"decoding": decoded, "log_mel": rows})
 
 
-app = app_of(__doc__, front_end)
+def by_frames(path: Path) -> None:
+    """Decode with a call of the resampler for every frame of the codec."""
+    import av
+
+    with av.open(path) as file:
+        resampler = av.AudioResampler(format="flt", rate=SAMPLING_RATE)
+        for frame in file.decode(file.streams.audio[0]):
+            frame.pts = None
+            for each in resampler.resample(frame):
+                each.to_ndarray()
+
+
+def by_libsndfile(path: Path) -> None:
+    """Decode whole with libsndfile, which soxr resamples, without the checks of `load_audio`."""
+    import soundfile
+    import soxr
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if rate != SAMPLING_RATE:
+        soxr.resample(samples.mean(axis=1), rate, SAMPLING_RATE)
+
+
+def in_threads(paths: list[Path], threads: int) -> None:
+    """Decode files in threads of this process."""
+    with ThreadPoolExecutor(threads) as executor:
+        list(executor.map(load_audio, paths))
+
+
+def decoders(
+    recordings: Annotated[int, typer.Option(help="Files of each container.")] = 8,
+    length: Annotated[float, typer.Option(help="Seconds of a file.")] = 120.0,
+    workers: Annotated[list[int] | None, typer.Option(help="Threads and processes.")] = None,
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Compare ways to decode files: libraries on one core, threads, and processes.
+
+    libsndfile is measured where the packages soundfile and soxr are installed.
+    """
+    lengths = lengths_of(f"{length:g}", recordings)
+    speech = np.concatenate([clip[:SAMPLES] for clip in bundled_clips(8)[0]])
+    rows = []
+    for container in CONTAINERS:
+        with tempfile.TemporaryDirectory() as folder:
+            paths, seconds = write_recordings(Path(folder), container, lengths, speech)
+            ways: dict[str, Callable[[Path], object]] = {"frames": by_frames, "joined": load_audio}
+            if find_spec("soundfile") and find_spec("soxr") and container != "m4a":
+                ways["libsndfile"] = by_libsndfile
+            row: dict[str, Any] = {"container": container}
+            for name, way in ways.items():
+                best = min(seconds_of(partial(way, paths[0])) for _ in range(5))
+                row[name] = lengths[0] / best
+            for count in workers or (1, 2):
+                took = seconds_of(partial(in_threads, paths, count))
+                row[f"threads_{count}"] = seconds / took
+                row[f"processes_{count}"] = measure_decoding(paths, seconds, count)
+            rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row if name != "container")
+    columns = {"container": "{container}"} | {name: f"{{{name}:.0f}}" for name in names}
+    print_rows("x real time", [dict.fromkeys(names) | row for row in rows], columns)
+    write_json(output, "cpu", commit, {"rows": rows})
+
+
+app = app_of(__doc__, front_end, decoders)
 
 if __name__ == "__main__":
     app()

@@ -21,7 +21,7 @@ def main() -> None:
     for segment in transcription.segments:
         for word in segment.words:
             mark = "?" if word.probability < arguments.doubtful_below else " "
-            print(f"{word.start:7.2f} {word.end:7.2f} {word.probability:5.2f} {mark} {word.text}")
+            print(f"{word.start:7.2f} {word.end:7.2f} {word.probability:5.2f} {mark} {word}")
 
 
 if __name__ == "__main__":

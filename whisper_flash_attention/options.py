@@ -140,6 +140,18 @@ class ModelOptions:
         "Attention back-end, as `whisper-flash doctor` lists them.",
         commands=(*TRANSCRIBING, "parity"),
     )
+    download_root: str | None = option(
+        None,
+        replace(kinds.text(), metavar="DIR"),
+        "Folder of downloaded checkpoints. Left out: the Hub's cache.",
+        flags=("--model-dir",),
+        aliases=("model_dir", "model_directory"),
+    )
+    local_files_only: bool = option(
+        False,
+        kinds.flag(),
+        "Take what was downloaded before, and do without the network.",
+    )
 
 
 @_documented

@@ -135,9 +135,12 @@ def _quiet_messages() -> Iterator[None]:
 def report_warnings(tell: Callable[[str], None], *, level: int = logging.WARNING) -> Iterator[None]:
     """Pass each warning in this package's log to `tell`, as a line that begins with its level.
 
+    Announcements are passed, too, as they are.
+
     Args:
         level: `logging.INFO` also passes what is information.
     """
+    level = min(level, ANNOUNCEMENT)
     handler = _Teller(tell, level)
     logger = logging.getLogger("whisper_flash_attention")
     before = logger.level
@@ -150,13 +153,19 @@ def report_warnings(tell: Callable[[str], None], *, level: int = logging.WARNING
         logger.removeHandler(handler)
 
 
+# Level of what everybody should read, and which is no warning.
+ANNOUNCEMENT = 25
+
+
 class _Teller(logging.Handler):
     def __init__(self, tell: Callable[[str], None], level: int) -> None:
         super().__init__(level)
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell(f"{record.levelname.lower()}: {record.getMessage()}")
+        is_announcement = record.levelno == ANNOUNCEMENT
+        level = "" if is_announcement else f"{record.levelname.lower()}: "
+        self._tell(f"{level}{record.getMessage()}")
 
 
 LONGEST_BAR = 20  # characters

@@ -102,3 +102,18 @@ def mux_tracks(path: Path, tracks: list[tuple[Samples, float, str]]) -> Path:
 def mux_late(path: Path, samples: Samples, begin: float) -> Path:
     """Write a first track that begins at once, and a second that begins `begin` seconds later."""
     return mux_tracks(path, [(samples, 0.0, "eng"), (samples, begin, "fra")])
+
+
+def write_silence(path: Path, seconds: int) -> Path:
+    """A WAV file of 8-bit silence at 8 kHz, which takes no room on most file systems."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 1, 8_000, seconds * 8_000, "NONE", ""))
+        file.writeframesraw(b"")
+    with path.open("r+b") as raw:
+        header = bytearray(raw.read(44))
+        header[4:8] = (36 + seconds * 8_000).to_bytes(4, "little")
+        header[40:44] = (seconds * 8_000).to_bytes(4, "little")
+        raw.seek(0)
+        raw.write(header)
+        raw.truncate(44 + seconds * 8_000)
+    return path

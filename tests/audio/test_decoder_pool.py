@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,18 @@ import numpy as np
 import pytest
 
 from tests.audio import faulty_decoders
-from tests.audio.encoding import write_wave
+from tests.audio.encoding import write_silence, write_wave
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.audio import bundled_recordings, decoder_pool, load_audio
+from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.decoder_pool import (
-    DecodedAudio,
     DecodeRequest,
     DecoderPool,
     default_workers,
 )
 from whisper_flash_attention.audio.decoder_process import SLOT_SAMPLES, SLOTS, SampleRing
+from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
+from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -63,13 +64,25 @@ def named(tmp_path: Path, paths: list[str]) -> Callable[[str], str]:
     return copy
 
 
-def decoded(pool: DecoderPool, sources: Sequence[str | Path], **options: Any) -> list[DecodedAudio]:
-    return list(pool.decode_each(map(DecodeRequest, sources), **options))
+def each_of(
+    pool: DecoderPool, requests: Iterable[DecodeRequest], **options: Any
+) -> Iterator[OpenedAudio]:
+    return AudioOpener(pool).open_each(requests, **options)
+
+
+def decoded(pool: DecoderPool, sources: Sequence[str | Path], **options: Any) -> list[OpenedAudio]:
+    return list(each_of(pool, map(DecodeRequest, sources), **options))
+
+
+def samples_of(opened: OpenedAudio) -> Samples:
+    audio = opened.result()
+    assert isinstance(audio, AudioSource)
+    return audio.whole()
 
 
 def error_of(pool: DecoderPool, source: str) -> Exception:
     (found,) = decoded(pool, [source])
-    assert found.samples is None
+    assert found.audio is None
     assert found.error is not None
     return found.error
 
@@ -97,17 +110,16 @@ def high_water(pid: int) -> float:
     raise AssertionError("there is no VmHWM")
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(2, None), (1, 1), (2, 3)])
+@pytest.mark.parametrize(("workers", "ahead"), [(2, 256), (1, 1), (2, 3)])
 def test_recordings_come_in_their_order_as_load_audio_gives_them(
-    paths: list[str], workers: int, ahead: int | None
+    paths: list[str], workers: int, ahead: int
 ) -> None:
     with DecoderPool(workers) as pool:
         found = decoded(pool, paths * 2, ahead=ahead)
-    assert [each.request.source for each in found] == paths * 2
-    for each in found:
-        assert each.samples is not None
-        assert each.samples.flags.writeable
-        np.testing.assert_array_equal(each.samples, load_audio(each.request.source))
+    assert [each.input for each in found] == list(map(DecodeRequest, paths * 2))
+    for each, path in zip(found, paths * 2, strict=True):
+        assert samples_of(each).flags.writeable
+        np.testing.assert_array_equal(samples_of(each), load_audio(path))
 
 
 def test_a_request_has_the_options_of_stream_audio(
@@ -115,30 +127,27 @@ def test_a_request_has_the_options_of_stream_audio(
 ) -> None:
     whole = load_audio(paths[0], 8_000)
     part = DecodeRequest(paths[0], start=1.0, end=2.5, sampling_rate=8_000)
-    (found,) = pool.decode_each([part])
-    np.testing.assert_array_equal(found.samples, whole[8_000:20_000])
+    (found,) = each_of(pool, [part])
+    np.testing.assert_array_equal(samples_of(found), whole[8_000:20_000])
 
     ramps = np.stack([np.arange(1_600), -np.arange(1_600)]).astype(np.int16)
     path = tmp_path / "stereo.wav"
     write_wave(path, ramps, 16_000)
     right = DecodeRequest(str(path), channel=2)
-    (found,) = pool.decode_each([right])
-    np.testing.assert_array_equal(found.samples, load_audio(path, channel=2))
+    (found,) = each_of(pool, [right])
+    np.testing.assert_array_equal(samples_of(found), load_audio(path, channel=2))
     for refused in (DecodeRequest(path, track=2), DecodeRequest(paths[0], most_seconds=1.0)):
-        (found,) = pool.decode_each([refused])
+        (found,) = each_of(pool, [refused])
         assert isinstance(found.error, AudioError)
 
 
-def test_two_hundred_files_come_as_they_are_done(pool: DecoderPool, tmp_path: Path) -> None:
+def test_two_hundred_files(pool: DecoderPool, tmp_path: Path) -> None:
     sources = []
     for number in range(200):
         sources.append(str(tmp_path / f"{number}.wav"))
         write_wave(Path(sources[-1]), np.full((1, 160 + number), number, np.int16), 16_000)
-    sizes = {}
-    for each in pool.decode_each(map(DecodeRequest, sources), ordered=False):
-        assert each.samples is not None
-        sizes[each.request.source] = each.samples.size
-    assert sizes == {source: 160 + number for number, source in enumerate(sources)}
+    sizes = [samples_of(each).size for each in decoded(pool, sources)]
+    assert sizes == [160 + number for number in range(200)]
 
 
 def test_a_process_imports_no_more_than_decoding_needs(
@@ -279,9 +288,10 @@ def test_what_decoding_raises_is_raised_here(
     with pytest.raises(AudioError, match=r"text\.wav: is not a recording"):
         raise error
     assert type(error_of(pool, named("option"))) is OptionError
-    bug = error_of(pool, named("bug"))
-    assert (type(bug), str(bug)) == (TypeError, "a bug")
-    assert "faulty_decoders.py" in bug.__notes__[0]
+    with pytest.raises(TypeError, match="a bug") as bug:
+        error_of(pool, named("bug"))
+    notes = bug.value.__notes__
+    assert "faulty_decoders.py" in notes[0] and notes[1].endswith("bug.wav was decoded")
     odd = error_of(pool, named("odd"))
     assert str(odd) == f"{faulty_decoders.__name__}.OddError: quite odd"
     assert type(odd) is RuntimeError
@@ -298,10 +308,10 @@ def test_names_are_those_of_files_whatever_they_hold(
 
 def test_what_is_no_path_is_opened_in_the_process(pool: DecoderPool, paths: list[str]) -> None:
     opener = f"{faulty_decoders.__name__}:opened"
-    good, bad = pool.decode_each(
-        [DecodeRequest(f"stored:{paths[0]}", opener), DecodeRequest("elsewhere:x", opener)]
+    good, bad = each_of(
+        pool, [DecodeRequest(f"stored:{paths[0]}", opener), DecodeRequest("elsewhere:x", opener)]
     )
-    np.testing.assert_array_equal(good.samples, load_audio(paths[0]))
+    np.testing.assert_array_equal(samples_of(good), load_audio(paths[0]))
     assert type(bad.error) is PermissionError
     assert "forbidden" in str(bad.error)
 
@@ -322,21 +332,6 @@ def test_what_a_process_prints_is_dropped(
     assert decoded(pool, [named("prints")])[0].error is None
     assert capfd.readouterr() == ("", "")
     assert pool._idle[0]._printed.seek(0, os.SEEK_END) == 0
-
-
-def write_silence(path: Path, seconds: int) -> Path:
-    """A WAV file of 8-bit silence at 8 kHz, which takes no room on most file systems."""
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 1, 8_000, seconds * 8_000, "NONE", ""))
-        file.writeframesraw(b"")
-    with path.open("r+b") as raw:
-        header = bytearray(raw.read(44))
-        header[4:8] = (36 + seconds * 8_000).to_bytes(4, "little")
-        header[40:44] = (seconds * 8_000).to_bytes(4, "little")
-        raw.seek(0)
-        raw.write(header)
-        raw.truncate(44 + seconds * 8_000)
-    return path
 
 
 @needs_proc
@@ -374,10 +369,10 @@ def test_memory_bounds_what_is_decoded_ahead(tmp_path: Path) -> None:
     sources = [str(tmp_path / name) for name in ("0-a", "50-b", "50-c")]
     decode = f"{faulty_decoders.__name__}:count_blocks"
     with DecoderPool(3, decode=decode) as pool:
-        found: list[DecodedAudio] = []
+        found: list[OpenedAudio] = []
         requests = [DecodeRequest(source) for source in sources]
         thread = threading.Thread(
-            target=lambda: found.extend(pool.decode_each(requests, ahead_seconds=0.0))
+            target=lambda: found.extend(each_of(pool, requests, ahead_seconds=0.0))
         )
         thread.start()
         others = [Path(source) for source in sources[1:]]
@@ -387,26 +382,7 @@ def test_memory_bounds_what_is_decoded_ahead(tmp_path: Path) -> None:
         assert max(path.stat().st_size for path in others) <= 1 + SLOTS + 1
         (tmp_path / "go").touch()
         thread.join(30)
-    assert [each.samples.size for each in found if each.samples is not None] == [
-        *(1_000, 50_000, 50_000)
-    ]
-
-
-def test_requests_are_taken_as_they_are_needed(pool: DecoderPool, paths: list[str]) -> None:
-    taken: list[str] = []
-
-    def endless() -> Iterator[DecodeRequest]:
-        while True:
-            taken.append(paths[0])
-            yield DecodeRequest(paths[0])
-
-    results = pool.decode_each(endless(), ahead=3)
-    assert taken == []
-    next(results)
-    assert len(taken) == 3
-    next(results)
-    assert len(taken) == 4
-    results.close()
+    assert [samples_of(each).size for each in found] == [1_000, 50_000, 50_000]
 
 
 @needs_proc
@@ -444,8 +420,7 @@ from tests.audio import faulty_decoders
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
 from whisper_flash_attention.errors import DecoderError
 pool = DecoderPool(2, decode=faulty_decoders.NAME)
-(good,) = pool.decode_each([DecodeRequest(sys.argv[1])])
-assert good.error is None
+list(pool.stream(DecodeRequest(sys.argv[1])))
 idle = pool._idle[0].pid
 streams = [pool.stream(DecodeRequest(path)) for path in sys.argv[1:]]
 next(streams[0])
@@ -533,9 +508,3 @@ def test_misuse_is_refused_at_once() -> None:
         DecoderPool(1, timeout=0.0)
     with pytest.raises(OptionError, match="sampling_rate must be positive"):
         DecodeRequest("a.wav", sampling_rate=0)
-    with DecoderPool(1) as pool:
-        with pytest.raises(OptionError, match="ahead must be at least 1"):
-            pool.decode_each([], ahead=0)
-        with pytest.raises(OptionError, match="ahead_seconds must be"):
-            pool.decode_each([], ahead_seconds=-1.0)
-        assert list(pool.decode_each([])) == []

@@ -15,6 +15,7 @@ from tests.batch.fakes import FakeModel, all_rows
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.audio_source import ChannelSources
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions
@@ -35,12 +36,12 @@ def stereo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[DecoderPool]:
-    with DecoderPool(1) as pool:
-        yield pool
+def opener() -> Iterator[AudioOpener]:
+    with AudioOpener(DecoderPool(1)) as opener:
+        yield opener
 
 
-def test_a_recording_is_decoded_by_its_channel(stereo: Path, pool: DecoderPool) -> None:
+def test_a_recording_is_decoded_by_its_channel(stereo: Path, opener: AudioOpener) -> None:
     path = str(stereo)
     one, two, each, mixed, none, missing = decode(
         [
@@ -51,7 +52,7 @@ def test_a_recording_is_decoded_by_its_channel(stereo: Path, pool: DecoderPool) 
             Item("e", path, channel=3),
             Item("f", path, audio_track="deu"),
         ],
-        pool,
+        opener,
     )
     for number, found in enumerate((one, two), 1):
         np.testing.assert_array_equal(found.samples, load_audio(stereo, channel=number))
@@ -62,7 +63,7 @@ def test_a_recording_is_decoded_by_its_channel(stereo: Path, pool: DecoderPool) 
         assert found.failure is not None and found.failure["error_kind"] == "AudioError"
 
 
-def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool) -> None:
+def test_channels_reach_the_transcriber_as_such(stereo: Path, opener: AudioOpener) -> None:
     seen: list[Any] = []
 
     class Speech:
@@ -81,7 +82,7 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path, pool: DecoderPool)
 
     stage = TranscribeStage(Opener(), RunOptions())
     items = [Item("a", str(stereo), channel="each"), Item("b", str(stereo), channel=1)]
-    rows = stage.rows(list(decode(items, pool)))
+    rows = stage.rows(list(decode(items, opener)))
     assert isinstance(seen[0], ChannelSources) and isinstance(seen[1], np.ndarray)
     assert [row["segments"][0]["channel"] for row in rows] == [2, 2]
 

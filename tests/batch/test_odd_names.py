@@ -19,6 +19,7 @@ from tests.batch.test_manifest import write_jsonl
 from tests.batch.test_results import good
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
@@ -141,8 +142,8 @@ def storage(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_storage_raises_is_an_error_of_its_row(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with DecoderPool(1) as pool:
-        (decoded,) = decode([Item("a", f"file://{tmp_path}/missing.wav")], pool)
+    with AudioOpener(DecoderPool(1)) as opener:
+        (decoded,) = decode([Item("a", f"file://{tmp_path}/missing.wav")], opener)
     assert decoded.failure is not None and "missing.wav" in decoded.failure["error"]
     storage(ClientError("no such bucket"), monkeypatch)
     with opened("s3://bucket/a.wav") as file, pytest.raises(OSError, match="ClientError: no such"):
@@ -167,8 +168,9 @@ def test_a_bug_is_no_error_of_a_recording(
     with pytest.raises(error, match="a bug"):
         TranscribeStage(FakeModel(), RunOptions()).rows([decoded])
     name = f"{faulty_decoders.__name__}:raise_bug"
-    with DecoderPool(1, decode=name) as pool, pytest.raises(error, match="a bug") as raised:
-        list(decode([item], pool))
+    pool = DecoderPool(1, decode=name)
+    with AudioOpener(pool) as opener, pytest.raises(error, match="a bug") as raised:
+        list(decode([item], opener))
     assert any(f"{error.__name__}.wav was decoded" in note for note in raised.value.__notes__)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from tests.batch.fakes import FakeModel, FakeSpeech, write_wav
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import RunOptions, shifted
 from whisper_flash_attention.batch.rows import failed_row
@@ -37,15 +38,15 @@ def decoded_group(*sizes: int, **fields: Any) -> list[Decoded]:
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[DecoderPool]:
-    with DecoderPool(1) as pool:
-        yield pool
+def opener() -> Iterator[AudioOpener]:
+    with AudioOpener(DecoderPool(1)) as opener:
+        yield opener
 
 
-def test_a_part_is_decoded_from_a_file_and_from_a_url(pool: DecoderPool, tmp_path: Path) -> None:
+def test_a_part_is_decoded_from_a_file_and_from_a_url(opener: AudioOpener, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a.wav", 16_000)
     items = [Item("a", str(path)), Item("b", f"file://{path}", start=0.25, end=0.75)]
-    whole, part = decode(items, pool)
+    whole, part = decode(items, opener)
     assert (whole.item, part.item) == tuple(items)
     assert whole.samples is not None
     assert part.samples is not None
@@ -53,7 +54,7 @@ def test_a_part_is_decoded_from_a_file_and_from_a_url(pool: DecoderPool, tmp_pat
     np.testing.assert_array_equal(part.samples, whole.samples[4_000:12_000])
 
 
-def test_what_cannot_be_decoded_is_a_row(pool: DecoderPool, tmp_path: Path) -> None:
+def test_what_cannot_be_decoded_is_a_row(opener: AudioOpener, tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no sound")
     good = write_wav(tmp_path / "a.wav")
@@ -64,7 +65,7 @@ def test_what_cannot_be_decoded_is_a_row(pool: DecoderPool, tmp_path: Path) -> N
         (Item("4", str(good), start=10.0), "AudioError"),
         (Item("5", f"file://{text}"), "AudioError"),
     ):
-        (decoded,) = decode([item], pool)
+        (decoded,) = decode([item], opener)
         row = decoded.failure
         assert row is not None
         assert row["error_kind"] == kind

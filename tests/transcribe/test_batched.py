@@ -53,7 +53,8 @@ def test_a_long_recording_is_transcribed_in_order(transcriber, long, long_transc
     assert word_error_rate(long_transcript, found.text) < 0.1
     times = [time for segment in found.segments for time in (segment.start, segment.end)]
     assert times == sorted(times) and 4 < times[0] < 7 and times[-1] <= found.seconds
-    assert shares == sorted(shares) and shares[0] == 0 and len(shares) == 3
+    assert shares == sorted(shares) and shares[0] == 0 and len(shares) == 4
+    assert shares[-1] == 1
     assert jiwer.wer(found.text, " ".join(each.text for each in found.segments)) == 0
 
 
@@ -140,7 +141,7 @@ def test_words_have_times_in_their_chunks(transcriber, long) -> None:
     options = DecodeOptions(mode="batched", temperature=0.0, word_timestamps=True)
     found = transcriber.transcribe(long, options=options, batch_size=2)
     words = [word for segment in found.segments for word in segment.words]
-    assert "".join(word.text for word in words) == "".join(found.text.split())
+    assert "".join(word.text for word in words).strip() == found.text
     times = [time for word in words for time in (word.start, word.end)]
     assert times == sorted(times) and times[0] > 4.5 and times[-1] <= found.seconds
 

@@ -28,6 +28,7 @@ from whisper_flash_attention.transcribe.loading import (
     load,
 )
 from whisper_flash_attention.weights import load_processor
+from whisper_flash_attention.weights.hub import Hub
 from whisper_flash_attention.weights.model_files import read_model
 
 WITHOUT_TRANSFORMERS = """
@@ -116,7 +117,7 @@ def test_int8_where_it_cannot_run(folder: Path) -> None:
 
 def test_8_bits_of_a_file_are_kept(folder: Path) -> None:
     source = Source.of(
-        str(folder), device="cpu", compute_type="auto", attention="auto", quiet=False
+        str(folder), device="cpu", compute_type="auto", attention="auto", quiet=False, hub=Hub()
     )
     found = read_model(str(folder), lambda tensor: tensor)
     assert not isinstance(found, str)

@@ -102,7 +102,7 @@ def test_hotwords_and_prefix_guide_one_recording_and_not_the_other(
 def test_words_of_a_prefix_have_times_too(transcriber, clip) -> None:
     first = transcriber.transcribe(clip).text.split()[0]
     found = transcriber.transcribe(clip, prefix=first, word_timestamps=True, temperature=0.0)
-    assert found.segments[0].words[0].text == first
+    assert str(found.segments[0].words[0]) == first
     assert found.text.split()[0] == first
 
 
@@ -161,7 +161,7 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
     assert [each.text for each in found] == [alone.text] * 2
     assert all(each.segments[0].tokens == alone.segments[0].tokens for each in found)
     assert transcriber.transcribe([]) == []
-    assert shares == sorted(set(shares)) and shares[0] == 0 and shares[-1] < 1
+    assert shares == sorted(set(shares)) and shares[0] == 0 and shares[-1] == 1
 
 
 @pytest.mark.parametrize(

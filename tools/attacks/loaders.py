@@ -18,14 +18,14 @@ from attacks.values import ODD_NUMBERS, ODD_TEXTS, Case, any_value, mutate_bytes
 
 SMALL = {
     "vocab_size": 400,
-    "d_model": 8,
+    "d_model": 64,
     "num_mel_bins": 80,
     "max_source_positions": 1500,
     "max_target_positions": 32,
     "encoder_layers": 1,
     "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
+    "encoder_attention_heads": 1,
+    "decoder_attention_heads": 1,
     "encoder_ffn_dim": 8,
     "decoder_ffn_dim": 8,
 }
@@ -249,7 +249,7 @@ def mutate_torch(rng: random.Random, data: bytes) -> bytes:
 
 
 def openai_file(path: Path) -> None:
-    """Write an OpenAI checkpoint of 8 columns; some of its tensors share a storage."""
+    """Write an OpenAI checkpoint of 64 columns; some of its tensors share a storage."""
     import torch
 
     from whisper_flash_attention.weights.checkpoint import make_dimensions, parameter_shapes
@@ -258,13 +258,13 @@ def openai_file(path: Path) -> None:
     theirs = ("n_vocab", "n_audio_state", "n_mels", "n_audio_ctx", "n_text_ctx", "n_audio_layer")
     theirs += ("n_text_layer", "n_audio_head", "n_text_head")
     dims = dict(zip(theirs, list(SMALL.values())[:9], strict=True)) | {"n_vocab": 51864}
-    dims |= {"n_text_state": 8}
-    ours = SMALL | {"vocab_size": 51864, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    dims |= {"n_text_state": 64}
+    ours = SMALL | {"vocab_size": 51864, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256}
     shapes = parameter_shapes(make_dimensions("", **ours)[0])
-    shared = torch.zeros(8)
+    shared = torch.zeros(64)
     state = {
         openai_name(name): torch.zeros(shape, dtype=torch.float16)
-        if shape != (8,)
+        if shape != (64,)
         else shared.half()
         for name, shape in shapes.items()
     }
@@ -342,8 +342,9 @@ def loaders(folder: Path) -> dict[str, Case]:
     import torch
     from safetensors.torch import load as reference
 
-    from whisper_flash_attention.transcribe.loading import load
+    from whisper_flash_attention.transcribe.loading import EngineModel, Source, load, load_model
     from whisper_flash_attention.weights import load_processor, read_checkpoint
+    from whisper_flash_attention.weights.model_files import read_model
 
     whole, openai, converted = folder / "whole", folder / "whisper.pt", folder / "converted"
     transformers_folder(whole)
@@ -384,21 +385,35 @@ def loaders(folder: Path) -> dict[str, Case]:
 
         return case
 
-    def open_all(where: Path) -> int:
+    def parameters(where: Path) -> dict[str, torch.Tensor]:
+        """Open a folder as the command does, and return the weights by name."""
         model, processor = load(str(where), device="cpu", compute_type="float32")
+        tokenizer = model.tokenizer if isinstance(model, EngineModel) else processor.tokenizer
+        assert isinstance(tokenizer.decode([0, 1]), str)
+        if not isinstance(model, EngineModel):
+            return dict(model.state_dict())
+        files = read_model(str(where), lambda tensor: tensor.float())
+        assert not isinstance(files, str)
+        return dict(files.checkpoint.state_dict)
+
+    def open_all(where: Path) -> int:
+        return sum(each.nbytes for each in parameters(where).values())
+
+    def open_class(where: Path) -> int:
+        chosen = {"device": "cpu", "compute_type": "float32", "attention": "auto", "quiet": True}
+        model = load_model(Source.of(str(where), **chosen, hub=Hub()))
         assert model.config.d_model == model.model.decoder.embed_tokens.weight.shape[1]
-        assert isinstance(processor.tokenizer.decode([0, 1]), str)
         return sum(each.nbytes for each in model.parameters())
 
     def open_weights(where: Path) -> int:
-        model, _ = load(str(where), device="cpu", compute_type="float32")
+        found = parameters(where)
         path = where / "model.safetensors"
         if path.exists():
             for name, tensor in reference(path.read_bytes()).items():
-                if name in model.state_dict():
-                    ours = model.state_dict()[name]
-                    assert torch.equal(ours.nan_to_num(), tensor.float().nan_to_num()), name
-        return sum(each.nbytes for each in model.parameters())
+                if name in found:
+                    ours = found[name].nan_to_num()
+                    assert torch.equal(ours, tensor.float().nan_to_num()), name
+        return sum(each.nbytes for each in found.values())
 
     def open_processor(where: Path) -> int:
         processor = load_processor(str(where))
@@ -424,13 +439,21 @@ def loaders(folder: Path) -> dict[str, Case]:
 
     return {
         "config.json": changed(whole, ["config.json"], mutate_json, open_all),
+        "config.json of the class": changed(whole, ["config.json"], mutate_json, open_class),
         "generation_config.json": changed(whole, ["generation_config.json"], mutate_json, open_all),
         "preprocessor_config.json": changed(
             whole, ["preprocessor_config.json"], mutate_json, open_processor
         ),
         "tokenizer": changed(whole, [*words, "merges.txt"], mutate_words, open_processor),
+        "tokenizer of the engine": changed(whole, [*words, "merges.txt"], mutate_words, open_all),
         "tokenizer.json alone": changed(bare, ["tokenizer.json"], mutate_json, open_processor),
+        "features of the engine": changed(
+            whole, ["preprocessor_config.json"], mutate_json, open_all
+        ),
         "safetensors": changed(whole, ["model.safetensors"], mutate_safetensors, open_weights),
+        "safetensors of the class": changed(
+            whole, ["model.safetensors"], mutate_safetensors, open_class
+        ),
         "index": changed(split, ["model.safetensors.index.json"], mutate_json, open_weights),
         "pytorch_model.bin": changed(old, ["pytorch_model.bin"], mutate_torch, open_weights),
         "openai .pt": changed(folder, ["whisper.pt"], mutate_torch, open_openai),

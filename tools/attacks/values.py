@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import random
 import re
@@ -132,7 +133,7 @@ def mutate_json(rng: random.Random, data: bytes) -> bytes:
             elif kind == 2 and isinstance(node, dict):
                 node[rng.choice(ODD_TEXTS)] = node.pop(key)
             elif kind == 3:
-                node[key] = node[rng.choice(keys)]
+                node[key] = copy.deepcopy(node[rng.choice(keys)])
             elif kind == 4 and type(node[key]) is int:
                 node[key] += rng.choice((-1, 1, 7, 1 << 20))
             else:

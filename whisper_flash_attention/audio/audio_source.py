@@ -1,22 +1,17 @@
-"""Recordings opened for reading: decoded as a whole, block by block, or ahead of use.
+"""Recordings opened for reading: decoded as a whole or block by block.
 
 `load_audio` and `stream_audio` decode a file of any format through PyAV (FFmpeg) into mono float32
 samples at one rate. An `AudioSource` can be read from its beginning as often as needed: a short
 recording is decoded once and held; a long one is decoded again each time it is read, so that
-memory does not grow with its length. `open_ahead` opens many recordings in threads; decoding is the
-work of FFmpeg, during most of which other Python threads proceed.
+memory does not grow with its length. `opener` opens many recordings ahead of use.
 """
 
 from __future__ import annotations
 
 import numbers
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -238,12 +233,14 @@ class AudioSource:
         samples: `[T]`, of a recording that is held.
         source: of one that is not, as `load_audio` takes it; it can be read again.
         channel, track: what is read of the source, as `stream_audio` takes them.
+        reader: gives all samples of the source, in blocks; `stream_audio` if left out.
     """
 
     samples: Samples | None = None
     source: Source | None = None
     channel: int | None = None
     track: int | str | None = None
+    reader: Callable[[], Iterator[Samples]] | None = None
 
     @property
     def name(self) -> str:
@@ -261,6 +258,10 @@ class AudioSource:
         Raises:
             AudioError: as `stream_audio`.
         """
+        size = round(seconds * SAMPLING_RATE)
+        if self.reader is not None:
+            yield from _regrouped(self.reader(), size)
+            return
         if self.samples is None:
             assert self.source is not None
             yield from stream_audio(
@@ -270,7 +271,6 @@ class AudioSource:
                 track=self.track,
             )
             return
-        size = round(seconds * SAMPLING_RATE)
         for start in range(0, self.samples.size, size):
             yield self.samples[start : start + size]
 
@@ -424,11 +424,14 @@ class AudioInput:
         named = isinstance(self.audio, str | os.PathLike | bytes | bytearray | memoryview)
         return named or hasattr(self.audio, "read")
 
-    def open(self, stop: Event | None = None) -> AudioSource | ChannelSources:
+    def open(
+        self, stop: Event | None = None, held_seconds: float = HELD_SECONDS
+    ) -> AudioSource | ChannelSources:
         """Open the recording.
 
         Args:
             stop: once it is set, the result does not matter any more.
+            held_seconds: as for `open_audio`.
 
         Raises:
             AudioError: the file cannot be read, or samples are not such.
@@ -438,7 +441,13 @@ class AudioInput:
             return audio
         if self.is_file:
             source = cast("Source", audio)
-            return open_audio(source, channel=self.channel, track=self.track, stop=stop)
+            return open_audio(
+                source,
+                channel=self.channel,
+                track=self.track,
+                held_seconds=held_seconds,
+                stop=stop,
+            )
         if isinstance(audio, tuple):
             samples, rate = _samples_and_rate(audio)
             return source_of_samples(samples, rate, channel=self.channel, track=self.track)
@@ -467,79 +476,3 @@ def _samples_and_rate(audio: tuple[Any, ...]) -> tuple[Any, Any]:
     if AudioInput(audio[0]).is_file:
         raise AudioError(f"{shown(audio[0])}: a file has a sampling rate of its own; leave it out")
     return audio[0], audio[1]
-
-
-# More threads than this wait for one another: between two calls of FFmpeg there is Python.
-MOST_WORKERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedAudio:
-    """One recording that can be read, or the error that was raised instead."""
-
-    input: AudioInput
-    audio: AudioSource | ChannelSources | None = None
-    error: AudioError | None = None
-
-    def result(self) -> AudioSource | ChannelSources:
-        """The recording. Raises `AudioError` if it cannot be read."""
-        if self.audio is None:
-            assert self.error is not None
-            raise self.error
-        return self.audio
-
-
-def open_ahead(
-    inputs: Iterable[AudioInput], *, workers: int | None = None, ahead: int | None = None
-) -> Generator[OpenedAudio]:
-    """Open recordings in threads, ahead of use, and yield them in order.
-
-    Files are decoded ahead; samples are taken as they are when their turn comes. A recording that
-    cannot be read gives its error, and the others follow. Closing the generator stops the threads,
-    each after the block that it is decoding.
-
-    Args:
-        inputs: taken as they are needed, in the thread of the caller.
-        workers: threads; if left out one per core, but at most 4.
-        ahead: the most recordings in memory at a time, decoded or being decoded, including the one
-            that was yielded last; if left out, one more than `workers`. With 1 nothing is decoded
-            ahead.
-
-    Raises:
-        OptionError: at once, if a number is below 1.
-    """
-    workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
-    ahead = workers + 1 if ahead is None else ahead
-    for name, number in (("workers", workers), ("ahead", ahead)):
-        if number < 1:
-            raise OptionError(f"{name} must be at least 1, got {number}")
-    return _open_in_order(iter(inputs), workers, ahead)
-
-
-def _open_in_order(
-    inputs: Iterator[AudioInput], workers: int, ahead: int
-) -> Generator[OpenedAudio]:
-    stop = Event()
-    pending: deque[Callable[[], OpenedAudio]] = deque()
-    executor = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="open_ahead")
-    try:
-        while True:
-            for each in islice(inputs, ahead - len(pending)):
-                if each.is_file:
-                    pending.append(executor.submit(_open, each, stop).result)
-                else:
-                    pending.append(partial(_open, each, stop))
-            if not pending:
-                return
-            # Not bound to a name here, so that the caller alone decides how long it lives.
-            yield pending.popleft()()
-    finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _open(each: AudioInput, stop: Event) -> OpenedAudio:
-    try:
-        return OpenedAudio(each, each.open(stop))
-    except AudioError as error:
-        return OpenedAudio(each, error=error)

@@ -25,7 +25,8 @@ from whisper_flash_attention.audio.samples import ChannelMixer, Samples
 from whisper_flash_attention.errors import AudioError
 
 if TYPE_CHECKING:
-    from av import AudioFrame, AudioResampler, AudioStream, Packet
+    from av import AudioFifo, AudioFrame, AudioResampler, AudioStream, Packet
+    from av.container import InputContainer
 
 Frame = TypeVar("Frame")
 
@@ -154,8 +155,11 @@ _LEAST_USEFUL = 0.1  # seconds
 _MOST_FAILED_READS = 20
 # What begins the tags that mp3 files have at their ends, besides ID3v2.
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
-# A codec's own frames are some hundreds of samples, each of which would be a turn in Python.
-_SAMPLES_PER_FRAME = 16_384
+# A codec's own frames are some hundreds of samples. FFmpeg joins them, so that resampling and what
+# Python does with the samples take few calls: samples of a channel before and after resampling.
+_SAMPLES_PER_CALL, _SAMPLES_PER_FRAME = 65_536, 16_384
+# Beyond these, and in unusual orders of channels, PyAV's handling of layouts is not relied on.
+_MOST_JOINED_CHANNELS = 8
 
 
 @dataclass(slots=True)
@@ -179,10 +183,11 @@ class Decoding:
     packets: int = 0
     damaged: int = 0
     reason: str = ""  # of the first damage
-    container_end: float = 0.0  # seconds; the last time stamp of all tracks
+    _ends: dict[int, int] = field(default_factory=dict)  # last time stamps of all tracks
     _timeline: Timeline[AudioFrame] = field(default_factory=Timeline)
     _tag_end: int = 0  # byte of the file
     _resampler: AudioResampler | None = None
+    _fifo: AudioFifo | None = None  # of frames that the resampler has not got yet
     _kind: tuple[str, str, int, int] | None = None
     _names: tuple[str, ...] = ()
 
@@ -219,6 +224,7 @@ class Decoding:
                 begin = self._timeline.position - frame.samples / frame.rate
                 yield from self._silence(round(begin * self.sampling_rate) - self.made)
             if self._timeline.position > self.most_seconds:
+                yield from self._resampled(None)
                 hours = self.most_seconds / 3600
                 raise AudioError(f"{recording.name}: is longer than {hours:g} hours; split it")
             self._require_channel(recording, frame)
@@ -242,17 +248,17 @@ class Decoding:
         """Packets of the track, and at its end None. Failed reads are damage, not the end."""
         import av
 
-        failed = 0
+        failed, track, ends = 0, stream.index, self._ends
         while failed < _MOST_FAILED_READS:
             try:
                 for packet in recording.container.demux():
                     if packet.size == 0:  # of these each stream has one at its end
                         continue
                     failed = 0
-                    if packet.pts is not None and packet.time_base is not None:
-                        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                        self.container_end = max(self.container_end, end)
-                    if packet.stream_index == stream.index:
+                    index, start = packet.stream_index, packet.pts
+                    if start is not None:
+                        ends[index] = max(ends.get(index, 0), start + (packet.duration or 0))
+                    if index == track:
                         yield packet
             # IndexError is PyAV's, after the last packet, where a stream appeared on the way.
             except (av.EOFError, IndexError):
@@ -268,10 +274,11 @@ class Decoding:
         import av
 
         is_mp3 = recording.container.format.name == "mp3"
+        decode = stream.codec_context.decode
         for packet in self._packets(recording, stream):
             self.packets += packet is not None
             try:
-                frames = stream.codec_context.decode(packet)
+                frames = decode(packet)
             except av.EOFError:
                 continue
             except av.FFmpegError as error:  # any: decoders have many names for damage
@@ -284,7 +291,7 @@ class Decoding:
                     self._note_tag(packet)
             for frame in frames:
                 keep_layout(frame.layout)
-            yield from frames
+                yield frame
 
     def _note_tag(self, packet: Packet[Any]) -> bool:
         """Remember where an ID3 tag ends that begins in this packet, as where files were joined."""
@@ -314,41 +321,64 @@ class Decoding:
         """Frames of sound with their time stamps and lengths in seconds."""
         unit = None if stream.time_base is None else float(stream.time_base)
         for frame in frames:
-            if frame.samples == 0:
+            samples, rate = frame.samples, frame.rate
+            if samples == 0:
                 continue
-            if reason := _reason_against(frame):
+            if reason := _reason_against(rate, frame.layout.nb_channels):
                 if self.seconds == 0:
                     raise AudioError(f"{name}: {reason}")
                 self._damage(AudioError(reason))
                 continue
             time = None if frame.pts is None or unit is None else frame.pts * unit
-            yield frame, time, frame.samples / frame.rate
+            yield frame, time, samples / rate
 
     def _resampled(self, frame: AudioFrame | None) -> Iterator[Samples]:
         """Mono samples of a frame, as far as the resampler gives them; None gives its rest."""
         import av
 
-        if frame is not None:
-            kind = (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.rate)
-            if kind != self._kind:  # the first frame, or a stream that changes on the way
-                yield from self._resampled(None)
-                # Packed, since PyAV reads beyond the planes of planar frames of 8 channels or more.
-                self._resampler = av.AudioResampler(
-                    format="flt", rate=self.sampling_rate, frame_size=_SAMPLES_PER_FRAME
-                )
-                self._kind = kind
-                self._names = tuple(each.name for each in frame.layout.channels)
-            frame.pts = None  # the timeline has placed it; here time stamps must not move samples
+        if frame is None:
+            if self._fifo is not None and self._fifo.samples:
+                yield from self._converted(self._fifo.read())
+            yield from self._converted(None)
+            return
+        layout = frame.layout
+        kind = (frame.format.name, layout.name, layout.nb_channels, frame.rate)
+        frame.pts = None  # the timeline has placed it; here time stamps must not move samples
+        if kind != self._kind:  # the first frame, or a stream that changes on the way
+            yield from self._resampled(None)
+            # Packed, since PyAV reads beyond the planes of planar frames of 8 channels or more.
+            self._resampler = av.AudioResampler(
+                format="flt", rate=self.sampling_rate, frame_size=_SAMPLES_PER_FRAME
+            )
+            self._kind = kind
+            self._names = tuple(each.name for each in layout.channels)
+            # By itself, so that a format that FFmpeg cannot convert shows with its first frame.
+            yield from self._converted(frame)
+            is_usual = layout.nb_channels <= _MOST_JOINED_CHANNELS and " channels (" not in kind[1]
+            self._fifo = av.AudioFifo() if is_usual and self._resampler is not None else None
+        elif self._fifo is None:
+            yield from self._converted(frame)
+        else:
+            self._fifo.write(frame)
+            if self._fifo.samples >= _SAMPLES_PER_CALL:
+                yield from self._converted(self._fifo.read())
+
+    def _converted(self, frame: AudioFrame | None) -> Iterator[Samples]:
+        """Mono samples that the resampler gives for a frame; None ends its work."""
+        import av
+
         if self._resampler is None:
             return
+        if frame is not None:
+            frame.pts = None
         try:
             resampled = self._resampler.resample(frame)
-        except av.FFmpegError as error:  # a format that FFmpeg cannot convert
-            self._resampler, self._kind = None, None
+        except av.FFmpegError as error:
+            self._resampler = self._fifo = self._kind = None
             self._damage(error)
             return
         if frame is None:
-            self._resampler, self._kind = None, None
+            self._resampler = self._fifo = self._kind = None
         else:
             self.seconds += frame.samples / frame.rate
         for each in resampled:
@@ -407,7 +437,7 @@ class Decoding:
         if track.seconds is None:
             # Nothing is known of the track alone: some track must last as long as the container.
             announced = whole
-            found = max(time.position, self.container_end - (time.origin or 0.0))
+            found = max(time.position, self._container_end(container) - (time.origin or 0.0))
             if len(container.streams) > 1:
                 tolerance = _MIXED_LENGTH_TOLERANCE
         elif "matroska" in container.format.name:  # a tag, which has the track's end
@@ -416,6 +446,12 @@ class Decoding:
         else:
             announced, found = track.seconds, time.position - time.lead
         return announced if announced is not None and found < announced - tolerance else None
+
+    def _container_end(self, container: InputContainer) -> float:
+        """The last time stamp of all tracks, in seconds."""
+        units = {each.index: each.time_base for each in container.streams}
+        ends = (float(end * unit) for index, end in self._ends.items() if (unit := units[index]))
+        return max(ends, default=0.0)
 
     def _report_channels(self, name: str) -> None:
         mixer = self.mixer
@@ -448,13 +484,10 @@ def _open_decoder(name: str, stream: AudioStream) -> None:
         ) from error
 
 
-def _reason_against(frame: AudioFrame) -> str | None:
+def _reason_against(rate: int, channels: int) -> str | None:
     """Why a frame's format is refused, if it is."""
-    if not LOWEST_RATE <= frame.rate <= HIGHEST_RATE:
-        return (
-            f"has a sampling rate of {frame.rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} can be read"
-        )
-    channels = frame.layout.nb_channels
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        return f"has a sampling rate of {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} can be read"
     if not 1 <= channels <= _MOST_CHANNELS:
         return f"has {channels} channels; 1 to {_MOST_CHANNELS} can be read"
     return None

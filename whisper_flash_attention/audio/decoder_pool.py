@@ -5,26 +5,22 @@ an interpreter's lock, neither with one another nor with the thread that feeds a
 back through shared memory.
 
 Memory: each process takes about 60 MB and up to 8 MB of shared memory, however long a recording is.
-What is decoded whole is held in this process, twice while its blocks are joined.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Generator
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from itertools import count, islice
 from pathlib import Path
-from queue import SimpleQueue
-from threading import BoundedSemaphore, Condition, Event, Lock, Thread
+from threading import BoundedSemaphore, Event, Lock, Thread
 from types import TracebackType
 from typing import Self
 
-from whisper_flash_attention.audio.audio_source import MOST_SECONDS_HELD, join_blocks
+from whisper_flash_attention.audio.audio_source import MOST_SECONDS_HELD
 from whisper_flash_attention.audio.container import name_of
 from whisper_flash_attention.audio.decoder_process import DecoderProcess, ProcessEnded
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
@@ -34,10 +30,6 @@ STREAM_AUDIO = "whisper_flash_attention.audio.audio_source:stream_audio"
 DECODE_TIMEOUT = 300.0  # seconds
 # One GPU does not need more, and each takes memory.
 MOST_WORKERS = 16
-# Recordings that `decode_each` decodes ahead, so that one that takes long holds up no process, and
-# how long they may be together: 0.46 GB.
-AHEAD_PER_WORKER = 8
-AHEAD_SECONDS = 7_200.0
 # Processes for one request that may end before they begin with it: while idle, or starting.
 _MOST_STARTS = 4
 _PACKAGE = __name__.partition(".")[0]
@@ -71,19 +63,6 @@ class DecodeRequest:
     def __post_init__(self) -> None:
         if self.sampling_rate <= 0:
             raise OptionError(f"sampling_rate must be positive, got {self.sampling_rate}")
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedAudio:
-    """Samples of a request, or the exception that decoding it raised.
-
-    Args:
-        samples: mono `[T]`; `[channels, T]` where each channel was requested.
-    """
-
-    request: DecodeRequest
-    samples: Samples | None = None
-    error: Exception | None = None
 
 
 def default_workers() -> int:
@@ -135,8 +114,6 @@ class DecoderPool:
         self._lock = Lock()  # of these two
         self._free = BoundedSemaphore(self.workers)
         self._closed = Event()
-        self._changed = Condition()  # of how much `decode_each` holds, or of the line above
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="decoder_pool")
         self._watchdog = Thread(target=self._kill_late, name="decoder_watchdog", daemon=True)
         self._watchdog.start()
 
@@ -152,59 +129,30 @@ class DecoderPool:
         self.close()
 
     def close(self) -> None:
-        """Kill the processes and wait for the threads of this pool; from any thread, repeatedly.
+        """Kill the processes; from any thread, repeatedly.
 
         What is being decoded elsewhere raises `DecoderError`.
         """
         self._closed.set()
-        with self._changed:
-            self._changed.notify_all()
         with self._lock:
             for process in self._all:
                 process.kill()
-        self._threads.shutdown(wait=True, cancel_futures=True)
         self._watchdog.join()
         with self._lock:
             idle, self._idle = self._idle, []
         for process in idle:
             self._end(process)
 
-    def decode_each(
-        self,
-        requests: Iterable[DecodeRequest],
-        *,
-        ahead: int | None = None,
-        ahead_seconds: float = AHEAD_SECONDS,
-        ordered: bool = True,
-    ) -> Generator[DecodedAudio]:
-        """Decode many recordings, ahead of what is done with them.
-
-        An error of a recording is in its result, and the others continue. Closing the iterator
-        drops what was decoded ahead.
-
-        Args:
-            requests: taken as they are needed, in the caller's thread.
-            ahead: the most recordings in memory at a time, decoded or being decoded, the one given
-                last included; None is 8 for each process.
-            ahead_seconds: seconds of audio at 16 kHz decoded ahead, beyond which only the oldest
-                recording is decoded on; so this bounds the memory, but for one recording.
-            ordered: give them in the order of the requests, and not as they are done.
-
-        Raises:
-            OptionError: at once, if `ahead` is below 1, or `ahead_seconds` negative.
-            DecoderError: processes cannot be started, or the pool was closed.
-        """
-        most = AHEAD_PER_WORKER * self.workers if ahead is None else ahead
-        if most < 1:
-            raise OptionError(f"ahead must be at least 1, got {most}")
-        if not ahead_seconds >= 0:
-            raise OptionError(f"ahead_seconds must be seconds, not negative, got {ahead_seconds}")
-        return self._each(iter(requests), most, ahead_seconds * SAMPLING_RATE, ordered)
-
-    def stream(self, request: DecodeRequest) -> Generator[Samples, None, int]:
+    def stream(
+        self, request: DecodeRequest, *, beside: bool = False
+    ) -> Generator[Samples, None, int]:
         """Decode a recording block by block, while the process is up to two minutes of audio ahead.
 
         Until the iterator ends or is closed, one of the processes is taken.
+
+        Args:
+            beside: do not wait for one of the `workers`, but take another process if need be: for
+                a reader for which these wait.
 
         Returns:
             Blocks of mono samples `[T]`, 30 s each at 16 kHz, of which the caller owns the memory;
@@ -215,7 +163,7 @@ class DecoderPool:
             AudioError: as `stream_audio`, or the decoder crashed or hung on the recording.
             DecoderError: processes cannot be started, or the pool was closed.
         """
-        with self._free:
+        with nullcontext() if beside else self._free:
             process = self._begin(request)
             busy = True
             try:
@@ -238,64 +186,6 @@ class DecoderPool:
             raise _rebuilt(reply["failed"])
         channels: int = reply["done"]
         return channels
-
-    def _each(
-        self, requests: Iterator[DecodeRequest], most: int, most_samples: float, ordered: bool
-    ) -> Generator[DecodedAudio]:
-        ahead = _Ahead(most_samples, self._changed, self._closed)
-        pending: dict[Future[Samples], DecodeRequest] = {}
-        done: SimpleQueue[Future[Samples]] | None = None if ordered else SimpleQueue()
-        try:
-            while True:
-                for request in islice(requests, most - len(pending)):
-                    future = self._submit(request, ahead)
-                    pending[future] = request
-                    if done is not None:
-                        future.add_done_callback(done.put)
-                    del future
-                if not pending:
-                    return
-                # Kept under no name here, so that the caller alone decides how long it lives.
-                yield _next_result(pending, done, ahead)
-        finally:
-            ahead.stop()
-            for each in pending:
-                each.cancel()
-
-    def _submit(self, request: DecodeRequest, ahead: _Ahead) -> Future[Samples]:
-        try:
-            return self._threads.submit(self._whole, request, ahead, ahead.add())
-        except RuntimeError:  # of an executor that was shut down
-            self._raise_if_closed()
-            raise
-
-    def _whole(self, request: DecodeRequest, ahead: _Ahead, number: int) -> Samples:
-        blocks = []
-        held, channels = 0, 1
-
-        def counted() -> Generator[Samples]:
-            nonlocal channels
-            channels = yield from self.stream(request)
-
-        try:
-            with closing(counted()) as stream:
-                for block in stream:
-                    blocks.append(block)
-                    held += block.size
-                    if not ahead.wait_for_room(number, block.size):
-                        break  # the result is not needed any more
-            samples = join_blocks(blocks)
-            if request.channel != "each":
-                return samples
-            if samples.size % channels:
-                name = name_of(request.source)
-                raise AudioError(f"{name}: its {channels} channels differ in length")
-            return samples.reshape(channels, -1)
-        except BaseException:
-            ahead.give_back(held)
-            raise
-        finally:
-            ahead.finish(number)
 
     def _begin(self, request: DecodeRequest) -> DecoderProcess:
         """A process that has begun with a request; one that died without it is replaced."""
@@ -352,83 +242,6 @@ class DecoderPool:
     def _raise_if_closed(self) -> None:
         if self._closed.is_set():
             raise DecoderError("the decoder pool was closed")
-
-
-class _Ahead:
-    """Bounds the samples that one `decode_each` holds: decoded, or of recordings being decoded.
-
-    Args:
-        most: samples, beyond which only the oldest recording that is not done is decoded on.
-        changed: held for, and notified of, every change.
-        closed: set, with a notification, when the pool is closed.
-    """
-
-    def __init__(self, most: float, changed: Condition, closed: Event) -> None:
-        self._most, self._changed, self._closed = most, changed, closed
-        self._held = 0
-        self._numbers = count()
-        self._unfinished: dict[int, None] = {}  # in the order of the requests
-        self._stopped = False
-
-    def add(self) -> int:
-        """A number for the next recording."""
-        with self._changed:
-            number = next(self._numbers)
-            self._unfinished[number] = None
-            return number
-
-    def wait_for_room(self, number: int, size: int) -> bool:
-        """Count samples of a recording, and wait until it may continue; False if it need not."""
-
-        def may_continue() -> bool:
-            oldest = next(iter(self._unfinished)) == number
-            return self._is_over() or oldest or self._held <= self._most
-
-        with self._changed:
-            self._held += size
-            self._changed.wait_for(may_continue)
-            return not self._is_over()
-
-    def finish(self, number: int) -> None:
-        """No more samples of a recording will come."""
-        with self._changed:
-            del self._unfinished[number]
-            self._changed.notify_all()
-
-    def give_back(self, size: int) -> None:
-        """Count samples no more."""
-        with self._changed:
-            self._held -= size
-            self._changed.notify_all()
-
-    def stop(self) -> None:
-        """Note that results are not taken any more."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    def _is_over(self) -> bool:
-        return self._stopped or self._closed.is_set()
-
-
-def _next_result(
-    pending: dict[Future[Samples], DecodeRequest],
-    done: SimpleQueue[Future[Samples]] | None,
-    ahead: _Ahead,
-) -> DecodedAudio:
-    """Wait for the oldest request, or for the one that is done next."""
-    future = next(iter(pending)) if done is None else done.get()
-    request = pending.pop(future)
-    try:
-        samples = future.result()
-        ahead.give_back(samples.size)
-        return DecodedAudio(request, samples)
-    except CancelledError as error:
-        raise DecoderError("the decoder pool was closed") from error
-    except DecoderError:
-        raise
-    except Exception as error:  # of this recording; who takes it decides what it means
-        return DecodedAudio(request, error=error)
 
 
 def _rebuilt(fields: dict[str, str]) -> Exception:

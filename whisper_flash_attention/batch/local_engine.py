@@ -8,6 +8,7 @@ from contextlib import closing
 from itertools import islice
 
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.stages import (
@@ -26,17 +27,18 @@ def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
     """Transcribe recordings group by group, and give the rows of each.
 
     At any time one group is in work, one is complete or being made, and beyond these is what
-    `DecoderPool.decode_each` decodes ahead.
+    `AudioOpener.open_each` decodes ahead.
 
     Raises:
         DecoderError: the processes that decode cannot be started.
         WhisperFlashError: what would be the same for every recording.
     """
     stage = TranscribeStage(work.opener, work.run_options)
+    pool = DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode)
     with (
-        DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode) as pool,
-        closing(_groups(items, work, pool)) as groups,
-        closing(_one_ahead(groups, pool)) as ready,
+        AudioOpener(pool) as opener,
+        closing(_groups(items, work, opener)) as groups,
+        closing(_one_ahead(groups, opener)) as ready,
     ):
         for group in ready:
             try:
@@ -47,14 +49,14 @@ def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
             yield rows
 
 
-def _groups(items: Sequence[Item], work: Work, pool: DecoderPool) -> Generator[list[Decoded]]:
+def _groups(items: Sequence[Item], work: Work, opener: AudioOpener) -> Generator[list[Decoded]]:
     counts = [len(some) for some in planned(items, work)]
-    with closing(decode(items, pool)) as decoded:
+    with closing(decode(items, opener)) as decoded:
         for count in counts:
             yield from grouped(islice(decoded, count), work)
 
 
-def _one_ahead(groups: Generator[list[Decoded]], pool: DecoderPool) -> Generator[list[Decoded]]:
+def _one_ahead(groups: Generator[list[Decoded]], opener: AudioOpener) -> Generator[list[Decoded]]:
     """The groups, of which the next is made while the caller works on the last."""
     with ThreadPoolExecutor(1, thread_name_prefix="groups") as thread:
         try:
@@ -64,4 +66,4 @@ def _one_ahead(groups: Generator[list[Decoded]], pool: DecoderPool) -> Generator
                 yield group
                 del group
         finally:
-            pool.close()  # so that the thread does not wait for recordings that nobody wants
+            opener.close()  # so that the thread does not wait for recordings that nobody wants

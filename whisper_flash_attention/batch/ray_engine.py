@@ -24,6 +24,7 @@ import numpy as np
 
 from whisper_flash_attention import errors
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.rows import Row, failed_row
 from whisper_flash_attention.batch.stages import (
@@ -286,19 +287,19 @@ class DecodeTask:
         if not _may_begin(self._attempts, "decode", (item.id for item in items)):
             yield _packed([])
             return
-        pool = _decoder_pool(self._work.decode, self._work.decode_timeout)
-        with closing(decode(items, pool)) as decoded:
+        opener = _opener(self._work.decode, self._work.decode_timeout)
+        with closing(decode(items, opener)) as decoded:
             for group in grouped(decoded, self._work):
                 yield _packed(group)
 
 
 @cache
-def _decoder_pool(decode: str, timeout: float) -> DecoderPool:
+def _opener(decode: str, timeout: float) -> AudioOpener:
     """One decoder process beside this process of Ray's, kept from block to block.
 
     What kills it does not take Ray's process and the block along. It ends with Ray's process.
     """
-    return DecoderPool(1, timeout=timeout, decode=decode)
+    return AudioOpener(DecoderPool(1, timeout=timeout, decode=decode))
 
 
 def _packed(group: Sequence[Decoded]) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSources
-from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool
+from whisper_flash_attention.audio.decoder_pool import DecodeRequest
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Opener, RunOptions, Speech, shifted, transcriptions
@@ -69,22 +70,29 @@ class Decoded:
         return 0.0 if self.samples is None else self.samples.shape[-1] / SAMPLING_RATE
 
 
-def decode(items: Sequence[Item], pool: DecoderPool) -> Generator[Decoded]:
+def decode(items: Sequence[Item], opener: AudioOpener) -> Generator[Decoded]:
     """Decode recordings, or the requested parts of them, in their order.
 
     URLs are opened in the processes that decode, so that a storage package that crashes or hangs
     costs one recording, too. Settings that are made in this process alone do not reach them.
 
     Raises:
-        DecoderError: the processes cannot be started, or the pool was closed.
+        DecoderError: the processes cannot be started, or the opener was closed.
         Exception: what `is_bug` says no recording is the cause of.
     """
-    with closing(pool.decode_each(map(_request, items))) as decoded:
-        for item, audio in zip(items, decoded, strict=True):
-            if audio.error is None:
-                yield Decoded(item, audio.samples)
+    with closing(opener.open_each(map(_request, items))) as opened:
+        for item, each in zip(items, opened, strict=True):
+            if each.error is None:
+                yield Decoded(item, _samples(each.result()))
             else:
-                yield Decoded(item, failure=_failure(item, audio.error))
+                yield Decoded(item, failure=_failure(item, each.error))
+
+
+def _samples(audio: AudioSource | ChannelSources) -> Samples:
+    """`[T]`, or `[channels, T]`."""
+    if isinstance(audio, AudioSource):
+        return audio.whole()
+    return np.stack([channel.whole() for channel in audio.sources])
 
 
 def _request(item: Item) -> DecodeRequest:
@@ -111,9 +119,6 @@ def _is_special(path: str) -> bool:
 
 def _failure(item: Item, error: Exception) -> Row:
     name = printable(item.path)
-    if is_bug(error):
-        error.add_note(f"while {name} was decoded")
-        raise error
     message = str(error) or repr(error)
     if name not in message:
         message = f"{name}: {message.removeprefix('<file>: ')}"

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.benchmark import settings as plan
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -238,12 +239,14 @@ def show_list(device: str, dtype: str) -> None:
         out.print(table)
 
 
+FILES_PANEL = "From files"
+
 # Enough batches for host and device to work side by side.
 LEAST_BATCHES, LEAST_WINDOWS = 4, 8
 # What makes two rows stand for the same thing: the newer one is kept.
 SLOT = (
-    *("checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
-    *("device", "dtype"),
+    *("setting", "checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
+    *("device", "dtype", "entry", "mode", "container", "workers", "recordings", "threads"),
 )
 
 
@@ -289,6 +292,63 @@ def throughput_command(
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(metavar="N", help="Timed runs.")] = 3,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="NAME",
+            help="memory (windows of 30 s), or files (from files on disk to written text).",
+        ),
+    ] = "memory",
+    entry: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="From files: memory (the same recordings as arrays), transcribe, transcribe_each, "
+            "command, batch-local or batch-ray. Repeatable. Left out: all but batch-ray.",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="batched or sequential. Repeatable. Left out: batched.",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = None,
+    container: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="wav, flac (16 kHz mono), mp3 or m4a (44.1 kHz stereo). Repeatable. Left out: "
+            "all of them.",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = None,
+    recordings: Annotated[
+        int, typer.Option(metavar="N", help="Files.", rich_help_panel=FILES_PANEL)
+    ] = 8,
+    length: Annotated[
+        str,
+        typer.Option(
+            metavar="SECONDS",
+            help="Of every file, or a range (1-15).",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = "60",
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Measure decoding alone in N processes, too. Repeatable.",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", help="GPUs of batch-ray.", rich_help_panel=FILES_PANEL),
+    ] = 1,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -305,15 +365,17 @@ def throughput_command(
 ) -> None:
     """Measure how much faster than real time recordings become text.
 
-    From samples in memory to text, by random weights that give the same number of tokens for every
-    window of 30 s. Besides the factor, the time of each part of a batch, run alone: copies,
-    log-mel, encoder, decoder, text and segments, words.
+    From samples in memory to text, or from files to written text, by random weights that give the
+    same number of tokens for every window of 30 s. Besides the factor, the time of each part of a
+    batch, run alone: copies, log-mel, encoder, decoder, text and segments, words.
 
     \b
     Examples:
       whisper-flash benchmark throughput --checkpoint large-v3-turbo --batch-size 128
       whisper-flash benchmark throughput --checkpoint tiny --batch-size 1 --word-timestamps
       whisper-flash benchmark throughput --system sdpa --system flash --output rows.json
+
+      whisper-flash benchmark throughput --from files --container flac --recordings 96 --length 300
     """
     model = options_of(ModelOptions, given)
     device, dtype = model.device, model.compute_type
@@ -336,12 +398,38 @@ def throughput_command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     environment = describe_environment(str(target), commit).as_json()
     keeper = Keeper(output)
+    check.one_of("--from", source, ("memory", "files"))
+    if source == "files":
+        from whisper_flash_attention.benchmark.from_files import (
+            CONTAINERS,
+            ENTRIES,
+            FilesCase,
+            lengths_of,
+            measure_files,
+        )
+
+        check.whole_number("recordings", recordings, least=1)
+        lengths = lengths_of(length, recordings)
+        for work in cases:
+            chosen = [
+                FilesCase(work, each, name, kind, workers if each == "batch-ray" else 1)
+                for kind in container or CONTAINERS
+                for name in mode or ["batched"]
+                for each in entry or [each for each in ENTRIES if each != "batch-ray"]
+            ]
+            sound, _ = speech(audio or [], LEAST_WINDOWS)
+            for found in measure_files(chosen, lengths, sound, threads or (), environment):
+                keeper.keep(found)
+                print_line(console, describe_files(found))
+        if output is not None:
+            print_line(console, f"wrote {output}")
+        return
     rows = []
     for case in cases:
         samples, description = speech(audio or [], windows_of(case, minutes))
         row = measure_throughput(case, samples, description, environment)
         rows.append(row)
-        keeper.keep(row)
+        keeper.keep(row.as_json())
         print_line(console, summarize(row))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=200)).print(as_table(rows))
@@ -401,14 +489,23 @@ class Keeper:
             except (ValueError, KeyError, TypeError) as error:
                 raise BenchmarkError(f"output {path} is there and holds no rows") from error
 
-    def keep(self, row: ThroughputRow) -> None:
+    def keep(self, row: dict[str, Any]) -> None:
         """Add a row, or replace that of the same case."""
-        new = row.as_json()
-        slot = [new[name] for name in SLOT]
-        kept = [each for each in self._rows if [each[name] for name in SLOT] != slot]
-        self._rows = [*kept, new]
+        slot = [row.get(name) for name in SLOT]
+        kept = [each for each in self._rows if [each.get(name) for name in SLOT] != slot]
+        self._rows = [*kept, row]
         if self._path is not None:
             self._path.write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
+
+
+def describe_files(row: dict[str, Any]) -> str:
+    """A row of files, or of decoding alone, in a line."""
+    factor = f"{row['realtime_factor']:.0f} x real time"
+    if row["setting"] == "decode":
+        return f"decoding {row['container']}, {row['threads']} at a time: {factor}"
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in row["shares"].items())
+    what = f"{row['checkpoint']}, {row['container']}, {row['mode']}, {row['entry']}"
+    return f"{what}: {factor} ({shares})"
 
 
 def summarize(row: ThroughputRow) -> str:

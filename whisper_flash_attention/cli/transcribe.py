@@ -69,6 +69,14 @@ def transcribe_command(
             rich_help_panel=DECODING_PANEL,
         ),
     ] = "auto",
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up",
+            help="Compile and allocate what the batch size needs before the first recording.",
+            rich_help_panel=DECODING_PANEL,
+        ),
+    ] = False,
     output_format: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,7 +167,9 @@ def transcribe_command(
     todo = [entry for entry in inputs if not output.is_done(entry)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
-    runner = Runner(*(options, decode, windows, output, progress), headed=len(inputs) > 1)
+    runner = Runner(
+        *(options, decode, windows, output, progress), headed=len(inputs) > 1, warm_up=warm_up
+    )
     try:
         level = logging.INFO if verbose else logging.WARNING
         with ExitStack() as stack, report_warnings(progress.tell, level=level):

@@ -117,6 +117,21 @@ class _Copies:
         return self._clips
 
 
+# Where kernels are compiled, or graphs recorded, for a number of rows.
+PADDED_DEVICES = ("cuda",)
+
+
+def padded_rows(count: int, most: int) -> int:
+    """Rows that are computed for `count` of them: `most`, half of that, a quarter ... as fits.
+
+    So the last batch of a run, of whatever number of chunks, has one of a few shapes.
+    """
+    rows = most
+    while rows > 1 and (half := (rows + 1) // 2) >= count:
+        rows = half
+    return rows
+
+
 # Chunks are encoded, and words aligned, in this many groups for all slots.
 GROUPS = 4
 # Leftovers of leftovers are decoded, too, up to this depth.
@@ -209,6 +224,8 @@ class BatchedReader:
         self._decoder = WindowDecoder(
             engine, vocabulary, tokenizer, options, always_probe_no_speech=has_doubtful
         )
+        # Chunks that are encoded together, at most.
+        self._size = 1
         # Leftovers that are not in a batch.
         self._left: deque[PendingChunk] = deque()
 
@@ -240,7 +257,7 @@ class BatchedReader:
             batch_size: chunks that are decoded side by side, at most.
         """
         in_slots = self._decoder.fits_slots
-        size = max(1, batch_size // GROUPS) if in_slots else batch_size
+        size = self._size = max(1, batch_size // GROUPS) if in_slots else batch_size
         prefetched = prefetch(_batches(recordings, size), _clips, self._engine.weights.device)
         # After an error no thread takes recordings any more.
         with closing(prefetched):
@@ -321,7 +338,7 @@ class BatchedReader:
         # States of their own: those of a group would be held until the last of it is done.
         return [
             Window(row.clone(), self._prompt(each), each)
-            for row, each in zip(states, chunks, strict=True)
+            for row, each in zip(states[: len(chunks)], chunks, strict=True)
         ]
 
     def _read_in_batches(
@@ -343,12 +360,13 @@ class BatchedReader:
             states = self._encode(clips)
             self._detect_languages(batch, states)
             prompts = [self._prompt(each) for each in batch]
+            prompts += prompts[-1:] * (len(states) - len(batch))
 
             def catch_up() -> None:
                 _advance(late)
 
             later = self._decoder.decode_first(states, prompts, catch_up)
-            late.append(self._follow(batch, states, self._noting(batch, later)))
+            late.append(self._follow(batch, states[: len(batch)], self._noting(batch, later)))
             yield from _in_order(order)
             while late and not self._follows_later:
                 _advance(late)
@@ -360,7 +378,7 @@ class BatchedReader:
         """The same results, of which it is noted what they leave."""
 
         def results() -> list[DecodingResult]:
-            found = later()
+            found = later()[: len(batch)]
             for pending, result in zip(batch, found, strict=True):
                 self._note_left(pending, result)
             return found
@@ -388,7 +406,11 @@ class BatchedReader:
         yield True
 
     def _encode(self, clips: list[Any]) -> Tensor:
+        """Encoder states of clips, and after them of the last one again, as `padded_rows` says."""
         weights = self._engine.weights
+        if weights.device.type in PADDED_DEVICES:
+            most = max(self._size, len(clips))
+            clips = clips + clips[-1:] * (padded_rows(len(clips), most) - len(clips))
         features = log_mel(
             clips,
             mel_bins=weights.encoder.conv1.weight.shape[1],

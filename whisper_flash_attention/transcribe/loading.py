@@ -21,6 +21,7 @@ from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 from whisper_flash_attention.validation import shown
+from whisper_flash_attention.weights.hub import Hub
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,7 @@ class Source:
             "auto", that is int8 if the checkpoint holds that.
         attention: "auto", or what the model is to run on.
         quiet: whether Transformers and the Hub's client print nothing.
+        hub: where repositories come from.
 
     Raises as `load`.
     """
@@ -61,10 +63,18 @@ class Source:
     precision: str | None
     attention: str
     quiet: bool
+    hub: Hub
 
     @classmethod
     def of(
-        cls, name: str, *, device: str, compute_type: str, attention: str, quiet: bool
+        cls,
+        name: str,
+        *,
+        device: str,
+        compute_type: str,
+        attention: str,
+        quiet: bool,
+        hub: Hub,
     ) -> Source:
         from whisper_flash_attention.weights import hub_id
 
@@ -72,7 +82,7 @@ class Source:
         dtype, precision = resolve_compute_type(compute_type, target)
         checkpoint = hub_id(name)
         check_attention(attention)
-        return cls(name, checkpoint, target, dtype, precision, attention, quiet)
+        return cls(name, checkpoint, target, dtype, precision, attention, quiet, hub)
 
     def convert(self, tensor: torch.Tensor) -> torch.Tensor:
         """What becomes of a tensor of the file: nothing where `packing` converts it."""
@@ -118,6 +128,8 @@ def load(
     threads: int | None = None,
     attention: str = "auto",
     quiet: bool = False,
+    download_root: str | None = None,
+    local_files_only: bool = False,
 ) -> tuple[WhisperForConditionalGeneration | EngineModel, WhisperProcessor | None]:
     """Load the arguments of `Transcriber`: those of the engine where it can run the model.
 
@@ -129,7 +141,12 @@ def load(
     if threads is not None:
         set_threads(threads)
     checked = Source.of(
-        source, device=device, compute_type=compute_type, attention=attention, quiet=quiet
+        source,
+        device=device,
+        compute_type=compute_type,
+        attention=attention,
+        quiet=quiet,
+        hub=Hub(download_root, local_files_only),
     )
     found = load_engine(checked)
     if isinstance(found, EngineModel):
@@ -153,7 +170,7 @@ def load_engine(source: Source) -> EngineModel | str:
     with explained(source.name):
         is_remote = locate(source.checkpoint).folder is None
         with source.silence(*(["huggingface_hub"] if is_remote else [])):
-            files = read_model(source.checkpoint, source.convert)
+            files = read_model(source.checkpoint, source.convert, source.hub)
     if isinstance(files, str):
         return files
     sizes = files.checkpoint.dimensions
@@ -189,6 +206,8 @@ def load_model(source: Source) -> WhisperForConditionalGeneration:
             attn_implementation=source.attention,
             dtype=source.dtype,
             output_loading_info=True,
+            cache_dir=source.hub.folder,
+            local_files_only=source.hub.local_files_only,
         )
     model, report = loaded
     check_complete(source.name, report)

@@ -15,12 +15,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from threading import RLock
 
-from whisper_flash_attention.audio.audio_source import (
-    AudioInput,
-    AudioSource,
-    ChannelSources,
-    open_ahead,
-)
+from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource, ChannelSources
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.errors import AudioError, NotFinite, OptionError
 from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
 from whisper_flash_attention.terminal import FileProgress, printable
@@ -49,6 +45,7 @@ class Runner:
         output: of the results, prepared.
         progress: shows it.
         headed: whether there are several recordings, whose text on standard output has a heading.
+        warm_up: compile and allocate before the first recording.
 
     Attributes:
         transcriber: opened for the first recording that could be decoded.
@@ -66,6 +63,7 @@ class Runner:
     output: Output
     progress: FileProgress
     headed: bool = False
+    warm_up: bool = False
     transcriber: Transcriber | None = None
     done: int = 0
     failures: int = 0
@@ -85,31 +83,38 @@ class Runner:
 
         Raises what `open_model` raises, and what would be the same for every recording.
         """
-        with self.progress, closing(self._open(inputs)) as waiting:
+        with (
+            self.progress,
+            AudioOpener() as opener,
+            closing(self._open(opener, inputs)) as waiting,
+        ):
             first = next(waiting, None)
             if first is None:
                 return
             self.transcriber = open_model()
             if self.batch_size is None:
                 self.batch_size = _automatic(self.transcriber, self.decode)
+            if self.warm_up:
+                self.transcriber.warm_up(**self._arguments())
             self._began = time.perf_counter()
             rest = chain([first], waiting)
             while not self._all_done(self.transcriber, rest):
                 pass
 
-    def _open(self, inputs: Sequence[Input]) -> Generator[Opened]:
+    def _open(self, opener: AudioOpener, inputs: Sequence[Input]) -> Generator[Opened]:
         """Recordings that can be read, decoded ahead; the others are reported."""
         channel, track = self.options.channel, self.options.audio_track
-        opened = open_ahead(AudioInput(entry.source(), channel, track) for entry in inputs)
-        with closing(opened) as sources:
+        each = (AudioInput(entry.source(), channel, track) for entry in inputs)
+        with closing(opener.open_each(each)) as sources:
             for entry in inputs:
                 self.progress.begin(entry.name)
-                decoded = next(sources)
-                if decoded.audio is None:
-                    self._fail(entry, str(decoded.error))
+                try:
+                    audio = next(sources).result()
+                except AudioError as error:
+                    self._fail(entry, str(error))
                 else:
-                    self.progress.measured(entry.name, decoded.audio.seconds)
-                    yield Opened(entry, decoded.audio)
+                    self.progress.measured(entry.name, audio.seconds)
+                    yield Opened(entry, audio)
 
     def _all_done(self, transcriber: Transcriber, waiting: Iterator[Opened]) -> bool:
         """Transcribe recordings side by side; False if some were not taken."""

@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
-from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair, open_ahead
+from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair
+from whisper_flash_attention.audio.opener import AHEAD_FILES, AudioOpener, OpenedAudio
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import (
@@ -36,6 +37,7 @@ from whisper_flash_attention.transcribe.recording import (
 )
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
+from whisper_flash_attention.transcribe.warm_up import announce_compilation, warm_up_calls
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class Transcriber:
         threads: int | None = None,
         attention: str = "auto",
         quiet: bool = False,
+        download_root: str | None = None,
+        local_files_only: bool = False,
     ) -> Self:
         """Load a checkpoint to transcribe with.
 
@@ -102,6 +106,8 @@ class Transcriber:
             threads: of PyTorch on the CPU, for the whole process; None leaves them as they are.
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
+            download_root: folder of downloaded checkpoints; None is the Hub's cache.
+            local_files_only: take what was downloaded before, and do without the network.
 
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
@@ -116,6 +122,8 @@ class Transcriber:
             threads=threads,
             attention=attention,
             quiet=quiet,
+            download_root=download_root,
+            local_files_only=local_files_only,
         )
         return cls(*loaded)
 
@@ -279,9 +287,12 @@ class Transcriber:
         """
         options = CallOptions.of(arguments, 1, self.languages)
         channels: list[Recording] = []
-        opened = _open_all([audio], options, [channels])
         # The windows are closed first: another thread may be taking recordings for them.
-        with closing(opened), closing(self._run(opened, options)) as windows:
+        with (
+            AudioOpener() as opener,
+            closing(_open_all(opener, [audio], options, [channels])) as opened,
+            closing(self._run(opened, options)) as windows,
+        ):
             for number, segment in enumerate(stream_segments(windows, channels)):
                 yield replace(segment, id=number)
 
@@ -297,8 +308,9 @@ class Transcriber:
         """Transcribe any number of recordings side by side, and yield each as soon as it is done.
 
         Recordings are taken when there is room for them. About `batch_size` of them are in
-        progress at a time, so that memory does not grow with their number. In batched mode on a
-        GPU another thread takes them, ahead, and reports that they begin.
+        progress at a time, so that memory does not grow with their number; files are decoded
+        ahead, up to two hours of audio (0.46 GB). In batched mode on a GPU another thread takes
+        recordings, ahead, and reports that they begin.
 
         Args:
             recordings: as for `transcribe`; the options are the same for all of them.
@@ -325,13 +337,14 @@ class Transcriber:
             if not are_done(channels):
                 report(recording.index, share_of(channels))
 
-        def opened() -> Iterator[Recording]:
-            for index, audio in enumerate(recordings):
+        [shared] = options.recordings
+        inputs = (AudioInput(audio, shared.channel, shared.audio_track) for audio in recordings)
+
+        def opened(found: Iterator[OpenedAudio]) -> Generator[Recording]:
+            for index, each in enumerate(found):
                 report(index, 0.0)
-                [shared] = options.recordings
-                source = AudioInput(audio, shared.channel, shared.audio_track).open()
-                groups[index] = recordings_of(source, shared, index, report_share)
-                del audio, source
+                groups[index] = recordings_of(each.result(), shared, index, report_share)
+                del each
                 yield from groups[index]
 
         def take_done() -> Iterator[tuple[int, Transcription]]:
@@ -340,15 +353,33 @@ class Transcriber:
                 report(index, 1.0)
                 yield index, merge_channels(groups.pop(index), self._tokenizer)
 
-        with closing(self._run(opened(), options)) as windows:
+        with (
+            AudioOpener() as opener,
+            closing(opener.open_each(inputs, ahead=_ahead(options))) as found,
+            closing(self._run(opened(found), options)) as windows,
+        ):
             for recording, segments in windows:
                 if on_segments is not None and segments and recording.channel is None:
                     located = map(recording.located, segments)
-                    found = numbered(located, counts[recording.index])
-                    counts[recording.index] += len(found)
-                    on_segments(recording.index, found)
+                    ready = numbered(located, counts[recording.index])
+                    counts[recording.index] += len(ready)
+                    on_segments(recording.index, ready)
                 yield from take_done()
         yield from take_done()
+
+    @shows_options
+    def warm_up(self, **arguments: Unpack[TranscribeArguments]) -> None:
+        """Have compiled and allocated what calls with these arguments need.
+
+        Kernels that are compiled are kept on disk for later runs; CUDA graphs and buffers are made
+        by each process. Without this, the first calls take that time.
+
+        Args:
+            **arguments: as for `transcribe`; those of later calls, `batch_size` above all.
+        """
+        size = CallOptions.of(arguments, 1, self.languages).batch_size
+        for recordings in warm_up_calls(size):
+            self._transcribe_all(recordings, arguments, lambda share: None)
 
     def _transcribe_all(
         self,
@@ -364,8 +395,12 @@ class Transcriber:
         groups: list[list[Recording]] = [[] for _ in audios]
         progress = _Progress(groups, on_progress)
         # Sums over all recordings are for callers alone.
-        opened = _open_all(audios, options, groups, progress.report if on_progress else None)
-        with closing(opened), closing(self._run(opened, options)) as windows:
+        report = progress.report if on_progress else None
+        with (
+            AudioOpener() as opener,
+            closing(_open_all(opener, audios, options, groups, report)) as opened,
+            closing(self._run(opened, options)) as windows,
+        ):
             for _ in windows:
                 pass
         progress.finish()
@@ -400,6 +435,7 @@ class Transcriber:
         from whisper_flash_attention.transcribe.sequential import SequentialReader
         from whisper_flash_attention.transcribe.words import WordAligner
 
+        announce_compilation(engine.weights.device.type)
         aligner = None
         if options.word_timestamps:
             aligner = WordAligner(
@@ -467,7 +503,13 @@ class _Progress:
             self._on_progress(share)
 
 
+def _ahead(options: CallOptions) -> int:
+    """Recordings that are decoded ahead, at most: windows of a batch may be of as many."""
+    return max(AHEAD_FILES, 2 * options.batch_size)
+
+
 def _open_all(
+    opener: AudioOpener,
     audios: Sequence[Audio],
     options: CallOptions,
     groups: Sequence[list[Recording]],
@@ -478,7 +520,7 @@ def _open_all(
         AudioInput(audio, each.channel, each.audio_track)
         for audio, each in zip(audios, options.recordings, strict=True)
     )
-    with closing(open_ahead(inputs)) as opened:
+    with closing(opener.open_each(inputs, ahead=_ahead(options))) as opened:
         for index, (each, channels) in enumerate(zip(options.recordings, groups, strict=True)):
             channels += recordings_of(next(opened).result(), each, index, on_progress)
             yield from channels

@@ -11,7 +11,7 @@ from typing import Any
 from whisper_flash_attention.weights.checkpoint import Checkpoint, Convert
 from whisper_flash_attention.weights.ctranslate2_reader import read_ctranslate2
 from whisper_flash_attention.weights.files import cannot_load, third_party_parser
-from whisper_flash_attention.weights.hub import repository_folder
+from whisper_flash_attention.weights.hub import Hub
 from whisper_flash_attention.weights.openai_reader import read_openai
 from whisper_flash_attention.weights.sources import (
     Located,
@@ -53,12 +53,13 @@ class ModelFiles:
     tokenizer: Tokenizer
 
 
-def read_model(source: str, convert: Convert) -> ModelFiles | str:
+def read_model(source: str, convert: Convert, hub: Hub = Hub()) -> ModelFiles | str:
     """Read a checkpoint and what goes with it, or say why only Transformers can.
 
     Args:
         source: all that `read_checkpoint` takes, Hub ids and OpenAI's short names included.
         convert: applied to each tensor as it is read; tensors may lie in the mapped file.
+        hub: where repositories come from.
 
     Raises:
         WeightsError: something is missing, wrong, or does not fit the checkpoint.
@@ -69,7 +70,7 @@ def read_model(source: str, convert: Convert) -> ModelFiles | str:
     located, name = locate(source), source_name(source)
     tokens = None
     if located.kind == "transformers":
-        folder = located.folder or repository_folder(hub_id(name))
+        folder = located.folder or hub.repository_folder(hub_id(name))
         found = read_transformers(folder, name, convert)
         if isinstance(found, str):
             return found
@@ -78,7 +79,7 @@ def read_model(source: str, convert: Convert) -> ModelFiles | str:
             return "its features are described by none or several of its files"
         features = {each: descriptions[0].get(each, usual) for each, usual in FEATURES.items()}
     else:
-        checkpoint, folder = _read_converted(located, name, convert)
+        checkpoint, folder = _read_converted(located, name, convert, hub)
         tokens = SpecialTokens.of_vocabulary(checkpoint.dimensions.vocab_size)
         features = {**FEATURES, "feature_size": checkpoint.dimensions.num_mel_bins}
     is_converted = located.kind == "ctranslate2" or is_bare(folder)
@@ -93,7 +94,9 @@ def read_model(source: str, convert: Convert) -> ModelFiles | str:
     return ModelFiles(checkpoint, features, tokenizer)
 
 
-def _read_converted(located: Located, name: str, convert: Convert) -> tuple[Checkpoint, Path]:
+def _read_converted(
+    located: Located, name: str, convert: Convert, hub: Hub
+) -> tuple[Checkpoint, Path]:
     """A checkpoint that Transformers cannot read, and the folder of its tokenizer."""
     if located.kind == "ctranslate2":
         assert located.folder is not None
@@ -104,4 +107,4 @@ def _read_converted(located: Located, name: str, convert: Convert) -> tuple[Chec
     assert tokens is not None
     tokenizer = tokenizer_source(tokens)
     with third_party_parser(cannot_load(tokenizer, "tokenizer")):
-        return checkpoint, repository_folder(tokenizer, weights=False)
+        return checkpoint, hub.repository_folder(tokenizer, weights=False)

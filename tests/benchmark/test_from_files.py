@@ -1,0 +1,94 @@
+"""The benchmark from files to written text, on a model of two layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from whisper_flash_attention.audio import audio_tracks, load_audio
+from whisper_flash_attention.benchmark.features import bundled_clips
+from whisper_flash_attention.benchmark.from_files import CONTAINERS, lengths_of, write_recordings
+from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
+from whisper_flash_attention.cli import app
+from whisper_flash_attention.errors import OptionError
+
+QUICK = ("--from", "files", "--device", "cpu", "--new-tokens", "3", "--repeats", "1")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODEL_SIZES, "tiny", ModelSize(128, 2, 1, 2, 128))
+
+
+def invoke(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["benchmark", "throughput", *QUICK, *map(str, arguments)])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_rows_have_the_entry_the_container_and_shares(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    wanted = ("--recordings", "2", "--length", "31", "--container", "wav", "--output", path)
+    code, text = invoke(*wanted, "--threads", "1", "--mode", "batched", "--mode", "sequential")
+    assert code == 0, text
+    decode, *rows = json.loads(path.read_text())["rows"]
+    assert set(decode) == {"setting", "container", "threads", "realtime_factor", "environment"}
+    assert (decode["setting"], decode["threads"]) == ("decode", 1)
+    entries = ["memory", "transcribe", "transcribe_each", "command", "batch-local"]
+    modes = ["batched"] * 5 + ["sequential"] * 5
+    assert [(row["mode"], row["entry"]) for row in rows] == list(
+        zip(modes, entries * 2, strict=True)
+    )
+    for row in rows:
+        assert set(row) == {
+            *("setting", "checkpoint", "entry", "mode", "container", "workers", "batch_size"),
+            *("recordings", "audio_seconds", "seconds", "realtime_factor", "shares"),
+            "environment",
+        }
+        assert (row["setting"], row["recordings"], row["audio_seconds"]) == ("files", 2, 62.0)
+        assert row["realtime_factor"] == pytest.approx(62.0 / row["seconds"])
+        assert list(row["shares"]) == [
+            *("decode", "copy", "features", "encoder", "decoder", "text", "waiting")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--entry", "cloud"), "entry 'cloud' is unknown"),
+        (("--mode", "both"), "mode 'both' is unknown"),
+        (("--container", "xyz"), "container 'xyz' is unknown"),
+        (("--length", "long"), "length 'long': give seconds"),
+        (("--recordings", "0"), "recordings"),
+        (("--from", "tape"), "tape"),
+    ],
+)
+def test_misuse_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
+    code, text = invoke(*arguments)
+    assert code == 2
+    assert text.startswith("error: ") and message in text
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_files_have_their_lengths_rates_and_channels(tmp_path: Path, container: str) -> None:
+    lengths = [2.0, 1.0, 2.0]
+    speech = bundled_clips(1)[0][0]
+    paths, seconds = write_recordings(tmp_path, container, lengths, speech)
+    assert seconds == 5.0 and len(set(paths)) == 3
+    for path, length in zip(paths, lengths, strict=True):
+        (track,) = audio_tracks(path)
+        _, rate, layout = CONTAINERS[container]
+        assert (track.rate, track.channels) == (rate, 1 + (layout == "stereo"))
+        assert load_audio(path).size == pytest.approx(length * 16_000, abs=3_000)
+
+
+def test_lengths_are_equal_or_spread_evenly() -> None:
+    assert lengths_of("300", 3) == [300.0] * 3
+    spread = lengths_of("1-15", 2_000)
+    assert (min(spread), max(spread), len(spread)) == (1.0, 15.0, 2_000)
+    assert sum(spread) / 2_000 == pytest.approx(8.0, abs=0.1)
+    for text in ("0", "5-1", "1-2-3", "nan"):
+        with pytest.raises(OptionError, match="length"):
+            lengths_of(text, 2)

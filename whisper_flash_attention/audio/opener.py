@@ -1,0 +1,436 @@
+"""Recordings opened ahead of use: many files in processes, few and small ones in threads.
+
+Decoding is a call of Python for every packet. Threads that decode hold the interpreter's lock in
+turn, and with it the thread that feeds a device; a decoder that crashes ends the program. So files
+that are worth the start of a process (`LEAST_BYTES` together) are decoded by a `DecoderPool`, where
+a crash or a hang costs one recording. What lasts less than that start, and what has no name (bytes,
+open files, pipes), is decoded by threads of this process.
+
+Memory: what is decoded ahead is at most `AHEAD_SECONDS` of audio, and beyond that one block of 30 s
+for every process and what the oldest recording needs (`HELD_SECONDS`, where longer ones stay in
+their files); each process takes about 60 MB and 8 MB of shared memory. None of it grows with the
+number of recordings.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from threading import BoundedSemaphore, Condition, Event, Lock
+from types import TracebackType
+from typing import Any, Self
+
+from whisper_flash_attention.audio.audio_source import (
+    BLOCK_SECONDS,
+    HELD_SECONDS,
+    AudioInput,
+    AudioSource,
+    ChannelSources,
+    chosen_track,
+    join_blocks,
+    stream_audio,
+)
+from whisper_flash_attention.audio.container import name_of
+from whisper_flash_attention.audio.decode import MOST_SECONDS
+from whisper_flash_attention.audio.decoder_pool import (
+    DecodeRequest,
+    DecoderPool,
+    default_workers,
+)
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, is_bug
+
+# Bytes of files from which on processes decode: some minutes of audio, which one thread decodes
+# about as fast as a process starts.
+LEAST_BYTES = 16 * 2**20
+# More threads than this wait for one another's calls of Python.
+THREADS = 4
+# Recordings whose decoding has begun and that were not taken, and how long they may be together:
+# 0.46 GB. Two batches of 128 windows are 7,680 s.
+AHEAD_FILES = 256
+AHEAD_SECONDS = 7_200.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedAudio:
+    """One recording that can be read, or the error that was raised instead."""
+
+    input: AudioInput | DecodeRequest
+    audio: AudioSource | ChannelSources | None = None
+    error: Exception | None = None
+
+    def result(self) -> AudioSource | ChannelSources:
+        """The recording. Raises the error if it cannot be read."""
+        if self.audio is None:
+            assert self.error is not None
+            raise self.error
+        return self.audio
+
+
+class AudioOpener:
+    """Opens recordings, and keeps the processes that decode them until it is closed.
+
+    Use it as a context manager, or close it. What it opened may be longer than `held_seconds`; that
+    is read through it, and so before it is closed.
+
+    Args:
+        pool: of decoder processes, which is closed with this object; None is one that is made when
+            it is needed, with a process for every core but one.
+        held_seconds: a recording up to this length is held in memory, a longer one stays in its
+            file and is decoded whenever it is read.
+        least_bytes: size of files, all together, from which on processes decode them.
+    """
+
+    def __init__(
+        self,
+        pool: DecoderPool | None = None,
+        *,
+        held_seconds: float = HELD_SECONDS,
+        least_bytes: int = LEAST_BYTES,
+    ) -> None:
+        self._pool = pool
+        self._held_seconds, self._least_bytes = max(held_seconds, BLOCK_SECONDS), least_bytes
+        self._bytes = 0  # of files that were taken
+        self._threads: ThreadPoolExecutor | None = None
+        self._rooms: list[_Room] = []
+        self._is_closed = False
+        self._lock = Lock()  # of closing, against what is begun meanwhile
+        self._rereads = BoundedSemaphore(default_workers() if pool is None else pool.workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End processes and threads; from any thread, repeatedly.
+
+        What is being opened elsewhere raises `DecoderError`.
+        """
+        with self._lock:
+            self._is_closed = True
+            rooms, pool, threads = list(self._rooms), self._pool, self._threads
+        for room in rooms:
+            room.stop()
+        if pool is not None:
+            pool.close()
+        if threads is not None:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def open_each(
+        self,
+        inputs: Iterable[AudioInput | DecodeRequest],
+        *,
+        ahead: int = AHEAD_FILES,
+        ahead_seconds: float = AHEAD_SECONDS,
+    ) -> Generator[OpenedAudio]:
+        """Open recordings in their order, files ahead of use.
+
+        A recording that cannot be read gives its error, and the others follow.
+
+        Args:
+            inputs: taken as they are needed, in the caller's thread; what is no file is taken when
+                its turn comes, and nothing beyond it. A `DecodeRequest` is decoded by a process,
+                whatever its size, and held whatever its length.
+            ahead: the most recordings in memory at a time, decoded or being decoded, the one given
+                last included. With 1 nothing is decoded ahead.
+            ahead_seconds: seconds of audio decoded ahead by processes, beyond which only the oldest
+                recording is decoded on.
+
+        Raises:
+            OptionError: at once, if `ahead` is below 1, or `ahead_seconds` negative.
+            DecoderError: processes cannot be started, or this object was closed.
+            Exception: what `is_bug` says no recording is the cause of.
+        """
+        if ahead < 1:
+            raise OptionError(f"ahead must be at least 1, got {ahead}")
+        if not ahead_seconds >= 0:
+            raise OptionError(f"ahead_seconds must be seconds, not negative, got {ahead_seconds}")
+        return self._in_order(iter(inputs), ahead, ahead_seconds * SAMPLING_RATE)
+
+    def _in_order(
+        self, inputs: Iterator[AudioInput | DecodeRequest], most: int, most_samples: float
+    ) -> Generator[OpenedAudio]:
+        room = _Room(most_samples)
+        taken: deque[AudioInput | DecodeRequest] = deque()
+        begun: deque[Callable[[], OpenedAudio]] = deque()
+        with self._lock:
+            self._raise_if_closed()
+            self._rooms.append(room)
+        try:
+            while True:
+                # What is no file waits here for its turn, so that none beyond it is taken.
+                while len(taken) + len(begun) < most and (not taken or _is_file(taken[-1])):
+                    if (each := next(inputs, None)) is None:
+                        break
+                    self._bytes += _size(each)
+                    taken.append(each)
+                limit = most if self._uses_processes(taken) else min(most, _threads() + 1)
+                while taken and len(begun) < limit and (_is_file(taken[0]) or not begun):
+                    begun.append(self._begin(taken.popleft(), room))
+                if not begun:
+                    return
+                # Not bound to a name here, so that the caller alone decides how long it lives.
+                yield begun.popleft()()
+        finally:
+            room.stop()
+            self._rooms.remove(room)
+
+    def _uses_processes(self, taken: Iterable[AudioInput | DecodeRequest]) -> bool:
+        is_worth_it = self._bytes >= self._least_bytes
+        return is_worth_it or any(isinstance(each, DecodeRequest) for each in taken)
+
+    def _begin(self, each: AudioInput | DecodeRequest, room: _Room) -> Callable[[], OpenedAudio]:
+        """Begin to open a recording; the call that waits for the end."""
+        request = each if isinstance(each, DecodeRequest) else None
+        if isinstance(each, AudioInput):
+            request = _request(each) if self._bytes >= self._least_bytes else None
+            if request is None:
+                open_here = partial(self._opened, each, partial(self._open_here, each, room))
+                return self._executor().submit(open_here).result if each.is_file else open_here
+        assert request is not None
+        open_it = partial(self._decode, each, request, room, room.add())
+        future = self._executor().submit(self._opened, each, open_it)
+
+        def result() -> OpenedAudio:
+            opened = future.result()
+            room.give_back(_samples_of(opened.audio))
+            return opened
+
+        return result
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            self._raise_if_closed()
+            if self._threads is None:
+                workers = default_workers() if self._pool is None else self._pool.workers
+                most = max(workers, _threads())
+                self._threads = ThreadPoolExecutor(most, thread_name_prefix="opener")
+            return self._threads
+
+    def _processes(self) -> DecoderPool:
+        with self._lock:
+            self._raise_if_closed()
+            if self._pool is None:
+                self._pool = DecoderPool()
+            return self._pool
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise DecoderError("recordings cannot be opened any more: the opener was closed")
+
+    def _opened(
+        self,
+        each: AudioInput | DecodeRequest,
+        open_it: Callable[[], AudioSource | ChannelSources],
+    ) -> OpenedAudio:
+        try:
+            return OpenedAudio(each, open_it())
+        except DecoderError:
+            raise
+        except Exception as error:  # of this recording, unless it is a bug
+            if not is_bug(error):
+                return OpenedAudio(each, error=error)
+            if _is_file(each):
+                error.add_note(f"while {_name(each)} was decoded")
+            raise
+
+    def _open_here(self, each: AudioInput, room: _Room) -> AudioSource | ChannelSources:
+        """Open a recording in this process, until nobody needs it any more."""
+        found = each.open(room.stopped, self._held_seconds)
+        self._raise_if_closed()
+        return found
+
+    def _decode(
+        self, each: AudioInput | DecodeRequest, request: DecodeRequest, room: _Room, number: int
+    ) -> AudioSource | ChannelSources:
+        """Have a process decode a recording, up to the length that is held."""
+        most = self._held_seconds * SAMPLING_RATE if isinstance(each, AudioInput) else math.inf
+        blocks: list[Samples] = []
+        held, channels = 0, 1
+
+        def counted() -> Generator[Samples]:
+            nonlocal channels
+            channels = yield from self._processes().stream(request)
+
+        try:
+            with closing(counted()) as stream:
+                for block in stream:
+                    blocks.append(block)
+                    held += block.size
+                    if held > most or not room.wait_for_room(number, block.size):
+                        break
+            self._raise_if_closed()
+            if held > most:
+                room.give_back(held - block.size)  # the last one was not counted
+                held = 0
+                return self._left_in_file(request)
+            return _held(request, join_blocks(blocks), channels)
+        except BaseException:
+            room.give_back(held)
+            raise
+        finally:
+            room.finish(number)
+
+    def _left_in_file(self, request: DecodeRequest) -> AudioSource | ChannelSources:
+        if request.channel == "each":
+            channels = chosen_track(request.source, request.track).channels
+            each = (replace(request, channel=number) for number in range(1, channels + 1))
+            return ChannelSources(tuple(map(self._source, each)))
+        return self._source(request)
+
+    def _source(self, request: DecodeRequest) -> AudioSource:
+        reader = _Reader(request, self._processes(), self._rereads)
+        return AudioSource(source=request.source, reader=reader.read)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads a long recording through a process, as often as needed.
+
+    The first time there is a process for it in any case. A file that was decoded to its end there
+    neither crashes nor hangs a decoder; while all processes for further readings are taken, as by
+    many long recordings side by side, it is read in this process.
+    """
+
+    request: DecodeRequest
+    pool: DecoderPool
+    free: BoundedSemaphore
+    was_read: bool = False
+
+    def read(self) -> Iterator[Samples]:
+        is_free = self.free.acquire(blocking=False)
+        try:
+            if is_free or not self.was_read:
+                yield from self.pool.stream(self.request, beside=True)
+                self.was_read = True
+            else:
+                channel, track = self.request.channel, self.request.track
+                assert not isinstance(channel, str)
+                yield from stream_audio(self.request.source, channel=channel, track=track)
+        finally:
+            if is_free:
+                self.free.release()
+
+
+class _Room:
+    """Bounds the samples that processes have decoded ahead.
+
+    Args:
+        most: samples, beyond which only the oldest recording that is not done is decoded on.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._most, self._held = most, 0
+        self._changed = Condition()
+        self._numbers = count()
+        self._unfinished: dict[int, None] = {}  # in the order of the recordings
+        self.stopped = Event()
+
+    def add(self) -> int:
+        """A number for the next recording."""
+        with self._changed:
+            number = next(self._numbers)
+            self._unfinished[number] = None
+            return number
+
+    def wait_for_room(self, number: int, size: int) -> bool:
+        """Count samples of a recording, and wait until it may continue; False if it need not."""
+
+        def may_continue() -> bool:
+            is_oldest = next(iter(self._unfinished)) == number
+            return self.stopped.is_set() or is_oldest or self._held <= self._most
+
+        with self._changed:
+            self._held += size
+            self._changed.wait_for(may_continue)
+            return not self.stopped.is_set()
+
+    def finish(self, number: int) -> None:
+        """No more samples of a recording will come."""
+        with self._changed:
+            del self._unfinished[number]
+            self._changed.notify_all()
+
+    def give_back(self, size: int) -> None:
+        """Count samples no more."""
+        with self._changed:
+            self._held -= size
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Note that recordings are not taken any more."""
+        with self._changed:
+            self.stopped.set()
+            self._changed.notify_all()
+
+
+def _threads() -> int:
+    return min(THREADS, os.cpu_count() or 1)
+
+
+def _is_file(each: AudioInput | DecodeRequest) -> bool:
+    return isinstance(each, DecodeRequest) or each.is_file
+
+
+def _name(each: AudioInput | DecodeRequest) -> str:
+    source: Any = each.source if isinstance(each, DecodeRequest) else each.audio
+    return name_of(source)
+
+
+def _status(each: AudioInput | DecodeRequest) -> os.stat_result | None:
+    """Of a file that is named; opening it will say what is wrong with another."""
+    if isinstance(each, AudioInput) and isinstance(each.audio, str | os.PathLike):
+        with suppress(OSError, ValueError):
+            return os.stat(each.audio)
+    return None
+
+
+def _size(each: AudioInput | DecodeRequest) -> int:
+    status = _status(each)
+    return 0 if status is None else status.st_size
+
+
+def _request(each: AudioInput) -> DecodeRequest | None:
+    """What a process gets of a file on disk; None of other files."""
+    status = _status(each)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    assert isinstance(each.audio, str | os.PathLike)
+    return DecodeRequest(
+        os.fsdecode(each.audio),
+        channel=None if each.channel == "mix" else each.channel,
+        track=each.track,
+        most_seconds=MOST_SECONDS,
+    )
+
+
+def _held(request: DecodeRequest, samples: Samples, channels: int) -> AudioSource | ChannelSources:
+    if request.channel != "each":
+        return AudioSource(samples)
+    if samples.size % channels:
+        name = name_of(request.source)
+        raise AudioError(f"{name}: its {channels} channels differ in length")
+    return ChannelSources(tuple(map(AudioSource, samples.reshape(channels, -1))))
+
+
+def _samples_of(audio: AudioSource | ChannelSources | None) -> int:
+    """How many samples are held."""
+    if audio is None:
+        return 0
+    sources = audio.sources if isinstance(audio, ChannelSources) else (audio,)
+    return sum(each.samples.size for each in sources if each.samples is not None)

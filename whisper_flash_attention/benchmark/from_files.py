@@ -1,0 +1,402 @@
+"""How much faster than real time recordings become text: from files on disk to written text.
+
+Files are encoded from real speech, a few of them, which are copied under as many names as there are
+recordings. Weights are random, and every window gets the same number of tokens (`throughput`). Each
+entry is what users run: `Transcriber` with arrays or with paths, the command's `Runner`, and
+`run_batch`. Times include writing the text; not loading the model, and of Ray not its start.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool, default_workers
+from whisper_flash_attention.audio.opener import AudioOpener
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.batch.model import RunOptions, Speech
+from whisper_flash_attention.batch.run import run_batch
+from whisper_flash_attention.benchmark.features import CLIP_SAMPLES
+from whisper_flash_attention.benchmark.measure import synchronize
+from whisper_flash_attention.benchmark.throughput import Parts, ThroughputCase, random_transcriber
+from whisper_flash_attention.errors import BenchmarkError, OptionError
+from whisper_flash_attention.options import MODES, DecodeOptions, TranscribeOptions
+from whisper_flash_attention.terminal import FileProgress
+from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe.inputs import find_inputs
+from whisper_flash_attention.transcribe.output import Output
+from whisper_flash_attention.transcribe.runner import Runner
+
+FILES, DECODE = "files", "decode"
+ENTRIES = ("memory", "transcribe", "transcribe_each", "command", "batch-local", "batch-ray")
+# Codec, sampling rate and channels: speech as it is archived, and music's formats as phones give.
+CONTAINERS = {
+    "wav": ("pcm_s16le", 16_000, "mono"),
+    "flac": ("flac", 16_000, "mono"),
+    "mp3": ("libmp3lame", 44_100, "stereo"),
+    "m4a": ("aac", 44_100, "stereo"),
+}
+# Different files, of which the others are copies: encoding takes longer than decoding.
+MOST_ENCODED, MOST_ENCODED_CLIPS = 4, 64
+
+
+@dataclass(frozen=True)
+class FilesCase:
+    """An entry, a mode, and files.
+
+    Args:
+        work: model, batch size, tokens and repeats.
+        entry: one of `ENTRIES`.
+        mode: one of `MODES`.
+        container: one of `CONTAINERS`.
+        workers: GPUs; more than one with entry "batch-ray" alone.
+
+    Raises:
+        OptionError: a value is invalid.
+    """
+
+    work: ThroughputCase
+    entry: str
+    mode: str
+    container: str
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("entry", self.entry, ENTRIES),
+            ("mode", self.mode, MODES),
+            ("container", self.container, tuple(CONTAINERS)),
+        ):
+            if value not in known:
+                raise OptionError(f"{name} {value!r} is unknown; possible: {', '.join(known)}")
+        if self.workers < 1 or (self.workers > 1 and self.entry != "batch-ray"):
+            raise OptionError(f"workers {self.workers}: more than 1 is for entry 'batch-ray'")
+
+    @property
+    def options(self) -> DecodeOptions:
+        """Options that decode every window once, to a fixed number of tokens."""
+        return replace(self.work.options, mode=self.mode)
+
+
+def lengths_of(text: str, count: int) -> list[float]:
+    """Seconds of `count` recordings, of a text such as "300", or "1-15" for evenly spread ones.
+
+    Raises:
+        OptionError: it is neither, or below 1 s.
+    """
+    try:
+        first, *others = (float(part) for part in text.split("-"))
+        (last,) = others or [first]
+    except ValueError:
+        raise OptionError(f"length {text!r}: give seconds (300), or a range (1-15)") from None
+    if not 1 <= first <= last <= 86_400:
+        raise OptionError(f"length {text!r}: give 1 s to a day")
+    spread = np.linspace(first, last, min(count, MOST_ENCODED_CLIPS))
+    # Neighbours differ, as in an archive.
+    order = np.random.default_rng(0).permutation(len(spread))
+    return [float(spread[order[index % len(spread)]]) for index in range(count)]
+
+
+def write_recordings(
+    folder: Path, container: str, lengths: Sequence[float], speech: Samples
+) -> tuple[list[Path], float]:
+    """Write recordings of these lengths; their paths, and seconds of sound in all.
+
+    Args:
+        speech: mono at 16 kHz, repeated as needed; every recording begins elsewhere.
+    """
+    known: dict[tuple[float, int], Path] = {}
+    paths = []
+    for index, seconds in enumerate(lengths):
+        key = (seconds, index % MOST_ENCODED if len(set(lengths)) == 1 else 0)
+        path = folder / f"{index:05}.{container}"
+        if key in known:
+            shutil.copyfile(known[key], path)
+        else:
+            start = 7 * SAMPLING_RATE * len(known)
+            samples = np.resize(np.roll(speech, -start), round(seconds * SAMPLING_RATE))
+            encode(path, samples, *CONTAINERS[container])
+            known[key] = path
+        paths.append(path)
+    return paths, sum(lengths)
+
+
+def encode(path: Path, samples: Samples, codec: str, rate: int, layout: str) -> None:
+    """Write mono samples at 16 kHz into a file of this codec, rate and layout."""
+    import av
+
+    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = SAMPLING_RATE, 0
+    with av.open(path, "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        size = stream.codec_context.frame_size or 4_096
+        resampler = av.AudioResampler(stream.format.name, layout, rate, frame_size=size)
+        for part in (*resampler.resample(frame), *resampler.resample(None)):
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+
+
+def measure_decoding(paths: Sequence[Path], seconds: float, threads: int) -> float:
+    """Seconds of sound per second that `threads` processes decode, once they are there."""
+    pool = DecoderPool(threads)
+    with AudioOpener(pool) as opener:
+        warm = [DecodeRequest(paths[0], end=1.0)] * threads
+        streams = [pool.stream(each) for each in warm]
+        for stream in streams:  # one process for each
+            next(stream)
+        for stream in streams:
+            stream.close()
+        start = time.perf_counter()
+        for each in opener.open_each(map(DecodeRequest, paths)):
+            each.result()
+        return seconds / (time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """Opens our model with random weights wherever a worker needs it."""
+
+    case: ThroughputCase
+
+    @property
+    def source(self) -> str:
+        return f"random {self.case.checkpoint}"
+
+    def open(self) -> Speech:
+        return random_transcriber(self.case)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """Gives the transcriber that is there already."""
+
+    transcriber: Transcriber
+    source: str = "random"
+
+    def open(self) -> Speech:
+        return self.transcriber
+
+
+@dataclass
+class FilesBenchmark:
+    """A model with random weights, and recordings in a folder.
+
+    Args:
+        work: model, batch size, tokens and repeats.
+        folder: of the recordings, all of one container.
+        paths: theirs.
+        audio_seconds: of sound in all.
+    """
+
+    work: ThroughputCase
+    folder: Path
+    paths: list[Path]
+    audio_seconds: float
+    transcriber: Transcriber
+
+    def measure(self, case: FilesCase) -> dict[str, Any]:
+        """A row, without its environment.
+
+        Raises:
+            BenchmarkError: a recording has no text.
+        """
+        recordings, audio_seconds = len(self.paths), self.audio_seconds
+        if case.entry == "batch-ray":
+            recordings, audio_seconds, seconds = self._batch_ray(case)
+        else:
+            run = {
+                "memory": self._memory,
+                "transcribe": self._transcribe,
+                "transcribe_each": self._transcribe_each,
+                "command": self._command,
+                "batch-local": self._batch_local,
+            }[case.entry]
+            run(case)  # compiles, and fills caches
+            seconds = median(run(case) for _ in range(case.work.repeats))
+        return {
+            "setting": FILES,
+            "checkpoint": case.work.checkpoint,
+            "entry": case.entry,
+            "mode": case.mode,
+            "container": case.container,
+            "workers": case.workers,
+            "batch_size": case.work.batch_size,
+            "recordings": recordings,
+            "audio_seconds": audio_seconds,
+            "seconds": seconds,
+            "realtime_factor": audio_seconds / seconds,
+            "shares": self._shares(case, audio_seconds, seconds),
+        }
+
+    def _memory(self, case: FilesCase) -> float:
+        samples = [load_audio(path) for path in self.paths]
+        with self._timed() as (output, took):
+            self._write(output, self.transcriber.transcribe(list(samples), **self._arguments(case)))
+        return took()
+
+    def _transcribe(self, case: FilesCase) -> float:
+        with self._timed() as (output, took):
+            self._write(
+                output, self.transcriber.transcribe(list(self.paths), **self._arguments(case))
+            )
+        return took()
+
+    def _transcribe_each(self, case: FilesCase) -> float:
+        with self._timed() as (output, took):
+            for index, each in self.transcriber.transcribe_each(
+                self.paths, **self._arguments(case)
+            ):
+                (output / f"{index:05}.txt").write_text(each.text)
+        return took()
+
+    def _command(self, case: FilesCase) -> float:
+        inputs = find_inputs([str(self.folder)])
+        with self._timed() as (output, took):
+            progress = FileProgress(Console(quiet=True), [entry.name for entry in inputs])
+            options = TranscribeOptions(language="en")
+            files = Output(folder=output)
+            files.prepare(inputs)
+            runner = Runner(options, case.options, case.work.batch_size, files, progress)
+            runner.run(inputs, lambda: self.transcriber)
+            if runner.done != len(self.paths):
+                raise BenchmarkError(f"{runner.failures} of {len(self.paths)} recordings failed")
+        return took()
+
+    def _batch_local(self, case: FilesCase) -> float:
+        with self._timed() as (output, took):
+            self._archive(case, output, OpenModel(self.transcriber))
+        return took()
+
+    def _batch_ray(self, case: FilesCase) -> tuple[int, float, float]:
+        """Recordings, their seconds, and the seconds that they add to a run over a quarter."""
+        few = max(1, len(self.paths) // 4)
+        if few == len(self.paths):
+            raise OptionError("entry 'batch-ray' is measured with 2 recordings or more")
+        took = []
+        for limit in (few, None):
+            with self._timed() as (output, seconds):
+                self._archive(case, output, RandomModel(case.work), limit)
+            took.append(seconds())
+        share = 1 - few / len(self.paths)
+        return len(self.paths) - few, share * self.audio_seconds, took[1] - took[0]
+
+    def _archive(
+        self,
+        case: FilesCase,
+        output: Path,
+        model: OpenModel | RandomModel,
+        limit: int | None = None,
+    ) -> None:
+        ray = case.entry == "batch-ray"
+        summary = run_batch(
+            self.folder,
+            output,
+            model=model,
+            run_options=RunOptions(
+                TranscribeOptions(language="en"), case.options, case.work.batch_size
+            ),
+            engine="ray" if ray else "local",
+            workers=case.workers if ray else None,
+            limit=limit,
+        )
+        if summary.failed:
+            raise BenchmarkError(f"{summary.failed} of {len(self.paths)} recordings failed")
+
+    def _arguments(self, case: FilesCase) -> dict[str, Any]:
+        return {"language": "en", "options": case.options, "batch_size": case.work.batch_size}
+
+    def _write(self, output: Path, found: Sequence[Any]) -> None:
+        for index, each in enumerate(found):
+            (output / f"{index:05}.txt").write_text(each.text)
+
+    @contextmanager
+    def _timed(self) -> Iterator[tuple[Path, Callable[[], float]]]:
+        """A new folder for the text, and the seconds until this context was left."""
+        device = torch.device(self.work.device)
+        ended: list[float] = []
+        with tempfile.TemporaryDirectory() as output:
+            synchronize(device)
+            start = time.perf_counter()
+            yield Path(output), lambda: ended[0]
+            synchronize(device)
+            ended.append(time.perf_counter() - start)
+
+    @cached_property
+    def _alone(self) -> tuple[float, dict[str, float]]:
+        """Seconds of sound per second of one decoder, and seconds of a batch's parts."""
+        start = time.perf_counter()
+        samples = load_audio(self.paths[0])
+        rate = samples.size / SAMPLING_RATE / (time.perf_counter() - start)
+        windows = list(np.resize(samples, (self.work.batch_size, CLIP_SAMPLES)))
+        return rate, Parts(self.transcriber, self.work.options, windows).measure()
+
+    def _shares(self, case: FilesCase, audio_seconds: float, seconds: float) -> dict[str, float]:
+        """Seconds that each part would take alone, as shares of a run.
+
+        Parts go on side by side, so that they may add up to more than 1. That of decoding is of all
+        decoders together. What the device's parts leave of the run is waiting.
+        """
+        batches = audio_seconds / (30.0 * case.work.batch_size) / case.workers / seconds
+        rate, parts = self._alone
+        decoding = 0.0 if case.entry == "memory" else audio_seconds / rate / default_workers()
+        shares = {
+            "decode": decoding / seconds,
+            "copy": batches * parts["copies to the device"],
+            "features": batches * parts["log-mel"],
+            "encoder": batches * parts["encoder"],
+            "decoder": batches * parts["decoder"],
+            "text": batches * parts["text and segments"],
+        }
+        on_device = sum(shares[name] for name in ("features", "encoder", "decoder"))
+        return shares | {"waiting": max(0.0, 1.0 - on_device)}
+
+
+def measure_files(
+    cases: Sequence[FilesCase],
+    lengths: Sequence[float],
+    speech: Samples,
+    threads: Sequence[int],
+    environment: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Rows of decoding alone for every container, and of every case.
+
+    Args:
+        cases: of one checkpoint and batch size.
+        lengths: of the recordings, in seconds.
+        speech: mono at 16 kHz.
+        threads: processes with which decoding alone is measured.
+        environment: of this machine.
+    """
+    work = cases[0].work
+    transcriber = random_transcriber(work)
+    for container in dict.fromkeys(case.container for case in cases):
+        # In a folder of its own, which is what the command and archives are given.
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            paths, seconds = write_recordings(folder, container, lengths, speech)
+            for count in threads:
+                yield {
+                    "setting": DECODE,
+                    "container": container,
+                    "threads": count,
+                    "realtime_factor": measure_decoding(paths, seconds, count),
+                    "environment": environment,
+                }
+            benchmark = FilesBenchmark(work, folder, paths, seconds, transcriber)
+            for case in cases:
+                if case.container == container:
+                    yield benchmark.measure(case) | {"environment": environment}
