@@ -344,6 +344,7 @@ def loaders(folder: Path) -> dict[str, Case]:
 
     from whisper_flash_attention.transcribe.loading import EngineModel, Source, load, load_model
     from whisper_flash_attention.weights import load_processor, read_checkpoint
+    from whisper_flash_attention.weights.hub import Hub
     from whisper_flash_attention.weights.model_files import read_model
 
     whole, openai, converted = folder / "whole", folder / "whisper.pt", folder / "converted"
