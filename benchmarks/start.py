@@ -27,7 +27,8 @@ from _harness import Commit, Output, Threads, app_of, print_rows, write_json
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
-from whisper_flash_attention.weights import packaged_source
+from whisper_flash_attention.weights import PackagedSource, packaged_source
+from whisper_flash_attention.weights.tokenizer import read_tokenizer
 
 OURS = """
 import sys, time
@@ -135,12 +136,7 @@ def main(
     module = [sys.executable, "-m", "whisper_flash_attention"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        joined = folder / "model"  # of a checkpoint that is installed in parts
-        joined.mkdir()
-        (joined / "model.bin").write_bytes(b"".join(part.read_bytes() for part in package.model))
-        for file in package.folder.iterdir():
-            if file.suffix == ".json":
-                (joined / file.name).write_bytes(file.read_bytes())
+        joined = ctranslate2_folder(package, folder / "model")
         arguments = [str(clip), source, str(joined), str(folder / "out.srt"), str(threads)]
         transcribe = ["transcribe", str(clip), "-m", source, "--device", "cpu", "-f", "srt"]
         systems: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -176,6 +172,19 @@ def main(
         "threads": threads,
     }
     write_json(output, "cpu", commit, document | {"dtype": "float32", "rows": rows})
+
+
+def ctranslate2_folder(package: PackagedSource, folder: Path) -> Path:
+    """A checkpoint as faster-whisper reads it: in one file, with a vocabulary."""
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"".join(part.read_bytes() for part in package.model))
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes((package.folder / name).read_bytes())
+    tokenizer = read_tokenizer(package.folder, is_converted=True)
+    assert tokenizer is not None
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    (folder / "vocabulary.json").write_text(json.dumps(names))
+    return folder
 
 
 def peer_version(peers: Path | None) -> str | None:

@@ -9,8 +9,7 @@ import torch
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
-from whisper_flash_attention.weights.generation_config import generation_values
-from whisper_flash_attention.weights.tokens import SpecialTokens
+from whisper_flash_attention.weights.tokens import SpecialTokens, generation_values
 
 FRAMES = 200
 ENGLISH_ONLY, MULTILINGUAL = 51864, 51865

@@ -30,9 +30,8 @@ from tests.weights.writers import model_bin, quantize, to_ctranslate2, to_openai
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import ctranslate2_reader, openai_reader
 from whisper_flash_attention.weights.files import JoinedFiles, read_json
-from whisper_flash_attention.weights.generation_config import generation_values
-from whisper_flash_attention.weights.tokenizer_files import check_tokenizer_files
-from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
+from whisper_flash_attention.weights.tokenizer import check_tokenizer_files
+from whisper_flash_attention.weights.tokens import SpecialTokens, generation_values, timestamp_names
 from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
 from whisper_flash_attention.weights.transformers_folder import (
     check_config,

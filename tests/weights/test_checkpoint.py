@@ -15,8 +15,7 @@ from whisper_flash_attention.weights.checkpoint import (
     parameter_shapes,
     shorten,
 )
-from whisper_flash_attention.weights.generation_config import generation_values
-from whisper_flash_attention.weights.tokens import SpecialTokens
+from whisper_flash_attention.weights.tokens import SpecialTokens, generation_values
 
 DIMENSIONS = {
     "vocab_size": 51866,

@@ -15,7 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from tests.weights.writers import small_whisper, to_ctranslate2, to_openai, write_folder
 from whisper_flash_attention.errors import WeightsError
 from whisper_flash_attention.weights import load_processor, packaged_source
-from whisper_flash_attention.weights.tokenizer_files import check_tokenizer_files
+from whisper_flash_attention.weights.tokenizer import check_tokenizer_files
 
 # Source, id of <|startoftranscript|>, and ids of " Hello" and " world" as OpenAI's tokenizers say.
 KNOWN = {"package:tiny.en": (50257, 18435, 995), "package:base": (50258, 2425, 1002)}

@@ -11,8 +11,11 @@ import pytest
 from transformers import WhisperTokenizer
 
 from whisper_flash_attention.weights import load_processor, packaged_source
-from whisper_flash_attention.weights.generation_config import known_alignment_heads
-from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
+from whisper_flash_attention.weights.tokens import (
+    SpecialTokens,
+    known_alignment_heads,
+    timestamp_names,
+)
 
 VOCABULARIES = {"tiny.en": 51864, "base": 51865}
 

@@ -30,11 +30,12 @@ from transformers import (
 from transformers.models.whisper.configuration_whisper import NON_SPEECH_TOKENS_MULTI
 
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, ModelSize
-from whisper_flash_attention.weights.generation_config import (
+from whisper_flash_attention.weights.tokens import (
+    SpecialTokens,
     generation_values,
     known_alignment_heads,
+    timestamp_names,
 )
-from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration

@@ -42,11 +42,11 @@ from whisper_flash_attention.weights.checkpoint import (
     shorten,
 )
 from whisper_flash_attention.weights.files import JoinedFiles, read_json
-from whisper_flash_attention.weights.generation_config import (
+from whisper_flash_attention.weights.tokens import (
+    SpecialTokens,
     generation_values,
     known_alignment_heads,
 )
-from whisper_flash_attention.weights.tokens import SpecialTokens
 
 SPEC = "WhisperSpec"
 REVISION = 3

@@ -21,11 +21,11 @@ from whisper_flash_attention.weights.checkpoint import (
     parameter_shapes,
     shorten,
 )
-from whisper_flash_attention.weights.generation_config import (
+from whisper_flash_attention.weights.tokens import (
+    SpecialTokens,
     generation_values,
     known_alignment_heads,
 )
-from whisper_flash_attention.weights.tokens import SpecialTokens
 from whisper_flash_attention.weights.torch_archive import StoredTensor, TorchArchive, is_contiguous
 
 # OpenAI's `ModelDimensions` -> `WhisperConfig`. The width is there twice, once for each side.

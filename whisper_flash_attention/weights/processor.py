@@ -26,9 +26,10 @@ from whisper_flash_attention.weights.tokenizer import (
     END_OF_TEXT,
     check_ids,
     check_text,
+    check_tokenizer,
+    check_tokenizer_files,
     tokenizer_path,
 )
-from whisper_flash_attention.weights.tokenizer_files import check_tokenizer, check_tokenizer_files
 from whisper_flash_attention.weights.tokens import SpecialTokens, timestamp_names
 from whisper_flash_attention.weights.transformers_folder import check_feature_extractor_files
 

@@ -8,8 +8,7 @@ import pytest
 from transformers import GenerationConfig
 
 from whisper_flash_attention.weights import read_checkpoint
-from whisper_flash_attention.weights.generation_config import generation_values
-from whisper_flash_attention.weights.tokens import SpecialTokens
+from whisper_flash_attention.weights.tokens import SpecialTokens, generation_values
 
 
 def make(vocabulary: int) -> GenerationConfig:
