@@ -109,7 +109,9 @@ def _decoder_layer(layer: DecoderLayer, pack_layer: Layer) -> DecoderLayer:
 def _self_attention(attention: Attention, pack_layer: Layer) -> Attention:
     q, k, v = attention.q, attention.k, attention.v
     return Attention(
-        *(_shape(each) for each in (q, k, v)),
+        q=_shape(q),
+        k=_shape(k),
+        v=_shape(v),
         out=pack_layer(attention.out),
         fused=pack_layer(stacked(q, k, v)),
     )
@@ -203,7 +205,7 @@ def quantised(layer: Linear) -> PackedLinear:
         packed = torch.ops.quantized.linear_prepack(whole, None)
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.float()
     # Without such instructions FBGEMM adds pairs of products in 16 bits, which 8 bits overflow.
-    narrow = not torch.cpu._is_vnni_supported()  # type: ignore[no-untyped-call]
+    narrow = not torch.cpu._is_vnni_supported()
 
     def multiply(x: Tensor) -> Tensor:
         # PyTorch has one scale for all rows: rows of one size make it a scale per row.
