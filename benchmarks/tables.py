@@ -275,6 +275,43 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
+# Results that README.md and docs/benchmarks.md show.
+SOURCES = (
+    "h100/results.json",
+    "encoder-h100.json",
+    THROUGHPUT,
+    "start-up-medium-h100.json",
+    "capacity-h100.json",
+    "cpu.json",
+    *dict.fromkeys(name for names in PARITY.values() for name in names),
+    "texts-tiny.en-cpu.json",
+    "texts-base-cpu.json",
+    "word-times-tiny.en-cpu.json",
+    "word-times-base-cpu.json",
+)
+
+
+def sources() -> str:
+    """The day, the commit and the machine of each file of results."""
+    lines = []
+    for name in SOURCES:
+        document = read_json(name)
+        rows = document.get("rows") or []
+        found = [row["environment"] for row in rows if "environment" in row]
+        found = found or [document["environment"]]
+        fields = ([each[key] for each in found] for key in ("date", "commit", "device_name"))
+        days, commits, devices = (dict.fromkeys(values) for values in fields)
+        lines.append(
+            [
+                f"`{name}`",
+                ", ".join(sorted({day[:10] for day in days})),
+                ", ".join(commits),
+                ", ".join(devices),
+            ]
+        )
+    return markdown(["results", "day", "commit", "device"], lines)
+
+
 # The page of each block, by the name in its marks.
 BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "headline": (README, headline),
@@ -284,6 +321,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "throughput": (PAGE, throughput),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),
+    "sources": (PAGE, sources),
 }
 
 

@@ -17,7 +17,7 @@ from tests.documents import commands, page, python_blocks
 from tests.remembered import encode_once
 from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.transcribe import loading
+from whisper_flash_attention.transcribe import Transcriber, loading, transcriber
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,7 @@ def place(
         shutil.copy(short, tmp_path / name)
     shutil.copy(other, tmp_path / "call.wav")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "load", lambda source, **options: loaded)
+    monkeypatch.setattr(transcriber, "load", lambda source, **options: loaded)
     return tmp_path
 
 
@@ -85,7 +85,8 @@ def kept_log_level() -> Iterator[None]:
 def folder(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model as a Transformers folder."""
     path = tmp_path_factory.mktemp("whisper")
-    for part in loaded:
+    whole = Transcriber(*loaded)
+    for part in (whole.model, whole.processor):
         part.save_pretrained(path)
     return str(path)
 

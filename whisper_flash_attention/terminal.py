@@ -199,7 +199,7 @@ class FileProgress:
         self._files = files
         self._shown = shown
         self._clock = clock
-        self._begun = 0
+        self._begun = self._asides = 0
         self._opening = ""
         self._shares: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
@@ -249,11 +249,14 @@ class FileProgress:
     def aside(self) -> Iterator[None]:
         """Take the bar away while something else is printed."""
         with self._lock:
+            self._asides += 1
             self._bar.stop()
             try:
                 yield
             finally:
-                self._bar.start()
+                self._asides -= 1
+                if not self._asides:
+                    self._bar.start()
 
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.batch.fakes import FakeModel, all_rows, write_archive
+from whisper_flash_attention.batch.run import run_batch
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.cli import app, batch
+from whisper_flash_attention.cli.batch import batch_command
 from whisper_flash_attention.errors import WeightsError
 
 
@@ -116,3 +119,10 @@ def test_decoding_and_subtitles_have_the_options_of_transcribe(
     code, output = call(archive, "-o", tmp_path / "other", "--max-line-width", "9")
     assert code == 2
     assert "lines and cues are for subtitles" in output
+
+
+def test_every_argument_of_python_is_there_on_the_command_line() -> None:
+    """Some under other names: groups of options, the cluster's parts."""
+    grouped = {"source", "model", "run_options", "cluster", "subtitle_options", "console"}
+    ours = set(inspect.signature(batch_command).parameters)
+    assert set(inspect.signature(run_batch).parameters) - grouped <= ours

@@ -205,7 +205,7 @@ def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
     assert lines[2].startswith(f"error: {bad}: is not a recording")
     assert lines[3] == f"[3/3] {cut}"
     assert lines[4] == "1 of 3 failed"
-    assert lines[5].startswith("english: 2, 6.6 s of audio in ")
+    assert lines[5].startswith("english: 2, 6.5 s of audio in ")
     assert len(lines) == 6
 
 

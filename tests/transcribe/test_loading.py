@@ -94,6 +94,8 @@ def test_autocast_is_for_transformers(folder: Path) -> None:
     transcriber = Transcriber.from_pretrained(str(folder), device="cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert transcriber.engine == "Transformers generate"
+    assert repr(transcriber).startswith("Transcriber('")
+    assert "decode engine (PyTorch)" in repr(transcriber)
     assert transcriber.engine == "decode engine (PyTorch)"
 
 

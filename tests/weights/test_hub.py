@@ -72,6 +72,7 @@ def test_a_download_is_announced_with_its_size(hub: FakeHub) -> None:
         assert Hub().repository_folder("openai/whisper-small") == hub.folder
     # Without the README and the second kind of weights.
     assert told == ["downloading openai/whisper-small: 967 MB"]
+    assert all(each["tqdm_class"] is not None for each in hub.downloads)
     assert hub.requests == [{"files_metadata": True, "timeout": PATIENCE}]
     hub.cached = set(FILES)
     told.clear()
@@ -102,4 +103,5 @@ def test_what_is_in_the_cache_does_without_the_hub(
     hub.requests.clear()
     Hub("models", local_files_only=True).repository_folder("openai/whisper-small")
     assert not hub.requests
-    assert hub.downloads[-1] == {"cache_dir": "models", "local_files_only": True}
+    expected = {"cache_dir": "models", "local_files_only": True, "tqdm_class": None}
+    assert hub.downloads[-1] == expected

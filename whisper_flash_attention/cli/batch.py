@@ -96,6 +96,16 @@ def batch_command(
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
+    group_files: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The most recordings that a model has side by side. Left out: 4 times the windows "
+            "that are decoded at a time.",
+            rich_help_panel=MACHINES_PANEL,
+        ),
+    ] = None,
     decode_timeout: Annotated[
         float,
         typer.Option(
@@ -185,6 +195,7 @@ def batch_command(
                 cluster=Cluster(address, gpus_per_worker),
                 workers=workers,
                 group_hours=group_hours,
+                group_files=group_files,
                 output_format=output_format,
                 subtitles=[name.strip() for name in subtitles.split(",")] if subtitles else (),
                 subtitle_options=options_of(SubtitleOptions, given),

@@ -91,7 +91,8 @@ class Runner:
             first = next(waiting, None)
             if first is None:
                 return
-            self.transcriber = open_model()
+            with self.progress.aside():  # a download has a bar of its own
+                self.transcriber = open_model()
             if self.batch_size is None:
                 self.batch_size = _automatic(self.transcriber, self.decode)
             if self.warm_up:

@@ -7,6 +7,7 @@ for minutes.
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -61,7 +62,7 @@ class Hub:
         from huggingface_hub import snapshot_download
 
         groups = (_DESCRIPTIONS, *(_WEIGHTS if weights else ()))
-        is_local = self.local_files_only or not self._replies(name, groups)
+        missing = None if self.local_files_only else self._missing_bytes(name, groups)
 
         def download(patterns: tuple[str, ...]) -> Path:
             return Path(
@@ -69,7 +70,8 @@ class Hub:
                     name,
                     allow_patterns=list(patterns),
                     cache_dir=self.folder,
-                    local_files_only=is_local,
+                    local_files_only=missing is None,
+                    tqdm_class=_bar() if missing else None,
                 )
             )
 
@@ -81,13 +83,13 @@ class Hub:
                 break
         return folder
 
-    def _replies(self, name: str, groups: tuple[tuple[str, ...], ...]) -> bool:
-        """Whether the Hub replies, and say what will be downloaded; False if the cache will do."""
+    def _missing_bytes(self, name: str, groups: tuple[tuple[str, ...], ...]) -> int | None:
+        """The size of what will be downloaded, announced; None if the cache must do."""
         from huggingface_hub import HfApi, constants, try_to_load_from_cache
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         if constants.HF_HUB_OFFLINE:
-            return True  # the client knows
+            return 0  # the client knows
         try:
             info = HfApi().model_info(name, files_metadata=True, timeout=PATIENCE)
         except (HfHubHTTPError, HFValidationError):  # the Hub replied, or need not
@@ -97,7 +99,7 @@ class Hub:
             reason = f"{constants.ENDPOINT} cannot be reached ({error or type(error).__name__})"
             if isinstance(try_to_load_from_cache(name, "config.json", self.folder), str):
                 logger.warning("%s; %s is taken from the cache", reason, name)
-                return False
+                return None
             raise WeightsError(
                 f"cannot load model {name!r}: {reason}; without a network, give a local folder or "
                 "package:tiny.en"
@@ -109,7 +111,18 @@ class Hub:
         )
         if missing:
             logger.log(ANNOUNCEMENT, "downloading %s: %.0f MB", name, missing / 1e6)
-        return True
+        return missing
+
+
+def _bar() -> Any:
+    """A class of progress bars for a terminal, whatever the client's are set to."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": not sys.stderr.isatty()})
+
+    return Bar
 
 
 def _wanted(files: list[Any], groups: tuple[tuple[str, ...], ...]) -> list[Any]:
