@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py cpu --output benchmarks/results/cpu.json
     python benchmarks/generate.py start-up --output benchmarks/results/start-up-h100.json
+    python benchmarks/generate.py cpu-step --output benchmarks/results/cpu-step.json
     python benchmarks/generate.py step --checkpoint tiny --batch 1 --batch 32
 
 `cpu`: whole calls of stock Transformers and of this package on a CPU, in processes of their own
@@ -12,6 +13,9 @@ with silence; the time is from log-mel features to token ids.
 one of the process before (warm), and by stock Transformers. Every measurement is a process of its
 own with random weights. The time is from the loaded model to the token on the host, without imports
 and weights.
+
+`cpu-step`: one decode step on a CPU, of weights as a model has them and as `packing` lays them out,
+beside the time that its bytes need at the read bandwidth measured there.
 
 `step`: one decode step kernel by kernel on a CUDA GPU. All launches of a kernel in one step (one
 per layer, each with its own weights) are replayed as one CUDA graph; rows also have the time of the
@@ -37,6 +41,7 @@ import numpy as np
 import torch
 import typer
 from _harness import (
+    CPU,
     Commit,
     Output,
     Threads,
@@ -45,6 +50,7 @@ from _harness import (
     one_of,
     print_rows,
     require_cuda,
+    seconds_of,
     write_json,
 )
 from transformers import WhisperForConditionalGeneration
@@ -59,8 +65,13 @@ from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import LogitsProcessors
+from whisper_flash_attention.engine.greedy import GreedyChooser
+from whisper_flash_attention.engine.layout import Arena, DecodeState, layout_for, state_bytes
+from whisper_flash_attention.engine.logits_processors import KernelProcessors, LogitsProcessors
+from whisper_flash_attention.engine.packing import PRECISIONS, pack
 from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.torch_decoder import TorchDecoder
+from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl
 from whisper_flash_attention.parity.models import load_stock
 from whisper_flash_attention.weights import load_processor
@@ -292,6 +303,95 @@ def start_up(
     write_json(output, device, commit, {"rows": rows})
 
 
+# --- a decode step on a CPU ----------------------------------------------------------------------
+
+STEPS, ROUNDS = 30, 3
+READ_MIB = 256
+# Token ids and a state of the encoder do not affect the time of a step.
+CPU_PROMPT = (50257, 50362)
+
+
+def read_bandwidth() -> float:
+    """Bytes per second at which all threads read memory, the best of some rounds."""
+    numbers = torch.ones(READ_MIB * 2**18)
+    return numbers.nbytes / min(seconds_of(lambda: numbers.sum()) for _ in range(12))
+
+
+def step_bytes(weights: DecoderWeights, width: int) -> int:
+    """Bytes that a step reads: all weights that it multiplies by, cross keys and values.
+
+    Args:
+        width: bytes of a weight.
+    """
+    sizes = [len(weights.embedding) * weights.width]
+    for layer in weights.layers:
+        # Self-attention's four, the query and the output of cross-attention.
+        sizes += [6 * weights.width**2, layer.fc1.weight.numel(), layer.fc2.weight.numel()]
+    cross = len(weights.layers) * 2 * 1500 * weights.width * 4
+    return width * sum(sizes) + cross
+
+
+def measure_cpu_step(weights: DecoderWeights, rows: int) -> float:
+    """Seconds of a step of `rows` rows with its choice of tokens: the median of all rounds."""
+    states = torch.randn(rows, 1500, weights.width)
+    prompt = torch.tensor([CPU_PROMPT] * rows)
+    length = len(CPU_PROMPT) + STEPS
+    request = Request(LogitsProcessors(), length, (), 50256, want_logprobs=True)
+    layout = layout_for(weights, states, prompt, request)
+    decoder = TorchDecoder(weights, DecodeState.allocate(layout, Arena(CPU, state_bytes(layout))))
+    chooser = GreedyChooser(KernelProcessors(suppress=tuple(range(90))), len(weights.embedding))
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        logits = decoder.start(states, prompt)
+        history = [list(CPU_PROMPT) for _ in range(rows)]
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            tokens, _ = chooser.choose(logits, history)
+            logits = decoder.advance(torch.tensor(tokens))
+            times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def cpu_step(
+    model: Annotated[list[str] | None, typer.Option(help="Repeatable.")] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="Repeatable.")] = None,
+    threads: Threads = 2,
+    commit: Commit = None,
+    output: Output = None,
+) -> None:
+    """Time one decode step on a CPU beside what its bytes need."""
+    torch.set_num_threads(threads)
+    bandwidth = read_bandwidth()
+    found = []
+    with torch.no_grad():
+        for source in model or ["package:tiny.en", "package:base"]:
+            plain = collect_weights(load_model(source, OURS))
+            layouts = {"as the model has them": plain}
+            layouts |= {precision: pack(plain, precision) for precision in PRECISIONS}
+            for count in rows or (1, 8):
+                for name, weights in layouts.items():
+                    took = measure_cpu_step(weights.decoder, count)
+                    floors = {
+                        f"floor_{width}_bytes": step_bytes(plain.decoder, width) / bandwidth
+                        for width in (4, 2, 1)
+                    }
+                    found.append(
+                        {"model": source, "weights": name, "rows": count, "seconds": took} | floors
+                    )
+    columns: dict[str, Any] = {
+        "model": "{model}",
+        "weights": "{weights}",
+        "rows": "{rows}",
+        "ms": lambda row: f"{row['seconds'] * 1e3:.2f}",
+        "floor, ms: float32": lambda row: f"{row['floor_4_bytes'] * 1e3:.2f}",
+        "float16": lambda row: f"{row['floor_2_bytes'] * 1e3:.2f}",
+        "int8": lambda row: f"{row['floor_1_bytes'] * 1e3:.2f}",
+        "step / float32's floor": lambda row: f"{row['seconds'] / row['floor_4_bytes']:.2f}",
+    }
+    print_rows(f"a decode step, {bandwidth / 1e9:.1f} GB/s read", found, columns)
+    write_json(output, "cpu", commit, {"read_bandwidth": bandwidth, "rows": found})
+
+
 # --- a decode step kernel by kernel --------------------------------------------------------------
 
 
@@ -414,7 +514,7 @@ def step(
     write_json(output, "cuda", commit, {"parts": parts})
 
 
-app = app_of(__doc__, cpu, start_up, step)
+app = app_of(__doc__, cpu, start_up, cpu_step, step)
 
 if __name__ == "__main__":
     app()

@@ -5,7 +5,9 @@
 
 `cpu`: linear layers in float32. `linear` is PyTorch's `torch.nn.functional.linear`, `onednn` the
 operator that `torch.compile` uses, `left` the weight times the transposed rows, and `engine` the
-choice of the decode engine. Copies of every layer exceed the caches.
+choice of the decode engine for a model's own weights. `transposed` multiplies rows by the weight
+laid out as [K, N]; `half` and `int8` are the layouts of `engine/packing`. Weights are such that
+float16 holds them exactly; copies of every layer exceed the caches.
 
 `encoder`: products of an encoder layer on a CUDA GPU, ours by configuration and cuBLAS, with what
 belongs to them: queries, keys and values of three weights; the output projection and fc2 on top of
@@ -15,7 +17,7 @@ product, the GELU as an operation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Annotated, Any
@@ -39,7 +41,7 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from whisper_flash_attention.benchmark.measure import measure_ceilings
-from whisper_flash_attention.engine import weights
+from whisper_flash_attention.engine import packing, weights
 from whisper_flash_attention.engine.weights import Linear
 from whisper_flash_attention.kernels.launch import compiling
 from whisper_flash_attention.kernels.matmul import Config, choose, matmul
@@ -83,20 +85,34 @@ ROUTINES: dict[str, Routine] = {
 }
 
 
+# Layouts that are made once, and multiplied by the engine's `linear`.
+LAYOUTS: dict[str, Callable[[Linear], Linear]] = {
+    "half": packing.exact,
+    "int8": packing.quantised,
+}
+
+
 def measure_cpu(rows: int, n: int, k: int, rounds: int) -> dict[str, Any]:
     """Median microseconds of every routine for x [rows, k] and weights [n, k]."""
     copies = max(1, int(WEIGHT_BYTES // (4 * n * k)))
-    layers = [Linear(torch.randn(n, k), torch.randn(n)) for _ in range(copies)]
+    layers = [Linear(torch.randn(n, k).half().float(), torch.randn(n)) for _ in range(copies)]
     x = torch.randn(rows, k)
     expected = ROUTINES["linear"](x, layers[0])
     for routine in ROUTINES.values():
         torch.testing.assert_close(routine(x, layers[0]), expected, rtol=1e-4, atol=1e-3)
     some = layers[: min(copies, 8 if rows > 4 else 32)]
 
-    def apply(routine: Routine) -> Callable[[], object]:
-        return lambda: [routine(x, layer) for layer in some]
+    def apply(routine: Routine, layers: Sequence[Linear]) -> Callable[[], object]:
+        return lambda: [routine(x, layer) for layer in layers]
 
-    works = {name: apply(routine) for name, routine in ROUTINES.items()}
+    works = {name: apply(routine, some) for name, routine in ROUTINES.items()}
+    transposed = [Linear(layer.weight.t().contiguous(), layer.bias) for layer in some]
+    works["transposed"] = apply(
+        lambda x, layer: torch.addmm(layer.bias, x, layer.weight),
+        transposed,  # type: ignore[arg-type]
+    )
+    for name, lay_out in LAYOUTS.items():
+        works[name] = apply(weights.linear, [lay_out(layer) for layer in some])
     times = time_in_turns(works, rounds)
     micro = {name: 1e6 * median(each) / len(some) for name, each in times.items()}
     return {"rows": rows, "n": n, "k": k} | micro
@@ -120,7 +136,7 @@ def cpu(
             if count <= MOST_ROWS_OF_LOGITS or n < VOCABULARY
         ]
     columns = {"rows": "{rows}", "weight": "{n} x {k}"}
-    columns |= {name: f"{{{name}:.0f}}" for name in ROUTINES}
+    columns |= {name: f"{{{name}:.0f}}" for name in (*ROUTINES, "transposed", *LAYOUTS)}
     print_rows("microseconds, float32", measured, columns)
     write_json(output, "cpu", commit, {"rows": measured})
 

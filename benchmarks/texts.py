@@ -33,10 +33,8 @@ A folder's `index.json`, if it has one, is a list of objects with `file`, `langu
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from operator import itemgetter
 from pathlib import Path
@@ -49,6 +47,7 @@ import numpy.typing as npt
 import torch
 import typer
 from _harness import Commit, Output, app_of, console, print_rows, time_in_turns, write_json
+from _spoken import Spoken, find_spoken, normalised, with_transcript, word_errors
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
@@ -70,8 +69,6 @@ PLAIN: dict[str, Any] = {
     "no_speech_threshold": None,
     "condition_on_previous_text": False,
 }
-# Written without blanks: a character counts as a word.
-CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 LONG_SECONDS = 30
 # Systems, and those that should give the same text. In names, which committed results have, "told"
 # is with the text of the previous window as context.
@@ -89,56 +86,11 @@ Model = Annotated[str, typer.Option(help="As `whisper-flash transcribe --model`.
 Language = Annotated[str, typer.Option(help="Code, for recordings without one in an index.json.")]
 Attention = Annotated[str, typer.Option(help="Of stock: eager or sdpa.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda ...")]
-DType = Annotated[str, typer.Option("--dtype", help="float32, float16 ...; auto as transcribe.")]
+ComputeType = Annotated[str, typer.Option(help="float32, int8 ...; auto as transcribe.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Chunks at a time.")]
 
 
 # --- recordings and systems ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A recording; the code of its language, and its transcript, if that is known."""
-
-    path: Path
-    language: str
-    transcript: str | None
-
-
-def find_spoken(audio: Sequence[str], language: str) -> list[Spoken]:
-    """Recordings of files and folders; `language` is that of those without one in an index."""
-    found: list[Spoken] = []
-    for name in audio:
-        index = Path(name) / "index.json"
-        if index.is_file():
-            rows = json.loads(index.read_text("utf-8"))
-            found += [
-                Spoken(index.parent / row["file"], row["language"], row["transcript"] or None)
-                for row in rows
-            ]
-        else:
-            found += [_with_transcript(Path(entry.name), language) for entry in find_inputs([name])]
-    return found
-
-
-def _with_transcript(path: Path, language: str) -> Spoken:
-    beside = path.with_suffix(".txt")
-    return Spoken(path, language, beside.read_text("utf-8") if beside.is_file() else None)
-
-
-def normalised(text: str, language: str = "en") -> str:
-    """Lower case, without punctuation; single characters of languages written without blanks."""
-    kept = (letter if letter.isalnum() or letter in " '" else " " for letter in text.lower())
-    plain = "".join(kept)
-    return " ".join("".join(plain.split())) if language in CHARACTER_LANGUAGES else plain
-
-
-def word_errors(spoken: Spoken, text: str) -> WordErrors:
-    """Errors against the transcript; of no words where there is none."""
-    errors = WordErrors()
-    if spoken.transcript is not None:
-        errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
-    return errors
 
 
 def stock_segments(
@@ -273,6 +225,7 @@ def generate_noises(seconds: float = 35) -> dict[str, Samples]:
 
 def systems_for(
     transcriber: Transcriber,
+    reference: Transcriber,
     attention: str,
     language: str,
     batch_size: int,
@@ -282,7 +235,9 @@ def systems_for(
 ) -> dict[str, System]:
     """Systems by name; those with context only for long recordings.
 
-    `openai` is openai-whisper's model, or None to leave it out.
+    Args:
+        reference: whose model stock has a copy of.
+        openai: openai-whisper's model, or None to leave it out.
     """
 
     def ours(**options: Any) -> System:
@@ -290,7 +245,7 @@ def systems_for(
 
     def stock(**options: Any) -> System:
         # Weights are copied only for a system that is run.
-        return lambda samples: stock_segments(transcriber, attention, language, **options)(samples)
+        return lambda samples: stock_segments(reference, attention, language, **options)(samples)
 
     no_detector = {"mode": "batched", "vad_filter": False}
     systems = {
@@ -460,7 +415,7 @@ def compare(
     language: Language = "en",
     attention: Attention = "sdpa",
     device: Device = "auto",
-    dtype: DType = "auto",
+    compute_type: ComputeType = "auto",
     batch_size: BatchSize = 8,
     openai: Annotated[bool, typer.Option(help="Compare openai-whisper, too.")] = False,
     system: Annotated[
@@ -472,8 +427,11 @@ def compare(
     commit: Commit = None,
 ) -> None:
     """Compare texts with stock's and openai-whisper's, and word error rates."""
-    transcriber = Transcriber.from_pretrained(model, device=device, dtype=dtype)
-    other = openai_model(transcriber) if openai else None
+    transcriber = Transcriber.from_pretrained(model, device=device, compute_type=compute_type)
+    # Its model runs on Transformers' modules once it is read: ours must stay on the engine.
+    stock_type = "float32" if compute_type == "int8" else compute_type
+    reference = Transcriber.from_pretrained(model, device=device, compute_type=stock_type)
+    other = openai_model(reference) if openai else None
     recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
     if joined:
         recordings += joined_recordings(recordings)
@@ -487,18 +445,21 @@ def compare(
         if code not in transcriber.languages:
             continue
         is_long = samples.size > LONG_SECONDS * SAMPLING_RATE
-        systems = systems_for(transcriber, attention, code, batch_size, other, is_long=is_long)
+        systems = systems_for(
+            transcriber, reference, attention, code, batch_size, other, is_long=is_long
+        )
         if system:
             systems = {name: systems[name] for name in system if name in systems}
         rows += compare_texts(spoken, samples, systems)
         console.print(f"{spoken.path.name}: done")
     show_texts(rows)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
-    document |= {"dtype": str(transcriber.model.dtype).removeprefix("torch.")}
+    document |= {"dtype": str(reference.model.dtype).removeprefix("torch.")}
+    document |= {"compute_type": compute_type}
     document |= {"threads": torch.get_num_threads(), "word_error_rates": rates(rows)}
     document |= {"differing": differing(rows), "lost_words": lost_words(rows)}
     document |= {"rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document)
+    write_json(output, str(reference.model.device), commit, document)
 
 
 # --- long form, timed ----------------------------------------------------------------------------
@@ -538,7 +499,8 @@ def long_form(
 ) -> None:
     """Compare transcriptions of long recordings with stock's, and their times."""
     transcriber = Transcriber.from_pretrained(model, device=device)
-    segments = {"stock": stock_segments(transcriber, attention, language)}
+    reference = Transcriber.from_pretrained(model, device=device)
+    segments = {"stock": stock_segments(reference, attention, language)}
     for mode in ("sequential", "batched"):
         segments[mode] = our_segments(transcriber, language, batch_size, mode=mode)
     systems = {
@@ -547,7 +509,7 @@ def long_form(
     }
     rows = []
     for entry in find_inputs(audio):
-        spoken = _with_transcript(Path(entry.name), language)
+        spoken = with_transcript(Path(entry.name), language)
         samples = load_audio(spoken.path)
         found = time_systems(systems, samples, rounds)
         for name, row in found.items():
@@ -567,7 +529,7 @@ def long_form(
     print_rows(None, rows, columns)
     document = {"model": model, "attention": attention, "batch_size": batch_size}
     document |= {"threads": torch.get_num_threads(), "rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document)
+    write_json(output, str(reference.model.device), commit, document)
 
 
 # --- words and their times -----------------------------------------------------------------------
@@ -624,8 +586,9 @@ def words(
     """Compare words and their times with openai-whisper's."""
     import whisper
 
-    transcriber = Transcriber.from_pretrained(model, device=device, dtype="float32")
-    other = openai_model(transcriber)
+    transcriber = Transcriber.from_pretrained(model, device=device, compute_type="float32")
+    reference = Transcriber.from_pretrained(model, device=device, compute_type="float32")
+    other = openai_model(reference)
     rows = []
     for spoken in find_spoken(audio, language):
         if spoken.language not in transcriber.languages:
@@ -651,7 +614,7 @@ def words(
     print_rows(f"words, and their times within {TOLERANCE} s", [sums], columns)
     document = {"model": model, "openai_whisper": whisper.__version__, "totals": sums}
     document |= {"rows": rows}
-    write_json(output, str(transcriber.model.device), commit, document, indent=None)
+    write_json(output, str(reference.model.device), commit, document, indent=None)
 
 
 app = app_of(__doc__, compare, long_form, words)

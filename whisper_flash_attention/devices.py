@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import DeviceError, OptionError
-from whisper_flash_attention.options import DTYPES
+from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,36 @@ def _check_cuda(name: str, index: int) -> None:
     if index >= count:
         found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
         raise DeviceError(f"device {name!r} was requested; found: {found}")
+
+
+def set_threads(count: int) -> None:
+    """Have PyTorch compute with that many threads on the CPU, in the whole process.
+
+    Raises `OptionError` unless it is a whole number from 1 on.
+    """
+    import torch
+
+    torch.set_num_threads(check.whole_number("threads", count, least=1, most=MOST_THREADS))
+
+
+def resolve_compute_type(name: str, device: torch.device) -> tuple[torch.dtype, str | None]:
+    """Return the dtype of activations, and in which precision weights are laid out for a CPU.
+
+    The precision is "float32", "int8" or "auto" (what the checkpoint holds of these); None where
+    weights have the dtype of activations.
+
+    Raises `OptionError` if the name is not one of `COMPUTE_TYPES`, or int8 cannot run there.
+    """
+    import torch
+
+    check.one_of("compute type", name, COMPUTE_TYPES)
+    if name == "int8" and device.type != "cpu":
+        raise OptionError(
+            f"compute type 'int8' runs on CPUs, and the device is {str(device)!r}: give float16"
+        )
+    if device.type == "cpu" and name in ("auto", "float32", "int8"):
+        return torch.float32, name
+    return resolve_dtype(name, device), None
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

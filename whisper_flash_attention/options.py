@@ -24,6 +24,9 @@ from whisper_flash_attention.option_kinds import Kind
 TASKS = ("transcribe", "translate")
 MODES = ("sequential", "batched")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+COMPUTE_TYPES = (*DTYPES, "int8")
+# More than any machine has cores.
+MOST_THREADS = 4096
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
@@ -118,11 +121,19 @@ class ModelOptions:
         "auto, cpu, cuda, cuda:N or mps.",
         commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
     )
-    dtype: str = option(
+    compute_type: str = option(
         "auto",
-        kinds.choice(*DTYPES),
-        "auto (float16 on CUDA, float32 elsewhere), float32, float16, bfloat16.",
+        kinds.choice(*COMPUTE_TYPES),
+        "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
+        "float32, float16, bfloat16, int8 (transcription on a CPU).",
+        flags=("--compute-type", "--dtype"),
         commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
+    )
+    threads: int | None = option(
+        None,
+        kinds.whole_number(1, MOST_THREADS),
+        "Threads of PyTorch on the CPU, for the whole process. Left out: one per core.",
+        aliases=("cpu_threads",),
     )
     attention: str = option(
         "auto",

@@ -40,6 +40,11 @@ def test_packaged_weights_that_are_installed_are_found(tiny_en: str, report: Rep
     assert value(report, tiny_en) == "found, checksum right"
 
 
+def test_the_layout_of_weights_on_a_cpu_is_named(report: Report) -> None:
+    (found,) = [each for each in report.findings if each.name == "weights on cpu"]
+    assert "int8" in found.value
+
+
 def test_every_back_end_can_run_or_says_why_not(report: Report) -> None:
     on_cpu = [row for row in report.attention if row.device == "cpu"]
     assert {row.dtype for row in on_cpu} == {"float32", "float16", "bfloat16"}

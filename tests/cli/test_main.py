@@ -265,7 +265,7 @@ def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
         ("--task", "summarise", "unknown task 'summarise'; possible: transcribe, translate"),
         ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv"),
         ("--device", "gpu", "unknown device 'gpu'; possible: auto, cpu"),
-        ("--dtype", "fp16", "unknown dtype 'fp16'; possible: auto, float32"),
+        ("--compute-type", "fp16", "unknown compute type 'fp16'; possible: auto, float32"),
         ("--attention", "sdpa_flsh", "unknown attention back-end 'sdpa_flsh'; did you mean sdpa_f"),
         ("--model", "./no/such/folder", "no/such/folder: does not exist"),
     ],

@@ -28,7 +28,7 @@ from whisper_flash_attention.engine.memory_plan import (
     plan_memory,
 )
 from whisper_flash_attention.engine.request import Beams, Request
-from whisper_flash_attention.engine.weights import Weights, collect_weights
+from whisper_flash_attention.engine.weights import Linear, Weights, collect_weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 PARTS = ("weights", "self_attention_cache", "cross_attention_state", "workspace", "encoder")
@@ -148,7 +148,7 @@ def test_weights_are_counted_once_in_the_dtype_planned(
     assert plan_memory(weights, wanted_of(), 1).weights == 4 * numbers
     assert plan_memory(weights, wanted_of(dtype=torch.float16), 1).weights == 2 * numbers
     # An output layer of its own, [300, 128], which stock Whisper ties to the embedding.
-    own = weights.decoder.projection.clone()
+    own = Linear(weights.decoder.projection.weight.clone(), None)
     untied = replace(weights, decoder=replace(weights.decoder, projection=own))
     assert plan_memory(untied, wanted_of(), 1).weights == 4 * (numbers + 300 * 128)
 

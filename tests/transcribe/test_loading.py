@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from tests.weights.hostile import write_transformers_folder
 from whisper_flash_attention.audio import BundledClip
+from whisper_flash_attention.devices import resolve_compute_type
 from whisper_flash_attention.errors import AudioError, DeviceError, OptionError, WeightsError
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
@@ -20,11 +22,14 @@ from whisper_flash_attention.modeling_whisper_flash_attention import (
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.loading import (
     EngineModel,
+    Source,
     check_attention,
     explained,
     load,
 )
 from whisper_flash_attention.weights import load_processor
+from whisper_flash_attention.weights.hub import Hub
+from whisper_flash_attention.weights.model_files import read_model
 
 WITHOUT_TRANSFORMERS = """
 import sys
@@ -70,7 +75,7 @@ def test_the_engine_has_the_tensors_of_the_model(folder: Path) -> None:
     layer = engine.weights.decoder.layers[0]
     prefix = "model.decoder.layers.0"
     for name, tensor in {
-        "model.decoder.embed_tokens.weight": engine.weights.decoder.projection,
+        "model.decoder.embed_tokens.weight": engine.weights.decoder.embedding,
         f"{prefix}.encoder_attn.k_proj.weight": layer.cross_attention.k.weight,
         f"{prefix}.final_layer_norm.bias": layer.ffn_norm.bias,
         "model.encoder.conv2.weight": engine.weights.encoder.conv2.weight,
@@ -85,9 +90,50 @@ def test_a_transcriber_of_the_engine_alone_gives_the_segments_of_its_model(
 ) -> None:
     transcriber = Transcriber.from_pretrained(tiny_en, device="cpu")
     clip = bundled_recordings[4].path
-    alone = transcriber.transcribe(clip, word_timestamps=True)
+    [alone] = transcriber.transcribe(clip, word_timestamps=True).segments
     assert transcriber.model.device.type == "cpu"
-    assert transcriber.transcribe(clip, word_timestamps=True) == alone
+    [found] = transcriber.transcribe(clip, word_timestamps=True).segments
+    assert (found.tokens, found.start, found.end) == (alone.tokens, alone.start, alone.end)
+    for word, expected in zip(found.words, alone.words, strict=True):
+        assert (word.text, word.start, word.end) == (expected.text, expected.start, expected.end)
+        assert word.probability == pytest.approx(expected.probability, abs=1e-4)
+    # Packed weights add products in another order.
+    assert found.avg_logprob == pytest.approx(alone.avg_logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "int8", "bfloat16"])
+def test_compute_types(folder: Path, compute_type: str) -> None:
+    transcriber = Transcriber.from_pretrained(str(folder), device="cpu", compute_type=compute_type)
+    assert transcriber.describe().endswith(f"cpu, {compute_type}")
+    assert transcriber.runs_on_engine
+
+
+def test_int8_where_it_cannot_run(folder: Path) -> None:
+    with pytest.raises(OptionError, match="'int8' needs the engine, which cannot run this: "):
+        load(str(folder), device="cpu", compute_type="int8", attention="sdpa")
+    with pytest.raises(OptionError, match="runs on CPUs, and the device is 'cuda': give float16"):
+        resolve_compute_type("int8", torch.device("cuda"))
+
+
+def test_8_bits_of_a_file_are_kept(folder: Path) -> None:
+    source = Source.of(
+        str(folder), device="cpu", compute_type="auto", attention="auto", quiet=False, hub=Hub()
+    )
+    found = read_model(str(folder), lambda tensor: tensor)
+    assert not isinstance(found, str)
+    for is_int8, expected in ((True, "int8"), (False, "float32")):
+        assert source.precision_for(replace(found.checkpoint, is_int8=is_int8)) == expected
+
+
+def test_threads(folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        Transcriber.from_pretrained(str(folder), device="cpu", threads=3)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(OptionError, match="threads is 0: give a whole number, 1 to"):
+        Transcriber.from_pretrained(str(folder), device="cpu", threads=0)
 
 
 def test_autocast_is_for_transformers(folder: Path) -> None:

@@ -52,7 +52,7 @@ def test_beams_find_what_transformers_beams_find(transcriber, clip) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_gpu_searches_and_draws_as_well(tiny_en: str, bundled_recordings, dtype: str) -> None:
-    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", dtype=dtype)
+    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", compute_type=dtype)
     paths = [each.path for each in bundled_recordings]
     spoken = [each.transcript for each in bundled_recordings]
     for options in ({"beam_size": 5, "temperature": 0.0}, {"best_of": 5, "temperature": 0.2}):

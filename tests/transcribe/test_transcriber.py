@@ -238,7 +238,7 @@ def test_one_window_has_the_tokens_of_stock_whisper(
 def test_a_gpu_gives_the_same_words(
     tiny_en: str, speech: npt.NDArray[np.float32], transcript: str, dtype: str
 ) -> None:
-    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", dtype=dtype)
+    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda", compute_type=dtype)
     assert on_gpu.model.device.type == "cuda"
     if dtype == "auto":
         assert on_gpu.model.dtype is torch.float16

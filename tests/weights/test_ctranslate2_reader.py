@@ -57,6 +57,7 @@ def test_half_precision_comes_back_as_it_was_rounded(
     kind: str, model: WhisperForConditionalGeneration, tmp_path: Path
 ) -> None:
     checkpoint = read(tmp_path, quantize(to_ctranslate2(model), kind))
+    assert not checkpoint.is_int8
     dtype = getattr(torch, kind)
     for name, expected in model.state_dict().items():
         assert torch.equal(checkpoint.state_dict[name], expected.to(dtype)), name
@@ -70,6 +71,7 @@ def test_integers_come_back_within_half_a_step(
     kind: str, levels: int, model: WhisperForConditionalGeneration, tmp_path: Path
 ) -> None:
     checkpoint = read(tmp_path, quantize(to_ctranslate2(model), kind))
+    assert checkpoint.is_int8 == (kind != "int16")
     floats = getattr(torch, kind.partition("_")[2] or "float32")
     for name, expected in model.state_dict().items():
         found = checkpoint.state_dict[name]

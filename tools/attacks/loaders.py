@@ -344,6 +344,7 @@ def loaders(folder: Path) -> dict[str, Case]:
 
     from whisper_flash_attention.transcribe.loading import EngineModel, Source, load, load_model
     from whisper_flash_attention.weights import load_processor, read_checkpoint
+    from whisper_flash_attention.weights.hub import Hub
     from whisper_flash_attention.weights.model_files import read_model
 
     whole, openai, converted = folder / "whole", folder / "whisper.pt", folder / "converted"
@@ -387,7 +388,7 @@ def loaders(folder: Path) -> dict[str, Case]:
 
     def parameters(where: Path) -> dict[str, torch.Tensor]:
         """Open a folder as the command does, and return the weights by name."""
-        model, processor = load(str(where), device="cpu", dtype="float32")
+        model, processor = load(str(where), device="cpu", compute_type="float32")
         tokenizer = model.tokenizer if isinstance(model, EngineModel) else processor.tokenizer
         assert isinstance(tokenizer.decode([0, 1]), str)
         if not isinstance(model, EngineModel):
@@ -400,8 +401,8 @@ def loaders(folder: Path) -> dict[str, Case]:
         return sum(each.nbytes for each in parameters(where).values())
 
     def open_class(where: Path) -> int:
-        chosen = {"device": "cpu", "dtype": "float32", "attention": "auto", "quiet": True}
-        model = load_model(Source.of(str(where), **chosen))
+        chosen = {"device": "cpu", "compute_type": "float32", "attention": "auto", "quiet": True}
+        model = load_model(Source.of(str(where), **chosen, hub=Hub()))
         assert model.config.d_model == model.model.decoder.embed_tokens.weight.shape[1]
         return sum(each.nbytes for each in model.parameters())
 

@@ -29,7 +29,7 @@ def options(folder: Path) -> dict[str, Case]:
 
     model = folder / "model"
     transformers_folder(model)
-    transcriber = Transcriber.from_pretrained(str(model), device="cpu", dtype="float32")
+    transcriber = Transcriber.from_pretrained(str(model), device="cpu", compute_type="float32")
     wave = encoded("wav")
     (folder / "x.wav").write_bytes(wave)
     keys = list(TranscribeArguments.__annotations__)

@@ -136,7 +136,7 @@ def benchmark_command(
       whisper-flash benchmark mlperf --help   # MLPerf's load generator, unofficially
     """
     model = options_of(ModelOptions, given)
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, model.compute_type
     if report_only:
         show_outcome(report_again(output), Console(stderr=True))
         return
@@ -379,7 +379,7 @@ def throughput_command(
       whisper-flash benchmark throughput --from files --container flac --recordings 96 --length 300
     """
     model = options_of(ModelOptions, given)
-    device, dtype = model.device, model.dtype
+    device, dtype = model.device, model.compute_type
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, measure_throughput
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
@@ -630,7 +630,7 @@ def mlperf_command(
     target = resolve_device(model.device)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
-    precision = str(resolve_dtype(model.dtype, target)).removeprefix("torch.")
+    precision = str(resolve_dtype(model.compute_type, target)).removeprefix("torch.")
     case = MlperfCase(
         random_weights or model.source,
         random_weights is not None,
@@ -652,7 +652,7 @@ def mlperf_command(
         )
     else:
         transcriber = Transcriber.from_pretrained(
-            model.source, device=model.device, dtype=model.dtype
+            model.source, device=model.device, compute_type=model.compute_type
         )
     environment = describe_environment(str(target), commit).as_json()
     row = measure_mlperf(case, transcriber, samples, output, environment)

@@ -167,12 +167,14 @@ def _engine() -> Iterator[Finding]:
     import torch
 
     from whisper_flash_attention.engine.layout import backend_name, why_no_kernels
+    from whisper_flash_attention.engine.packing import describe_layouts
 
     for device in _devices():
         reason = why_no_kernels(torch.device(device))
         words = backend_name(torch.device(device))
         runs = f"{words}'s operations: {reason}" if reason else f"{words} in CUDA graphs"
         yield Finding("engine", f"decode on {device}", runs)
+    yield Finding("engine", "weights on cpu", describe_layouts())
     yield _installed("engine", "triton", "kernels; comes with PyTorch's CUDA builds", "")
 
 

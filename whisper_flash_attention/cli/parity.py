@@ -110,7 +110,7 @@ def parity_command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     sources = (model, audio or [], features)
     runs_on = options_of(ModelOptions, given)
-    settings = (runs_on.device, runs_on.dtype, runs_on.attention)
+    settings = (runs_on.device, runs_on.compute_type, runs_on.attention)
     report = _run(sources, settings, options, console, commit)
     terminal = Console(highlight=False, soft_wrap=True)
     # A file or a pipe has no width of its own: give the table the room it needs.

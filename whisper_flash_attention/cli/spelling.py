@@ -25,7 +25,11 @@ _OTHER_NAMES = {
 # Options of other tools by name, each with what stands for its values in lower case; `None` is any
 # other value, and for a flag no value.
 _TRANSLATED: Mapping[str, Mapping[str | None, tuple[str, ...]]] = {
-    "--fp16": {None: (), "true": ("--dtype", "auto"), "false": ("--dtype", "float32")},
+    "--fp16": {
+        None: (),
+        "true": ("--compute-type", "auto"),
+        "false": ("--compute-type", "float32"),
+    },
     "--batched": {None: ("--mode", "batched"), "true": ("--mode", "batched"), "false": ()},
     "--print-colors": {None: ("--colors",), "true": ("--colors",), "false": ()},
 }

@@ -28,12 +28,13 @@ from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
 from whisper_flash_attention.engine.layout import has_kernels
 from whisper_flash_attention.engine.torch_decoder import SCALE, join_heads, split_heads
 from whisper_flash_attention.engine.weights import (
-    Attention,
     DecoderLayer,
     DecoderWeights,
-    Linear,
+    embed,
+    keys_values,
     linear,
     normalize,
+    queries_keys_values,
 )
 from whisper_flash_attention.errors import NotFinite, OptionError
 
@@ -174,7 +175,7 @@ def _rows_within(
     weights: DecoderWeights, rows: Sequence[AlignmentInput], heads: int, budget_bytes: int
 ) -> int:
     """The number of first rows that fit the budget together, at least one."""
-    size, width = weights.embedding.element_size(), weights.width
+    size, width = weights.positions.element_size(), weights.width
     ffn = max(layer.fc1.weight.shape[0] for layer in weights.layers)
     length = 0
     for count, row in enumerate(rows):
@@ -223,7 +224,7 @@ class _AlignmentPass:
 
     def run(self, text_tokens: int, budget_bytes: int) -> AlignmentBatch:
         tokens, weights = self._tokens, self._weights
-        x = F.embedding(tokens, weights.embedding) + weights.positions[: tokens.shape[1]]
+        x = embed(tokens, weights) + weights.positions[: tokens.shape[1]]
         for index, layer in enumerate(weights.layers):
             x += _self_attention(layer, x)
             x += self._cross_attention(layer, index, x)
@@ -236,7 +237,7 @@ class _AlignmentPass:
     def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
         attention = layer.cross_attention
         q = split_heads(linear(normalize(x, layer.cross_norm), attention.q))
-        k, v = _keys_and_values(attention, self._states)
+        k, v = (split_heads(each) for each in keys_values(self._states, attention))
         wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == index}
         if wanted:
             self._record_attention(wanted, q, k)
@@ -261,33 +262,25 @@ class _AlignmentPass:
         is_text[:, 0] = False
         positions = to_device(np.flatnonzero(is_text), x.device)
         # Logits in the model's dtype; their softmax in float32.
-        table = Linear(self._weights.projection[:text_tokens], None)
         normed = normalize(x.flatten(0, 1)[positions - 1], self._weights.final_norm)
         target = self._tokens.flatten()[positions]
-        at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.projection)))
+        at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.embedding)))
         probabilities = torch.zeros(self._token_ids.size, device=x.device)
         for some, ids, where in zip(
             *(torch.split(each, at_once) for each in (normed, target, positions)), strict=True
         ):
-            logprobs = torch.log_softmax(linear(some, table), dim=-1, dtype=torch.float32)
+            scores = linear(some, self._weights.projection)[:, :text_tokens]
+            logprobs = torch.log_softmax(scores, dim=-1, dtype=torch.float32)
             probabilities[where] = logprobs.gather(1, ids[:, None])[:, 0].exp()
         return probabilities.view(self._token_ids.shape)
 
 
 def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:
     attention = layer.self_attention
-    normed = normalize(x, layer.self_norm)
-    q, k, v = (
-        split_heads(linear(normed, part)) for part in (attention.q, attention.k, attention.v)
-    )
+    projected = queries_keys_values(normalize(x, layer.self_norm), attention)
+    q, k, v = (split_heads(each) for each in projected)
     out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return linear(join_heads(out), attention.out)
-
-
-def _keys_and_values(attention: Attention, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Each [B, H, S, 64]."""
-    k, v = (split_heads(linear(states, part)) for part in (attention.k, attention.v))
-    return k, v
 
 
 @dataclass(frozen=True)

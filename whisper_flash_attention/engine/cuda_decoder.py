@@ -341,7 +341,7 @@ class CudaDecoder:
             self._step.residual(count),
             norm.weight,
             norm.bias,
-            self._weights.projection,
+            self._weights.projection.weight,
             work.flags,
             state.limits,
             work.settings,

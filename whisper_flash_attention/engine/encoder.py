@@ -27,6 +27,7 @@ from whisper_flash_attention.engine.weights import (
     Linear,
     linear,
     normalize,
+    queries_keys_values,
 )
 from whisper_flash_attention.flash_attention import attend
 
@@ -106,10 +107,10 @@ def _convolve(weights: EncoderWeights, features: Tensor) -> Tensor:
     # to zero: the padding of the second one, already in place. That one, with stride 2, stops short
     # of the padding at the end.
     seen = _windows(F.pad(features.transpose(1, 2), (0, 0, 2, 1)), stride=1)
-    seen = _gelu(F.linear(seen, _rows(weights.conv1), weights.conv1.bias))
+    seen = _gelu(linear(seen, _rows(weights.conv1)))
     seen[:, 0] = 0
     seen = _windows(seen, stride=2)
-    return _gelu(F.linear(seen, _rows(weights.conv2), weights.conv2.bias))
+    return _gelu(linear(seen, _rows(weights.conv2)))
 
 
 def _windows(x: Tensor, stride: int) -> Tensor:
@@ -120,17 +121,17 @@ def _windows(x: Tensor, stride: int) -> Tensor:
     return x.as_strided(shape, (time * channels, stride * channels, 1)).contiguous()
 
 
-def _rows(convolution: Linear) -> Tensor:
+def _rows(convolution: Linear) -> Linear:
     """A convolution's weight [D, C, 3] as [D, 3 C], in the order of `_windows`."""
-    return convolution.weight.permute(0, 2, 1).flatten(1)
+    return Linear(convolution.weight.permute(0, 2, 1).flatten(1), convolution.bias)
 
 
 def _attend(attention: Attention, x: Tensor, heads: int) -> Tensor:
     """Multi-head self-attention of [b, T, D] with its output projection."""
     shape = (*x.shape[:2], heads, HEAD_WIDTH)
-    parts = (attention.q, attention.k, attention.v)
+    parts = queries_keys_values(x, attention)
     # Stock Whisper scales q before the product. The factor is a power of two: it is all one.
-    mixed = attend(*(linear(x, part).view(shape) for part in parts), scale=HEAD_WIDTH**-0.5)
+    mixed = attend(*(part.view(shape) for part in parts), scale=HEAD_WIDTH**-0.5)
     return linear(mixed.reshape(x.shape), attention.out)
 
 

@@ -63,6 +63,8 @@ MOST_LAYOUTS = 8
 class Engine:
     """Run one model's weights. Calls from several threads run one after another.
 
+    On a CPU so do the calls of all engines of a process: each call uses all of PyTorch's threads.
+
     Nothing of the weights is copied. The buffers of the largest decode so far, those of one stream,
     and the CUDA graphs on them, are kept for the next call; `release` frees them.
     """
@@ -70,13 +72,19 @@ class Engine:
     _engines: ClassVar[WeakKeyDictionary[Any, Engine]] = WeakKeyDictionary()
     _alive: ClassVar[WeakSet[Engine]] = WeakSet()
     _registry_lock = threading.Lock()
+    # Of all engines on CPUs: each call starts a thread per core, which others would only delay.
+    _cpu_lock = threading.RLock()
 
     def __init__(self, weights: Weights, snapshot: WeightsSnapshot | None = None) -> None:
         self.weights = weights
         self._snapshot = snapshot
-        self._lock = threading.RLock()
+        self._lock = self._new_lock()
         self._reset_buffers()
         Engine._alive.add(self)
+
+    def _new_lock(self) -> threading.RLock:
+        """Return a lock of its own, on a CPU the one of all engines there."""
+        return Engine._cpu_lock if self.weights.device.type == "cpu" else threading.RLock()
 
     def _reset_buffers(self) -> None:
         """Start without buffers and graphs."""
@@ -112,8 +120,9 @@ class Engine:
         the buffers is never finished. GPU buffers, unusable in a child, are left alone.
         """
         cls._registry_lock = threading.Lock()
+        cls._cpu_lock = threading.RLock()
         for engine in list(cls._alive):
-            engine._lock = threading.RLock()
+            engine._lock = engine._new_lock()
             if engine.weights.device.type == "cpu":
                 engine._reset_buffers()
 

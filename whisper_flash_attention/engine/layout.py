@@ -75,8 +75,8 @@ class Layout:
             layers=len(weights.layers),
             heads=weights.heads,
             width=weights.width,
-            vocabulary=weights.projection.shape[0],
-            dtype=weights.embedding.dtype,
+            vocabulary=len(weights.embedding),
+            dtype=weights.positions.dtype,
             device=weights.embedding.device,
             ffn=weights.layers[0].fc1.weight.shape[0],
             **sizes,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ and `greedy_sample`, so that one captured graph serves all such processors.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -203,6 +204,19 @@ class Timestamps:
         initial_end = self.initial_end(vocabulary)
         stamp_end = torch.where(first, initial_end, torch.where(pair, begin, vocabulary))
         return text_from, stamp_from, stamp_end
+
+    def next_limits(self, tokens: Sequence[int], vocabulary: int) -> tuple[int, int, int]:
+        """As `limits`, of one row whose tokens the host knows."""
+        begin, generated = self.timestamp_begin, tokens[self.begin_index :]
+        latest = next((token for token in reversed(generated) if token >= begin), None)
+        if not generated:
+            return begin, begin, self.initial_end(vocabulary)
+        if generated[-1] < begin:
+            return 0, begin if latest is None else latest + 1, vocabulary
+        assert latest is not None
+        if len(generated) == 1 or generated[-2] >= begin:
+            return 0, latest + 1, begin
+        return self.eos, latest, vocabulary
 
     def initial_end(self, vocabulary: int) -> int:
         """The end of the ids that may be the first timestamp."""

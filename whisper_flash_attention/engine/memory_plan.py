@@ -340,8 +340,8 @@ def _is_here(device: torch.device) -> bool:
 def weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
     sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
     decoder = weights.decoder
-    if _is_shared(decoder.projection, decoder.embedding):
-        sizes.remove(decoder.projection.numel() * wanted.dtype.itemsize)
+    if _is_shared(decoder.projection.weight, decoder.embedding):
+        sizes.remove(decoder.projection.weight.numel() * wanted.dtype.itemsize)
     if wanted.device.type != "cuda":
         return sum(sizes)
     return sum(-(-size // ALLOCATION) * ALLOCATION for size in sizes)

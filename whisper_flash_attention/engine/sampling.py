@@ -6,8 +6,9 @@ from typing import Protocol
 
 import torch
 
+from whisper_flash_attention.engine.greedy import GreedyChooser, are_finite
 from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.request import DecodeOutput, Request
+from whisper_flash_attention.engine.request import DecodeOutput, Request, stays_on_device
 from whisper_flash_attention.errors import NotFinite
 
 
@@ -36,6 +37,8 @@ def choose_tokens(
     Raises:
         NotFinite: the logits of a row that had not ended held NaN or infinity.
     """
+    if prompt.device.type == "cpu" and stays_on_device(request):
+        return _choose_greedily(decoder, states, prompt, request)
     batch, length = prompt.shape
     output = prompt.new_full((batch, request.max_length), request.pad)
     output[:, :length] = prompt
@@ -72,6 +75,39 @@ def choose_tokens(
         tuple(raw) if request.want_logits else None,
         sums,
         decoder.probe_probability if request.probe is not None else None,
+    )
+
+
+def _choose_greedily(
+    decoder: Decoder, states: torch.Tensor, prompt: torch.Tensor, request: Request
+) -> DecodeOutput:
+    """As `choose_tokens`, where the host chooses: it knows the tokens of every row."""
+    rows: list[list[int]] = prompt.tolist()
+    logits = decoder.start(states, prompt, request.probe)
+    processors = request.processors.kernel_processors
+    assert processors is not None
+    chooser = GreedyChooser(processors, logits.shape[1])
+    finished, bad = [False] * len(rows), [False] * len(rows)
+    sums = [0.0] * len(rows)
+    while True:
+        is_finite = are_finite(logits)
+        tokens, logprobs = chooser.choose(logits, rows)
+        for index, logprob in enumerate(logprobs):
+            if finished[index]:
+                tokens[index] = request.pad
+            else:
+                bad[index] |= not is_finite[index]
+                sums[index] += logprob
+                finished[index] = tokens[index] in request.eos
+            rows[index].append(tokens[index])
+        if len(rows[0]) >= request.max_length or all(finished):
+            break
+        logits = decoder.advance(torch.tensor(tokens))
+    check_finite(torch.tensor(bad))
+    return DecodeOutput(
+        torch.tensor(rows),
+        sum_logprobs=torch.tensor(sums) if request.want_logprobs else None,
+        probe_probability=decoder.probe_probability if request.probe is not None else None,
     )
 
 

@@ -13,9 +13,11 @@ from whisper_flash_attention.engine.weights import (
     Attention,
     DecoderLayer,
     DecoderWeights,
-    Linear,
+    embed,
+    keys_values,
     linear,
     normalize,
+    queries_keys_values,
 )
 
 SCALE = HEAD_WIDTH**-0.5
@@ -95,8 +97,9 @@ def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState
     assert state.cross_keys is not None and state.cross_values is not None
     for index, layer in enumerate(weights.layers):
         attention = layer.cross_attention
-        state.cross_keys[index, :clips].copy_(split_heads(linear(states, attention.k)))
-        state.cross_values[index, :clips].copy_(split_heads(linear(states, attention.v)))
+        keys, values = keys_values(states, attention)
+        state.cross_keys[index, :clips].copy_(split_heads(keys))
+        state.cross_values[index, :clips].copy_(split_heads(values))
 
 
 def forward(
@@ -120,7 +123,7 @@ def forward(
         if isinstance(position, TokenPositions)
         else slice(position, position + tokens.shape[1])
     )
-    x = F.embedding(tokens, weights.embedding) + weights.positions[where]
+    x = embed(tokens, weights) + weights.positions[where]
     for index, layer in enumerate(weights.layers):
         x += _self_attention(layer, state, index, x, position)
         x += _cross_attention(layer, state, index, x)
@@ -136,7 +139,7 @@ def rows_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 def logits(weights: DecoderWeights, x: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] in float32, rounded to the model's dtype first, of residual rows x [B, D]."""
-    return linear(normalize(x, weights.final_norm), Linear(weights.projection, None)).float()
+    return linear(normalize(x, weights.final_norm), weights.projection).float()
 
 
 def probability(weights: DecoderWeights, x: torch.Tensor, token: int) -> torch.Tensor:
@@ -152,11 +155,10 @@ def _self_attention(
     position: int | TokenPositions,
 ) -> torch.Tensor:
     attention = layer.self_attention
-    normed = normalize(x, layer.self_norm)
-    cached = state.keys[index], state.values[index]
-    keys = _extend(state, cached[0], split_heads(linear(normed, attention.k)), position)
-    values = _extend(state, cached[1], split_heads(linear(normed, attention.v)), position)
-    query = split_heads(linear(normed, attention.q))
+    projected = queries_keys_values(normalize(x, layer.self_norm), attention)
+    query, key, value = (split_heads(each) for each in projected)
+    keys = _extend(state, state.keys[index], key, position)
+    values = _extend(state, state.values[index], value, position)
     seen = position.seen if isinstance(position, TokenPositions) else None
     # A prompt starts at position 0, so that PyTorch's causal mask is the right one.
     causal = x.shape[1] > 1

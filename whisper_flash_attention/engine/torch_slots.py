@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine import torch_decoder
+from whisper_flash_attention.engine.greedy import GreedyChooser, are_finite
 from whisper_flash_attention.engine.layout import DecodeState, length_bucket
-from whisper_flash_attention.engine.logits_processors import History
-from whisper_flash_attention.engine.sampling import sample_token
+from whisper_flash_attention.engine.logits_processors import KernelProcessors
 from whisper_flash_attention.engine.scheduler import (
     DecodeJob,
     FinishedJob,
     finish_job,
-    group_by_request,
     not_finite,
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
@@ -29,11 +28,13 @@ MOST_STEPS = 8
 
 @dataclass
 class _Row:
-    """A job in a slot; `length` counts its tokens so far, prompt included."""
+    """A job in a slot; `tokens` include the prompt, `sum_logprob` is of those after it."""
 
     job: DecodeJob
-    length: int
+    chooser: GreedyChooser
+    tokens: list[int]
     probe_probability: float | None = None
+    sum_logprob: float = 0.0
     has_ended: bool = False
 
 
@@ -44,6 +45,7 @@ class TorchSlots:
         self._weights = weights
         self._state = state
         self._rows: list[_Row | None] = []
+        self._choosers: dict[KernelProcessors, GreedyChooser] = {}
         # Positions below this are finite in all slots: shorter rows multiply them by zero weights.
         self._zeroed = 0
 
@@ -76,13 +78,11 @@ class TorchSlots:
         prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
         for row, job in enumerate(jobs):
             prompt[row, : len(job.prompt)] = torch.tensor(job.prompt)
-        state.output[:, :longest] = prompt
-        state.sum_logprobs.zero_()
         torch_decoder.fill_cross(weights, torch.stack([job.states for job in jobs]), state)
         x = torch_decoder.forward(weights, state, prompt.to(device), 0)
         probe_probabilities = self._read_probe(jobs, x)
         self._rows[begin : begin + len(jobs)] = [
-            _Row(job, len(job.prompt), probability)
+            _Row(job, self._chooser(job), list(job.prompt), probability)
             for job, probability in zip(jobs, probe_probabilities, strict=True)
         ]
         lasts = torch.tensor([len(job.prompt) - 1 for job in jobs], device=device)
@@ -107,52 +107,51 @@ class TorchSlots:
         rows = [row for row in self._rows if row is not None]
         if not rows:
             return
-        last = [row.length - 1 for row in rows]
+        last = [len(row.tokens) - 1 for row in rows]
         device = self._state.tokens.device
         self._zero_cache(max(last) + 1)
         state = self._state.rows(0, len(rows))
+        tokens = torch.tensor([row.tokens[-1:] for row in rows], device=device)
         positions: int | torch_decoder.TokenPositions = last[0]
         if any(position != last[0] for position in last):
             positions = torch_decoder.TokenPositions.of(last, device)
-        x = torch_decoder.forward(self._weights, state, state.tokens[:, None], positions)
+        x = torch_decoder.forward(self._weights, state, tokens, positions)
         self._choose(0, len(rows), torch_decoder.logits(self._weights, x[:, -1]))
+
+    def _chooser(self, job: DecodeJob) -> GreedyChooser:
+        processors = job.request.processors.kernel_processors
+        assert processors is not None  # checked for every job of a stream
+        if processors not in self._choosers:
+            self._choosers[processors] = GreedyChooser(processors, len(self._weights.embedding))
+        return self._choosers[processors]
 
     def _choose(self, begin: int, count: int, logits: torch.Tensor) -> None:
         """Choose the best token of `count` rows from their logits [N, V]."""
         rows = [row for row in self._rows[begin : begin + count] if row is not None]
         jobs = [row.job for row in rows]
-        bad = (~torch.isfinite(logits.sum(dim=-1))).tolist()
-        if any(bad):
-            raise not_finite([job for job, is_bad in zip(jobs, bad, strict=True) if is_bad])
-        state = self._state.rows(begin, begin + count)
-        for request, members in group_by_request(jobs).items():
-            whole = len(members) == count
-            at = torch.tensor(members, device=logits.device)
-            scores = logits if whole else logits[at]
-            lengths = torch.tensor([rows[each].length for each in members], device=logits.device)
-            same_length = all(rows[each].length == rows[members[0]].length for each in members)
-            length = rows[members[0]].length if same_length else lengths
-            output = state.output if whole else state.output[at]
-            scores = request.processors.apply(scores, History(output, length))
-            tokens = sample_token(scores, sample=False)
-            state.tokens[at] = tokens
-            state.output[at, lengths] = tokens
-            if request.want_logprobs:
-                logprobs = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])
-                state.sum_logprobs[at] += logprobs[:, 0]
-            for member, token in zip(members, tokens.tolist(), strict=True):
-                row = rows[member]
-                row.length += 1
-                row.has_ended = token in request.eos or row.length >= request.max_length
+        logits = logits.cpu()
+        is_finite = are_finite(logits)
+        if not all(is_finite):
+            raise not_finite([job for job, good in zip(jobs, is_finite, strict=True) if not good])
+        alike: dict[GreedyChooser, list[int]] = {}
+        for index, row in enumerate(rows):
+            alike.setdefault(row.chooser, []).append(index)
+        for chooser, members in alike.items():
+            scores = logits if len(members) == count else logits[members]
+            tokens, logprobs = chooser.choose(scores, [rows[each].tokens for each in members])
+            for member, token, logprob in zip(members, tokens, logprobs, strict=True):
+                row, request = rows[member], rows[member].job.request
+                row.tokens.append(token)
+                row.sum_logprob += logprob
+                row.has_ended = token in request.eos or len(row.tokens) >= request.max_length
 
     def _collect_finished(self) -> list[FinishedJob]:
         """Return the results of finished rows and free their slots."""
-        state, found = self._state, []
+        found = []
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
-                tokens = state.output[slot, : row.length].tolist()
-                total = float(state.sum_logprobs[slot])
-                found.append(finish_job(row.job, tokens, total, row.probe_probability))
+                total = row.sum_logprob if row.job.request.want_logprobs else 0.0
+                found.append(finish_job(row.job, row.tokens, total, row.probe_probability))
                 self._rows[slot] = None
         return found
 
@@ -164,7 +163,7 @@ class TorchSlots:
                 continue
             gap = self._rows.index(None)
             self._rows[gap] = last
-            self._state.move(len(self._rows), gap, last.length)
+            self._state.move(len(self._rows), gap, len(last.tokens))
 
     def _zero_cache(self, end: int) -> None:
         """Zero the keys and values of all slots up to position `end`, once."""

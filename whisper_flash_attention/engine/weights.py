@@ -1,14 +1,14 @@
 """Whisper's weights as tensors in plain dataclasses, and a snapshot to detect changes.
 
-Nothing is copied or fused: every tensor here is a parameter of the model, so there is never a
-second copy in memory, and a change of values in place (an optimiser's step, `load_state_dict`) is
-seen at once. A change of place (`.to()`, `.half()`, a replaced module or parameter) is seen by
-`WeightsSnapshot`.
+`collect_weights` copies and fuses nothing: every tensor is a parameter of the model, so there is
+never a second copy in memory, and a change of values in place (an optimiser's step,
+`load_state_dict`) is seen at once. A change of place (`.to()`, `.half()`, a replaced module or
+parameter) is seen by `WeightsSnapshot`. `packing` lays out weights that no model has for a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from operator import is_not, itemgetter
@@ -35,6 +35,20 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class PackedLinear(Linear):
+    """A layer whose weight is laid out for one routine.
+
+    Args:
+        weight: on the meta device: a shape without values.
+        multiply: x [..., K] float32 to [..., N], with the bias.
+        nbytes: memory of the layout.
+    """
+
+    multiply: Callable[[torch.Tensor], torch.Tensor]
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Norm:
     """A layer norm over the last axis; weight and bias [D]."""
 
@@ -45,12 +59,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """The four projections of multi-head attention, each [D, D]; k has no bias."""
+    """The four projections of multi-head attention, each [D, D]; k has no bias.
+
+    `fused`, where it is there, is one layer for those with the same input, and replaces them:
+    [3 D, D] of q, k and v in self-attention, [2 D, D] of k and v in cross-attention.
+    """
 
     q: Linear
     k: Linear
     v: Linear
     out: Linear
+    fused: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -91,13 +110,16 @@ class EncoderWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """embedding and projection [V, D] (one tensor where they are tied); positions [448, D]."""
+    """Embedding and projection [V, D] (one tensor where they are tied); positions [448, D].
+
+    The embedding may have a narrower dtype than the others.
+    """
 
     embedding: torch.Tensor
     positions: torch.Tensor
     layers: tuple[DecoderLayer, ...]
     final_norm: Norm
-    projection: torch.Tensor
+    projection: Linear
     heads: int
 
     @property
@@ -108,10 +130,14 @@ class DecoderWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All of a model's weights on one device, in one dtype."""
+    """All of a model's weights on one device, in one dtype.
+
+    `precision` is that in which `packing` laid them out for a CPU; None where it did not.
+    """
 
     encoder: EncoderWeights
     decoder: DecoderWeights
+    precision: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +145,7 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.embedding.dtype
+        return self.decoder.positions.dtype
 
 
 class WeightsSnapshot:
@@ -186,7 +212,7 @@ def collect_weights(model: Any) -> Weights:
             positions=decoder.embed_positions.weight.detach(),
             layers=tuple(_decoder_layer(layer) for layer in decoder.layers),
             final_norm=_norm(decoder.layer_norm),
-            projection=model.proj_out.weight.detach(),
+            projection=Linear(model.proj_out.weight.detach(), None),
             heads=model.config.decoder_attention_heads,
         ),
     )
@@ -267,6 +293,8 @@ def _decoder_layer(module: Any) -> DecoderLayer:
 
 def linear(x: torch.Tensor, layer: Linear) -> torch.Tensor:
     """x weight^T + bias: [..., K] to [..., N]."""
+    if isinstance(layer, PackedLinear):
+        return layer.multiply(x)
     if not _by_onednn(x):
         return F.linear(x, layer.weight, layer.bias)
     n, k = layer.weight.shape
@@ -290,6 +318,29 @@ def _few_rows(x: torch.Tensor, layer: Linear) -> torch.Tensor:
     columns = x if rows > 1 else x.expand(2, -1).contiguous()
     out = torch.mm(layer.weight, columns.t())[:, :rows].t()
     return out if layer.bias is None else out + layer.bias
+
+
+def queries_keys_values(
+    x: torch.Tensor, attention: Attention
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Project x [..., D] for self-attention; each [..., D]."""
+    if attention.fused is None:
+        return linear(x, attention.q), linear(x, attention.k), linear(x, attention.v)
+    q, k, v = linear(x, attention.fused).chunk(3, dim=-1)
+    return q, k, v
+
+
+def keys_values(x: torch.Tensor, attention: Attention) -> tuple[torch.Tensor, torch.Tensor]:
+    """Project x [..., D] for cross-attention; each [..., D]."""
+    if attention.fused is None:
+        return linear(x, attention.k), linear(x, attention.v)
+    k, v = linear(x, attention.fused).chunk(2, dim=-1)
+    return k, v
+
+
+def embed(tokens: torch.Tensor, weights: DecoderWeights) -> torch.Tensor:
+    """Embeddings of tokens [B, P], without their positions: [B, P, D] in the weights' dtype."""
+    return F.embedding(tokens, weights.embedding).to(weights.positions.dtype)
 
 
 def normalize(x: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -16,7 +16,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from whisper_flash_attention.devices import resolve_device, resolve_dtype
+from whisper_flash_attention.devices import resolve_compute_type, resolve_device, set_threads
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.weights.checkpoint import Checkpoint
 
 STOCK_ATTENTION = ("eager", "sdpa")
 
@@ -45,6 +46,9 @@ class Source:
 
     Args:
         name: as it was given; `checkpoint` is its Hub id where it is a short name.
+        dtype: of activations, and of weights where `precision` is None.
+        precision: in which `engine.packing` lays out the weights for a CPU: "float32", "int8", or
+            "auto", that is int8 if the checkpoint holds that.
         attention: "auto", or what the model is to run on.
         quiet: whether Transformers and the Hub's client print nothing.
         hub: where repositories come from.
@@ -56,21 +60,39 @@ class Source:
     checkpoint: str
     device: torch.device
     dtype: torch.dtype
+    precision: str | None
     attention: str
     quiet: bool
     hub: Hub
 
     @classmethod
     def of(
-        cls, name: str, *, device: str, dtype: str, attention: str, quiet: bool, hub: Hub
+        cls,
+        name: str,
+        *,
+        device: str,
+        compute_type: str,
+        attention: str,
+        quiet: bool,
+        hub: Hub,
     ) -> Source:
         from whisper_flash_attention.weights import hub_id
 
         target = resolve_device(device)
-        precision = resolve_dtype(dtype, target)
+        dtype, precision = resolve_compute_type(compute_type, target)
         checkpoint = hub_id(name)
         check_attention(attention)
-        return cls(name, checkpoint, target, precision, attention, quiet, hub)
+        return cls(name, checkpoint, target, dtype, precision, attention, quiet, hub)
+
+    def convert(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What becomes of a tensor of the file: nothing where `packing` converts it."""
+        return tensor.to(self.device, self.dtype) if self.precision is None else tensor
+
+    def precision_for(self, checkpoint: Checkpoint) -> str | None:
+        """The precision in which the weights of a checkpoint are laid out, if they are."""
+        if self.precision == "auto":
+            return "int8" if checkpoint.is_int8 else "float32"
+        return self.precision
 
     def silence(self, *packages: str) -> AbstractContextManager[None]:
         """Keep these packages from printing, if that is wanted."""
@@ -102,7 +124,8 @@ def load(
     source: str,
     *,
     device: str = "auto",
-    dtype: str = "auto",
+    compute_type: str = "auto",
+    threads: int | None = None,
     attention: str = "auto",
     quiet: bool = False,
     download_root: str | None = None,
@@ -115,13 +138,21 @@ def load(
     Args:
         quiet: have Transformers and the Hub's client print nothing.
     """
-    hub = Hub(download_root, local_files_only)
+    if threads is not None:
+        set_threads(threads)
     checked = Source.of(
-        source, device=device, dtype=dtype, attention=attention, quiet=quiet, hub=hub
+        source,
+        device=device,
+        compute_type=compute_type,
+        attention=attention,
+        quiet=quiet,
+        hub=Hub(download_root, local_files_only),
     )
     found = load_engine(checked)
     if isinstance(found, EngineModel):
         return found, None
+    if checked.precision == "int8":
+        raise OptionError(f"compute type 'int8' needs the engine, which cannot run this: {found}")
     logger.info("%s is loaded with Transformers: %s", source, found)
     return load_model(checked), load_processor(checked)
 
@@ -131,17 +162,15 @@ def load_engine(source: Source) -> EngineModel | str:
     if source.attention != "auto":
         return f"the attention back-end {source.attention!r} was requested by name"
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.packing import pack
     from whisper_flash_attention.engine.weights import HEAD_WIDTH, weights_of
     from whisper_flash_attention.weights.model_files import read_model
     from whisper_flash_attention.weights.sources import locate
 
-    device, dtype = source.device, source.dtype
     with explained(source.name):
         is_remote = locate(source.checkpoint).folder is None
         with source.silence(*(["huggingface_hub"] if is_remote else [])):
-            files = read_model(
-                source.checkpoint, lambda tensor: tensor.to(device, dtype), source.hub
-            )
+            files = read_model(source.checkpoint, source.convert, source.hub)
     if isinstance(files, str):
         return files
     sizes = files.checkpoint.dimensions
@@ -150,6 +179,7 @@ def load_engine(source: Source) -> EngineModel | str:
         return f"its attention heads have not {HEAD_WIDTH} values"
     generation = SimpleNamespace(**files.checkpoint.generation)
     check_features(SimpleNamespace(**files.features), sizes.num_mel_bins)
+    precision = source.precision_for(files.checkpoint)
     weights = weights_of(
         files.checkpoint.state_dict,
         encoder_heads=sizes.encoder_attention_heads,
@@ -157,7 +187,7 @@ def load_engine(source: Source) -> EngineModel | str:
     )
     return EngineModel(
         source=source,
-        engine=Engine(weights),
+        engine=Engine(weights if precision is None else pack(weights, precision)),
         vocabulary=Vocabulary.of(sizes, generation),
         tokenizer=files.tokenizer,
         alignment_heads=getattr(generation, "alignment_heads", None),

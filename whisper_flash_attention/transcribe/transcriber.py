@@ -88,7 +88,8 @@ class Transcriber:
         source: str = "small",
         *,
         device: str = "auto",
-        dtype: str = "auto",
+        compute_type: str = "auto",
+        threads: int | None = None,
         attention: str = "auto",
         quiet: bool = False,
         download_root: str | None = None,
@@ -100,7 +101,9 @@ class Transcriber:
             source: a short name ("tiny.en", "small", "turbo", ...), a Hub id, a Transformers or
                 faster-whisper folder, an OpenAI `.pt` file, or `package:tiny.en`.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-            dtype: "auto" (float16 on CUDA, float32 elsewhere), "float32", "float16", "bfloat16".
+            compute_type: "float32", "float16", "bfloat16", on a CPU also "int8"; or "auto", that is
+                float16 on CUDA, int8 on a CPU if the checkpoint holds that, else float32.
+            threads: of PyTorch on the CPU, for the whole process; None leaves them as they are.
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
             download_root: folder of downloaded checkpoints; None is the Hub's cache.
@@ -109,19 +112,20 @@ class Transcriber:
         Raises:
             WeightsError: the checkpoint cannot be found, reached or read.
             DeviceError: there is no such device.
-            OptionError: an unknown device, dtype or attention back-end.
+            OptionError: an unknown device, compute type or attention back-end, or an impossible
+                number of threads.
         """
-        return cls(
-            *load(
-                source,
-                device=device,
-                dtype=dtype,
-                attention=attention,
-                quiet=quiet,
-                download_root=download_root,
-                local_files_only=local_files_only,
-            )
+        loaded = load(
+            source,
+            device=device,
+            compute_type=compute_type,
+            threads=threads,
+            attention=attention,
+            quiet=quiet,
+            download_root=download_root,
+            local_files_only=local_files_only,
         )
+        return cls(*loaded)
 
     def __repr__(self) -> str:
         model = self._model
@@ -183,10 +187,10 @@ class Transcriber:
         return f"decode engine ({backend_name(engine.weights.device)})"
 
     def describe(self) -> str:
-        """What runs the model, in one line: decode loop, attention back-ends, device, dtype."""
+        """What runs the model, in one line: decode loop, attention back-ends, device, type."""
         from whisper_flash_attention.flash_attention import survey
 
-        engine = self.running_engine()
+        engine, precision = self.running_engine(), None
         if engine is None:
             config = self.model.config
             device, dtype, width = self.model.device, self.model.dtype, config.d_model
@@ -195,15 +199,15 @@ class Transcriber:
         else:
             weights, attention = engine.weights, "auto"
             device, dtype, width = weights.device, weights.dtype, weights.decoder.width
-            heads = weights.encoder.heads
+            heads, precision = weights.encoder.heads, weights.precision
         if attention == "auto":
             rows = survey(device, dtype, heads=heads, head_dim=width // heads)
             encoder, *decoder = (row.picked for row in rows)
             attention = f"encoder {encoder}"
             if engine is None:
                 attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
-        dtype_name = str(dtype).removeprefix("torch.")
-        return f"{self.engine}; attention: {attention}; {device}, {dtype_name}"
+        computes_in = precision or str(dtype).removeprefix("torch.")
+        return f"{self.engine}; attention: {attention}; {device}, {computes_in}"
 
     @property
     def languages(self) -> tuple[str, ...]:

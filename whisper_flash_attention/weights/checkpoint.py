@@ -53,6 +53,7 @@ class Checkpoint:
         state_dict: parameters by their names in `WhisperForConditionalGeneration.state_dict()`,
             all of one floating dtype (that of the file; float32 for quantised files);
             `proj_out.weight` is the tensor of the token embeddings.
+        is_int8: whether the file holds 8-bit weights.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Checkpoint:
     dimensions: Dimensions
     generation: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
+    is_int8: bool = False
 
     @cached_property
     def config(self) -> WhisperConfig:

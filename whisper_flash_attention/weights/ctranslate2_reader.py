@@ -22,7 +22,7 @@ import os
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,10 @@ def read_ctranslate2(
         dimensions, tokens = _read_dimensions(reader)
         generation = read_generation(folder / "config.json", dimensions, tokens)
         tensors = _convert(reader, dimensions, convert)
-    return assemble(source or str(folder), "ctranslate2", dimensions, generation, tensors)
+        # Scalars, such as the number of heads, may be of 8 bits in any file.
+        is_int8 = reader.variables[_EMBEDDINGS].dtype is torch.int8
+    found = assemble(source or str(folder), "ctranslate2", dimensions, generation, tensors)
+    return replace(found, is_int8=is_int8)
 
 
 def read_dimensions(model: Sequence[Path]) -> tuple[int, SpecialTokens]:

@@ -118,7 +118,7 @@ def _bar() -> Any:
     """A class of progress bars for a terminal, whatever the client's are set to."""
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "disable": not sys.stderr.isatty()})
 

@@ -1,0 +1,216 @@
+"""Weights laid out once for a CPU: fused where inputs are shared, narrow where that loses nothing.
+
+A decode step of one row reads every weight of the decoder once, and takes as long as that. In
+float32, FBGEMM keeps weights in float16 and converts them in registers: half of the bytes, and the
+same products, if float16 holds the weights exactly, as it does for all that OpenAI published. In
+"int8", weights are 8-bit integers with a scale per output channel, and FBGEMM or oneDNN quantises
+each row of the input.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.engine.weights import (
+    Attention,
+    DecoderLayer,
+    DecoderWeights,
+    EncoderLayer,
+    EncoderWeights,
+    Linear,
+    Norm,
+    PackedLinear,
+    Weights,
+)
+from whisper_flash_attention.errors import OptionError
+
+PRECISIONS = ("float32", "int8")
+Layer = Callable[[Linear], Linear]
+# Least scale of a row, so that rows of zeros stay zeros.
+TINY = 1e-12
+
+
+def pack(weights: Weights, precision: str) -> Weights:
+    """Lay out the weights of a CPU, of any floating dtype, for float32 arithmetic or int8 products.
+
+    The tensors of `weights` are not referenced afterwards, except the embedding; results of
+    "float32" are those of float32 weights.
+
+    Raises:
+        OptionError: PyTorch cannot multiply 8-bit weights on this processor.
+    """
+    encoder, decoder = weights.encoder, weights.decoder
+    if precision == "int8":
+        if not has_int8():
+            raise OptionError(
+                "compute type 'int8' needs PyTorch's quantised products, which this build has not "
+                "for this processor: give float32"
+            )
+        return Weights(_encoder(encoder, quantised), _decoder(decoder, quantised), precision)
+    return Weights(_encoder(encoder, exact), _decoder(decoder, exact), precision)
+
+
+def _encoder(weights: EncoderWeights, pack_layer: Layer) -> EncoderWeights:
+    return replace(
+        weights,
+        conv1=_plain(weights.conv1),
+        conv2=_plain(weights.conv2),
+        positions=weights.positions.float(),
+        layers=tuple(_encoder_layer(layer, pack_layer) for layer in weights.layers),
+        final_norm=_norm(weights.final_norm),
+    )
+
+
+def _encoder_layer(layer: EncoderLayer, pack_layer: Layer) -> EncoderLayer:
+    return EncoderLayer(
+        self_norm=_norm(layer.self_norm),
+        attention=_self_attention(layer.attention, pack_layer),
+        ffn_norm=_norm(layer.ffn_norm),
+        fc1=pack_layer(layer.fc1),
+        fc2=pack_layer(layer.fc2),
+    )
+
+
+def _decoder(weights: DecoderWeights, pack_layer: Layer) -> DecoderWeights:
+    return replace(
+        weights,
+        positions=weights.positions.float(),
+        layers=tuple(_decoder_layer(layer, pack_layer) for layer in weights.layers),
+        final_norm=_norm(weights.final_norm),
+        projection=pack_layer(weights.projection),
+    )
+
+
+def _decoder_layer(layer: DecoderLayer, pack_layer: Layer) -> DecoderLayer:
+    cross = layer.cross_attention
+    return DecoderLayer(
+        self_norm=_norm(layer.self_norm),
+        self_attention=_self_attention(layer.self_attention, pack_layer),
+        cross_norm=_norm(layer.cross_norm),
+        # Keys and values are projected once a window, for 1500 rows: like the encoder's.
+        cross_attention=Attention(
+            q=pack_layer(cross.q),
+            k=_plain(cross.k),
+            v=_plain(cross.v),
+            out=pack_layer(cross.out),
+        ),
+        ffn_norm=_norm(layer.ffn_norm),
+        fc1=pack_layer(layer.fc1),
+        fc2=pack_layer(layer.fc2),
+    )
+
+
+def _self_attention(attention: Attention, pack_layer: Layer) -> Attention:
+    q, k, v = attention.q, attention.k, attention.v
+    return Attention(
+        q=_shape(q),
+        k=_shape(k),
+        v=_shape(v),
+        out=pack_layer(attention.out),
+        fused=pack_layer(stacked(q, k, v)),
+    )
+
+
+def stacked(*layers: Linear) -> Linear:
+    """One layer for several with the same input: their outputs one after the other."""
+    biases = [
+        layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        for layer in layers
+    ]
+    return Linear(torch.cat([layer.weight for layer in layers]), torch.cat(biases))
+
+
+def _shape(layer: Linear) -> Linear:
+    return Linear(layer.weight.to("meta"), None if layer.bias is None else layer.bias.to("meta"))
+
+
+def _norm(norm: Norm) -> Norm:
+    return Norm(norm.weight.float(), norm.bias.float(), norm.eps)
+
+
+def _plain(layer: Linear) -> Linear:
+    return Linear(layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+
+def exact(layer: Linear) -> Linear:
+    """A layer on float16 weights where those are exact and FBGEMM is there, else as it is."""
+    weight, bias = layer.weight, None if layer.bias is None else layer.bias.float()
+    if not has_fbgemm() or not _is_exact_in_half(weight):
+        return _plain(layer)
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
+    size = 2 * weight.numel()
+
+    def multiply(x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, packed)
+        return result
+
+    return PackedLinear(weight.to("meta"), bias, multiply, size)
+
+
+@cache
+def has_fbgemm() -> bool:
+    """Whether PyTorch was built with FBGEMM, and FBGEMM runs on this processor."""
+    try:
+        torch.ops.quantized.linear_prepack_fp16(torch.ones(1, 1), None)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+@cache
+def has_int8() -> bool:
+    """Whether this build of PyTorch multiplies 8-bit weights on this processor."""
+    try:
+        quantised(Linear(torch.ones(1, 1), None))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def describe_layouts() -> str:
+    """What `pack` does with weights on this machine, in words."""
+    exact_ones = "float16 where that is exact" if has_fbgemm() else "as they are (no FBGEMM)"
+    return f"{exact_ones}; int8 {'on request' if has_int8() else 'cannot run here'}"
+
+
+def _is_exact_in_half(weight: Tensor) -> bool:
+    return weight.dtype is torch.float16 or torch.equal(weight.half().float(), weight.float())
+
+
+def integers(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round weight [N, K] to int8 with a scale per row [N]: weight is about numbers x scale.
+
+    Weights that were rounded so before give the same integers again: the largest of every row is
+    127 or -127.
+    """
+    scales = weight.abs().amax(dim=1).clamp(min=TINY) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
+def quantised(layer: Linear) -> PackedLinear:
+    """A layer on 8-bit weights with a scale per output channel."""
+    weight = layer.weight.float()
+    numbers, scales = integers(weight)
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # PyTorch announces the end of quantised tensors; packed ones need a quantised tensor once.
+        warnings.simplefilter("ignore")
+        whole = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
+        packed = torch.ops.quantized.linear_prepack(whole, None)
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.float()
+    # Without such instructions FBGEMM adds pairs of products in 16 bits, which 8 bits overflow.
+    narrow = not torch.cpu._is_vnni_supported()
+
+    def multiply(x: Tensor) -> Tensor:
+        # PyTorch has one scale for all rows: rows of one size make it a scale per row.
+        size = x.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
+        found = torch.ops.quantized.linear_dynamic(x / size, packed, narrow)
+        return torch.addcmul(bias, found, size)
+
+    return PackedLinear(weight.to("meta"), bias, multiply, weight.numel() + 4 * len(weight))
