@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -118,7 +119,7 @@ class ModelOptions:
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
+        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
     )
     compute_type: str = option(
         "auto",
@@ -126,7 +127,7 @@ class ModelOptions:
         "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
-        commands=(*TRANSCRIBING, "parity", "benchmark", "throughput", "mlperf"),
+        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
     )
     threads: int | None = option(
         None,
@@ -138,7 +139,7 @@ class ModelOptions:
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "Attention back-end, as `whisper-flash doctor` lists them.",
-        commands=(*TRANSCRIBING, "parity"),
+        commands=(*TRANSCRIBING, "serve", "parity"),
     )
     download_root: str | None = option(
         None,
@@ -646,6 +647,96 @@ class SubtitleOptions:
 
 # What commands take flags from.
 GROUPS = (ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
+
+
+SERVE = ("serve",)
+LIMIT_PANEL = "Limits"
+API_KEY_VARIABLE = "WHISPER_FLASH_API_KEY"
+
+
+@_documented
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Where the server listens, and what it takes.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    host: str = option(
+        "127.0.0.1",
+        replace(kinds.text(), metavar="ADDRESS"),
+        "Address to listen on; 0.0.0.0 is every one of this machine.",
+        commands=SERVE,
+    )
+    port: int = option(8000, kinds.whole_number(0, 65535), "0 takes a free one.", commands=SERVE)
+    api_key: str | None = option(
+        None,
+        kinds.text(),
+        f"What clients must send as their key. Left out: that of the environment variable "
+        f"{API_KEY_VARIABLE}; without it, no key is needed.",
+        commands=SERVE,
+    )
+    cors_origin: str | None = option(
+        None,
+        replace(kinds.text(), metavar="ORIGIN"),
+        "Pages of this origin may call the server from a browser (https://example.org, or *).",
+        commands=SERVE,
+    )
+    slots: int | None = option(
+        None,
+        kinds.whole_number(1, 10_000),
+        "Windows that are decoded side by side, per model. Left out: what suits the device.",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    idle_unload: float | None = option(
+        None,
+        kinds.number("seconds, more than 0", "SECONDS", above=0),
+        "Drop a model after this long without a request; the next one loads it again.",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    max_upload_mb: float = option(
+        1024.0,
+        kinds.number("megabytes, more than 0", "MB", above=0),
+        "Refuse a larger request (413).",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    memory_upload_mb: float = option(
+        4.0,
+        kinds.number("megabytes, 0 or more", "MB", least=0),
+        "Keep an upload in memory up to this size, and a larger one in a temporary file.",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    max_seconds: float = option(
+        43_200.0,
+        kinds.number("seconds, more than 0", "SECONDS", above=0),
+        "Refuse a longer recording (413).",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    max_requests: int = option(
+        512,
+        kinds.whole_number(1),
+        "Refuse a request while this many are in progress (429).",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+    timeout: float = option(
+        3600.0,
+        kinds.number("seconds, more than 0", "SECONDS", above=0),
+        "Give up a request that takes longer (504).",
+        panel=LIMIT_PANEL,
+        commands=SERVE,
+    )
+
+    def __post_init__(self) -> None:
+        if self.api_key is None:
+            object.__setattr__(self, "api_key", os.environ.get(API_KEY_VARIABLE) or None)
+        _keep_checked(self)
 
 
 def default_text(declared_field: Field[Any]) -> str:

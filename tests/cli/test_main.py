@@ -91,7 +91,9 @@ def test_a_misused_benchmark_is_exit_code_2() -> None:
     assert_one_line_error(call("benchmark", "--no-such-option"), "no such option")
 
 
-@pytest.mark.parametrize("command", ["transcribe", "batch", "parity", "doctor", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["transcribe", "batch", "serve", "parity", "doctor", "benchmark"]
+)
 def test_help_has_whole_names_and_no_markup_and_a_short_flag(command: str) -> None:
     outcome = call(command, "-h")
     assert outcome.code == 0 and outcome.stderr == ""

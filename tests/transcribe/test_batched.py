@@ -205,7 +205,7 @@ ONE = "one two three four five six seven eight nine ten eleven twelve thirteen f
 def read_chunks(
     transcriber: Transcriber, chunks: list[Chunk], **options: object
 ) -> tuple[list[tuple[float, float, str]], list[float]]:
-    parts = (transcriber._vocabulary, transcriber._tokenizer)
+    parts = (transcriber._vocabulary, transcriber.tokenizer)
     decode = DecodeOptions(mode="batched", **options)  # type: ignore[arg-type]
     reader = BatchedReader(engine_for(transcriber.model), *parts, decode)
     recording = Recording(None, RecordingOptions(language="en"))

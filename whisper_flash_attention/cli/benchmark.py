@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -677,3 +678,87 @@ def show_mlperf(row: dict[str, Any]) -> None:
         lines.append(f"word error rate {row['wer']:.2%}")
     for line in (*lines, row["note"]):
         print_line(Console(soft_wrap=True, highlight=False), line)
+
+
+@takes("serving", ModelOptions)
+def serve_benchmark_command(
+    *,
+    clients: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Connections at a time. Repeatable, a row each. Left out: 1 and 8."
+        ),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(metavar="N", help="Requests of a row, after one of each client.")
+    ] = 64,
+    seconds: Annotated[float, typer.Option(metavar="N", help="Longest duration of a row.")] = 120.0,
+    clip_seconds: Annotated[float, typer.Option(metavar="N", help="Length of a recording.")] = 5.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Requests per second; times count from when a request was due. Left out: as fast "
+            "as they are answered.",
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Tokens of a window, or one less. Left out: the model decides."
+        ),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the server. Left out: what it chooses.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="JSON of the rows and the machine."),
+    ] = None,
+    commit: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Commit to record instead of git's."),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Measure a server: requests per second, and how long they take.
+
+    The server runs in a process of its own, its clients in this one, on the loopback.
+
+    \b
+    Examples:
+      whisper-flash benchmark serve --model tiny.en
+      whisper-flash benchmark serve --model turbo --clients 256 --requests 4096 --new-tokens 25
+      whisper-flash benchmark serve --model turbo --clients 64 --rate 50 --requests 1500
+    """
+    from whisper_flash_attention.benchmark.environment import describe_environment
+    from whisper_flash_attention.benchmark.serve import (
+        ServeCase,
+        measure_server,
+        running_server,
+    )
+    from whisper_flash_attention.devices import resolve_device
+
+    model = options_of(ModelOptions, given)
+    cases = [
+        ServeCase(model, count, requests, seconds, clip_seconds, rate, new_tokens, slots)
+        for count in clients or (1, 8)
+    ]
+    table = Table()
+    for head in ("clients", "requests/s", "audio/s", "p50 ms", "p95 ms", "p99 ms", "failed"):
+        table.add_column(head, justify="right")
+    rows = []
+    with running_server(max(cases, key=lambda case: case.clients)) as url:
+        for case in cases:
+            row = measure_server(url, case)
+            rows.append({"case": asdict(case), "row": row.to_dict()})
+            times = (f"{1000 * each:.0f}" for each in (row.p50, row.p95, row.p99))
+            rates = f"{row.requests_per_second:.1f}", f"{row.audio_per_second:.1f}"
+            table.add_row(str(row.clients), *rates, *times, str(row.failures))
+    Console().print(table)
+    if output is not None:
+        environment = describe_environment(str(resolve_device(model.device)), commit).as_json()
+        found = {"environment": environment, "rows": rows}
+        output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if any(row["row"]["failures"] for row in rows):
+        raise typer.Exit(EXIT_FAILED)

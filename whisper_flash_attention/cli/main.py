@@ -1,4 +1,4 @@
-"""The command `whisper-flash`: transcribe, batch, parity, doctor, benchmark.
+"""The command `whisper-flash`: transcribe, batch, serve, parity, doctor, benchmark.
 
 Text goes to standard output, everything else (which path ran, progress, errors) to standard error.
 Exit codes: 0 done; 1 some recordings could not be transcribed, `doctor` found something broken, or
@@ -76,6 +76,11 @@ COMMANDS = (
         _Home("batch", "batch_command"),
     ),
     LazyCommand(
+        "serve",
+        "Serve OpenAI's audio API, on one running batch.",
+        _Home("serve", "serve_command"),
+    ),
+    LazyCommand(
         "parity",
         "Compare our tokens with those of stock Transformers.",
         _Home("parity", "parity_command"),
@@ -91,6 +96,7 @@ COMMANDS = (
         _Home("benchmark", "benchmark_command"),
         throughput=_Home("benchmark", "throughput_command"),
         mlperf=_Home("benchmark", "mlperf_command"),
+        serve=_Home("benchmark", "serve_benchmark_command"),
     ),
 )
 

@@ -114,7 +114,7 @@ class StreamChecker:
     def __init__(self, first: DecodeJob, max_length: int) -> None:
         self._max_length = max_length
         self._shape = first.states.shape
-        self._key = _stream_key(first.request)
+        self._key = stream_key(first.request)
 
     def __call__(self, job: DecodeJob) -> None:
         """Raise `OptionError` if a job does not fit."""
@@ -131,11 +131,11 @@ class StreamChecker:
             raise OptionError(
                 f"states {list(job.states.shape)} do not match the stream's {list(self._shape)}"
             )
-        if _stream_key(job.request) != self._key:
+        if stream_key(job.request) != self._key:
             raise OptionError("the requests of a stream may differ only in lengths and positions")
 
 
-def _stream_key(request: Request) -> tuple[object, ...]:
+def stream_key(request: Request) -> tuple[object, ...]:
     """Return what all requests of a stream must share.
 
     Raises:

@@ -133,11 +133,13 @@ class RecordingOptions(TranscribeOptions):
         initial_prompt: given to the first window as its context.
         hotwords: given to every window, before its context.
         prefix: text that the result of the first window begins with.
+        candidates: codes of the languages among which it is detected; empty for all.
     """
 
     initial_prompt: str | tuple[int, ...] | None = None
     hotwords: str | None = None
     prefix: str | None = None
+    candidates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Recording:
         end: frame at which the clip ends that `seek` is in.
         last_speech: end of the last word, in seconds, if there are word timestamps.
         chunks: in batched mode, the chunks of speech.
+        token_probabilities: in sequential mode with word timestamps, the text tokens so far, each
+            with its probability after those before it in its window.
     """
 
     source: AudioSource | None
@@ -81,6 +83,7 @@ class Recording:
     end: int = 0
     last_speech: float = 0.0
     chunks: CountedChunks | None = None
+    token_probabilities: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.language = self.options.language

@@ -114,7 +114,7 @@ class SequentialReader:
         self._vocabulary = vocabulary
         self._options = options
         self._aligner = aligner
-        self._decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
+        self.decoder = WindowDecoder(engine, vocabulary, tokenizer, options)
         # Frames of a window: the second convolution of the encoder halves them.
         self._length = 2 * engine.weights.encoder.positions.shape[0]
 
@@ -125,7 +125,7 @@ class SequentialReader:
             AudioError: the recording cannot be read.
             OptionError: its initial prompt contains a special token.
         """
-        self._decoder.begin(recording)
+        self.decoder.begin(recording)
         weights, options = self._engine.weights, self._options
         assert recording.source is not None
         features = MelWindows(
@@ -149,7 +149,7 @@ class SequentialReader:
             batch_size: windows that are decoded side by side, at most.
         """
         in_slots, waiting = False, iter(recordings)
-        if batch_size > 1 and self._decoder.fits_slots:
+        if batch_size > 1 and self.decoder.fits_slots:
             in_slots, waiting = _several(waiting)
         yield from (self._read_in_slots if in_slots else self._read_together)(waiting, batch_size)
 
@@ -164,31 +164,37 @@ class SequentialReader:
             kept: list[Recording] = []
             features: list[Tensor] = []
             while len(kept) < count and (taken := queue.take(count - len(kept))):
-                windows = self._features(taken)
-                for recording, window, is_silent in zip(
-                    taken, windows, _silent(windows, taken), strict=True
-                ):
-                    if is_silent:
-                        self._skip(recording)
+                for recording, window in zip(taken, self.take_windows(taken), strict=True):
+                    if window is None:
                         skipped.append((recording, recording.seek))
                         queue.put_back(recording, is_done=recording.is_at_end)
                     else:
                         kept.append(recording)
                         features.append(window)
-            return self._prepare_windows(kept, torch.stack(features)) if kept else []
+            return self.windows(kept, self._engine.encode(torch.stack(features))) if kept else []
 
-        for window, result in self._decoder.decode_windows(more, slots):
+        for window, result in self.decoder.decode_windows(more, slots):
             recording = window.owner.recording
-            [segments] = self._finish([recording], window.states[None], [result])
+            [segments] = self.finish([recording], window.states[None], [result])
             yield from _drain(skipped)
             recording.add_window(segments, recording.seek)
             yield recording, segments
             queue.put_back(recording, is_done=recording.is_at_end)
         yield from _drain(skipped)
 
-    def _prepare_windows(self, recordings: list[Recording], features: Tensor) -> list[Window]:
-        """The next windows of recordings, of features `[B, mel bins, length]`."""
-        states = self._engine.encode(features)
+    def take_windows(self, recordings: Sequence[Recording]) -> list[Tensor | None]:
+        """Features `[mel bins, length]` of the next windows; None of a silent one, now skipped."""
+        windows = self._features(recordings)
+        silent = _silent(windows, recordings)
+        for recording, is_silent in zip(recordings, silent, strict=True):
+            if is_silent:
+                self._skip(recording)
+        return [
+            None if is_silent else window for window, is_silent in zip(windows, silent, strict=True)
+        ]
+
+    def windows(self, recordings: list[Recording], states: Tensor) -> list[Window]:
+        """The next windows of recordings, of encoder states `[B, S, D]`."""
         self._detect_languages(recordings, states)
         # States of their own: those of all would be held until the last of them is done.
         return [
@@ -205,11 +211,11 @@ class SequentialReader:
             active += islice(recordings, batch_size - len(active))
             if not active:
                 return
-            yield from self._read_windows(active)
+            yield from self.read_together(active)
             active = [recording for recording in active if not recording.is_at_end]
 
-    def _read_windows(self, active: list[Recording]) -> Iterator[WindowSegments]:
-        """One window of every active recording."""
+    def read_together(self, active: list[Recording]) -> Iterator[WindowSegments]:
+        """Transcribe one window of every active recording."""
         windows = self._features(active)
         silent = _silent(windows, active)
         kept = [each for each, is_silent in zip(active, silent, strict=True) if not is_silent]
@@ -240,10 +246,10 @@ class SequentialReader:
         """Segments of windows `[B, mel bins, length]`, one per recording."""
         states = self._engine.encode(windows)
         self._detect_languages(recordings, states)
-        results = self._decoder.decode(states, [self._prompt(each) for each in recordings])
-        return self._finish(recordings, states, results)
+        results = self.decoder.decode(states, [self._prompt(each) for each in recordings])
+        return self.finish(recordings, states, results)
 
-    def _finish(
+    def finish(
         self, recordings: list[Recording], states: Tensor, results: list[DecodingResult]
     ) -> list[tuple[Segment, ...]]:
         """Segments of windows that were decoded; their recordings move on."""
@@ -258,6 +264,7 @@ class SequentialReader:
                 for row, recording in enumerate(recordings)
             ]
             for row, found in enumerate(self._aligner.add_words(spoken)):
+                recordings[row].token_probabilities += found.token_probabilities
                 taken[row] = self._seek_after_words(
                     recordings[row], results[row], found, starts[row]
                 )
@@ -271,16 +278,16 @@ class SequentialReader:
         every = self._options.multilingual
         unknown = [i for i, each in enumerate(recordings) if every or each.language is None]
         if unknown:
-            self._decoder.detect_languages([recordings[i] for i in unknown], states[unknown])
+            self.decoder.detect_languages([recordings[i] for i in unknown], states[unknown])
 
     def _prompt(self, recording: Recording) -> list[int]:
         assert recording.language is not None
-        return self._decoder.prompt(recording, recording.language, is_first=recording.is_at_start)
+        return self.decoder.prompt(recording, recording.language, is_first=recording.is_at_start)
 
     def _take(self, recording: Recording, result: DecodingResult) -> tuple[Segment, ...]:
         """Segments of the window at `seek`, if there are any; the recording moves on."""
         frames = min(self._length, recording.end - recording.seek)
-        if self._decoder.is_silent(result):
+        if self.decoder.is_silent(result):
             recording.seek += frames
             return ()
         offset = recording.seek / FRAMES_PER_SECOND
@@ -321,7 +328,7 @@ class SequentialReader:
         self, recording: Recording, result: DecodingResult, segments: tuple[Segment, ...]
     ) -> None:
         """Add the tokens of a window to the context of the next ones, unless it was silent."""
-        if self._decoder.is_silent(result):
+        if self.decoder.is_silent(result):
             return
         for segment in segments:
             recording.context += segment.tokens
@@ -329,11 +336,11 @@ class SequentialReader:
             recording.context_start = len(recording.context)
 
     def _is_unsure(self, result: DecodingResult) -> bool:
-        return result.temperature > UNSURE_TEMPERATURE or self._decoder.needs_fallback(result)
+        return result.temperature > UNSURE_TEMPERATURE or self.decoder.needs_fallback(result)
 
     def _text(self, span: TokenSpan) -> str:
         """Text of a span; empty if it takes no time."""
-        return "" if span.start == span.end else self._decoder.text(span.tokens)
+        return "" if span.start == span.end else self.decoder.text(span.tokens)
 
     def _spoken_window(
         self, recording: Recording, states: Tensor, segments: tuple[Segment, ...], start: int

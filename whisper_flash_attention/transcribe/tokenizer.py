@@ -271,6 +271,15 @@ class Detokenizer:
         self._prompt = int(tokenizer.convert_tokens_to_ids("<|startofprev|>"))
         self._bytes = _TokenBytes(tokenizer)
 
+    @property
+    def end(self) -> int:
+        """Ids below this are text."""
+        return self._end
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes of a text token, which may be a part of a character."""
+        return self._bytes[token]
+
     def encode(self, text: str, **options: Any) -> list[int]:
         """As the tokenizer's own."""
         tokens: list[int] = self._tokenizer.encode(text, **options)

@@ -79,7 +79,7 @@ class Transcriber:
             check_features(processor.feature_extractor, model.config.num_mel_bins)
             self._vocabulary = Vocabulary.of(model.config, generation)
             self._alignment_heads = getattr(generation, "alignment_heads", None)
-        self._tokenizer = Detokenizer(tokenizer)
+        self.tokenizer = Detokenizer(tokenizer)
         self._splitter = WordSplitter(tokenizer)
 
     @classmethod
@@ -351,7 +351,7 @@ class Transcriber:
             # A copy: another thread may add to them.
             for index in [index for index, group in list(groups.items()) if are_done(group)]:
                 report(index, 1.0)
-                yield index, merge_channels(groups.pop(index), self._tokenizer)
+                yield index, merge_channels(groups.pop(index), self.tokenizer)
 
         with (
             AudioOpener() as opener,
@@ -405,7 +405,7 @@ class Transcriber:
                 pass
         progress.finish()
         return [
-            _with_path(merge_channels(channels, self._tokenizer), audio)
+            _with_path(merge_channels(channels, self.tokenizer), audio)
             for audio, channels in zip(audios, groups, strict=True)
         ]
 
@@ -419,11 +419,11 @@ class Transcriber:
         Args:
             recordings: taken as there is room for them; in batched mode on a GPU by another thread.
         """
-        reader = self._reader(options.decode)
+        reader = self.reader(options.decode)
         prepared = map(reader.prepare, _with_sound(recordings))
         yield from reader.read(prepared, options.batch_size)
 
-    def _reader(self, options: DecodeOptions) -> Reader:
+    def reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
         engine = self.running_engine()
         if engine is None:
@@ -442,7 +442,7 @@ class Transcriber:
                 engine, self._vocabulary, self._alignment_heads, self._splitter, options
             )
         reader = BatchedReader if options.mode == "batched" else SequentialReader
-        return reader(engine, self._vocabulary, self._tokenizer, options, aligner)
+        return reader(engine, self._vocabulary, self.tokenizer, options, aligner)
 
 
 def _label(audios: Sequence[Audio]) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ from whisper_flash_attention.engine.logits_processors import (
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request, stays_on_device
-from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob, stream_key
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.recording import Recording
@@ -244,7 +244,7 @@ class WindowDecoder:
         *,
         always_probe_no_speech: bool = False,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
         self._options = options
@@ -309,8 +309,19 @@ class WindowDecoder:
     def fits_slots(self) -> bool:
         """Whether first results can share slots, and end after different numbers of tokens."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
-        request = self._requests.request(1, 1, self._options.temperatures[0])
-        return stays_on_device(request) and (most is None or (least or 0) < most)
+        return stays_on_device(self._any_request) and (most is None or (least or 0) < most)
+
+    @property
+    def stream_key(self) -> tuple[object, ...]:
+        """What decoders whose windows share slots have in common; it must have `fits_slots`."""
+        request = self._any_request
+        if self._probes_no_speech:
+            request = replace(request, probe=(self._vocabulary.no_speech, 0))
+        return stream_key(request)
+
+    @property
+    def _any_request(self) -> Request:
+        return self._requests.request(1, 1, self._options.temperatures[0])
 
     @property
     def max_length(self) -> int:
@@ -359,7 +370,7 @@ class WindowDecoder:
 
         while True:
             has_any = False
-            for finished in self._engine.decode_stream(jobs, slots, max_length=self.max_length):
+            for finished in self.engine.decode_stream(jobs, slots, max_length=self.max_length):
                 has_any = True
                 window, result = finished.job.tag, self.result(finished)
                 if self.is_last(result):
@@ -420,12 +431,18 @@ class WindowDecoder:
         )
 
     def detect_languages(self, recordings: Sequence[Recording], states: Tensor) -> list[str]:
-        """Detect the language of a window of each recording; note it there, and return its code.
+        """Detect the language of a window of each recording, among its candidates if it has any;
+        note it there, and return its code.
 
         Args:
             states: encoder states `[B, S, D]`, one row per recording.
         """
-        found = self.language_probabilities(states)
+        found = [
+            among(recording.options.candidates, probabilities)
+            for recording, probabilities in zip(
+                recordings, self.language_probabilities(states), strict=True
+            )
+        ]
         for recording, probabilities in zip(recordings, found, strict=True):
             recording.language = next(iter(probabilities))
             recording.detected.append(probabilities)
@@ -440,7 +457,7 @@ class WindowDecoder:
         if not known:
             return [{"en": 1.0} for _ in range(len(states))]
         ids = torch.tensor(list(known.values()), device=states.device)
-        logits = self._engine.language_logits(states, self._vocabulary.start, ids)
+        logits = self.engine.language_logits(states, self._vocabulary.start, ids)
         chances = logits.double().softmax(dim=-1).tolist()
         return [likeliest_first(zip(known, row, strict=True)) for row in chances]
 
@@ -467,7 +484,7 @@ class WindowDecoder:
             probe = self._probe(prompts[group[0]]) if known is None else None
             request = self._requests.request(begin, length, temperature, probe)
             rows = rows.repeat_interleave(width, dim=0)
-            decoded = self._engine.decode(_rows(states, group), rows, request, meanwhile)
+            decoded = self.engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
             if decoded.probe_probability is not None:
@@ -547,6 +564,14 @@ class WindowDecoder:
 def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Probabilities by name, in descending order."""
     return dict(sorted(chances, key=lambda each: -each[1]))
+
+
+def among(languages: Sequence[str], probabilities: dict[str, float]) -> dict[str, float]:
+    """Probabilities of some languages alone, which add up to 1; of all if there are none."""
+    if not languages:
+        return probabilities
+    total = sum(probabilities[language] for language in languages)
+    return {code: p / total for code, p in probabilities.items() if code in languages}
 
 
 def compression_ratio(text: str) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 LONGEST_USUAL = 0.7
 # A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
 TOLERANCE = 0.5
+
+TokenProbabilities: TypeAlias = tuple[tuple[int, float], ...]
 
 
 @dataclass(slots=True)
@@ -201,11 +204,15 @@ class WindowWords:
             them.
         last_word_end: seconds; None if there is no word.
         last_speech: what the recording's next window takes, in seconds.
+        token_probabilities: text tokens of all segments, in order, each with its probability after
+            those before it, without timestamps; of a text that has no room in a prompt, those of
+            its beginning.
     """
 
     segments: tuple[Segment, ...]
     last_word_end: float | None
     last_speech: float
+    token_probabilities: TokenProbabilities = ()
 
 
 class WordAligner:
@@ -261,9 +268,10 @@ class WordAligner:
         words = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
 
         def finish() -> list[WindowWords]:
-            timings = dict(zip(spoken, words(), strict=True))
+            found = dict(zip(spoken, words(), strict=True))
             return [
-                self._finish(window, timings.get(index, [])) for index, window in enumerate(windows)
+                self._finish(window, *found.get(index, ([], ())))
+                for index, window in enumerate(windows)
             ]
 
         return finish
@@ -273,8 +281,9 @@ class WordAligner:
 
     def _align(
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
-    ) -> Callable[[], list[list[Timing]]]:
-        """Have the device begin; what is returned gives words, in seconds of their windows."""
+    ) -> Callable[[], list[tuple[list[Timing], TokenProbabilities]]]:
+        """Have the device begin; what is returned gives words, in seconds of their windows, and the
+        probabilities of their tokens."""
         rows = [
             self._alignment_row(window, text) for window, text in zip(windows, texts, strict=True)
         ]
@@ -284,11 +293,13 @@ class WordAligner:
             self._weights, rows, self._heads, first=first, text_tokens=self._vocabulary.end
         )
 
-        def finish() -> list[list[Timing]]:
-            return [
-                self._words(window, text[: len(each.probabilities)], each)
-                for window, text, each in zip(windows, texts, times(), strict=True)
-            ]
+        def finish() -> list[tuple[list[Timing], TokenProbabilities]]:
+            found = []
+            for window, text, each in zip(windows, texts, times(), strict=True):
+                text = text[: len(each.probabilities)]
+                pairs = zip(text, each.probabilities.tolist(), strict=True)
+                found.append((self._words(window, text, each), tuple(pairs)))
+            return found
 
         return finish
 
@@ -327,7 +338,9 @@ class WordAligner:
             index = after
         return words
 
-    def _finish(self, window: SpokenWindow, words: list[Timing]) -> WindowWords:
+    def _finish(
+        self, window: SpokenWindow, words: list[Timing], probabilities: TokenProbabilities
+    ) -> WindowWords:
         """Fit a window's words to its segments."""
         usual = usual_duration(words)
         shorten_beside_sentence_ends(words, usual)
@@ -349,7 +362,7 @@ class WordAligner:
             last_speech = last_word_end
         elif finished:
             last_speech = finished[-1].end
-        return WindowWords(tuple(finished), last_word_end, last_speech)
+        return WindowWords(tuple(finished), last_word_end, last_speech, probabilities)
 
 
 def alignment_heads(

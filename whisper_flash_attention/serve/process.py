@@ -1,0 +1,83 @@
+"""The process of a server: its socket, its start with a warm-up, and its end by a signal."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from whisper_flash_attention.options import ModelOptions, ServeOptions
+from whisper_flash_attention.serve.app import Server, create_app
+from whisper_flash_attention.serve.scheduler import Scheduler
+
+# Connections that the system holds until they are accepted.
+BACKLOG = 2048
+
+
+def run_server(
+    options: ServeOptions, models: Mapping[str, ModelOptions], report: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM; requests under way then end first.
+
+    Args:
+        models: by the names that clients give.
+        report: prints a line about the start.
+
+    Raises:
+        WeightsError, DeviceError, OptionError: the first model cannot be loaded.
+        OSError: the address cannot be listened on.
+        KeyboardInterrupt: the process was interrupted.
+    """
+    schedulers = {
+        name: Scheduler(name, model, slots=options.slots, idle_unload=options.idle_unload)
+        for name, model in models.items()
+    }
+    config = uvicorn.Config(
+        create_app(Server(options, schedulers)),
+        host=options.host,
+        port=options.port,
+        log_config=None,  # warnings go to standard error, as those of every other package
+        access_log=False,
+        backlog=BACKLOG,
+        ws="websockets-sansio",
+    )
+    server = uvicorn.Server(config)
+    listener = config.bind_socket()
+    listener.listen(BACKLOG)  # clients may connect while the application is being started
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    first = next(iter(schedulers.values()))
+    report(f"http://{host}:{listener.getsockname()[1]}: loading {first.name}")
+    failures: list[BaseException] = []
+
+    def warm_up() -> None:
+        began = time.monotonic()
+        try:
+            first.warm_up()
+        except BaseException as error:  # raised by the thread that waits for the server
+            failures.append(error)
+            server.should_exit = True
+            return
+        assert first.transcriber is not None
+        seconds = time.monotonic() - began
+        report(f"{first.name}: {first.transcriber.describe()}; {first.slots} slots")
+        report(f"ready after {seconds:.1f} s")
+
+    # uvicorn raises the signal that ended it once more, for this handler.
+    previous = signal.signal(signal.SIGTERM, _ignore)
+    try:
+        threading.Thread(target=warm_up, name="whisper-flash-warm-up", daemon=True).start()
+        server.run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        listener.close()
+    if failures:
+        raise failures[0]
+
+
+def _ignore(_: int, __: FrameType | None) -> Any:
+    pass

@@ -1,0 +1,690 @@
+"""Continuous batching: the windows of all requests share the slots of one running stream.
+
+A `Scheduler` owns one model and the only thread that uses its engine. A job is opened and prepared
+(decoded, log-mel features) by other threads; then each of its recordings waits for a turn, and
+waits again after every window, so that long recordings and short ones take turns.
+
+A recording takes its turn in one of three ways. Windows decoded greedily by the rules of the
+running stream join its free slots. Sequential recordings with other rules (beams, sampling) decode
+one window together with those of the same options that wait. All others (batched mode, models that
+the engine does not run) decode their next chunk by themselves. Where several are decoded together
+and that fails, each is tried alone, so that one fails for its own errors only.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from threading import Condition, Event, Thread
+
+import torch
+from torch import Tensor
+
+from whisper_flash_attention.audio.audio_source import Audio, AudioInput, AudioSource
+from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.errors import AudioError, WhisperFlashError
+from whisper_flash_attention.options import DecodeOptions, ModelOptions
+from whisper_flash_attention.transcribe.arguments import (
+    CallOptions,
+    RecordingOptions,
+    TranscribeArguments,
+    automatic_batch_size,
+)
+from whisper_flash_attention.transcribe.recording import (
+    Recording,
+    are_done,
+    merge_channels,
+    recordings_of,
+)
+from whisper_flash_attention.transcribe.results import Segment, Transcription
+from whisper_flash_attention.transcribe.sequential import SequentialReader
+from whisper_flash_attention.transcribe.tokenizer import Detokenizer
+from whisper_flash_attention.transcribe.transcriber import Reader, Transcriber
+from whisper_flash_attention.transcribe.window_decoder import SLOTS_PER_FALLBACK, DecodingResult
+
+LOG = logging.getLogger(__name__)
+# Uploads of more bytes are prepared by threads of their own, and fewer of them at a time.
+LONG_BYTES = 2 * 2**20
+# Jobs that are prepared or have begun, per slot.
+SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
+THREADS = 2
+# Options whose readers are kept.
+MOST_READERS = 64
+# Of `warm_up`, after which the rest of a slot's buffers and graphs is made.
+WARM_UP_CLIPS = 2
+
+
+class Cancelled(WhisperFlashError):
+    """Nobody waits for the result of a job any more."""
+
+
+class TooLong(AudioError):
+    """A recording is longer than the server takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedSource(AudioSource):
+    """A recording that is not held, up to a length; reading it ends once nobody waits for it."""
+
+    most_seconds: float = float("inf")
+    stop: Event = field(default_factory=Event)
+
+    def blocks(self, seconds: float = 30.0) -> Iterator[Samples]:
+        done = 0
+        # `super()` without arguments does not know the class that `slots=True` makes.
+        for block in AudioSource.blocks(self, seconds):
+            done += block.size
+            if self.stop.is_set():
+                raise Cancelled(f"{self.name}: is not needed any more")
+            check_length(self.name, done / SAMPLING_RATE, self.most_seconds)
+            yield block
+
+
+def check_length(name: str, seconds: float, most_seconds: float) -> None:
+    """Raise `TooLong` if a recording is longer than `most_seconds`."""
+    if seconds > most_seconds:
+        raise TooLong(f"{name}: is longer than {most_seconds:g} s, the most that this server takes")
+
+
+@dataclass(eq=False)
+class Job:
+    """One recording to transcribe.
+
+    Args:
+        audio: what is transcribed.
+        arguments: as `Transcriber.transcribe` takes them, but `batch_size`.
+        languages: codes of those among which the language is detected; empty for all.
+        size: bytes of the upload.
+        most_seconds: a longer recording is refused.
+        on_segments: called with the segments of every window, and their recording.
+        on_end: called once, with the transcription or the error.
+        on_close: called once, when `audio` is not read any more.
+
+    Attributes:
+        decode, options: of the arguments, checked against the model.
+        recordings: once it is prepared, its channels that are transcribed.
+        cancelled: set by whoever does not want the result any more.
+        began: when it was submitted, in seconds of `time.monotonic`.
+    """
+
+    audio: Audio
+    arguments: TranscribeArguments
+    on_end: Callable[[Transcription | BaseException], None]
+    on_segments: Callable[[Recording, Sequence[Segment]], None] = lambda *_: None
+    on_close: Callable[[], None] = lambda: None
+    languages: tuple[str, ...] = ()
+    size: int = 0
+    most_seconds: float = float("inf")
+    cancelled: Event = field(default_factory=Event)
+    began: float = field(default_factory=time.monotonic)
+    recordings: list[Recording] = field(default_factory=list)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    options: RecordingOptions = field(default_factory=RecordingOptions)
+    has_ended: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        return self.size > LONG_BYTES
+
+    def end(self, result: Transcription | BaseException) -> None:
+        """Release the recording, and report the result."""
+        self.audio = b""
+        self.on_close()
+        self.on_end(result)
+
+
+@dataclass(eq=False)
+class Entry:
+    """A recording of a job that waits for its turn, or is in a slot.
+
+    Args:
+        steps: yields the segments of one chunk after the other, where it is decoded by itself.
+        is_alone: whether it is decoded alone because a failure among others is to be located.
+        states, first: of a window that waits for its fallback.
+    """
+
+    job: Job
+    recording: Recording
+    reader: Reader
+    steps: Iterator[tuple[Recording, tuple[Segment, ...]]] | None = None
+    is_alone: bool = False
+    states: Tensor | None = None
+    first: DecodingResult | None = None
+    prompt: Sequence[int] = ()
+
+    def __str__(self) -> str:
+        return f"the window at {self.recording.seek / 100:.1f} s"
+
+
+class Scheduler:
+    """One model, and the thread that transcribes all jobs on it.
+
+    Args:
+        name: of the model, as clients give it.
+        model: the checkpoint and where it runs.
+        slots: windows that are decoded side by side; None is what suits the device.
+        idle_unload: seconds without a job after which the model is dropped; None keeps it.
+        transcriber: an open one, which is never dropped.
+
+    Attributes:
+        waiting, in_slots: numbers of recordings.
+        ready: set once the model is loaded and has transcribed something.
+        failure: why the model could not be loaded at first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelOptions,
+        *,
+        slots: int | None = None,
+        idle_unload: float | None = None,
+        transcriber: Transcriber | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.ready = Event()
+        self.failure: BaseException | None = None
+        self._slots = slots
+        self._idle_unload = idle_unload
+        self._is_kept = transcriber is not None
+        self.transcriber = transcriber
+        self._tokenizer = None if transcriber is None else transcriber.tokenizer
+        self._readers: OrderedDict[DecodeOptions, Reader] = OrderedDict()
+        self._wake = Condition()
+        self._stopping = False
+        self._coming: dict[bool, deque[Job]] = {False: deque(), True: deque()}
+        self._begun: dict[bool, int] = {False: 0, True: 0}
+        self._ready: deque[Entry] = deque()
+        self._held: set[Entry] = set()
+        self._fallbacks: list[Entry] = []
+        self._pools = {
+            is_long: ThreadPoolExecutor(THREADS, thread_name_prefix="whisper-flash-open")
+            for is_long in (False, True)
+        }
+        self._thread = Thread(target=self._run, name=f"whisper-flash-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; the model is loaded with the first job."""
+        self._thread.start()
+
+    def warm_up(self) -> None:
+        """Load the model and transcribe something, so that the first request finds all prepared.
+
+        Raises what loading raises.
+        """
+        ends: list[Transcription | BaseException] = []
+        done = Condition()
+
+        def end(result: Transcription | BaseException) -> None:
+            with done:
+                ends.append(result)
+                done.notify()
+
+        clips = bundled_recordings()[:WARM_UP_CLIPS]
+        for clip in clips:
+            arguments = TranscribeArguments(language="en", word_timestamps=True)
+            self.submit(Job(clip.path, arguments, end))
+        with done:
+            done.wait_for(lambda: len(ends) == len(clips))
+        for result in ends:
+            if isinstance(result, BaseException):
+                self.failure = result
+                raise result
+        self.ready.set()
+
+    def close(self) -> None:
+        """Cancel what is in progress, and end the threads."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, job: Job) -> None:
+        """Have a job transcribed; `on_end` is called from another thread."""
+        with self._wake:
+            self._coming[job.is_long].append(job)
+            self._wake.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Have a job dropped, at the latest after the window that is being decoded."""
+        job.cancelled.set()
+        with self._wake:
+            self._wake.notify()
+
+    @property
+    def in_slots(self) -> int:
+        return len(self._held)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._ready) + sum(map(len, self._coming.values()))
+
+    @property
+    def begun(self) -> tuple[int, int]:
+        """Numbers of jobs, of short and of long recordings, that are prepared or transcribed."""
+        return self._begun[False], self._begun[True]
+
+    @property
+    def slots(self) -> int:
+        """Windows that are decoded side by side; 0 while no model is loaded and none was given."""
+        return self._slots or 0
+
+    @property
+    def tokenizer(self) -> Detokenizer:
+        """Of the model, which is or was loaded."""
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.transcriber is not None
+
+    # The thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                idle = not self._wake.wait_for(self._has_work, self._idle_seconds())
+                if self._stopping:
+                    break
+            if idle:
+                self._unload()
+                continue
+            if self.transcriber is None and not self._load():
+                continue
+            self._admit()
+            if entry := self._next_entry():
+                self._take_turn(entry, in_stream=False)
+        with self._wake:
+            begun = {entry.job for entry in (*self._ready, *self._held)}
+            jobs = [*self._coming[False], *self._coming[True], *begun]
+        for job in jobs:
+            if not job.has_ended:
+                job.has_ended = True
+                job.end(Cancelled("the server is stopping"))
+
+    def _has_work(self) -> bool:
+        return self._stopping or bool(self._ready) or self._has_room()
+
+    def _has_room(self) -> bool:
+        """Whether a job that waits could be prepared now."""
+        return any(
+            jobs and (self.transcriber is None or self._begun[is_long] < self._most(is_long))
+            for is_long, jobs in self._coming.items()
+        )
+
+    def _most(self, is_long: bool) -> int:
+        return (LONG_PER_SLOT if is_long else SHORT_PER_SLOT) * max(1, self.slots)
+
+    def _idle_seconds(self) -> float | None:
+        is_idle = self.transcriber is not None and not any(self._begun.values())
+        return self._idle_unload if is_idle and not self._is_kept else None
+
+    def _load(self) -> bool:
+        """Load the model; where that fails, all jobs that wait fail with it."""
+        try:
+            self.transcriber = Transcriber.from_pretrained(**asdict(self.model), quiet=True)
+        except Exception as error:  # whatever it is, jobs that wait must have an end
+            LOG.exception("model %s cannot be loaded", self.name)
+            with self._wake:
+                jobs = [*self._coming[False], *self._coming[True]]
+                for queue in self._coming.values():
+                    queue.clear()
+            for job in jobs:
+                job.end(error)
+            return False
+        self._tokenizer = self.transcriber.tokenizer
+        if self._slots is None:
+            self._slots = automatic_batch_size(self.transcriber.running_engine(), "sequential")
+        return True
+
+    def _unload(self) -> None:
+        if self.transcriber is None or self._is_kept or any(self._begun.values()):
+            return
+        LOG.info("model %s is unloaded", self.name)
+        self.transcriber = None
+        self._readers.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # Opening and preparing.
+
+    def _admit(self) -> None:
+        """Have jobs that wait prepared, as far as there is room for them."""
+        for is_long, jobs in self._coming.items():
+            while jobs and self._begun[is_long] < self._most(is_long):
+                job = jobs.popleft()
+                self._begun[is_long] += 1
+                try:
+                    reader = self._check(job)
+                except Exception as error:  # of the job; others go on
+                    self._finish(job, error)
+                    continue
+                self._pools[is_long].submit(self._prepare, job, reader)
+
+    def _check(self, job: Job) -> Reader:
+        """Check the options of a job against the model; return the reader for them.
+
+        Raises:
+            OptionError: the model cannot do this.
+        """
+        assert self.transcriber is not None
+        call = CallOptions.of(job.arguments, 1, self.transcriber.languages)
+        [options] = call.recordings
+        for language in job.languages:
+            replace(options, language=language).check_model(self.transcriber.languages)
+        job.options = replace(options, candidates=job.languages)
+        # Prompts are the recording's: readers are shared by all jobs with the same options.
+        job.decode = replace(call.decode, initial_prompt=None, hotwords=None, prefix=None)
+        reader = self._readers.get(job.decode) or self.transcriber.reader(job.decode)
+        if isinstance(reader, SequentialReader):  # others have a state of their own
+            self._readers[job.decode] = reader
+            self._readers.move_to_end(job.decode)
+            while len(self._readers) > MOST_READERS:
+                self._readers.popitem(last=False)
+        return reader
+
+    def _prepare(self, job: Job, reader: Reader) -> None:
+        """Open a job's recording and compute its features, in a thread of the pool."""
+        entries: list[Entry] = []
+        try:
+            self._open(job)
+            for recording in job.recordings:
+                if job.cancelled.is_set():
+                    raise Cancelled("the client is gone")
+                assert recording.source is not None
+                silence = recording.source.seconds_of_silence()
+                if silence is not None:
+                    recording.add_silence(silence)
+                    continue
+                reader.prepare(recording)
+                if not recording.is_done:
+                    entries.append(Entry(job, recording, reader))
+        except Exception as error:  # of this job; the thread goes on with others
+            self._finish(job, error)
+            return
+        if not entries:
+            self._finish(job, None)
+            return
+        with self._wake:
+            self._ready += entries
+            self._wake.notify()
+
+    def _open(self, job: Job) -> None:
+        options = job.options
+        audio = AudioInput(job.audio, options.channel, options.audio_track).open(job.cancelled)
+        job.recordings = recordings_of(audio, options, 0)
+        for recording in job.recordings:
+            source = recording.source
+            assert source is not None
+            if source.seconds is None:
+                recording.source = BoundedSource(
+                    *(None, source.source, source.channel, source.track),
+                    most_seconds=job.most_seconds,
+                    stop=job.cancelled,
+                )
+            else:
+                check_length(source.name, source.seconds, job.most_seconds)
+
+    # Turns.
+
+    def _next_entry(self) -> Entry | None:
+        """The entry that waits longest, of a job that is wanted."""
+        while self._ready:
+            with self._wake:
+                entry = self._ready.popleft()
+            if entry.job.has_ended:
+                continue
+            if not entry.job.cancelled.is_set():
+                return entry
+            self._finish(entry.job, Cancelled("the client is gone"))
+        return None
+
+    def _take_turn(self, entry: Entry, *, in_stream: bool) -> None:
+        """Decode one window or chunk; outside a stream begin one where the entry fits slots."""
+        reader = entry.reader
+        if not isinstance(reader, SequentialReader):
+            self._step(entry)
+        elif not in_stream and not entry.is_alone and reader.decoder.fits_slots:
+            self._stream(entry)
+        else:
+            self._decode_together([entry, *self._like(entry)])
+
+    def _step(self, entry: Entry) -> None:
+        """Decode the next chunk of a recording by itself."""
+        assert self._slots is not None
+        if entry.steps is None:
+            entry.steps = iter(entry.reader.read([entry.recording], self._slots))
+        self._held.add(entry)
+        try:
+            for recording, segments in entry.steps:
+                self._deliver(entry, recording, segments)
+                break
+            else:
+                entry.recording.is_done = True
+        except Exception as error:  # of this recording; others go on
+            self._finish(entry.job, error)
+        self._held.discard(entry)
+        self._put_back(entry)
+
+    def _like(self, entry: Entry) -> list[Entry]:
+        """Take the entries that are decoded by the same reader, as many as there are slots."""
+        if entry.is_alone:
+            return []
+        room = max(1, self.slots) - 1
+        with self._wake:
+            like = [each for each in self._ready if each.reader is entry.reader]
+            like = [each for each in like if not each.is_alone][:room]
+            for each in like:
+                self._ready.remove(each)
+        return like
+
+    def _decode_together(self, entries: list[Entry]) -> None:
+        """Decode one window of recordings with the same options."""
+        reader = entries[0].reader
+        assert isinstance(reader, SequentialReader)
+        self._held.update(entries)
+        delivered = 0
+        try:
+            windows = reader.read_together([entry.recording for entry in entries])
+            for recording, segments in windows:
+                self._deliver(entries[delivered], recording, segments)
+                delivered += 1
+        except Exception as error:  # of one of them; the others go on
+            self._locate(entries[delivered:], error)
+        self._held.difference_update(entries)
+        for entry in entries:
+            self._put_back(entry)
+
+    def _stream(self, first: Entry) -> None:
+        """Decode windows in slots for as long as there are any that fit the stream of the first."""
+        assert self.transcriber is not None and self._slots is not None
+        assert isinstance(first.reader, SequentialReader)
+        decoder = first.reader.decoder
+        key, engine = decoder.stream_key, decoder.engine
+        most, since = max(1, self._slots // SLOTS_PER_FALLBACK), 0
+        with self._wake:
+            self._ready.appendleft(first)
+        try:
+            while True:
+                has_any = False
+                for finished in engine.decode_stream(
+                    lambda count: self._jobs(count, key), self._slots, max_length=decoder.max_length
+                ):
+                    has_any = True
+                    self._take_result(finished)
+                    since = since + 1 if self._fallbacks else 0
+                    # Bounds how long the first of them waits.
+                    if len(self._fallbacks) >= most or since >= self._slots:
+                        self._fall_back()
+                    if self._stopping:
+                        return
+                self._fall_back()
+                if not has_any:
+                    return
+        except Exception as error:  # of one of the slots, or of the device
+            self._fallbacks.clear()
+            held = list(self._held)
+            self._held.clear()
+            self._locate(held, error)
+            for entry in held:
+                self._put_back(entry)
+
+    def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
+        """Windows for free slots. Entries that do not fit them take one turn at most."""
+        self._admit()
+        taken: list[tuple[Entry, Tensor]] = []
+        others: list[Entry] = []
+        has_stepped = False
+        for _ in range(len(self._ready)):
+            if len(taken) == count or self._stopping or (entry := self._next_entry()) is None:
+                break
+            reader = entry.reader
+            if (
+                isinstance(reader, SequentialReader)
+                and not entry.is_alone
+                and reader.decoder.fits_slots
+                and reader.decoder.stream_key == key
+            ):
+                if (features := self._take_features(entry, reader)) is not None:
+                    taken.append((entry, features))
+            elif has_stepped:
+                others.append(entry)
+            else:
+                self._take_turn(entry, in_stream=True)
+                has_stepped = True
+        with self._wake:
+            self._ready.extendleft(reversed(others))
+        return self._encode(taken) if taken else []
+
+    def _take_features(self, entry: Entry, reader: SequentialReader) -> Tensor | None:
+        """Features of the next window; None if it was silent, or cannot be read."""
+        try:
+            [features] = reader.take_windows([entry.recording])
+        except Exception as error:  # of this recording; others go on
+            self._finish(entry.job, error)
+            return None
+        if features is None:
+            entry.recording.add_window((), entry.recording.seek)
+            self._deliver(entry, entry.recording, ())
+            self._put_back(entry)
+        return features
+
+    def _encode(self, taken: Sequence[tuple[Entry, Tensor]]) -> list[DecodeJob]:
+        """Jobs of windows, encoded together, with prompts."""
+        self._held.update(entry for entry, _ in taken)
+        by_reader: dict[int, list[int]] = {}
+        for row, (entry, _) in enumerate(taken):
+            by_reader.setdefault(id(entry.reader), []).append(row)
+        jobs = []
+        states: Tensor | None = None
+        for rows in by_reader.values():
+            entries = [taken[row][0] for row in rows]
+            reader = entries[0].reader
+            assert isinstance(reader, SequentialReader)
+            if states is None:
+                states = reader.decoder.engine.encode(torch.stack([each for _, each in taken]))
+            try:
+                windows = reader.windows([each.recording for each in entries], states[rows])
+            except Exception as error:  # of one of them; the others go on
+                self._held.difference_update(entries)
+                self._locate(entries, error)
+                for entry in entries:
+                    self._put_back(entry)
+                continue
+            for entry, window in zip(entries, windows, strict=True):
+                entry.states, entry.prompt = window.states, window.prompt
+                jobs.append(reader.decoder.job(window.states, window.prompt, entry))
+        return jobs
+
+    def _take_result(self, finished: FinishedJob) -> None:
+        entry: Entry = finished.job.tag
+        assert isinstance(entry.reader, SequentialReader)
+        decoder = entry.reader.decoder
+        result = decoder.result(finished)
+        if decoder.is_last(result) or entry.job.cancelled.is_set():
+            self._accept(entry, result)
+        else:
+            entry.first = result
+            self._fallbacks.append(entry)
+
+    def _fall_back(self) -> None:
+        """Decode windows again whose first results were no good, those of a reader together."""
+        while self._fallbacks:
+            reader = self._fallbacks[0].reader
+            assert isinstance(reader, SequentialReader)
+            entries = [entry for entry in self._fallbacks if entry.reader is reader]
+            states = [entry.states for entry in entries if entry.states is not None]
+            first = [entry.first for entry in entries if entry.first is not None]
+            results = reader.decoder.decode_with_fallback(
+                torch.stack(states), [entry.prompt for entry in entries], first
+            )
+            self._fallbacks = [entry for entry in self._fallbacks if entry.reader is not reader]
+            for entry, result in zip(entries, results, strict=True):
+                self._accept(entry, result)
+
+    def _accept(self, entry: Entry, result: DecodingResult) -> None:
+        """Take the final result of a window; its recording waits for its next turn."""
+        recording, states, reader = entry.recording, entry.states, entry.reader
+        assert isinstance(reader, SequentialReader) and states is not None
+        entry.states = entry.first = None
+        self._held.discard(entry)
+        try:
+            [segments] = reader.finish([recording], states[None], [result])
+        except Exception as error:  # of this recording; others go on
+            self._finish(entry.job, error)
+            return
+        recording.add_window(segments, recording.seek)
+        self._deliver(entry, recording, segments)
+        self._put_back(entry)
+
+    def _locate(self, entries: Sequence[Entry], error: Exception) -> None:
+        """Have each of several entries decoded alone after a failure; a single one failed."""
+        if len(entries) == 1 and entries[0].is_alone:
+            self._finish(entries[0].job, error)
+            return
+        LOG.warning("%d windows are decoded one by one after: %s", len(entries), error)
+        for entry in entries:
+            entry.is_alone = True
+            entry.states = entry.first = None
+
+    def _deliver(self, entry: Entry, recording: Recording, segments: Sequence[Segment]) -> None:
+        if not entry.job.cancelled.is_set():
+            entry.job.on_segments(recording, segments)
+
+    def _put_back(self, entry: Entry) -> None:
+        """Have a recording wait for its next turn, or its job end."""
+        if entry.job.has_ended:
+            return
+        if entry.job.cancelled.is_set():
+            self._finish(entry.job, Cancelled("the client is gone"))
+        elif entry.recording.is_done or (entry.recording.frames and entry.recording.is_at_end):
+            entry.recording.is_done = True
+            if are_done(entry.job.recordings):
+                self._finish(entry.job, None)
+        else:
+            with self._wake:
+                self._ready.append(entry)
+
+    def _finish(self, job: Job, error: BaseException | None) -> None:
+        """End a job that had begun, with its transcription or an error."""
+        result = error or merge_channels(job.recordings, self.tokenizer)
+        with self._wake:
+            if job.has_ended:
+                return
+            job.has_ended = True
+            self._begun[job.is_long] -= 1
+            self._wake.notify()
+        job.end(result)
