@@ -121,7 +121,7 @@ def running_server(case: ServeCase) -> Iterator[str]:
     """
     model = case.model
     command = [sys.executable, "-m", "whisper_flash_attention", "serve", "--port", "0"]
-    command += ["--model", model.source, "--device", model.device, "--dtype", model.dtype]
+    command += ["--model", model.source, "--device", model.device, "--dtype", model.compute_type]
     command += ["--max-requests", str(2 * case.clients)]
     if case.slots is not None:
         command += ["--slots", str(case.slots)]
