@@ -37,10 +37,13 @@ def bytes_of(features: Tensor) -> bytes:
     return features.detach().contiguous().view(torch.uint8).numpy().tobytes()
 
 
+_STATES = Remembered()
+_kept: list[Any] = []  # weights, so that no others come to have the same identity
+
+
 def encode_once(patch: pytest.MonkeyPatch) -> None:
     """Have this package's PyTorch encoder on a CPU remember states; weights must not change."""
-    remembered, encode_part = Remembered(), encoder._encode_part
-    kept: list[Any] = []  # so that no other weights come to have the same identity
+    encode_part = encoder._encode_part
 
     def encode(weights: Any, features: Tensor, out: Tensor) -> None:
         if features.device.type != "cpu":
@@ -48,11 +51,11 @@ def encode_once(patch: pytest.MonkeyPatch) -> None:
             return
 
         def make() -> Tensor:
-            kept.append(weights)
+            _kept.append(weights)
             encode_part(weights, features, out)
             return out
 
-        out.copy_(remembered.get(id(weights), features, make))
+        out.copy_(_STATES.get(id(weights), features, make))
 
     patch.setattr(encoder, "_encode_part", encode)
 

@@ -46,7 +46,7 @@ class Unprintable:
 @pytest.mark.parametrize("name", THRESHOLDS)
 @pytest.mark.parametrize(
     "value",
-    [NAN, INF, -INF, np.float32(NAN), True, "0.5", b"0", [], object(), Decimal(1), 10**400, 1j],
+    [NAN, INF, -INF, np.float32(NAN), True, "0.5x", b"0", [], object(), Decimal(1), 10**400, 1j],
     ids=lambda value: "object" if type(value) is object else shown(value),
 )
 def test_a_number_is_finite_and_of_a_type_of_numbers(name: str, value: Any) -> None:
@@ -115,7 +115,7 @@ def test_numbers_of_other_libraries_become_plain_ones() -> None:
         *({"channel": each} for each in (0, -1, "left", 1.5, True, NAN)),
         *({"audio_track": each} for each in (0, -1, "", 1.5, True, SURROGATE)),
         *({name: itertools.count()} for name in ("suppress_tokens", "clip_timestamps")),
-        *({name: "1,2"} for name in ("suppress_tokens", "clip_timestamps")),
+        *({name: "1,x"} for name in ("suppress_tokens", "clip_timestamps")),
         *({name: np.zeros(())} for name in ("suppress_tokens", "clip_timestamps", "temperature")),
         *({name: Unprintable()} for name in ("mode", "beam_size", "prefix", "temperature")),
         *({"word_timestamps": each} for each in (1, "yes", None, torch.zeros(2))),

@@ -54,8 +54,21 @@ def numbers(count: int) -> list[Source]:
     return [str(number) for number in range(count)]
 
 
+@pytest.fixture(autouse=True)
+def earlier() -> Iterator[None]:
+    """Leave out threads of other tests, whose generators Python has not collected yet."""
+    EARLIER.update(each.ident for each in threading.enumerate())
+    yield
+    EARLIER.clear()
+
+
+EARLIER: set[int | None] = set()
+
+
 def threads() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name.startswith("opener")]
+    """The openers' threads that began in this test."""
+    running = (each for each in threading.enumerate() if each.ident not in EARLIER)
+    return [each.name for each in running if each.name.startswith("opener")]
 
 
 def opened(sources: Iterable[Any], *, ahead: int = 256, **options: Any) -> list[OpenedAudio]:

@@ -222,7 +222,7 @@ def test_misuse_is_told_before_any_work(archive: Path, out: Path) -> None:
     for options, message in (
         ({"engine": "slurm"}, "possible: local, ray"),
         ({"output_format": "xml"}, "possible: jsonl, parquet"),
-        ({"subtitles": ["ass"]}, "possible: srt, vtt"),
+        ({"subtitles": ["sub"]}, "possible: srt, vtt"),
         ({"limit": 0}, "limit is 0: give"),
         ({"workers": 0}, "workers is 0: give"),
         ({"cluster": Cluster("auto")}, "are for engine 'ray'"),

@@ -20,7 +20,7 @@ if any(find_spec(name) is None for name in NEEDED):
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(autouse=True)
 def windows_are_encoded_once() -> Iterator[None]:
     from tests.remembered import encode_once
 

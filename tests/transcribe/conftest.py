@@ -19,7 +19,7 @@ def multilingual(base: str) -> Transcriber:
     return Transcriber.from_pretrained(base, device="cpu")
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(autouse=True)
 def windows_are_encoded_once() -> Iterator[None]:
     try:
         from tests.remembered import encode_once

@@ -174,10 +174,10 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
         ({"length_penalty": float("nan")}, "length_penalty is nan: give a number from -10 to 10"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0: give a number above 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1: give a whole number, 0"),
-        ({"suppress_tokens": "12"}, "suppress_tokens is '12': give ids of tokens"),
+        ({"suppress_tokens": "1x"}, "suppress_tokens is '1x': give ids of tokens"),
         (
             {"hallucination_silence_threshold": 2.0},
-            "needs word_timestamps, and mode 'sequential'",
+            "needs word_timestamps=True and mode=.sequential",
         ),
         (
             {"hallucination_silence_threshold": -1.0, "word_timestamps": True},

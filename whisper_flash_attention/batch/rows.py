@@ -53,6 +53,11 @@ def finished_row(item: Item, transcription: Mapping[str, Any], seconds_taken: fl
         seconds_taken: its share of the work on the recordings that were transcribed beside it.
     """
     found = {name: transcription[name] for name in ("text", "language", "segments", "seconds")}
+    # A segment's number and window follow from its place; a shard's columns are those of old ones.
+    found["segments"] = [
+        {name: value for name, value in segment.items() if name in SEGMENT}
+        for segment in found["segments"]
+    ]
     row = {"id": item.id, "path": utf8_text(item.path), **found, "seconds_taken": seconds_taken}
     return {**row, "error": None, "error_kind": None}
 

@@ -79,6 +79,8 @@ def _apply_grammar(grammar: Timestamps, scores: Scores, tokens: Sequence[int]) -
         return
     text, stamps = scores[:begin], scores[stamp_from:stamp_end]
     likeliest = stamps.max()
+    if not math.isfinite(likeliest):  # every timestamp is forbidden
+        return
     total = likeliest + np.log(np.exp(stamps - likeliest).sum())
     if total > text.max():
         text.fill(-math.inf)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
-from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES
 
 TEMPERATURE = 0.7
 BEAMS = 5
@@ -153,6 +152,8 @@ def find_recordings(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         OptionError: a folder holds no recordings.
     """
+    from whisper_flash_attention.transcribe.inputs import RECORDING_SUFFIXES
+
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.is_dir():
