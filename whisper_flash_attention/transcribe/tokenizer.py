@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Any, Self
 
 from whisper_flash_attention.errors import WeightsError
-from whisper_flash_attention.weights.tokenizer import token_bytes
 
 # Seconds between two timestamps.
 PRECISION = 0.02
@@ -226,6 +225,8 @@ class WordSplitter:
         return found
 
     def _look_up(self, tokens: Sequence[int]) -> list[_Token]:
+        from whisper_flash_attention.weights.tokenizer import token_bytes
+
         cache = self._cache
         new = [token for token in tokens if token not in cache]
         for token, name in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
@@ -253,6 +254,8 @@ class _TokenBytes(dict[int, bytes]):
         self._names = tokenizer.convert_ids_to_tokens
 
     def __missing__(self, token: int) -> bytes:
+        from whisper_flash_attention.weights.tokenizer import token_bytes
+
         [name] = self._names([token])
         found = self[token] = token_bytes(name)
         return found

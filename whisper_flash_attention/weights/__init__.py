@@ -8,10 +8,26 @@ command line. Every file is taken to be hostile: what cannot be read is a `Weigh
 the file and what is wrong with it.
 """
 
-from whisper_flash_attention.weights.checkpoint import Checkpoint
-from whisper_flash_attention.weights.packaged import PackagedSource, packaged_source
-from whisper_flash_attention.weights.processor import load_processor
-from whisper_flash_attention.weights.sources import hub_id, read_checkpoint
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whisper_flash_attention.weights.checkpoint import Checkpoint
+    from whisper_flash_attention.weights.packaged import PackagedSource, packaged_source
+    from whisper_flash_attention.weights.processor import load_processor
+    from whisper_flash_attention.weights.sources import hub_id, read_checkpoint
+
+# Imported when first read: most of them need PyTorch, which the help of a command does not.
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "PackagedSource": "packaged",
+    "hub_id": "sources",
+    "load_processor": "processor",
+    "packaged_source": "packaged",
+    "read_checkpoint": "sources",
+}
 
 __all__ = [
     "Checkpoint",
@@ -21,3 +37,9 @@ __all__ = [
     "packaged_source",
     "read_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
