@@ -232,3 +232,10 @@ def test_device_and_attention_are_checked_before_anything_is_read() -> None:
         load("/there/is/nothing", attention="nothing")
     with pytest.raises((DeviceError, OptionError), match="device"):
         load("/there/is/nothing", device="cuda:99")
+
+
+def test_dtype_is_another_name_of_compute_type(folder: Path) -> None:
+    found = Transcriber.from_pretrained(str(folder), device="cpu", dtype="bfloat16")
+    assert "bfloat16" in found.describe()
+    with pytest.raises(OptionError, match="give one of them"):
+        Transcriber.from_pretrained(str(folder), compute_type="float32", dtype="float32")

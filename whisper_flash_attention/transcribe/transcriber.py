@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack, overload
 
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, is_pair
 from whisper_flash_attention.audio.opener import AHEAD_FILES, AudioOpener, OpenedAudio
-from whisper_flash_attention.errors import AudioError
+from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.arguments import (
     CallOptions,
@@ -89,6 +89,7 @@ class Transcriber:
         *,
         device: str = "auto",
         compute_type: str = "auto",
+        dtype: str | None = None,
         threads: int | None = None,
         attention: str = "auto",
         quiet: bool = False,
@@ -103,6 +104,7 @@ class Transcriber:
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             compute_type: "float32", "float16", "bfloat16", on a CPU also "int8"; or "auto", that is
                 float16 on CUDA, int8 on a CPU if the checkpoint holds that, else float32.
+            dtype: Transformers' name of `compute_type`.
             threads: of PyTorch on the CPU, for the whole process; None leaves them as they are.
             attention: a back-end's name, or "auto".
             quiet: have Transformers and the Hub's client print nothing.
@@ -115,6 +117,10 @@ class Transcriber:
             OptionError: an unknown device, compute type or attention back-end, or an impossible
                 number of threads.
         """
+        if dtype is not None:
+            if compute_type != "auto":
+                raise OptionError("dtype and compute_type are the same: give one of them")
+            compute_type = dtype
         loaded = load(
             source,
             device=device,
