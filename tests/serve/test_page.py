@@ -92,7 +92,7 @@ def test_a_file_is_transcribed_and_its_text_downloaded(
 ) -> None:
     path = bundled_recordings[1].path
     with browser(live.url, tmp_path, path) as tab:
-        tab.wait_for("document.querySelector('#model').value", "tiny.en")
+        tab.wait_for("document.querySelector('#model')?.value", "tiny.en")
         choose_file(tab, path)
         tab.wait_for("document.querySelector('#status').textContent", "Done.")
         text = tab.evaluate("document.querySelector('#text').innerText.trim()")
@@ -126,7 +126,7 @@ def test_the_microphone_is_transcribed(
 ) -> None:
     path = bundled_recordings[1].path
     with browser(live.url, tmp_path, path) as tab:
-        tab.wait_for("document.querySelector('#model').value", "tiny.en")
+        tab.wait_for("document.querySelector('#model')?.value", "tiny.en")
         tab.evaluate("document.querySelector('#record').click()")
         tab.wait_for("document.querySelector('#status').textContent", "Recording…")
         time.sleep(4)
