@@ -35,13 +35,13 @@ import av
 import numpy as np
 import torch
 import typer
+from _faster_whisper import ctranslate2_folder
 from _harness import Commit, Output, Threads, app_of, one_of, print_rows, write_json
 from _spoken import Spoken, find_spoken, normalised, word_errors
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.benchmark.environment import package_version
 from whisper_flash_attention.benchmark.measure import peak_rss
-from whisper_flash_attention.weights.packaged import PREFIX, packaged_source
 
 BATCH_SIZE = 8
 
@@ -155,21 +155,6 @@ class Worker:
         """End the process."""
         self._connection.send(None)
         self._process.join()
-
-
-def ctranslate2_folder(model: str, folder: Path) -> str:
-    """A folder that faster-whisper can load: the checkpoint itself, or what a package carries."""
-    if not model.startswith(PREFIX):
-        return model
-    source = packaged_source(model)
-    folder.mkdir()
-    with (folder / "model.bin").open("wb") as joined:
-        for part in source.model:
-            joined.write(part.read_bytes())
-    for path in source.folder.iterdir():
-        if path.suffix in (".json", ".txt"):
-            (folder / path.name).write_bytes(path.read_bytes())
-    return str(folder)
 
 
 def join_recordings(spoken: Sequence[Spoken], seconds: float, path: Path) -> Spoken:

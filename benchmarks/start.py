@@ -22,13 +22,12 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
+from _faster_whisper import ctranslate2_folder
 from _harness import Commit, Output, Threads, app_of, print_rows, write_json
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
-from whisper_flash_attention.weights import PackagedSource, packaged_source
-from whisper_flash_attention.weights.tokenizer import read_tokenizer
 
 OURS = """
 import sys, time
@@ -130,14 +129,13 @@ def main(
     """Time whole processes on a CPU: the command and a script, beside faster-whisper's script."""
     clip = clip or max(bundled_recordings(), key=lambda each: each.seconds).path
     seconds = load_audio(clip).size / SAMPLING_RATE
-    package = packaged_source(checkpoint)
     source = f"package:{checkpoint}"
     ours = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     module = [sys.executable, "-m", "whisper_flash_attention"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        joined = ctranslate2_folder(package, folder / "model")
-        arguments = [str(clip), source, str(joined), str(folder / "out.srt"), str(threads)]
+        joined = ctranslate2_folder(source, folder / "model")
+        arguments = [str(clip), source, joined, str(folder / "out.srt"), str(threads)]
         transcribe = ["transcribe", str(clip), "-m", source, "--device", "cpu", "-f", "srt"]
         systems: dict[str, tuple[list[str], dict[str, str]]] = {
             "command": ([*module, *transcribe, "-o", name, "--overwrite"], ours),
@@ -172,19 +170,6 @@ def main(
         "threads": threads,
     }
     write_json(output, "cpu", commit, document | {"dtype": "float32", "rows": rows})
-
-
-def ctranslate2_folder(package: PackagedSource, folder: Path) -> Path:
-    """A checkpoint as faster-whisper reads it: in one file, with a vocabulary."""
-    folder.mkdir()
-    (folder / "model.bin").write_bytes(b"".join(part.read_bytes() for part in package.model))
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_bytes((package.folder / name).read_bytes())
-    tokenizer = read_tokenizer(package.folder, is_converted=True)
-    assert tokenizer is not None
-    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    (folder / "vocabulary.json").write_text(json.dumps(names))
-    return folder
 
 
 def peer_version(peers: Path | None) -> str | None:

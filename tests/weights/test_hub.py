@@ -1,4 +1,4 @@
-"""What is asked of the Hub, without one."""
+"""Requests to the Hub, answered by a stand-in for its client."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
 
 
 def test_a_download_is_announced_with_its_size(hub: FakeHub) -> None:
-    told: list[str] = []
-    with report_warnings(told.append):
+    messages: list[str] = []
+    with report_warnings(messages.append):
         assert Hub().repository_folder("openai/whisper-small") == hub.folder
     # Without the README and the second kind of weights.
-    assert told == ["downloading openai/whisper-small: 967 MB"]
+    assert messages == ["downloading openai/whisper-small: 967 MB"]
     assert all(each["tqdm_class"] is not None for each in hub.downloads)
     assert hub.requests == [{"files_metadata": True, "timeout": PATIENCE}]
     hub.cached = set(FILES)
-    told.clear()
-    with report_warnings(told.append):
+    messages.clear()
+    with report_warnings(messages.append):
         Hub().repository_folder("openai/whisper-small")
-    assert told == []
+    assert messages == []
 
 
 def test_a_hub_that_does_not_reply_is_one_line_after_one_request(hub: FakeHub) -> None:

@@ -151,6 +151,7 @@ class TorchSlots:
         for slot, row in enumerate(self._rows):
             if row is not None and row.has_ended:
                 total = row.sum_logprob if row.job.request.want_logprobs else 0.0
+                total = torch.tensor(total).item()  # float32, as a batch returns it
                 found.append(finish_job(row.job, row.tokens, total, row.probe_probability))
                 self._rows[slot] = None
         return found
