@@ -19,12 +19,13 @@ from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions
+from whisper_flash_attention.batch.results import _check_settings
 from whisper_flash_attention.batch.rows import failed_row, finished_row
 from whisper_flash_attention.batch.run import _settings, run_batch
 from whisper_flash_attention.batch.shards import read_shard, write_shard
 from whisper_flash_attention.batch.stages import TranscribeStage, decode
 from whisper_flash_attention.errors import OptionError
-from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
+from whisper_flash_attention.options import DecodeOptions, SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription
 
 
@@ -125,6 +126,27 @@ def test_settings_of_folders_without_channels_are_as_before() -> None:
         **usual,
         "channel": "each",
     }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"options": TranscribeOptions(channel="each")},
+        {"decode": DecodeOptions(prepend_punctuations="(")},
+    ],
+)
+def test_an_option_that_a_folder_does_not_name_had_its_usual_value(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """A folder of the usual settings, made before the option existed, takes no other value."""
+    wanted = _settings(FakeModel(), RunOptions(**changed), (), SubtitleOptions())
+    usual = _settings(FakeModel(), RunOptions(), (), SubtitleOptions())
+    earlier = {name: value for name, value in usual.items() if name != "prepend_punctuations"}
+    write_shard(tmp_path, 0, [failed_row(Item("a", "a"), "AudioError", "x")], "jsonl")
+    (tmp_path / "settings.json").write_text(json.dumps(earlier))
+    _check_settings(tmp_path, usual)
+    with pytest.raises(OptionError, match="holds results of other settings"):
+        _check_settings(tmp_path, wanted)
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ from whisper_flash_attention.batch.shards import (
     write_whole,
 )
 from whisper_flash_attention.errors import BatchError, OptionError
+from whisper_flash_attention.options import DecodeOptions, SubtitleOptions, TranscribeOptions
 
 SETTINGS, SUMMARY, LOCK = "settings.json", "summary.json", ".lock"
 CORRUPT, EARLIER, SUBTITLES = "corrupt", "earlier", "subtitles"
@@ -156,8 +157,10 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     with _as_batch_error(folder):
         if not shards_in(folder):
             return
-    earlier = _read_settings(folder / SETTINGS)
-    wanted = json.loads(json.dumps(settings))  # as they would come back
+    # What either side does not name had its usual value: an option may be younger than a folder.
+    usual = asdict(TranscribeOptions()) | asdict(DecodeOptions()) | asdict(SubtitleOptions())
+    earlier = usual | _read_settings(folder / SETTINGS)
+    earlier, wanted = (json.loads(json.dumps(each)) for each in (earlier, usual | {**settings}))
     other = [name for name, value in earlier.items() if wanted.get(name) != value]
     if other:
         changes = "; ".join(
