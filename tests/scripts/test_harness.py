@@ -26,7 +26,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": ("cpu", "cpu-step", "start-up", "step"),
     "audio": ("front-end", "decoders"),
     "invented": (),
-    "peers": (),
     "word_times": (),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),
