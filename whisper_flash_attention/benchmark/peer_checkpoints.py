@@ -173,8 +173,10 @@ def write_ggml(file: BinaryIO, model: Any, processor: Any, *, quantize: bool) ->
         processor: mel filters and vocabulary.
         quantize: whether matrices get 8 bits a value and a scale for every 32 of them.
     """
-    order = ("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
-    order += ("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels")
+    order = (
+        *("n_vocab", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer"),
+        *("n_text_ctx", "n_text_state", "n_text_head", "n_text_layer", "n_mels"),
+    )
     sizes = openai_dimensions(model)
     kind = _FILE_Q8_0 if quantize else _FILE_F16
     file.write(struct.pack("<12i", _MAGIC, *(sizes[name] for name in order), kind))

@@ -36,9 +36,10 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
         transcribe, settings = SYSTEMS[name].load(setup)
         connection.send((settings, time.perf_counter() - start))
         while message := connection.recv():
+            path, language = message
             texts = Texts()
             start = time.perf_counter()
-            transcribe(*message, texts)
+            transcribe(path, language, texts)
             took = time.perf_counter() - start
             call = Call(took, texts.first_seconds, texts.text, texts.tokens, peak_of_tree())
             connection.send(call)

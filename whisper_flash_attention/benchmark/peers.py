@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -130,10 +131,9 @@ def version_of(distribution: str, peers: Path | None) -> str | None:
     """The version of a distribution beside this package or in a further folder."""
     if distribution == "whisper-flash-attention":
         return __version__
-    for folders in ({}, {"path": [str(peers)]} if peers else {}):
-        for found in metadata.distributions(name=distribution, **folders):
-            return found.version
-    return None
+    folders = [*sys.path, *([] if peers is None else [str(peers)])]
+    found = metadata.distributions(name=distribution, path=folders)
+    return next((each.version for each in found), None)
 
 
 class PeerFailed(Exception):
@@ -396,11 +396,11 @@ def _measure_group(
             one.worker.stop()
 
 
-def speed_of_ours(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> float | None:
+def speed_of_ours(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float | None:
     """How many times as fast ours is in the same mode, by the median of all rounds' ratios."""
     mode = "batched" if SYSTEMS[row["system"]].is_batched else "sequential"
     for ours in rows:
         if ours["system"] == f"{OURS}-{mode}" and ours.get("seconds") and row.get("seconds"):
             pairs = zip(row["seconds"], ours["seconds"], strict=False)
-            return median(theirs / its for theirs, its in pairs)
+            return float(median(theirs / its for theirs, its in pairs))
     return None

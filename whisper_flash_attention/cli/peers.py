@@ -134,11 +134,8 @@ def peers_command(
         --batch-size 128
     """
     from whisper_flash_attention.benchmark.environment import describe_environment
-    from whisper_flash_attention.benchmark.peers import (
-        SYSTEMS,
-        PeersCase,
-        measure_peers,
-    )
+    from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
+    from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
