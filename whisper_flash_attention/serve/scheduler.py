@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from threading import Condition, Event, Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +31,8 @@ from torch import Tensor
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, AudioSource
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.engine.cuda_graphs import preparation_stream
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 from whisper_flash_attention.errors import AudioError, WhisperFlashError
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
@@ -54,11 +59,32 @@ LOG = logging.getLogger(__name__)
 LONG_BYTES = 2 * 2**20
 # Jobs that are prepared or have begun, per slot.
 SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
-THREADS = 2
+# Threads that prepare short recordings, at most, and long ones.
+SHORT_THREADS, LONG_THREADS = 8, 2
+# Slots of a stream on a GPU, where every step takes the time of all slots, used or not: these, or
+# as many as there are at most. A stream with this share of its slots in use makes room for one of
+# fewer.
+WIDTHS = (8, 32)
+FEW_IN_USE = 1 / 8
+# Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
+# has a graph of its own.
+MOST_ENCODED = 16
 # Options whose readers are kept.
 MOST_READERS = 64
 # Of `warm_up`, after which the rest of a slot's buffers and graphs is made.
 WARM_UP_CLIPS = 2
+
+
+def short_threads() -> int:
+    """Threads that prepare short recordings: half the cores, since a device is fed beside them."""
+    return max(2, min(SHORT_THREADS, (os.cpu_count() or 1) // 2))
+
+
+def prepared_aside(device: torch.device) -> AbstractContextManager[Any]:
+    """Have work on a GPU done beside that of the stream of windows, which would be waited for."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(preparation_stream(device))
 
 
 class Cancelled(WhisperFlashError):
@@ -147,6 +173,7 @@ class Entry:
     Args:
         steps: yields the segments of one chunk after the other, where it is decoded by itself.
         is_alone: whether it is decoded alone because a failure among others is to be located.
+        window: features of its first window, if they were taken already.
         states, first: of a window that waits for its fallback.
     """
 
@@ -155,12 +182,24 @@ class Entry:
     reader: Reader
     steps: Iterator[tuple[Recording, tuple[Segment, ...]]] | None = None
     is_alone: bool = False
+    window: Tensor | None = None
     states: Tensor | None = None
     first: DecodingResult | None = None
     prompt: Sequence[int] = ()
 
     def __str__(self) -> str:
         return f"the window at {self.recording.seek / 100:.1f} s"
+
+
+def take_first(entry: Entry) -> None:
+    """Take the first window of a recording if it is one for slots, after silence without one."""
+    recording, reader = entry.recording, entry.reader
+    if not isinstance(reader, SequentialReader) or not reader.decoder.fits_slots:
+        return
+    while entry.window is None and not recording.is_done:
+        [entry.window] = reader.take_windows([recording])
+        if entry.window is None:
+            recording.add_window((), recording.seek)
 
 
 class Scheduler:
@@ -193,6 +232,9 @@ class Scheduler:
         self.ready = Event()
         self.failure: BaseException | None = None
         self._slots = slots
+        self._device = torch.device("cpu")
+        self._widths: tuple[int, ...] = ()
+        self._width = 0
         self._idle_unload = idle_unload
         self._is_kept = transcriber is not None
         self.transcriber = transcriber
@@ -206,13 +248,15 @@ class Scheduler:
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
         self._pools = {
-            is_long: ThreadPoolExecutor(THREADS, thread_name_prefix="whisper-flash-open")
-            for is_long in (False, True)
+            is_long: ThreadPoolExecutor(count, thread_name_prefix="whisper-flash-open")
+            for is_long, count in ((False, short_threads()), (True, LONG_THREADS))
         }
         self._thread = Thread(target=self._run, name=f"whisper-flash-{name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread; the model is loaded with the first job."""
+        if self.transcriber is not None:
+            self._take_model(self.transcriber)
         self._thread.start()
 
     def warm_up(self) -> None:
@@ -344,10 +388,40 @@ class Scheduler:
             for job in jobs:
                 job.end(error)
             return False
-        self._tokenizer = self.transcriber.tokenizer
-        if self._slots is None:
-            self._slots = automatic_batch_size(self.transcriber.running_engine(), "sequential")
+        self._take_model(self.transcriber)
         return True
+
+    def _take_model(self, transcriber: Transcriber) -> None:
+        """Find out what the model's device takes, and have it make what streams need there."""
+        self._tokenizer = transcriber.tokenizer
+        engine = transcriber.running_engine()
+        if self._slots is None:
+            mode = "sequential" if engine is None or not engine.has_kernels else "batched"
+            self._slots = automatic_batch_size(engine, mode)
+        self._widths = (self._slots,)
+        if engine is not None:
+            self._device = engine.weights.device
+        if engine is not None and engine.has_kernels:
+            self._widths = (*(each for each in WIDTHS if each < self._slots), self._slots)
+            self._record(engine, transcriber)
+
+    def _record(self, engine: Engine, transcriber: Transcriber) -> None:
+        """Have graphs of all sizes recorded, the largest first: the others fit into its buffers."""
+        reader = transcriber.reader(DecodeOptions(temperature=0.0, max_new_tokens=2))
+        assert isinstance(reader, SequentialReader)
+        weights, decoder = engine.weights, reader.decoder
+        shape = (weights.encoder.conv1.weight.shape[1], 2 * weights.encoder.positions.shape[0])
+        for power in reversed(range(MOST_ENCODED.bit_length())):
+            states = engine.encode(torch.zeros(1 << power, *shape, device=weights.device))
+        prompt = decoder.prompt(Recording(None), "en", is_first=True)
+        for width in reversed(self._widths):
+            coming = iter([[decoder.job(states[0], prompt, "warm-up")]])
+            for _ in engine.decode_stream(
+                lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
+                width,
+                max_length=decoder.max_length,
+            ):
+                pass
 
     def _unload(self) -> None:
         if self.transcriber is None or self._is_kept or any(self._begun.values()):
@@ -409,9 +483,12 @@ class Scheduler:
                 if silence is not None:
                     recording.add_silence(silence)
                     continue
-                reader.prepare(recording)
+                entry = Entry(job, recording, reader)
+                with prepared_aside(self._device):
+                    reader.prepare(recording)
+                    take_first(entry)
                 if not recording.is_done:
-                    entries.append(Entry(job, recording, reader))
+                    entries.append(entry)
         except Exception as error:  # of this job; the thread goes on with others
             self._finish(job, error)
             return
@@ -514,20 +591,21 @@ class Scheduler:
         assert isinstance(first.reader, SequentialReader)
         decoder = first.reader.decoder
         key, engine = decoder.stream_key, decoder.engine
-        most, since = max(1, self._slots // SLOTS_PER_FALLBACK), 0
         with self._wake:
             self._ready.appendleft(first)
         try:
             while True:
-                has_any = False
+                has_any, since = False, 0
+                width = self._width = self._width_for(len(self._ready))
+                most = max(1, width // SLOTS_PER_FALLBACK)
                 for finished in engine.decode_stream(
-                    lambda count: self._jobs(count, key), self._slots, max_length=decoder.max_length
+                    lambda count: self._jobs(count, key), width, max_length=decoder.max_length
                 ):
                     has_any = True
                     self._take_result(finished)
                     since = since + 1 if self._fallbacks else 0
                     # Bounds how long the first of them waits.
-                    if len(self._fallbacks) >= most or since >= self._slots:
+                    if len(self._fallbacks) >= most or since >= width:
                         self._fall_back()
                     if self._stopping:
                         return
@@ -542,9 +620,20 @@ class Scheduler:
             for entry in held:
                 self._put_back(entry)
 
+    def _width_for(self, windows: int) -> int:
+        """Slots of a stream for this number of windows."""
+        return next((each for each in self._widths if each >= windows), self._widths[-1])
+
+    def _fits_better(self, windows: int) -> bool:
+        """Whether a stream of another width should follow, for which this one must end."""
+        other = self._width_for(windows)
+        return other > self._width or (other < self._width and windows <= FEW_IN_USE * self._width)
+
     def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
         """Windows for free slots. Entries that do not fit them take one turn at most."""
         self._admit()
+        if self._fits_better(self._width - count + len(self._ready)):
+            return []
         taken: list[tuple[Entry, Tensor]] = []
         others: list[Entry] = []
         has_stepped = False
@@ -565,14 +654,23 @@ class Scheduler:
             else:
                 self._take_turn(entry, in_stream=True)
                 has_stepped = True
+        if taken and len(self._widths) > 1:
+            # The rest waits for the next free slots.
+            most = min(MOST_ENCODED, 1 << (len(taken).bit_length() - 1))
+            others = [*(entry for entry, _ in taken[most:]), *others]
+            del taken[most:]
         with self._wake:
             self._ready.extendleft(reversed(others))
         return self._encode(taken) if taken else []
 
     def _take_features(self, entry: Entry, reader: SequentialReader) -> Tensor | None:
         """Features of the next window; None if it was silent, or cannot be read."""
+        if entry.window is not None:
+            features, entry.window = entry.window, None
+            return features
         try:
-            [features] = reader.take_windows([entry.recording])
+            with prepared_aside(self._device):
+                [features] = reader.take_windows([entry.recording])
         except Exception as error:  # of this recording; others go on
             self._finish(entry.job, error)
             return None
@@ -585,28 +683,34 @@ class Scheduler:
     def _encode(self, taken: Sequence[tuple[Entry, Tensor]]) -> list[DecodeJob]:
         """Jobs of windows, encoded together, with prompts."""
         self._held.update(entry for entry, _ in taken)
-        by_reader: dict[int, list[int]] = {}
-        for row, (entry, _) in enumerate(taken):
-            by_reader.setdefault(id(entry.reader), []).append(row)
+        # Those of a reader side by side: a slice of the states is a view, and waits for nothing.
+        by_reader: dict[int, list[tuple[Entry, Tensor]]] = {}
+        for each in taken:
+            by_reader.setdefault(id(each[0].reader), []).append(each)
+        features = [window for group in by_reader.values() for _, window in group]
+        if self._device.type == "cuda":
+            for window in features:  # made on another stream, where its memory may be used again
+                window.record_stream(torch.cuda.current_stream(self._device))
+        first = taken[0][0].reader
+        assert isinstance(first, SequentialReader)
+        states = first.decoder.engine.encode(torch.stack(features))
         jobs = []
-        states: Tensor | None = None
-        for rows in by_reader.values():
-            entries = [taken[row][0] for row in rows]
+        for group in by_reader.values():
+            entries = [entry for entry, _ in group]
+            mine, states = states[: len(group)], states[len(group) :]
             reader = entries[0].reader
             assert isinstance(reader, SequentialReader)
-            if states is None:
-                states = reader.decoder.engine.encode(torch.stack([each for _, each in taken]))
             try:
-                windows = reader.windows([each.recording for each in entries], states[rows])
+                windows = reader.windows([each.recording for each in entries], mine)
             except Exception as error:  # of one of them; the others go on
                 self._held.difference_update(entries)
                 self._locate(entries, error)
                 for entry in entries:
                     self._put_back(entry)
                 continue
-            for entry, window in zip(entries, windows, strict=True):
-                entry.states, entry.prompt = window.states, window.prompt
-                jobs.append(reader.decoder.job(window.states, window.prompt, entry))
+            for entry, found in zip(entries, windows, strict=True):
+                entry.states, entry.prompt = found.states, found.prompt
+                jobs.append(reader.decoder.job(found.states, found.prompt, entry))
         return jobs
 
     def _take_result(self, finished: FinishedJob) -> None:
