@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_sound_was_spoken_before_its_chunk_was_sent() -> None:
 
 
 @pytest.mark.slow
-def test_a_server_is_started_measured_and_stopped(tiny_en: str, tmp_path: pytest.TempPathFactory) -> None:
+def test_a_server_is_started_measured_and_stopped(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     server = BenchmarkedServer("tiny", "cpu", "float32", is_random=True, new_tokens=4)
     load = Load(clients=2, requests=6, clip_seconds=2.0)
@@ -80,7 +81,7 @@ def test_a_server_is_started_measured_and_stopped(tiny_en: str, tmp_path: pytest
         batch = measured.measure_batch(load)
         streams = measured.measure_streams(1, 1)
     assert (row["measure"], row["failures"]) == ("load", 0)
-    assert row["p50"] <= row["p95"] <= row["p99"] <= row["seconds"]
+    assert 0 < row["p50"] <= row["p95"] <= row["p99"]
     assert alone["over_python"] == alone["p50"] - alone["python_p50"]
     assert batch["clip_seconds"] == 30.0 and batch["share_of_memory"] > 0
     assert (streams["utterances"], streams["failures"]) == (1, 0)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from threading import Condition, Event, Thread
 from typing import Any
 
@@ -33,7 +34,7 @@ from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.engine.cuda_graphs import preparation_stream
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.scheduler import DecodeJob
 from whisper_flash_attention.errors import AudioError, WhisperFlashError
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
 from whisper_flash_attention.transcribe.arguments import (
@@ -173,8 +174,8 @@ class Entry:
     Args:
         steps: yields the segments of one chunk after the other, where it is decoded by itself.
         is_alone: whether it is decoded alone because a failure among others is to be located.
-        window: features of its first window, if they were taken already.
-        states, first: of a window that waits for its fallback.
+        window: features of its next window, where a `SequentialReader` decodes it.
+        states, prompt, results: of that window, once it was encoded.
     """
 
     job: Job
@@ -184,19 +185,18 @@ class Entry:
     is_alone: bool = False
     window: Tensor | None = None
     states: Tensor | None = None
-    first: DecodingResult | None = None
     prompt: Sequence[int] = ()
+    results: list[DecodingResult] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"the window at {self.recording.seek / 100:.1f} s"
 
 
-def take_first(entry: Entry) -> None:
-    """Take the first window of a recording if it is one for slots, after silence without one."""
+def take_window(entry: Entry) -> None:
+    """Take the next window of a recording; silence before it has no window."""
     recording, reader = entry.recording, entry.reader
-    if not isinstance(reader, SequentialReader) or not reader.decoder.fits_slots:
-        return
-    while entry.window is None and not recording.is_done:
+    entry.window = None
+    while isinstance(reader, SequentialReader) and entry.window is None and not recording.is_done:
         [entry.window] = reader.take_windows([recording])
         if entry.window is None:
             recording.add_window((), recording.seek)
@@ -243,10 +243,12 @@ class Scheduler:
         self._wake = Condition()
         self._stopping = False
         self._coming: dict[bool, deque[Job]] = {False: deque(), True: deque()}
-        self._begun: dict[bool, int] = {False: 0, True: 0}
+        self._begun: dict[bool, set[Job]] = {False: set(), True: set()}
         self._ready: deque[Entry] = deque()
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
+        # Work beside a stream may go on at this time, of `time.monotonic`.
+        self._aside_from = 0.0
         self._pools = {
             is_long: ThreadPoolExecutor(count, thread_name_prefix="whisper-flash-open")
             for is_long, count in ((False, short_threads()), (True, LONG_THREADS))
@@ -293,6 +295,9 @@ class Scheduler:
             self._thread.join()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        jobs = [job for each in (*self._coming.values(), *self._begun.values()) for job in each]
+        for job in jobs:
+            self._finish(job, Cancelled("the server is stopping"))
 
     def submit(self, job: Job) -> None:
         """Have a job transcribed; `on_end` is called from another thread."""
@@ -317,7 +322,7 @@ class Scheduler:
     @property
     def begun(self) -> tuple[int, int]:
         """Numbers of jobs, of short and of long recordings, that are prepared or transcribed."""
-        return self._begun[False], self._begun[True]
+        return len(self._begun[False]), len(self._begun[True])
 
     @property
     def slots(self) -> int:
@@ -350,21 +355,15 @@ class Scheduler:
             self._admit()
             if entry := self._next_entry():
                 self._take_turn(entry, in_stream=False)
-        with self._wake:
-            begun = {entry.job for entry in (*self._ready, *self._held)}
-            jobs = [*self._coming[False], *self._coming[True], *begun]
-        for job in jobs:
-            if not job.has_ended:
-                job.has_ended = True
-                job.end(Cancelled("the server is stopping"))
+            self._fall_back()
 
     def _has_work(self) -> bool:
-        return self._stopping or bool(self._ready) or self._has_room()
+        return self._stopping or bool(self._ready or self._fallbacks) or self._has_room()
 
     def _has_room(self) -> bool:
         """Whether a job that waits could be prepared now."""
         return any(
-            jobs and (self.transcriber is None or self._begun[is_long] < self._most(is_long))
+            jobs and (self.transcriber is None or len(self._begun[is_long]) < self._most(is_long))
             for is_long, jobs in self._coming.items()
         )
 
@@ -438,9 +437,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Have jobs that wait prepared, as far as there is room for them."""
         for is_long, jobs in self._coming.items():
-            while jobs and self._begun[is_long] < self._most(is_long):
+            while jobs and len(self._begun[is_long]) < self._most(is_long):
                 job = jobs.popleft()
-                self._begun[is_long] += 1
+                self._begun[is_long].add(job)
                 try:
                     reader = self._check(job)
                 except Exception as error:  # of the job; others go on
@@ -486,7 +485,7 @@ class Scheduler:
                 entry = Entry(job, recording, reader)
                 with prepared_aside(self._device):
                     reader.prepare(recording)
-                    take_first(entry)
+                    take_window(entry)
                 if not recording.is_done:
                     entries.append(entry)
         except Exception as error:  # of this job; the thread goes on with others
@@ -537,7 +536,7 @@ class Scheduler:
         elif not in_stream and not entry.is_alone and reader.decoder.fits_slots:
             self._stream(entry)
         else:
-            self._decode_together([entry, *self._like(entry)])
+            self._decode_first([entry, *self._like(entry)])
 
     def _step(self, entry: Entry) -> None:
         """Decode the next chunk of a recording by itself."""
@@ -564,30 +563,33 @@ class Scheduler:
         with self._wake:
             like = [each for each in self._ready if each.reader is entry.reader]
             like = [each for each in like if not each.is_alone][:room]
+            del like[self._together(1 + len(like)) - 1 :]
             for each in like:
                 self._ready.remove(each)
         return like
 
-    def _decode_together(self, entries: list[Entry]) -> None:
-        """Decode one window of recordings with the same options."""
+    def _decode_first(self, entries: list[Entry]) -> None:
+        """Decode one window of recordings with the same options, at their first temperature."""
+        windows = [(entry, entry.window) for entry in entries if entry.window is not None]
+        try:
+            entries = [job.tag for job in self._encode(windows)]
+            if entries:
+                self._decode_again(entries)
+        except Exception as error:  # of one of them; the others go on
+            self._give_up(entries, error)
+
+    def _decode_again(self, entries: list[Entry]) -> None:
+        """Decode windows at the temperature that follows their results, all of one reader."""
         reader = entries[0].reader
         assert isinstance(reader, SequentialReader)
-        self._held.update(entries)
-        delivered = 0
-        try:
-            windows = reader.read_together([entry.recording for entry in entries])
-            for recording, segments in windows:
-                self._deliver(entries[delivered], recording, segments)
-                delivered += 1
-        except Exception as error:  # of one of them; the others go on
-            self._locate(entries[delivered:], error)
-        self._held.difference_update(entries)
+        states = torch.stack([entry.states for entry in entries if entry.states is not None])
+        prompts = [entry.prompt for entry in entries]
+        reader.decoder.decode_again(states, prompts, [entry.results for entry in entries])
         for entry in entries:
-            self._put_back(entry)
+            self._settle(entry)
 
     def _stream(self, first: Entry) -> None:
         """Decode windows in slots for as long as there are any that fit the stream of the first."""
-        assert self.transcriber is not None and self._slots is not None
         assert isinstance(first.reader, SequentialReader)
         decoder = first.reader.decoder
         key, engine = decoder.stream_key, decoder.engine
@@ -602,23 +604,34 @@ class Scheduler:
                     lambda count: self._jobs(count, key), width, max_length=decoder.max_length
                 ):
                     has_any = True
-                    self._take_result(finished)
+                    entry: Entry = finished.job.tag
+                    assert isinstance(entry.reader, SequentialReader)
+                    entry.results = [entry.reader.decoder.result(finished)]
+                    self._settle(entry)
                     since = since + 1 if self._fallbacks else 0
                     # Bounds how long the first of them waits.
-                    if len(self._fallbacks) >= most or since >= width:
-                        self._fall_back()
+                    if (len(self._fallbacks) >= most or since >= width) and self._may_go_aside():
+                        self._aside(self._fall_back)
+                        since = 0
                     if self._stopping:
                         return
-                self._fall_back()
-                if not has_any:
+                if not has_any and not self._fallbacks:
                     return
+                self._fall_back()
         except Exception as error:  # of one of the slots, or of the device
             self._fallbacks.clear()
-            held = list(self._held)
-            self._held.clear()
-            self._locate(held, error)
-            for entry in held:
-                self._put_back(entry)
+            self._give_up(list(self._held), error)
+
+    def _may_go_aside(self) -> bool:
+        """Whether the stream has had as much time as what was last done beside it."""
+        return time.monotonic() >= self._aside_from
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do work while the windows of the stream wait, which then get the same time."""
+        began = time.monotonic()
+        work()
+        ended = time.monotonic()
+        self._aside_from = ended + (ended - began)
 
     def _width_for(self, windows: int) -> int:
         """Slots of a stream for this number of windows."""
@@ -630,13 +643,12 @@ class Scheduler:
         return other > self._width or (other < self._width and windows <= FEW_IN_USE * self._width)
 
     def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
-        """Windows for free slots. Entries that do not fit them take one turn at most."""
+        """Windows for free slots. Entries that do not fit them take a turn now and then."""
         self._admit()
         if self._fits_better(self._width - count + len(self._ready)):
             return []
         taken: list[tuple[Entry, Tensor]] = []
         others: list[Entry] = []
-        has_stepped = False
         for _ in range(len(self._ready)):
             if len(taken) == count or self._stopping or (entry := self._next_entry()) is None:
                 break
@@ -647,38 +659,23 @@ class Scheduler:
                 and reader.decoder.fits_slots
                 and reader.decoder.stream_key == key
             ):
-                if (features := self._take_features(entry, reader)) is not None:
-                    taken.append((entry, features))
-            elif has_stepped:
-                others.append(entry)
+                assert entry.window is not None
+                taken.append((entry, entry.window))
+            elif self._may_go_aside():
+                self._aside(partial(self._take_turn, entry, in_stream=True))
             else:
-                self._take_turn(entry, in_stream=True)
-                has_stepped = True
-        if taken and len(self._widths) > 1:
-            # The rest waits for the next free slots.
-            most = min(MOST_ENCODED, 1 << (len(taken).bit_length() - 1))
-            others = [*(entry for entry, _ in taken[most:]), *others]
-            del taken[most:]
+                others.append(entry)
+        # The rest waits for the next free slots.
+        most = self._together(len(taken))
+        others = [*(entry for entry, _ in taken[most:]), *others]
+        del taken[most:]
         with self._wake:
             self._ready.extendleft(reversed(others))
         return self._encode(taken) if taken else []
 
-    def _take_features(self, entry: Entry, reader: SequentialReader) -> Tensor | None:
-        """Features of the next window; None if it was silent, or cannot be read."""
-        if entry.window is not None:
-            features, entry.window = entry.window, None
-            return features
-        try:
-            with prepared_aside(self._device):
-                [features] = reader.take_windows([entry.recording])
-        except Exception as error:  # of this recording; others go on
-            self._finish(entry.job, error)
-            return None
-        if features is None:
-            entry.recording.add_window((), entry.recording.seek)
-            self._deliver(entry, entry.recording, ())
-            self._put_back(entry)
-        return features
+    def _together(self, count: int) -> int:
+        """How many of these windows are encoded now: on a GPU one of the numbers with a graph."""
+        return count if len(self._widths) == 1 else min(MOST_ENCODED, 1 << count.bit_length() >> 1)
 
     def _encode(self, taken: Sequence[tuple[Entry, Tensor]]) -> list[DecodeJob]:
         """Jobs of windows, encoded together, with prompts."""
@@ -703,47 +700,50 @@ class Scheduler:
             try:
                 windows = reader.windows([each.recording for each in entries], mine)
             except Exception as error:  # of one of them; the others go on
-                self._held.difference_update(entries)
-                self._locate(entries, error)
-                for entry in entries:
-                    self._put_back(entry)
+                self._give_up(entries, error)
                 continue
             for entry, found in zip(entries, windows, strict=True):
-                entry.states, entry.prompt = found.states, found.prompt
+                entry.states, entry.prompt, entry.results = found.states, found.prompt, []
                 jobs.append(reader.decoder.job(found.states, found.prompt, entry))
         return jobs
 
-    def _take_result(self, finished: FinishedJob) -> None:
-        entry: Entry = finished.job.tag
+    def _settle(self, entry: Entry) -> None:
+        """Take the result of a window; one that is no good is decoded again."""
         assert isinstance(entry.reader, SequentialReader)
         decoder = entry.reader.decoder
-        result = decoder.result(finished)
-        if decoder.is_last(result) or entry.job.cancelled.is_set():
-            self._accept(entry, result)
+        if decoder.is_settled(entry.results) or entry.job.cancelled.is_set():
+            self._accept(entry, decoder.best(entry.results))
         else:
-            entry.first = result
             self._fallbacks.append(entry)
 
     def _fall_back(self) -> None:
-        """Decode windows again whose first results were no good, those of a reader together."""
-        while self._fallbacks:
-            reader = self._fallbacks[0].reader
-            assert isinstance(reader, SequentialReader)
-            entries = [entry for entry in self._fallbacks if entry.reader is reader]
-            states = [entry.states for entry in entries if entry.states is not None]
-            first = [entry.first for entry in entries if entry.first is not None]
-            results = reader.decoder.decode_with_fallback(
-                torch.stack(states), [entry.prompt for entry in entries], first
-            )
-            self._fallbacks = [entry for entry in self._fallbacks if entry.reader is not reader]
-            for entry, result in zip(entries, results, strict=True):
-                self._accept(entry, result)
+        """Decode windows again whose results were no good: those of a reader, at one temperature.
+
+        Others wait meanwhile, and so those that are no good then wait for another turn.
+        """
+        if not self._fallbacks:
+            return
+        first, waiting = self._fallbacks[0], self._fallbacks
+        entries = [first]
+        if not first.is_alone:
+            entries = [
+                entry
+                for entry in waiting
+                if entry.reader is first.reader
+                and len(entry.results) == len(first.results)
+                and not entry.is_alone
+            ]
+        self._fallbacks = [entry for entry in waiting if entry not in entries]
+        try:
+            self._decode_again(entries)
+        except Exception as error:  # of one of them; the others go on
+            self._give_up(entries, error)
 
     def _accept(self, entry: Entry, result: DecodingResult) -> None:
         """Take the final result of a window; its recording waits for its next turn."""
         recording, states, reader = entry.recording, entry.states, entry.reader
         assert isinstance(reader, SequentialReader) and states is not None
-        entry.states = entry.first = None
+        entry.states, entry.is_alone = None, False
         self._held.discard(entry)
         try:
             [segments] = reader.finish([recording], states[None], [result])
@@ -754,15 +754,16 @@ class Scheduler:
         self._deliver(entry, recording, segments)
         self._put_back(entry)
 
-    def _locate(self, entries: Sequence[Entry], error: Exception) -> None:
-        """Have each of several entries decoded alone after a failure; a single one failed."""
+    def _give_up(self, entries: Sequence[Entry], error: Exception) -> None:
+        """Have each of several windows decoded alone after a failure; a single one failed."""
+        self._held.difference_update(entries)
         if len(entries) == 1 and entries[0].is_alone:
             self._finish(entries[0].job, error)
             return
         LOG.warning("%d windows are decoded one by one after: %s", len(entries), error)
         for entry in entries:
-            entry.is_alone = True
-            entry.states = entry.first = None
+            entry.is_alone, entry.states = True, None
+            self._wait(entry)
 
     def _deliver(self, entry: Entry, recording: Recording, segments: Sequence[Segment]) -> None:
         if not entry.job.cancelled.is_set():
@@ -778,9 +779,29 @@ class Scheduler:
             entry.recording.is_done = True
             if are_done(entry.job.recordings):
                 self._finish(entry.job, None)
+        elif isinstance(entry.reader, SequentialReader):
+            self._pools[False].submit(self._take_next, entry)
         else:
-            with self._wake:
-                self._ready.append(entry)
+            self._wait(entry)
+
+    def _take_next(self, entry: Entry) -> None:
+        """Take the next window of a recording, in a thread of the pool."""
+        try:
+            with prepared_aside(self._device):
+                take_window(entry)
+        except Exception as error:  # of this recording; others go on
+            self._finish(entry.job, error)
+            return
+        if entry.recording.is_done:
+            self._put_back(entry)
+        else:
+            self._wait(entry)
+
+    def _wait(self, entry: Entry) -> None:
+        """Have an entry wait for its turn."""
+        with self._wake:
+            self._ready.append(entry)
+            self._wake.notify()
 
     def _finish(self, job: Job, error: BaseException | None) -> None:
         """End a job that had begun, with its transcription or an error."""
@@ -789,6 +810,6 @@ class Scheduler:
             if job.has_ended:
                 return
             job.has_ended = True
-            self._begun[job.is_long] -= 1
+            self._begun[job.is_long].discard(job)
             self._wake.notify()
         job.end(result)
