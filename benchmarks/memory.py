@@ -69,24 +69,22 @@ class Variant:
 
 
 AS_IT_IS = "as it is"
-DENSE = "dense weights"
+DENSE, CUBLAS = "dense weights", "cuBLAS for few clips"
 VARIANTS = {
     AS_IT_IS: Variant("nothing"),
     DENSE: Variant(
         "the holes that float32 weights left; also of stock, which fills some of them",
         options=("dense",),
     ),
-    "cuBLAS 0": Variant(
-        "both workspaces of cuBLAS, its own and PyTorch's: 33.6 MB each at most",
-        environment={"CUBLAS_WORKSPACE_CONFIG": ":0:0"},
+    CUBLAS: Variant(
+        "less than nothing: it adds the handle, workspace and modules of cuBLAS",
+        options=("cublas",),
     ),
-    "cuBLAS 2 MiB": Variant(
-        "all but 2.1 MB of each workspace", environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"}
+    "cuBLAS for few clips, 2 MiB": Variant(
+        "less than nothing, by 31 MB less",
+        environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
+        options=("cublas",),
     ),
-    "own products": Variant(
-        "all of cuBLAS: its workspaces, handle and modules", options=("products",)
-    ),
-    "own products, dense weights": Variant("the sum of both", options=("products", "dense")),
     "absorbed": Variant(
         "projected keys and values, less one clip's states: 144 MB of medium 24",
         options=("absorbed",),
@@ -340,11 +338,11 @@ class Account:
 
     def patch(self) -> None:
         """Change what the variant changes in this package."""
-        if "products" in self.variant.options:
-            from whisper_flash_attention.engine import torch_decoder
+        if "cublas" in self.variant.options:
+            from whisper_flash_attention.engine import triton_encoder, triton_layers
 
-            torch.Tensor.addmm_ = add_product
-            torch_decoder.keys_values = own_keys_values
+            triton_encoder.OWN_PRODUCT_CLIPS = 0
+            triton_layers.has_encoder_kernels = lambda device, dtype: False
 
     def call(
         self,
@@ -381,24 +379,6 @@ def give_back(model: Any) -> None:
     Engine.of(model).release()
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def add_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """x += a b by this package's kernel, for a transposed weight b."""
-    from whisper_flash_attention.kernels.matmul import matmul
-
-    matmul(a[None], [b.t()], [None], x[None], residual=x[None])
-    return x
-
-
-def own_keys_values(x: torch.Tensor, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of states x [B, S, D] by this package's kernel."""
-    from whisper_flash_attention.kernels.matmul import matmul
-
-    found = torch.empty_like(x), torch.empty_like(x)
-    for each, out in zip((attention.k, attention.v), found, strict=True):
-        matmul(x, [each.weight], [each.bias], out)
-    return found
 
 
 def make_dense(model: torch.nn.Module) -> None:
