@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, cuda_decoder
+from whisper_flash_attention.engine import beam, cuda_decoder, triton_layers
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
@@ -122,6 +122,23 @@ def expected(
 def check_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert found.shape == wanted.shape and found.dtype is torch.float32
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_kernel_writes_cross_keys_and_values(
+    weights: DecoderWeights, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On hardware that has it; the interpreter runs it for these weights, too."""
+    inputs = clips(slots, 2)
+    request = Request(LogitsProcessors(), 4, (), 0, want_logits=True)
+    wanted = expected(weights, inputs, request, False)
+    monkeypatch.setattr(triton_layers, "has_encoder_kernels", lambda device, dtype: True)
+    monkeypatch.setattr(triton_layers, "fill_cross", None)
+    decoder, _ = on_kernels(weights, absorbed=False, raw=True)
+    found = choose_tokens(decoder, *inputs, request)
+    assert torch.equal(found.sequences, wanted.sequences)
+    for one, other in zip(found.logits or (), wanted.logits or (), strict=True):
+        check_close(one, other)
 
 
 @FORMS

@@ -271,7 +271,7 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
     if setup.new_tokens is not None:
         settings |= {"temperature": 0.0, "without_timestamps": True}
         # CTranslate2 stops at half of the greatest length, in which the prompt counts.
-        prompt = 3 if setup.checkpoint.is_multilingual else 2
+        prompt = 4 if model.model.is_multilingual else 2
         settings |= {"condition_on_previous_text": False}
         settings |= {"max_new_tokens": 2 * setup.new_tokens - prompt}
         settings |= dict.fromkeys(
