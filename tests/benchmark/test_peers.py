@@ -254,6 +254,16 @@ def test_texts_are_those_of_the_last_round_and_times_of_all() -> None:
     assert (found["wer"], found["seconds"], found["realtime_factor"]) == (0.0, [1.0, 3.0], 5.0)
 
 
+def test_fewer_tokens_than_were_forced_are_no_measurement() -> None:
+    ours = SYSTEMS["ours-batched"]
+    path = bundled_recordings()[0].path
+    running = Running(case(new_tokens=4).blank_row(ours, 1), FakeWorker(ours, None, None))  # type: ignore[arg-type]
+    running.calls[path] = [call(1.0)]
+    assert running.summary([Spoken(path, "en", None)], {path: 30.0})["tokens"] == 3
+    with pytest.raises(PeerFailed, match="6 tokens or more were forced, and 3 came"):
+        running.summary([Spoken(path, "en", None)], {path: 30.5})
+
+
 def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
     home = tmp_path / "some_peer-1.5.dist-info"
     home.mkdir()

@@ -9,6 +9,7 @@ for whose batches kernels are compiled.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -28,6 +29,7 @@ from whisper_flash_attention.audio.samples import SAMPLING_RATE
 from whisper_flash_attention.benchmark.peer_systems import (
     OURS,
     SYSTEMS,
+    WINDOW,
     PeerCheckpoint,
     Setup,
     System,
@@ -246,7 +248,11 @@ class Running:
     calls: dict[Path, list[Call]] = field(default_factory=dict)
 
     def summary(self, recordings: Sequence[Spoken], lengths: dict[Path, float]) -> dict[str, Any]:
-        """The row of the rounds so far."""
+        """The row of the rounds so far.
+
+        Raises:
+            PeerFailed: there are fewer tokens than were forced.
+        """
         rounds = zip(*(self.calls[each.path] for each in recordings), strict=True)
         seconds = [sum(call.seconds for call in each) for each in rounds]
         last = {each.path: self.calls[each.path][-1] for each in recordings}
@@ -254,12 +260,18 @@ class Running:
         first = [call.first_seconds for call in self.calls[longest]]
         errors = WordErrors()
         for each in recordings:
-            found = word_errors(each, last[each.path].text)
-            errors.errors += found.errors
-            errors.words += found.words
+            wrong = word_errors(each, last[each.path].text)
+            errors.errors += wrong.errors
+            errors.words += wrong.words
         silent = [each for each in recordings if each.is_silent]
         invented = sum(len(normalised(last[each.path].text).split()) for each in silent)
         tokens = [call.tokens for call in last.values()]
+        if self.row["new_tokens"] is not None and None not in tokens:
+            windows = sum(math.ceil(each / WINDOW) for each in lengths.values())
+            # One of a window may be a timestamp.
+            least, found = (self.row["new_tokens"] - 1) * windows, sum(each or 0 for each in tokens)
+            if found < least:
+                raise PeerFailed(f"{least} tokens or more were forced, and {found} came")
         audio_seconds = sum(lengths.values())
         is_random = self.row["random_weights"]
         return self.row | {
@@ -376,7 +388,9 @@ def _measure_group(
             yield
         except PeerFailed as error:
             keep(row | {"status": "failed", "reason": str(error)})
-            running[:] = [each for each in running if each.row is not row]
+            for each in [each for each in running if each.row is row]:
+                each.worker.stop()
+                running.remove(each)
 
     try:
         for system in systems:
@@ -389,8 +403,9 @@ def _measure_group(
                 for one in list(running):
                     with failures(one.row):
                         one.calls.setdefault(each.path, []).append(one.worker.call(each))
-            for one in running:
-                keep(one.summary(spoken, lengths))
+            for one in list(running):
+                with failures(one.row):
+                    keep(one.summary(spoken, lengths))
     finally:
         for one in running:
             one.worker.stop()
