@@ -7,17 +7,19 @@ same products, if float16 holds the weights exactly, as it does for all that Ope
 each row of the input.
 
 FBGEMM lays out a matrix in one thread, from a float32 copy. So several are laid out at a time; the
-largest, the projection to the vocabulary, before all others, when there is little else in memory.
+largest, the projection to the vocabulary, until it is needed for the first time.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -59,9 +61,10 @@ def pack(weights: Weights, precision: str) -> Weights:
             "this processor: give float32"
         )
     pack_layer = quantised if precision == "int8" else exact
+    pack_projection = quantised if precision == "int8" else exact_later
     workers = min(torch.get_num_threads(), MOST_THREADS)
     with _without_announcements(), ThreadPoolExecutor(workers) as pool:
-        decoder = replace(decoder, projection=pack_layer(decoder.projection))
+        decoder = replace(decoder, projection=pack_projection(decoder.projection))
         return Weights(
             _encoder(encoder, pack_layer, pool), _decoder(decoder, pack_layer, pool), precision
         )
@@ -154,9 +157,36 @@ def _plain(layer: Linear) -> Linear:
 
 def exact(layer: Linear) -> Linear:
     """A layer on float16 weights where those are exact and FBGEMM is there, else as it is."""
-    weight, bias = layer.weight, None if layer.bias is None else layer.bias.float()
-    if not has_fbgemm() or not _is_exact_in_half(weight):
+    return _in_half(layer) if _fits_half(layer) else _plain(layer)
+
+
+def exact_later(layer: Linear) -> Linear:
+    """As `exact`; another thread lays out the weights, for which the first product waits."""
+    if not _fits_half(layer):
         return _plain(layer)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="whisper-flash-packing")
+    coming = pool.submit(_in_half, layer)
+    _coming.add(coming)
+    pool.shutdown(wait=False)
+    shape = _shape(layer)
+    return PackedLinear(
+        *(shape.weight, shape.bias, lambda x: coming.result().multiply(x)),
+        nbytes=2 * layer.weight.numel(),
+    )
+
+
+# A process that is forked has no thread to go on with these.
+_coming: WeakSet[Future[PackedLinear]] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lambda: wait(list(_coming)))
+
+
+def _fits_half(layer: Linear) -> bool:
+    return has_fbgemm() and _is_exact_in_half(layer.weight)
+
+
+def _in_half(layer: Linear) -> PackedLinear:
+    weight, bias = layer.weight, None if layer.bias is None else layer.bias.float()
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
     size = 2 * weight.numel()
 
