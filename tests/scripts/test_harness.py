@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": ("cpu", "cpu-step", "start-up", "step"),
     "audio": ("front-end", "decoders"),
     "invented": (),
-    "peers": (),
+    "memory": ("rows", "release"),
     "word_times": (),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),
@@ -102,6 +102,8 @@ def test_every_command_that_pages_and_scripts_show_exists() -> None:
         ("attention", "absorbed"),
         ("products", "encoder"),
         ("generate", "step"),
+        ("memory", "rows"),
+        ("memory", "release"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_without_one(command: tuple[str, str]) -> None:

@@ -1,0 +1,659 @@
+"""Account for the memory of a GPU that a call of `generate` takes, of stock and of this package.
+
+    python benchmarks/memory.py rows --row tiny:4 --row medium:24 --output rows.json
+    python benchmarks/memory.py release --row tiny:4 --output release.json
+
+Every account is a fresh process. It notes, phase by phase, what the driver counts (for the process
+and for the device), what PyTorch's allocator reserves and hands out, and whose the reserved memory
+is. What the driver counts beyond context and reserved memory is attributed by events: the loading
+of a kernel of Triton, the instantiation and the first launch of a CUDA graph, and else the first
+calls of encoder and decoder: modules of PyTorch and cuBLAS, streams, local memory of kernels.
+
+`rows`: stock and this package at batch 1, and variants of this package that should take less.
+`release`: this package after a large batch and `Engine.release`, beside a fresh process at batch 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from _harness import (
+    Commit,
+    Output,
+    app_of,
+    console,
+    one_of,
+    print_rows,
+    require_cuda,
+    seconds_of,
+    write_json,
+)
+
+from whisper_flash_attention.benchmark.environment import driver_memory
+from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
+from whisper_flash_attention.benchmark.random_weights import build_model
+from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES
+from whisper_flash_attention.benchmark.systems import FLASH, SYSTEMS, greedy
+
+MB = 1e6
+DEVICE = torch.device("cuda", 0)
+TIMEOUT = 300.0  # seconds of one account
+# Resident threads of a multiprocessor, all of which local memory is reserved for.
+THREADS = 2048
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run this package, and what it should save.
+
+    Args:
+        reason: what it takes away.
+        environment: set before CUDA is initialised.
+        allocator: settings of PyTorch's allocator.
+        options: read by `Account.load` and `Account.patch`.
+    """
+
+    reason: str
+    environment: dict[str, str] = field(default_factory=dict)
+    allocator: str | None = None
+    options: tuple[str, ...] = ()
+
+
+AS_IT_IS = "as it is"
+DENSE, CUBLAS = "dense weights", "cuBLAS for few clips"
+VARIANTS = {
+    AS_IT_IS: Variant("nothing"),
+    DENSE: Variant(
+        "the holes that float32 weights left; also of stock, which fills some of them",
+        options=("dense",),
+    ),
+    CUBLAS: Variant(
+        "less than nothing: it adds the handle, workspace and modules of cuBLAS",
+        options=("cublas",),
+    ),
+    "cuBLAS for few clips, 2 MiB": Variant(
+        "less than nothing, by 31 MB less",
+        environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
+        options=("cublas",),
+    ),
+    "absorbed": Variant(
+        "projected keys and values, less one clip's states: 144 MB of medium 24",
+        options=("absorbed",),
+    ),
+    "expandable segments": Variant(
+        "the rounding of segments: up to 20 MB a pool", allocator="expandable_segments:True"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process runs."""
+
+    checkpoint: str
+    layers: int
+    system: str
+    variant: str = AS_IT_IS
+    batch: int = 1
+    new_tokens: int = 25
+    calls: int = 10
+    # Clips and new tokens of a call that is made, and released, before the others.
+    before: tuple[int, int] | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.checkpoint} {self.layers} {self.system}, {self.variant}"
+
+
+# --- what the driver and the allocator count -----------------------------------------------------
+
+
+def used() -> dict[str, int | None]:
+    """Bytes in use on the device, by CUDA, and in this process, by NVML if it tells."""
+    free, total = torch.cuda.mem_get_info(DEVICE)
+    counted, source = driver_memory(DEVICE)
+    process = source is not None and source.startswith("process")
+    return {
+        "device": total - free,
+        "process": round(counted * 1e9) if process and counted is not None else None,
+    }
+
+
+def pools_of(segments: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Reserved, allocated and free bytes by pool of an allocator's snapshot; "0:0" is the default.
+
+    `split` are bytes of free blocks in segments that others still use: holes.
+    """
+    pools: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for segment in segments:
+        pool = pools[":".join(map(str, segment["segment_pool_id"]))]
+        pool["segments"] += 1
+        pool["reserved"] += segment["total_size"]
+        pool["allocated"] += segment["allocated_size"]
+        pool["requested"] += segment.get("requested_size", 0)
+        if segment["allocated_size"]:
+            pool["holes"] += segment["total_size"] - segment["allocated_size"]
+    return {name: dict(pool) for name, pool in sorted(pools.items())}
+
+
+class Events:
+    """Attributes what the driver counts beyond reserved memory to the events that add it."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[str, int] = defaultdict(int)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.kernels: list[dict[str, Any]] = []
+
+    @staticmethod
+    def beyond_reserved() -> int:
+        free, total = torch.cuda.mem_get_info(DEVICE)
+        return total - free - torch.cuda.memory_reserved(DEVICE)
+
+    @contextmanager
+    def watch(self, name: str) -> Iterator[None]:
+        """Attribute what is added within the block, but not to events within it."""
+        before = self.unexplained()
+        yield
+        self.add(name, before)
+
+    def unexplained(self) -> int:
+        """What is not attributed yet."""
+        return self.beyond_reserved() - sum(self.bytes.values())
+
+    def add(self, name: str, before: int) -> None:
+        """Attribute what was added since `unexplained` was `before`."""
+        torch.cuda.synchronize()
+        self.bytes[name] += self.unexplained() - before
+        self.counts[name] += 1
+
+    def install(self) -> None:
+        """Watch the engine, Triton's loader and CUDA graphs from now on."""
+        from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
+        from whisper_flash_attention.engine.triton_encoder import TritonEncoder
+
+        self._watch_first(TritonEncoder, "run", "the encoder's first call")
+        self._watch_first(CudaDecoder, "greedy", "the decoder's first call")
+        self._watch_triton()
+        self._watch_graphs()
+
+    def _watch_first(self, kind: Any, method: str, name: str) -> None:
+        """Attribute what the first call of a method adds."""
+        call, events = getattr(kind, method), self
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            setattr(kind, method, call)
+            with events.watch(name):
+                return call(*arguments, **options)
+
+        setattr(kind, method, watched)
+
+    def _watch_triton(self) -> None:
+        from triton.compiler.compiler import CompiledKernel
+
+        load, events = CompiledKernel._init_handles, self
+
+        def watched(kernel: Any) -> None:
+            if kernel.module is not None:
+                return
+            with events.watch("Triton's kernels"):
+                load(kernel)
+            events.kernels.append(
+                {
+                    "name": kernel.name,
+                    "cubin": len(kernel.asm.get("cubin", b"")),
+                    "registers": kernel.n_regs,
+                    "local_bytes": 4 * kernel.n_spills,
+                    "shared": kernel.metadata.shared,
+                    "warps": kernel.metadata.num_warps,
+                }
+            )
+
+        CompiledKernel._init_handles = watched
+
+    def _watch_graphs(self) -> None:
+        events = self
+
+        class Watched(torch.cuda.CUDAGraph):
+            def capture_begin(self, *arguments: Any, **options: Any) -> None:
+                self.before = events.unexplained()
+                super().capture_begin(*arguments, **options)
+
+            def capture_end(self) -> None:
+                super().capture_end()
+                events.add("graphs, instantiated", self.before)
+
+            def replay(self) -> None:
+                if getattr(self, "was_replayed", False):
+                    super().replay()
+                    return
+                self.was_replayed = True
+                with events.watch("graphs, first launch"):
+                    super().replay()
+
+        torch.cuda.CUDAGraph = Watched
+
+    def as_json(self) -> dict[str, Any]:
+        properties: Any = torch.cuda.get_device_properties(DEVICE)
+        most = max((each["local_bytes"] for each in self.kernels), default=0)
+        return {
+            "bytes": dict(self.bytes),
+            "counts": dict(self.counts),
+            "kernels": self.kernels,
+            "cubin_bytes": sum(each["cubin"] for each in self.kernels),
+            "local_bytes_most": most,
+            "local_bytes_reserved": most * THREADS * properties.multi_processor_count,
+        }
+
+
+class Account:
+    """One process: phases, each with what is counted at its end."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.variant = VARIANTS[task.variant]
+        self.events = Events()
+        self.phases: list[dict[str, Any]] = []
+
+    def note(self, phase: str) -> None:
+        torch.cuda.synchronize()
+        segments = torch.cuda.memory_snapshot()
+        self.phases.append(
+            {
+                "phase": phase,
+                **used(),
+                "reserved": torch.cuda.memory_reserved(DEVICE),
+                "allocated": torch.cuda.memory_allocated(DEVICE),
+                "peak": torch.cuda.max_memory_allocated(DEVICE),
+                "pools": pools_of(segments),
+                "events": dict(self.events.bytes),
+            }
+        )
+
+    def run(self) -> dict[str, Any]:
+        os.environ.update(self.variant.environment)
+        torch.cuda.init()
+        torch.cuda.mem_get_info(DEVICE)  # makes the context
+        if self.variant.allocator:
+            torch.cuda.memory._set_allocator_settings(self.variant.allocator)
+        self.note("context")
+        torch.ones(1, device=DEVICE).add_(1)
+        self.note("first kernel")
+        generate, model = self.load()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.note("weights")
+        if self.task.system == FLASH:
+            self.events.install()
+            self.patch()
+        if self.task.before is not None:
+            self.call(generate, *self.task.before, calls=1)
+            self.note("before")
+            give_back(model)
+            self.note("before, released")
+        seconds = self.call(generate, self.task.batch, self.task.new_tokens, self.task.calls)
+        self.note("calls")
+        if self.task.system == FLASH:
+            give_back(model)
+            self.note("calls, released")
+        return {
+            **asdict(self.task),
+            "weights": sum(each.nbytes for each in set(model.parameters())),
+            "plan": self.planned(model),
+            "seconds": seconds,
+            "module_loading": os.environ.get("CUDA_MODULE_LOADING"),
+            "phases": self.phases,
+            "events": self.events.as_json(),
+        }
+
+    def load(self) -> tuple[Callable[[torch.Tensor, int], torch.Tensor], Any]:
+        """The system's `generate` and its model, as the benchmark builds it."""
+        from transformers import WhisperForConditionalGeneration as Stock
+
+        from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
+
+        system = SYSTEMS[self.task.system]
+        size = MODEL_SIZES[self.task.checkpoint]
+        model = build_model(
+            Ours if system.is_ours else Stock,
+            size,
+            self.task.layers,
+            device=DEVICE,
+            dtype=torch.float16,
+        )
+        model.set_attn_implementation(system.attention)
+        if "dense" in self.variant.options:
+            make_dense(model)
+        if "absorbed" in self.variant.options:
+            model.cross_attention = "absorbed"
+        return greedy(model, system.generate_options), model
+
+    def patch(self) -> None:
+        """Change what the variant changes in this package."""
+        if "cublas" in self.variant.options:
+            from whisper_flash_attention.engine import triton_encoder, triton_layers
+
+            triton_encoder.OWN_PRODUCT_CLIPS = 0
+            triton_layers.has_encoder_kernels = lambda device, dtype: False
+
+    def call(
+        self,
+        generate: Callable[[torch.Tensor, int], torch.Tensor],
+        size: int,
+        new_tokens: int,
+        calls: int,
+    ) -> list[float]:
+        """Two untimed calls, then the timed ones: their seconds."""
+        bins = MODEL_SIZES[self.task.checkpoint].mel_bins
+        generator = torch.Generator().manual_seed(0)
+        host = torch.randn(size, bins, 3000, generator=generator).half().pin_memory()
+        seconds = []
+        for _ in range(calls + 2):
+            seconds.append(seconds_of(lambda: generate(host, new_tokens), DEVICE))
+        return seconds[2:]
+
+    def planned(self, model: Any) -> dict[str, int] | None:
+        """What `plan` computes for the call."""
+        if self.task.system != FLASH:
+            return None
+        plan = model.plan(batch_size=self.task.batch, max_new_tokens=self.task.new_tokens)
+        found = {name: value for name, value in asdict(plan).items() if type(value) is int}
+        found["total"] = plan.total
+        if hasattr(plan, "driver"):
+            found["driver"] = plan.driver
+        return found
+
+
+def give_back(model: Any) -> None:
+    """Give back what the engine keeps, and what the allocator does."""
+    from whisper_flash_attention.engine.engine import Engine
+
+    Engine.of(model).release()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def make_dense(model: torch.nn.Module) -> None:
+    """Move the weights to the host and back, one after another, so that no holes are between."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.cpu()
+    torch.cuda.empty_cache()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DEVICE)
+
+
+def account(task: Task) -> dict[str, Any]:
+    """The account of one task, in this process, which has not used CUDA."""
+    return Account(task).run()
+
+
+def libraries() -> dict[str, Any]:
+    """Memory that the driver counts for the first uses of CUDA's libraries, in this process."""
+    steps: list[dict[str, Any]] = []
+
+    def note(name: str) -> None:
+        torch.cuda.synchronize()
+        steps.append({"step": name, **used(), "reserved": torch.cuda.memory_reserved(DEVICE)})
+
+    torch.cuda.init()
+    torch.cuda.mem_get_info(DEVICE)
+    note("context")
+    a = torch.ones(1500, 1024, device=DEVICE, dtype=torch.float16)
+    note("first kernel")
+    torch.cuda.current_blas_handle()
+    note("cuBLAS, handle")
+    torch.mm(a, a[:1024].t())
+    note("cuBLAS, a product")
+    torch.nn.functional.linear(a, a[:1024], a[0])
+    note("cuBLASLt, a product")
+    side = torch.cuda.Stream()
+    note("PyTorch's streams")
+    with torch.cuda.stream(side):
+        torch.mm(a, a[:1024].t())
+    note("cuBLAS, another stream")
+    q = torch.ones(1, 16, 1500, 64, device=DEVICE, dtype=torch.float16)
+    torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    note("SDPA")
+    torch.nn.functional.conv1d(q.view(1, 1500, 1024), q.view(-1)[: 1500 * 3].view(1, 1500, 3))
+    note("cuDNN, a convolution")
+    torch.cuda.empty_cache()
+    note("empty cache")
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    note("cleared workspaces")
+    return {"steps": steps, "limits": device_limits()}
+
+
+def device_limits() -> dict[str, int]:
+    """The driver's limits of this context in bytes: stack, printf's buffer, heap."""
+    import ctypes
+
+    names = {0x00: "stack", 0x01: "printf", 0x02: "heap", 0x05: "persisting L2"}
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return {}
+    found = {}
+    for number, name in names.items():
+        value = ctypes.c_size_t()
+        if driver.cuCtxGetLimit(ctypes.byref(value), number) == 0:
+            found[name] = value.value
+    return found
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def counted(phase: Mapping[str, Any]) -> int:
+    """What the driver counts: of the process if it tells, else of the device."""
+    value = phase["device"] if phase["process"] is None else phase["process"]
+    return int(value)
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of what the driver counts after the calls, in units of 1e6 bytes.
+
+    `weight_holes` is reserved and not of the weights before the calls, `call` what these reserved;
+    `kernels`, `graphs` and `first` are what their events added beyond that; `rest` is what no event
+    explains.
+    """
+    phases = {phase["phase"]: phase for phase in found["phases"]}
+    last, released = phases["calls"], phases.get("calls, released")
+    before = phases.get("before, released")
+    context, weights = phases["context"], phases["weights"]
+    driver, reserved = counted(last), last["reserved"]
+    events = last["events"]
+    kernels = events.get("Triton's kernels", 0)
+    graphs = sum(size for name, size in events.items() if name.startswith("graphs"))
+    first = sum(size for name, size in events.items() if name.endswith("first call"))
+    plan = found["plan"] or {}
+    row = {
+        "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+        "variant": found["variant"],
+        "driver": driver,
+        "context": counted(context),
+        "weights": found["weights"],
+        "weight_holes": weights["reserved"] - found["weights"],
+        "call": reserved - weights["reserved"],
+        "aside": last["peak"] - found["weights"],
+        "kernels": kernels,
+        "graphs": graphs,
+        "first": first,
+        "rest": driver - counted(context) - reserved - kernels - graphs - first,
+        "released": None if released is None else counted(released),
+        "before": None if before is None else counted(before),
+        "plan": plan.get("total"),
+        "peak": last["peak"],
+        "plan_driver": plan.get("driver"),
+    }
+    in_mb = {name: value / MB if type(value) is int else value for name, value in row.items()}
+    return in_mb | {"ms": 1e3 * median(found["seconds"]) if found["seconds"] else None}
+
+
+COLUMNS: dict[str, Any] = {
+    "row": "{title}",
+    "variant": "{variant}",
+    "driver": "{driver:.0f}",
+    "context": "{context:.0f}",
+    "weights": "{weights:.0f}",
+    "+holes": "{weight_holes:.0f}",
+    "call": "{call:.0f}",
+    "kernels": "{kernels:.1f}",
+    "graphs": "{graphs:.1f}",
+    "first calls": "{first:.1f}",
+    "rest": "{rest:.0f}",
+    "released": "{released:.0f}",
+    "after large": "{before:.0f}",
+    "peak aside": "{aside:.0f}",
+    "peak": "{peak:.0f}",
+    "plan": "{plan:.0f}",
+    "plan driver": "{plan_driver:.0f}",
+    "ms": "{ms:.2f}",
+}
+
+
+def run_all(tasks: Sequence[Task], with_libraries: bool) -> dict[str, Any]:
+    """Accounts of all tasks, each in a process of its own, and of the libraries."""
+    require_cuda()
+    workers = start_workers("cuda")
+    document: dict[str, Any] = {"rows": [], "failures": []}
+    if with_libraries:
+        document["libraries"] = workers.call(libraries, timeout=TIMEOUT)
+    for task in tasks:
+        try:
+            document["rows"].append(workers.call(account, task, timeout=TIMEOUT))
+        except ProcessFailed as failed:
+            document["failures"].append({**asdict(task), "reason": failed.reason})
+            console.print(f"{task.title}: {failed.reason}\n{failed.log[-2000:]}", markup=False)
+    return document
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print the tables, the summary last."""
+    steps = document.get("libraries", {}).get("steps", [])
+    rows, before = [], 0
+    for step in steps:
+        rest = counted(step) - step["reserved"]
+        rows.append(step | {"driver": counted(step) / MB, "added": (rest - before) / MB})
+        before = rest
+    if rows:
+        columns = {"step": "{step}", "driver, MB": "{driver:.1f}", "beyond reserved": "{added:.1f}"}
+        print_rows("first uses of libraries", rows, columns)
+        console.print(document["libraries"]["limits"])
+    spilling = [
+        {"title": f"{found['checkpoint']} {found['layers']} {found['variant']}", **kernel}
+        for found in document["rows"]
+        for kernel in found["events"]["kernels"]
+        if kernel["local_bytes"]
+    ]
+    if spilling:
+        names = ("title", "name", "local_bytes", "registers", "warps", "cubin")
+        print_rows("kernels with local memory", spilling, {each: f"{{{each}}}" for each in names})
+    phases, last = [], 0
+    for found in document["rows"]:
+        for phase in found["phases"]:
+            beyond = counted(phase) - phase["reserved"]
+            phases.append(
+                {
+                    "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+                    "variant": found["variant"],
+                    "phase": phase["phase"],
+                    **{name: phase[name] / MB for name in ("reserved", "allocated", "peak")},
+                    "driver": counted(phase) / MB,
+                    "added": (beyond - last if phase["phase"] != "context" else beyond) / MB,
+                }
+            )
+            last = beyond
+    columns = {name: f"{{{name}}}" for name in ("title", "variant", "phase")}
+    numbers = ("driver", "reserved", "allocated", "peak", "added")
+    columns |= {name: f"{{{name}:.1f}}" for name in numbers}
+    print_rows("phases, MB; added: by the driver, beyond reserved memory", phases, columns)
+    pools = [
+        {
+            "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+            "variant": found["variant"],
+            "pool": name,
+            **{key: value / MB for key, value in pool.items()},
+            "count": pool["segments"],
+        }
+        for found in document["rows"]
+        for phase in found["phases"]
+        if phase["phase"] == "calls"
+        for name, pool in phase["pools"].items()
+    ]
+    columns = {"row": "{title}", "variant": "{variant}", "pool": "{pool}", "segments": "{count}"}
+    columns |= {name: f"{{{name}:.1f}}" for name in ("reserved", "allocated", "holes")}
+    print_rows("the allocator's pools after the calls, MB", pools, columns)
+    print_rows("memory in MB (1e6 bytes)", map(summary, document["rows"]), COLUMNS)
+
+
+Rows = Annotated[list[str] | None, typer.Option("--row", help="checkpoint:layers; repeatable.")]
+
+
+def parse_rows(given: Sequence[str] | None, default: Sequence[str]) -> list[tuple[str, int]]:
+    """Checkpoints and depths of "tiny:4" and the like."""
+    found = []
+    for text in given or default:
+        checkpoint, _, layers = text.partition(":")
+        one_of("row", [checkpoint], DECODER_LAYERS)
+        one_of("row", [layers], [str(depth) for depth in DECODER_LAYERS[checkpoint]])
+        found.append((checkpoint, int(layers)))
+    return found
+
+
+def rows(
+    row: Rows = None,
+    system: Annotated[list[str] | None, typer.Option(help="orig, sdpa, flash.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Of flash; or `all`.")] = None,
+    variant_row: Annotated[
+        list[str] | None, typer.Option(help="Rows that variants run; by default all.")
+    ] = None,
+    calls: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 5,
+    commit: Commit = None,
+    output: Output = None,
+) -> None:
+    """Account for stock and this package at batch 1, and for variants of this package."""
+    models = parse_rows(row, [f"{name}:{DECODER_LAYERS[name][0]}" for name in ("tiny", "medium")])
+    systems = system or ["orig", FLASH]
+    one_of("system", systems, SYSTEMS)
+    named = list(VARIANTS)[1:] if variant == ["all"] else variant or []
+    one_of("variant", named, VARIANTS)
+    tasks = [Task(*model, name, calls=calls) for model in models for name in systems]
+    for model in parse_rows(variant_row, []) or models:
+        if DENSE in named:
+            tasks += [Task(*model, name, DENSE, calls=calls) for name in systems if name != FLASH]
+        tasks += [Task(*model, FLASH, name, calls=calls) for name in named]
+    document = run_all(tasks, with_libraries=True)
+    write_json(output, "cuda", commit, document)
+    show(document)
+
+
+def release(
+    row: Rows = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips of the large call.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of the large call.")] = 256,
+    commit: Commit = None,
+    output: Output = None,
+) -> None:
+    """Compare this package after a large batch and its release with a fresh process at batch 1."""
+    tasks = []
+    for model in parse_rows(row, ["tiny:4", "medium:24"]):
+        tasks.append(Task(*model, FLASH, calls=1))
+        tasks.append(Task(*model, FLASH, calls=1, before=(batch, new_tokens)))
+    document = run_all(tasks, with_libraries=False)
+    write_json(output, "cuda", commit, document)
+    show(document)
+
+
+app = app_of(__doc__, rows, release)
+
+if __name__ == "__main__":
+    app()
