@@ -8,9 +8,10 @@ largest call so far: calls of mixed shapes share it, and memory does not grow wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from weakref import WeakMethod
 
 import torch
 
@@ -97,6 +98,18 @@ class Layout:
         return (self.layers, self.clips, self.heads, self.keys, HEAD_WIDTH)
 
 
+# PyTorch's allocator takes 20 MiB from the driver for less than this, and multiples of the second
+# from this on.
+LEAST_BLOCK, BLOCK_STEP = 10 * 2**20, 2 * 2**20
+
+
+def block_bytes(device: torch.device, size: int) -> int:
+    """What a block of this size takes: on a GPU as much as PyTorch reserves for it."""
+    if device.type != "cuda":
+        return size
+    return -(-max(size, LEAST_BLOCK) // BLOCK_STEP) * BLOCK_STEP
+
+
 class Arena:
     """One block of device memory, allocated in aligned parts.
 
@@ -104,19 +117,23 @@ class Arena:
     the encoder has just freed and soon needs again, and then reserve that twice.
     """
 
-    def __init__(self, device: torch.device, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.capacity = block_bytes(device, size)
         self._used = 0
         if device.type == "cuda":
             self._pool = torch.cuda.MemPool()
             with torch.cuda.use_mem_pool(self._pool, device):
-                self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+                self._block = torch.empty(self.capacity, dtype=torch.uint8, device=device)
         else:
-            self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+            self._block = torch.empty(self.capacity, dtype=torch.uint8, device=device)
 
     def restart(self) -> None:
         """Allocate from the beginning again; earlier tensors are overwritten."""
         self._used = 0
+
+    def skip_to(self, offset: int) -> None:
+        """Leave everything before `offset` as it is, which is a multiple of `ALIGNMENT`."""
+        self._used = max(self._used, offset)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Allocate an uninitialised tensor."""
@@ -124,6 +141,39 @@ class Arena:
         piece = self._block[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
         return piece.view(dtype).view(shape)
+
+
+class SharedArena:
+    """The arena of all that take turns in it, from its beginning; it only grows.
+
+    When it does, everyone forgets what lay in it: only then is its memory free.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._arena: Arena | None = None
+        # Weak: the memory must go with the engine, without waiting for the garbage collector.
+        self._forget: list[WeakMethod[Callable[[], None]]] = []
+        # Bytes, from the beginning, that were overwritten since a decoder last had its turn.
+        self.overwritten = 0
+
+    def tell(self, forget: Callable[[], None]) -> None:
+        """Call this bound method before the arena goes."""
+        self._forget.append(WeakMethod(forget))
+
+    def of(self, size: int) -> Arena:
+        """The arena, which has at least this number of bytes."""
+        if self._arena is None or self._arena.capacity < size:
+            self.release()
+            self._arena = Arena(self._device, size)
+        return self._arena
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for reference in self._forget:
+            if forget := reference():
+                forget()
+        self._arena = None
 
 
 def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -307,12 +357,20 @@ SLOT_AXIS = {"keys": 1, "values": 1, "cross_keys": 1, "cross_values": 1}
 POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
 
 
-def buffers(layout: Layout) -> dict[str, Spec]:
-    """Name, shape and dtype of every buffer of a state."""
-    slots, positions = layout.slots, layout.positions
-    specs: dict[str, Spec] = {
+def caches(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of the large buffers, of which a decode reads only what it wrote."""
+    names = ("states",) if layout.absorbed else ("cross_keys", "cross_values")
+    return {
         "keys": (layout.past_shape(), layout.dtype),
         "values": (layout.past_shape(), layout.dtype),
+        **{name: (layout.cross_shape(), layout.dtype) for name in names},
+    }
+
+
+def buffers(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of every buffer of a state, the caches first."""
+    slots, positions = layout.slots, layout.positions
+    return caches(layout) | {
         "output": ((slots, positions), torch.int64),
         "tokens": ((slots,), torch.int64),
         "positions": ((slots,), torch.int32),
@@ -322,17 +380,16 @@ def buffers(layout: Layout) -> dict[str, Spec]:
         "sum_logprobs": ((slots,), torch.float32),
         "ancestors": ((slots, positions), torch.int32),
     }
-    if layout.absorbed:
-        specs["states"] = (layout.cross_shape(), layout.dtype)
-    else:
-        specs["cross_keys"] = (layout.cross_shape(), layout.dtype)
-        specs["cross_values"] = (layout.cross_shape(), layout.dtype)
-    return specs
 
 
 def state_bytes(layout: Layout) -> int:
     """Device memory that a state of this layout takes, in bytes."""
     return sum(aligned_bytes(*spec) for spec in buffers(layout).values())
+
+
+def cache_bytes(layout: Layout) -> int:
+    """Device memory of the caches alone, in bytes."""
+    return sum(aligned_bytes(*spec) for spec in caches(layout).values())
 
 
 @dataclass
@@ -360,11 +417,15 @@ class DecodeState:
     branching: bool = False
 
     @classmethod
-    def allocate(cls, layout: Layout, arena: Arena) -> DecodeState:
-        """A state whose buffers lie in the arena, from its beginning."""
+    def allocate(cls, layout: Layout, arena: Arena, rest: int = 0) -> DecodeState:
+        """A state whose caches lie at the arena's beginning, and other buffers from `rest` on."""
         arena.restart()
-        tensors = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
-        return cls(layout, **tensors)  # type: ignore[arg-type]
+        tensors = {name: arena.take(*spec) for name, spec in caches(layout).items()}
+        arena.skip_to(rest)
+        for name, spec in buffers(layout).items():
+            if name not in tensors:
+                tensors[name] = arena.take(*spec)
+        return cls(layout, **tensors)
 
     def rows(self, begin: int, end: int) -> DecodeState:
         """The slots from `begin` to `end`, a clip with each, as a state on the same memory."""

@@ -20,7 +20,9 @@ from whisper_flash_attention.engine.layout import (
     Layout,
     Sizes,
     aligned_bytes,
+    block_bytes,
     buffers,
+    cache_bytes,
     has_encoder_kernels,
     has_kernels,
     is_absorbed,
@@ -88,8 +90,8 @@ class MemoryPlan:
         self_attention_cache: keys and values of the tokens, and the tokens themselves.
         cross_attention_state: projected keys and values, or the encoder's states.
         workspace: of kernels and matrix products.
-        encoder: features, the encoder's states, and the largest temporaries: the encoder's, or
-            those of the decoder's passes in PyTorch.
+        encoder: features, the encoder's states, what the encoder needs beyond the place of the
+            caches, and the largest temporaries of PyTorch's operations.
     """
 
     batch_size: int
@@ -178,9 +180,13 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
     )
     state = {name: aligned_bytes(*spec) for name, spec in buffers(layout).items()}
     cross = sum(size for name, size in state.items() if name in CROSS_BUFFERS)
-    clips = _Clips(weights, wanted, batch_size)
-    # Either all products are recorded, on a stream of their own, or none, except long prompts.
-    is_long = sizes.kernels and sizes.prompt != layout.prompt
+    held = sum(state.values())
+    # The encoder works where the caches are.
+    is_fused = _has_encoder_kernels(wanted)
+    space = max(_space_bytes(weights, wanted, clips) for clips in (batch_size, layout.clips))
+    beyond = max(0, space - cache_bytes(layout)) if is_fused else 0
+    arena = block_bytes(wanted.device, held + beyond + kernel_bytes(layout))
+    streams = _cublas_streams(weights, wanted, layout, sizes)
     return MemoryPlan(
         batch_size=batch_size,
         max_new_tokens=wanted.max_new_tokens,
@@ -189,11 +195,10 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
         device=wanted.device,
         dtype=wanted.dtype,
         weights=weight_bytes(weights, wanted),
-        self_attention_cache=sum(state.values()) - cross,
+        self_attention_cache=held - cross,
         cross_attention_state=cross,
-        workspace=kernel_bytes(layout)
-        + _cublas_bytes(wanted.device, streams=1 + (clips.are_recorded and is_long)),
-        encoder=clips.peak_bytes(_pass_bytes(layout, sizes)),
+        workspace=arena - held - beyond + _cublas_bytes(wanted.device, len(streams)),
+        encoder=beyond + _clip_bytes(weights, wanted, layout, sizes),
     )
 
 
@@ -254,40 +259,76 @@ def _planned_sizes(weights: Weights, wanted: PlanRequest, batch_size: int) -> Si
     )
 
 
-class _Clips:
-    """Memory of the clips: their features and states, and the encoder's temporaries."""
-
-    def __init__(self, weights: Weights, wanted: PlanRequest, batch_size: int) -> None:
-        keys, width = weights.encoder.positions.shape
-        bins = weights.encoder.conv1.weight.shape[1]
-        few = batch_size <= encoder.MOST_GRAPH_CLIPS
-        self._is_fused = _has_encoder_kernels(wanted)
-        self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
-        # A graph of PyTorch operations has features and states of its own.
-        copies = 2 if self.are_recorded and not self._is_fused else 1
-        each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
-        self._kept = copies * batch_size * each
-        self._encoder = _encoder_bytes(weights, wanted, batch_size, self._is_fused)
-
-    def peak_bytes(self, decoder: int) -> int:
-        """The peak, given that of the decoder's operations."""
-        # The fused encoder's space stays allocated; temporaries of PyTorch's operations do not.
-        both = self._encoder + decoder if self._is_fused else max(self._encoder, decoder)
-        return self._kept + both
+def _clip_bytes(weights: Weights, wanted: PlanRequest, layout: Layout, sizes: Sizes) -> int:
+    """Features, the encoder's states, and the largest temporaries of PyTorch's operations."""
+    keys, width = weights.encoder.positions.shape
+    bins = weights.encoder.conv1.weight.shape[1]
+    each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
+    passes = _pass_bytes(layout, sizes, projects=_projects(wanted, layout, sizes))
+    if _has_encoder_kernels(wanted):
+        return sizes.clips * each + passes
+    # A graph of PyTorch operations has features and states of its own.
+    is_recorded = wanted.device.type == "cuda" and sizes.clips <= encoder.MOST_GRAPH_CLIPS
+    copies = 2 if is_recorded else 1
+    return copies * sizes.clips * each + max(_space_bytes(weights, wanted, sizes.clips), passes)
 
 
-def _encoder_bytes(weights: Weights, wanted: PlanRequest, batch_size: int, is_fused: bool) -> int:
+def _space_bytes(weights: Weights, wanted: PlanRequest, batch_size: int) -> int:
     """Temporaries of the encoder."""
     own, size = weights.dtype.itemsize, wanted.dtype.itemsize
-    if is_fused:
+    if _has_encoder_kernels(wanted):
         from whisper_flash_attention.engine import triton_encoder
 
-        budget = triton_encoder.BUDGET * own // size
-        clips = triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
+        clips = _part_clips(weights, wanted, batch_size)
         return triton_encoder.space_bytes(weights.encoder, clips) // own * size
     clip = encoder.temporary_bytes(weights.encoder) // own * size
     budget = encoder.GPU_BUDGET if wanted.device.type == "cuda" else encoder.CPU_BUDGET
     return min(batch_size, max(1, budget // clip)) * clip
+
+
+def _part_clips(weights: Weights, wanted: PlanRequest, batch_size: int) -> int:
+    """Clips that the encoder's kernels take at a time."""
+    from whisper_flash_attention.engine import triton_encoder
+
+    budget = triton_encoder.BUDGET * weights.dtype.itemsize // wanted.dtype.itemsize
+    return triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
+
+
+def _is_long(layout: Layout, sizes: Sizes) -> bool:
+    """Whether the prompt runs through PyTorch's products."""
+    return not layout.kernels or sizes.prompt != layout.prompt
+
+
+def _projects(wanted: PlanRequest, layout: Layout, sizes: Sizes) -> bool:
+    """Whether a kernel projects cross keys and values."""
+    if layout.absorbed or _is_long(layout, sizes) or not _has_encoder_kernels(wanted):
+        return False
+    from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS
+
+    return layout.clips <= RECORDED_CLIPS
+
+
+def _cublas_streams(
+    weights: Weights, wanted: PlanRequest, layout: Layout, sizes: Sizes
+) -> set[str]:
+    """The streams with products of cuBLAS: that of recordings, and the caller's."""
+    streams = set()
+    if _has_encoder_kernels(wanted):
+        from whisper_flash_attention.engine import triton_encoder
+
+        clips = _part_clips(weights, wanted, sizes.clips)
+        if clips > triton_encoder.OWN_PRODUCT_CLIPS:
+            streams.add("recordings")
+    else:
+        few = sizes.clips <= encoder.MOST_GRAPH_CLIPS
+        streams.add("recordings" if few else "caller")
+    if _is_long(layout, sizes):
+        streams.add("caller")
+    elif not layout.absorbed and not _projects(wanted, layout, sizes):
+        from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS
+
+        streams.add("recordings" if layout.clips <= RECORDED_CLIPS else "caller")
+    return streams
 
 
 def _has_encoder_kernels(wanted: PlanRequest) -> bool:
@@ -296,10 +337,10 @@ def _has_encoder_kernels(wanted: PlanRequest) -> bool:
     return wanted.dtype in HALF_DTYPES and _would_have_kernels(wanted.device)
 
 
-def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
+def _pass_bytes(layout: Layout, sizes: Sizes, *, projects: bool) -> int:
     """Peak of the temporaries of the decoder's operations in PyTorch."""
     size = layout.dtype.itemsize
-    states = 0 if layout.absorbed else sizes.clips * layout.keys * layout.width * size
+    states = 0 if layout.absorbed or projects else sizes.clips * layout.keys * layout.width * size
     choosing = 0
     if sizes.raw or not layout.kernels:
         choosing = SCORE_COPIES * layout.slots * layout.vocabulary * 4
