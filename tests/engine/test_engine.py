@@ -254,6 +254,15 @@ def test_release_gives_the_buffers_back(model) -> None:
     check_same(answer(engine), wanted)
 
 
+def test_only_an_engine_that_is_there_is_released(model) -> None:
+    Engine.forget(model)
+    Engine.release_of(model)
+    assert model not in Engine._engines
+    answer(Engine.of(model))
+    Engine.release_of(model)
+    assert Engine.of(model)._buffers._memory._arena is None
+
+
 def test_calls_of_mixed_sizes_share_the_memory_of_the_largest(model) -> None:
     engine = Engine.of(model)
     answer(engine, batch=3)

@@ -11,6 +11,7 @@ import torch
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
+from whisper_flash_attention.engine.device_memory import used_bytes
 from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Engine
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import Request
@@ -127,6 +128,32 @@ def test_one_clip_takes_no_workspace_of_cublas() -> None:
     before = torch.cuda.memory_allocated()
     model.generate(features_of(1), max_new_tokens=10)
     assert torch.cuda.memory_allocated() - before < 32 * MIB
+
+
+def test_release_leaves_the_weights() -> None:
+    model = model_of("tiny", 2)
+    model.generate(features_of(1), max_new_tokens=3)
+    model.release()
+    loaded = torch.cuda.memory_reserved()
+    for batch in (1, 6, 33):
+        for _ in range(3):
+            model.generate(features_of(batch), max_new_tokens=30)
+    gc.collect()
+    assert torch.cuda.memory_reserved() - loaded > 100 * MIB
+    model.release()
+    assert torch.cuda.memory_reserved() <= loaded
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_plan_is_what_the_driver_counts(batch: int) -> None:
+    model = model_of("medium", 24)
+    model.release()
+    gc.collect()
+    torch.cuda.empty_cache()
+    planned = model.plan(batch_size=batch, max_new_tokens=128).driver
+    for _ in range(3):
+        model.generate(features_of(batch), max_new_tokens=128, min_new_tokens=128)
+    assert planned == pytest.approx(used_bytes(model.device)[0], rel=0.03)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])

@@ -9,7 +9,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from tests.random_whisper import perturbed, small_whisper_config
-from whisper_flash_attention.engine import triton_encoder
+from whisper_flash_attention.engine import layout, triton_encoder
 from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
 from whisper_flash_attention.engine.engine import encoder_for
@@ -93,7 +93,7 @@ def test_it_is_more_exact_than_stock(model, features, device, monkeypatch, dtype
     if few:
         monkeypatch.setattr(torch.Tensor, "addmm_", None)  # cuBLAS
     else:
-        monkeypatch.setattr(triton_encoder, "OWN_PRODUCT_CLIPS", 0)
+        monkeypatch.setattr(layout, "OWN_PRODUCT_CLIPS", 0)
         monkeypatch.setattr(triton_encoder, "ONE_PRODUCT_WIDTH", 0)
         monkeypatch.setattr(triton_encoder, "ONE_PRODUCT_ROWS", 0)
     half = copy.deepcopy(model).to(device, dtype)

@@ -45,11 +45,10 @@ class GraphRecorder:
         Tensors that `launch` allocates must not outlive it.
         """
         self._renew_pool()
-        with (
-            recording(torch.device("cuda", torch.cuda.current_device())),
-            torch.cuda.use_mem_pool(self._pool),
-        ):
+        device = torch.cuda.current_device()
+        with recording(torch.device("cuda", device)), torch.cuda.use_mem_pool(self._pool):
             launch()
+        _launched.add(device)
 
     def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """Record what `launch` launches, which must have run before, without running it."""
@@ -63,6 +62,7 @@ class GraphRecorder:
             finally:
                 graph.capture_end()
         self._alive.add(graph)
+        _graphs.add(graph)
         self._is_used = True
         return graph
 
@@ -80,6 +80,21 @@ class GraphRecorder:
     def release(self) -> None:
         """Release the memory pool, which lives as long as its graphs."""
         self._pool = None
+
+
+# GPUs, by number, on which a pass has run, and all graphs of this process.
+_launched: set[int] = set()
+_graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+
+
+def has_launched(device: torch.device) -> bool:
+    """Whether a pass has run on this device, so that the driver has loaded its kernels."""
+    return (device.index or 0) in _launched
+
+
+def is_recorded() -> bool:
+    """Whether a graph of this process may be replayed."""
+    return bool(_graphs)
 
 
 class GraphCache:

@@ -25,7 +25,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from whisper_flash_attention.engine import beam
-from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, is_recorded
+from whisper_flash_attention.engine.device_memory import release_cached
 from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
 from whisper_flash_attention.engine.layout import (
     DecodeState,
@@ -110,6 +111,14 @@ class Engine:
                 engine = cls(collect_weights(model), WeightsSnapshot(model))
                 cls._engines[model] = engine
             return engine
+
+    @classmethod
+    def release_of(cls, model: Any) -> None:
+        """Give back what the model's engine keeps, if it has one."""
+        with cls._registry_lock:
+            engine = cls._engines.get(model)
+        if engine is not None:
+            engine.release()
 
     @classmethod
     def forget(cls, model: Any) -> None:
@@ -288,12 +297,18 @@ class Engine:
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def release(self) -> None:
-        """Free the buffers and graphs that are kept between calls."""
+        """Give back the buffers and graphs that are kept between calls.
+
+        On a GPU they go to the driver, with what PyTorch's allocator holds free, and with the
+        workspaces of cuBLAS unless another engine has recorded their use.
+        """
         with self._lock:
             self._buffers.release()
             self._idle.clear()
             self._encoder.release()
             self._recorder.release()
+            if self.weights.device.type == "cuda":
+                release_cached(self.weights.device, workspaces=not is_recorded())
 
 
 if hasattr(os, "register_at_fork"):

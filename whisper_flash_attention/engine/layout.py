@@ -15,6 +15,7 @@ from weakref import WeakMethod
 
 import torch
 
+from whisper_flash_attention.engine.device_memory import LARGE, segment_bytes
 from whisper_flash_attention.engine.request import Request, stays_on_device
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, DecoderWeights
 
@@ -98,16 +99,9 @@ class Layout:
         return (self.layers, self.clips, self.heads, self.keys, HEAD_WIDTH)
 
 
-# PyTorch's allocator takes 20 MiB from the driver for less than this, and multiples of the second
-# from this on.
-LEAST_BLOCK, BLOCK_STEP = 10 * 2**20, 2 * 2**20
-
-
 def block_bytes(device: torch.device, size: int) -> int:
-    """What a block of this size takes: on a GPU as much as PyTorch reserves for it."""
-    if device.type != "cuda":
-        return size
-    return -(-max(size, LEAST_BLOCK) // BLOCK_STEP) * BLOCK_STEP
+    """What an arena of this size takes: on a GPU a segment that nobody else gets a part of."""
+    return segment_bytes(max(size, LARGE)) if device.type == "cuda" else size
 
 
 class Arena:
@@ -189,6 +183,9 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Prompts of more rows use matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
+# Up to this number of clips all products are ours: cuBLAS would take as much memory for its handle,
+# workspaces and modules as such a call takes for everything else.
+OWN_PRODUCT_CLIPS = 4
 # From this number of clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
@@ -425,7 +422,7 @@ class DecodeState:
         for name, spec in buffers(layout).items():
             if name not in tensors:
                 tensors[name] = arena.take(*spec)
-        return cls(layout, **tensors)
+        return cls(layout, **tensors)  # type: ignore[arg-type]
 
     def rows(self, begin: int, end: int) -> DecodeState:
         """The slots from `begin` to `end`, a clip with each, as a state on the same memory."""

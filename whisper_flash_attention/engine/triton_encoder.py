@@ -20,6 +20,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.engine import layout
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, recording
 from whisper_flash_attention.engine.encoder import HALF_LIMIT
 from whisper_flash_attention.engine.layout import Arena, SharedArena, Spec, aligned_bytes
@@ -36,9 +37,6 @@ BUDGET = 480 * 2**20
 # of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
-# Up to this number of clips all products are ours: cuBLAS would take as much memory for its handle,
-# workspace and modules as such a call takes for everything else.
-OWN_PRODUCT_CLIPS = 4
 # Up to this number of clips launches dominate the time: kernels overlap with their predecessors
 # (programmatic dependent launch), and the last norm is recorded, too, although its result must then
 # be copied.
@@ -190,7 +188,7 @@ class EncoderPass:
 
     def _add(self, x: Tensor, weight: Tensor) -> None:
         """Add x weight^T to the stream."""
-        if self._clips <= OWN_PRODUCT_CLIPS:
+        if self._clips <= layout.OWN_PRODUCT_CLIPS:
             matmul(x[None], [weight], [None], self._x[None], residual=self._x[None])
         else:
             self._x.addmm_(x, weight.t())
