@@ -4,6 +4,7 @@ import io
 import re
 import sys
 import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -124,3 +125,20 @@ def test_the_documentation_shows_the_bar_and_the_last_line() -> None:
     assert progress.state() in page
     summary = describe_speed(600.0, 24.0)
     assert f"{spoken([('de', 0.976)])}, 2 files written to texts, {summary}" in page
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_each_of_many_files_costs_the_same(terminal: bool) -> None:
+    """Not one look at all files for every window."""
+    names = [f"{number}.wav" for number in range(5_000)]
+    progress, _ = progress_on(terminal, *names)
+    progress._shown = False
+    start = time.process_time()
+    with progress:
+        for name in names:
+            progress.begin(name)
+            progress.measured(name, 10.0)
+            progress.advance(name, 0.5)
+            progress.advance(name, 1.0)
+    # One look takes a millisecond; of 15,000 there are ten in each second.
+    assert time.process_time() - start < 4.0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -169,6 +170,7 @@ class _Teller(logging.Handler):
 
 
 LONGEST_BAR = 20  # characters
+UPDATE_SECONDS = 0.1
 
 
 class FileProgress:
@@ -203,6 +205,7 @@ class FileProgress:
         self._opening = ""
         self._shares: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
+        self._updated = -math.inf
         self._since: float | None = None
         self._lock = RLock()
         self._bar = Progress(
@@ -223,6 +226,8 @@ class FileProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._updated = -math.inf
+        self._update()
         self._bar.stop()
 
     def begin(self, file: str) -> None:
@@ -265,8 +270,7 @@ class FileProgress:
 
     def state(self) -> str:
         """How far it is, in one line: audio of all files, speed, time left, files under way."""
-        total = self._total()
-        done = sum(share * self._length(file) for file, share in self._shares.items())
+        done, total = self._done_and_total()
         took = 0.0 if self._since is None else self._clock() - self._since
         parts = []
         if self._seconds:
@@ -283,8 +287,12 @@ class FileProgress:
     def _update(self) -> None:
         from rich.text import Text
 
-        total = self._total()
-        done = sum(share * self._length(file) for file, share in self._shares.items())
+        # Of thousands of files, many windows are done between two pictures of a bar.
+        now = self._bar.get_time()
+        if self._bar.disable or now - self._updated < UPDATE_SECONDS:
+            return
+        self._updated = now
+        done, total = self._done_and_total()
         # What precedes it takes the percentage, the bar and the blanks between.
         room = self._console.width - min(LONGEST_BAR, self._console.width // 6) - 7
         state = Text(self.state())
@@ -294,13 +302,12 @@ class FileProgress:
     def _finished(self) -> int:
         return sum(share >= 1 for share in self._shares.values())
 
-    def _length(self, file: str) -> float:
-        """Seconds of a file, or where they are not known, those of the others on average."""
+    def _done_and_total(self) -> tuple[float, float]:
+        """Seconds done, and those of all files; one of unknown length counts as the others do."""
         known = self._seconds.values()
-        return self._seconds.get(file, sum(known) / len(known) if known else 1.0)
-
-    def _total(self) -> float:
-        return sum(map(self._length, self._files))
+        usual = sum(known) / len(known) if known else 1.0
+        done = sum(share * self._seconds.get(file, usual) for file, share in self._shares.items())
+        return done, sum(self._seconds.get(file, usual) for file in self._files)
 
 
 def clock_time(seconds: float) -> str:

@@ -509,3 +509,29 @@ def test_misuse_is_refused_at_once() -> None:
         DecoderPool(1, timeout=0.0)
     with pytest.raises(OptionError, match="sampling_rate must be positive"):
         DecodeRequest("a.wav", sampling_rate=0)
+
+
+@needs_proc
+def test_the_next_pool_takes_the_processes_that_one_left(
+    paths: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def pids(**options: Any) -> set[int]:
+        with DecoderPool(1, reuse=True, **options) as pool:
+            decoded(pool, paths[:1])
+            return {process.pid for process in pool._all}
+
+    first = pids()
+    assert pids() == first
+    assert pids(timeout=7.0) != first
+    with DecoderPool(1) as apart:
+        decoded(apart, paths[:1])
+        assert {process.pid for process in apart._all} != first
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)  # names of files are looked up there
+        assert pids() != first
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, first)))
+    assert pids() != first
+    decoder_pool._KEPT.end_late(after=decoder_pool.KEPT_SECONDS)
+    assert decoder_pool._KEPT._kept == []

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import wave
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,13 @@ class FakeSpeech:
     def languages(self) -> tuple[str, ...]:
         return self.model.languages
 
-    def transcribe_many(
-        self, recordings: Sequence[Any], *, language: str | None, task: str, **options: Any
-    ) -> list[Transcription]:
+    def transcribe_each(
+        self, recordings: Iterable[Any], *, language: str | None, task: str, **options: Any
+    ) -> Generator[tuple[int, Transcription]]:
+        """All side by side, as on a device with room for them."""
+        sizes = [samples.size for samples in recordings]
         time.sleep(self.model.waits)
-        return [self._one(samples.size, language, task, options) for samples in recordings]
+        yield from enumerate([self._one(size, language, task, options) for size in sizes])
 
     def _one(self, size: int, language: str | None, task: str, options: Any) -> Transcription:
         if size == self.model.raises_at:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,13 @@ def test_channels_reach_the_transcriber_as_such(stereo: Path, opener: AudioOpene
     class Speech:
         languages = ("en",)
 
-        def transcribe_many(self, recordings: Any, **_: Any) -> list[Transcription]:
-            seen.extend(recordings)
+        def transcribe_each(
+            self, recordings: Any, **_: Any
+        ) -> Generator[tuple[int, Transcription]]:
             segment = Segment(0.0, 0.5, "a", channel=2)
-            return [Transcription("a", "en", (segment,), 1.0) for _ in recordings]
+            for index, recording in enumerate(recordings):
+                seen.append(recording)
+                yield index, Transcription("a", "en", (segment,), 1.0)
 
     class Opener:
         source = "fake"

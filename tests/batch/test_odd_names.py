@@ -164,7 +164,7 @@ def test_a_bug_is_no_error_of_a_recording(
     def broken(*arguments: Any, **options: Any) -> Any:
         raise error("a bug")
 
-    monkeypatch.setattr(FakeSpeech, "transcribe_many", broken)
+    monkeypatch.setattr(FakeSpeech, "transcribe_each", broken)
     with pytest.raises(error, match="a bug"):
         TranscribeStage(FakeModel(), RunOptions()).rows([decoded])
     name = f"{faulty_decoders.__name__}:raise_bug"
@@ -178,14 +178,15 @@ def test_a_bug_ends_the_run_and_what_is_done_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive, out = write_archive(tmp_path / "archive", 6), tmp_path / "out"
-    original = FakeSpeech.transcribe_many
+    original = FakeSpeech.transcribe_each
 
     def broken(self: FakeSpeech, recordings: Any, **options: Any) -> Any:
-        if any(samples.size == 1_602 for samples in recordings):
+        taken = list(recordings)
+        if any(samples.size == 1_602 for samples in taken):
             raise TypeError("open() got an unexpected keyword argument")
-        return original(self, recordings, **options)
+        return original(self, taken, **options)
 
-    monkeypatch.setattr(FakeSpeech, "transcribe_many", broken)
+    monkeypatch.setattr(FakeSpeech, "transcribe_each", broken)
     with pytest.raises(TypeError) as raised:
         run_batch(archive, out, model=FakeModel(), group_files=1)
     assert any("what is done is kept" in note for note in raised.value.__notes__)

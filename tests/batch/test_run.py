@@ -162,10 +162,10 @@ def test_an_interruption_keeps_what_is_done(
 def test_killed_and_begun_again(archive: Path, out: Path) -> None:
     program = (
         "from tests.batch.fakes import FakeModel\n"
-        "from whisper_flash_attention.batch import RunOptions, run_batch, sink\n"
+        "from whisper_flash_attention.batch import run_batch, sink\n"
         "sink.Sink.__init__.__kwdefaults__['shard_seconds'] = 0.0\n"
         f"run_batch({str(archive)!r}, {str(out)!r}, model=FakeModel(waits=0.3),"
-        " run_options=RunOptions(batch_size=1))"
+        " group_files=1)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as process:
@@ -285,10 +285,10 @@ def test_real_speech_with_real_weights(
     assert isinstance(summary, Summary)
     assert (summary.done, summary.errors) == (2, {"AudioError": 1})
     found = all_rows(tmp_path / "out")
-    alone = (
+    ((_, alone),) = (
         Model(tiny_en, "cpu")
         .open()
-        .transcribe_many(
+        .transcribe_each(
             [str(recording)],
             language=None,
             task="transcribe",
@@ -296,9 +296,9 @@ def test_real_speech_with_real_weights(
             batch_size=16,
         )
     )
-    assert found["whole"]["text"] == alone[0].text
+    assert found["whole"]["text"] == alone.text
     assert [each["tokens"] for each in found["whole"]["segments"]] == [
-        list(segment.tokens) for segment in alone[0].segments
+        list(segment.tokens) for segment in alone.segments
     ]
     words = [word for segment in found["part"]["segments"] for word in segment["words"]]
     assert words

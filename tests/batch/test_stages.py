@@ -25,7 +25,7 @@ from whisper_flash_attention.batch.stages import (
     planned,
 )
 from whisper_flash_attention.batch.work import Work
-from whisper_flash_attention.errors import MissingPackage, OptionError
+from whisper_flash_attention.errors import DecoderError, MissingPackage, OptionError
 from whisper_flash_attention.options import TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription, Word
 
@@ -120,6 +120,73 @@ def test_one_that_raises_costs_no_other() -> None:
     assert rows[2] == failed.failure
 
 
+class OneAtATime(FakeSpeech):
+    """Gives each recording when it was taken, and counts those in progress."""
+
+    def transcribe_each(self, recordings: Any, **options: Any) -> Any:
+        for index, samples in enumerate(recordings):
+            yield index, self._one(samples.size, "en", "transcribe", options)
+
+
+def stage_with(speech: type[FakeSpeech], monkeypatch: pytest.MonkeyPatch) -> TranscribeStage:
+    monkeypatch.setattr(FakeModel, "open", lambda model: speech(model))
+    return TranscribeStage(FakeModel(raises_at=3), RunOptions())
+
+
+def test_a_row_comes_when_its_recording_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def arriving() -> Iterator[Decoded]:
+        for each in decoded_group(1, 2, 3, 4, 5):
+            taken.append(each.item.id)
+            yield each
+
+    rows = stage_with(OneAtATime, monkeypatch).stream(arriving())
+    found = [(row["id"], row["error_kind"], len(taken)) for row in rows]
+    assert [each[:2] for each in found] == [
+        *(("1", None), ("2", None), ("3", "RuntimeError"), ("4", None), ("5", None))
+    ]
+    assert [number for *_, number in found] == [1, 2, 3, 4, 5]
+
+
+def test_a_stream_is_bounded_and_ends_where_options_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[list[int]] = []
+
+    class Beside(FakeSpeech):
+        def transcribe_each(self, recordings: Any, **options: Any) -> Any:
+            begun.append([samples.size for samples in recordings])
+            for index, size in enumerate(begun[-1]):
+                yield index, Transcription(str(size), "en", (), 1.0)
+
+    stage = stage_with(Beside, monkeypatch)
+    group = [*decoded_group(1, 2), *decoded_group(3, language="de"), *decoded_group(4)]
+    assert [row["id"] for row in stage.stream(iter(group))] == ["1", "2", "3", "4"]
+    assert begun == [[1, 2], [3], [4]]
+    begun.clear()
+    assert [row["id"] for row in stage.rows(group)] == ["1", "2", "3", "4"]
+    assert begun == [[1, 2, 4], [3]]
+    begun.clear()
+    work = Work(FakeModel(), RunOptions(batch_size=1), group_hours=1 / 60)  # two minutes, at least
+    list(stage.stream(decoded_group(*[60 * 16_000] * 5), work))
+    assert [len(each) for each in begun] == [2, 2, 1]
+    begun.clear()
+    list(stage.stream(decoded_group(1, 2, 3), work.alone()))
+    assert begun == [[1], [2], [3]]
+
+
+def test_what_ends_the_recordings_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def arriving() -> Iterator[Decoded]:
+        yield from decoded_group(1, 2)
+        raise DecoderError("processes cannot be started")
+
+    rows = stage_with(OneAtATime, monkeypatch).stream(arriving())
+    assert [next(rows)["id"], next(rows)["id"]] == ["1", "2"]
+    with pytest.raises(DecoderError):
+        next(rows)
+
+
 def test_each_is_asked_what_its_row_says() -> None:
     stage = TranscribeStage(FakeModel(), RunOptions(TranscribeOptions("german")))
     group = [
@@ -151,18 +218,19 @@ def test_times_are_those_of_the_whole_recording() -> None:
 
 def test_time_is_shared_out_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = TranscribeStage(FakeModel(waits=0.02), RunOptions()).rows(decoded_group(1_000, 3_000))
-    assert rows[1]["seconds_taken"] == pytest.approx(3 * rows[0]["seconds_taken"])
+    assert rows[1]["seconds_taken"] == pytest.approx(3 * rows[0]["seconds_taken"], rel=0.1)
     assert rows[0]["seconds_taken"] + rows[1]["seconds_taken"] >= 0.02
 
 
 def test_what_is_drawn_depends_on_the_group_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[float] = []
 
-    def draw(self: FakeSpeech, recordings: Any, **options: Any) -> list[Transcription]:
+    def draw(self: FakeSpeech, recordings: Any, **options: Any) -> Any:
         drawn.append(float(torch.rand(())))
-        return [Transcription("", "en", (), 1.0) for _ in recordings]
+        for index, _ in enumerate(list(recordings)):
+            yield index, Transcription("", "en", (), 1.0)
 
-    monkeypatch.setattr(FakeSpeech, "transcribe_many", draw)
+    monkeypatch.setattr(FakeSpeech, "transcribe_each", draw)
     stage = TranscribeStage(FakeModel(), RunOptions())
     torch.manual_seed(0)
     outside = torch.rand(())
@@ -177,7 +245,7 @@ def raising(error: Exception, monkeypatch: pytest.MonkeyPatch) -> TranscribeStag
     def refuse(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(FakeSpeech, "transcribe_many", refuse)
+    monkeypatch.setattr(FakeSpeech, "transcribe_each", refuse)
     return TranscribeStage(FakeModel(), RunOptions())
 
 

@@ -5,18 +5,22 @@ an interpreter's lock, neither with one another nor with the thread that feeds a
 back through shared memory.
 
 Memory: each process takes about 60 MB and up to 8 MB of shared memory, however long a recording is.
+Processes that a pool leaves idle may be kept for the next one, which then need not start them.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import sys
+import time
 from collections.abc import Generator
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from threading import BoundedSemaphore, Event, Lock, Thread
+from threading import BoundedSemaphore, Event, Lock, Thread, Timer
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +34,8 @@ STREAM_AUDIO = "whisper_flash_attention.audio.audio_source:stream_audio"
 DECODE_TIMEOUT = 300.0  # seconds
 # One GPU does not need more, and each takes memory.
 MOST_WORKERS = 16
+# How long idle processes wait for another pool.
+KEPT_SECONDS = 30.0
 # Processes for one request that may end before they begin with it: while idle, or starting.
 _MOST_STARTS = 4
 _PACKAGE = __name__.partition(".")[0]
@@ -91,6 +97,8 @@ class DecoderPool:
             a process counts as hanging and is killed.
         decode: name of the function that decodes, `package.module:function`, which takes and gives
             what `stream_audio` does.
+        reuse: take processes that another pool left idle, and leave them for the next one: they end
+            after `KEPT_SECONDS`, or with this process.
 
     Raises:
         OptionError: a number is not positive.
@@ -102,13 +110,14 @@ class DecoderPool:
         *,
         timeout: float = DECODE_TIMEOUT,
         decode: str = STREAM_AUDIO,
+        reuse: bool = False,
     ) -> None:
         self.workers = default_workers() if workers is None else workers
         if self.workers < 1:
             raise OptionError(f"workers must be at least 1, got {self.workers}")
         if not timeout > 0:
             raise OptionError(f"timeout must be seconds, more than 0, got {timeout}")
-        self._timeout, self._decode = timeout, decode
+        self._timeout, self._decode, self._reuse = timeout, decode, reuse
         self._idle: list[DecoderProcess] = []
         self._all: set[DecoderProcess] = set()
         self._lock = Lock()  # of these two
@@ -129,17 +138,21 @@ class DecoderPool:
         self.close()
 
     def close(self) -> None:
-        """Kill the processes; from any thread, repeatedly.
+        """Kill the processes, but those that are kept; from any thread, repeatedly.
 
         What is being decoded elsewhere raises `DecoderError`.
         """
         self._closed.set()
         with self._lock:
+            idle, self._idle = self._idle, []
+            if self._reuse:
+                self._all.difference_update(idle)
             for process in self._all:
                 process.kill()
         self._watchdog.join()
-        with self._lock:
-            idle, self._idle = self._idle, []
+        if self._reuse:
+            _KEPT.put(_setting(self._decode, self._timeout), idle)
+            return
         for process in idle:
             self._end(process)
 
@@ -212,7 +225,8 @@ class DecoderPool:
             self._raise_if_closed()
             if self._idle:
                 return self._idle.pop()
-        process = DecoderProcess(self._decode, self._timeout)
+        kept = _KEPT.take(_setting(self._decode, self._timeout)) if self._reuse else None
+        process = kept or DecoderProcess(self._decode, self._timeout)
         with self._lock:
             self._all.add(process)
         if self._closed.is_set():  # else it is known to `close`
@@ -242,6 +256,59 @@ class DecoderPool:
     def _raise_if_closed(self) -> None:
         if self._closed.is_set():
             raise DecoderError("the decoder pool was closed")
+
+
+def _setting(decode: str, timeout: float) -> tuple[object, ...]:
+    """What a process depends on that was started now, and which process may talk to it."""
+    level = logging.getLogger(_PACKAGE).getEffectiveLevel()
+    environment = frozenset(os.environ.items())
+    return os.getpid(), decode, timeout, level, os.getcwd(), tuple(sys.path), environment
+
+
+class _KeptProcesses:
+    """Idle processes between two pools."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[float, tuple[object, ...], DecoderProcess]] = []
+        self._lock = Lock()
+
+    def put(self, setting: tuple[object, ...], processes: list[DecoderProcess]) -> None:
+        """Keep processes that were started under this setting; of many, the last ones."""
+        until = time.monotonic() + KEPT_SECONDS
+        with self._lock:
+            self._kept += [(until, setting, each) for each in processes]
+            ended, self._kept = self._kept[:-MOST_WORKERS], self._kept[-MOST_WORKERS:]
+        _end_all(ended)
+        if processes:
+            timer = Timer(KEPT_SECONDS, self.end_late)
+            timer.daemon = True
+            timer.start()
+
+    def take(self, setting: tuple[object, ...]) -> DecoderProcess | None:
+        """A process that was started under this setting, if there is one."""
+        with self._lock:
+            for index, (_, its, process) in enumerate(self._kept):
+                if its == setting and process.is_running:
+                    del self._kept[index]
+                    return process
+        return None
+
+    def end_late(self, *, after: float = 0.0) -> None:
+        """End those that have waited long enough, or will have `after` so many seconds."""
+        now, own = time.monotonic() + after, os.getpid()
+        with self._lock:
+            ended = [each for each in self._kept if each[0] <= now and each[1][0] == own]
+            self._kept = [each for each in self._kept if each[0] > now]
+        _end_all(ended)
+
+
+def _end_all(kept: list[tuple[float, tuple[object, ...], DecoderProcess]]) -> None:
+    for _, _, process in kept:
+        process.end()
+
+
+_KEPT = _KeptProcesses()
+atexit.register(_KEPT.end_late, after=KEPT_SECONDS)
 
 
 def _rebuilt(fields: dict[str, str]) -> Exception:

@@ -199,6 +199,11 @@ class DecoderProcess:
         """Of the process."""
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def wait_until_ready(self) -> None:
         """Wait until it has imported what it needs; raises `ProcessEnded` if it cannot."""
         self.receive(max(self._timeout, _START_SECONDS))

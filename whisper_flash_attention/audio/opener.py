@@ -83,7 +83,8 @@ class AudioOpener:
 
     Args:
         pool: of decoder processes, which is closed with this object; None is one that is made when
-            it is needed, with a process for every core but one.
+            it is needed, with a process for every core but one; these are kept for some time, for
+            the next call.
         held_seconds: a recording up to this length is held in memory, a longer one stays in its
             file and is decoded whenever it is read.
         least_bytes: size of files, all together, from which on processes decode them.
@@ -226,7 +227,7 @@ class AudioOpener:
         with self._lock:
             self._raise_if_closed()
             if self._pool is None:
-                self._pool = DecoderPool()
+                self._pool = DecoderPool(reuse=True)
             return self._pool
 
     def _raise_if_closed(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -22,16 +22,16 @@ class Speech(Protocol):
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the model knows."""
 
-    def transcribe_many(
+    def transcribe_each(
         self,
-        recordings: Sequence[Any],
+        recordings: Iterable[Any],
         *,
         language: str | None,
         task: str,
         options: DecodeOptions | None,
         batch_size: int,
-    ) -> list[Transcription]:
-        """As `Transcriber.transcribe_many`."""
+    ) -> Generator[tuple[int, Transcription]]:
+        """As `Transcriber.transcribe_each`."""
 
 
 class Opener(Protocol):
@@ -102,12 +102,15 @@ class RunOptions:
 
 
 def transcriptions(
-    speech: Speech, samples: Sequence[Samples | ChannelSources], run_options: RunOptions, seed: int
-) -> list[Transcription]:
-    """Transcribe recordings side by side; raises as `Transcriber` does.
+    speech: Speech,
+    recordings: Iterable[Samples | ChannelSources],
+    run_options: RunOptions,
+    seed: int,
+) -> Generator[tuple[int, Transcription]]:
+    """Transcribe recordings side by side, as `Transcriber.transcribe_each` does.
 
     Args:
-        samples: of every recording, `[T]` at 16 kHz, or its channels.
+        recordings: samples `[T]` at 16 kHz of every one, or its channels.
 
     At temperatures above 0 tokens are drawn; with the same `seed` they are the same ones, whichever
     worker draws them and whatever it did before.
@@ -117,8 +120,8 @@ def transcriptions(
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        return speech.transcribe_many(
-            samples,
+        yield from speech.transcribe_each(
+            recordings,
             language=run_options.options.language,
             task=run_options.options.task,
             options=run_options.decode,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -36,6 +39,7 @@ from whisper_flash_attention.errors import (
     is_bug,
 )
 from whisper_flash_attention.terminal import printable
+from whisper_flash_attention.transcribe.results import Transcription
 
 logger = logging.getLogger(__name__)
 
@@ -179,40 +183,77 @@ class TranscribeStage:
     def rows(self, group: Sequence[Decoded]) -> list[Row]:
         """Transcribe a group; one row for each recording, in the group's order.
 
-        Where a group raises, its recordings are transcribed one by one, and the one that it is due
-        to gets a row with the error.
+        Raises:
+            as `stream`.
+        """
+        order = alike_together(group, lambda each: each.item, self._asked)
+        rows = {row["id"]: row for row in self.stream(order)}
+        return [rows[each.item.id] for each in group]
+
+    def stream(self, decoded: Iterable[Decoded], work: Work | None = None) -> Generator[Row]:
+        """Transcribe recordings side by side, and give the row of each when it is done.
+
+        Those side by side have the same options: a recording with others begins when all before it
+        are done. Where one raises, those in progress are transcribed one by one, and the one that
+        it is due to gets a row with the error.
+
+        Args:
+            decoded: taken when there is room; in batched mode on a GPU by another thread.
+            work: bounds what is side by side; None is all.
 
         Raises:
             DeviceLost: the GPU failed.
             WhisperFlashError: what would be the same for every recording.
             Exception: what `is_bug` says no recording is the cause of.
         """
-        rows: dict[str, Row] = {}
-        alike: dict[RunOptions, list[Decoded]] = {}
-        for each in group:
-            if each.failure is not None:
-                rows[each.item.id] = each.failure
-                continue
-            try:
-                alike.setdefault(self._asked.of(each.item), []).append(each)
-            except OptionError as error:  # of what this recording's row asks for
-                rows[each.item.id] = failed_row(each.item, type(error).__name__, str(error))
-        for run_options, several in alike.items():
-            for row in self._rows(several, run_options):
-                rows[row["id"]] = row
-        return [rows[each.item.id] for each in group]
+        upcoming = _Upcoming(decoded, self._asked)
+        while (found := upcoming.peek()) is not None:
+            yield from self._side_by_side(*found, upcoming, work)
+        yield from upcoming.failures()
 
-    def _rows(self, several: list[Decoded], run_options: RunOptions) -> list[Row]:
+    def _side_by_side(
+        self, first: Decoded, run_options: RunOptions, upcoming: _Upcoming, work: Work | None
+    ) -> Generator[Row]:
+        """Rows of recordings with the same options, as many as there are one after another."""
+        in_progress: dict[int, Decoded] = {}
+        started, seconds = time.perf_counter(), 0.0  # of all that was taken
+
+        def taken() -> Iterator[Samples | ChannelSources]:
+            nonlocal seconds
+            for index in count():
+                found = upcoming.peek()
+                if found is None or found[1] != run_options:
+                    return
+                beside = [each.seconds for each in list(in_progress.values())]
+                if work is not None and beside and not work.has_room(found[0].seconds, beside):
+                    return
+                in_progress[index] = upcoming.take()
+                seconds += in_progress[index].seconds
+                yield _as_recording(np.asarray(in_progress[index].samples))
+
+        def row(each: Decoded, text: Transcription) -> Row:
+            rate = (time.perf_counter() - started) / seconds
+            text = shifted(text, each.item.start)
+            return finished_row(each.item, text.to_dict(), rate * each.seconds)
+
+        seed = crc32(first.item.id.encode())
         try:
-            return self._transcribed(several, run_options)
+            with closing(transcriptions(self._speech, taken(), run_options, seed)) as found:
+                for index, text in found:
+                    yield row(in_progress.pop(index), text)
+                    yield from upcoming.failures()
+            return
         except Exception as error:  # whatever a recording provokes must not cost the others
             self._raise_if_of_all(error, run_options)
-            if len(several) == 1:
-                kind, message = type(error).__name__, str(error) or repr(error)
-                name = printable(several[0].item.id)
-                logger.warning("%s: %s: %s", name, kind, printable(message))
-                return [failed_row(several[0].item, kind, message)]
-        return [row for each in several for row in self._rows([each], run_options)]
+            if upcoming.has_ended_early:
+                raise
+            # Options are refused before the first is taken.
+            left = list(in_progress.values()) or [upcoming.take()]
+            if len(left) == 1:
+                yield _failed(left[0], error)
+                return
+        for each in left:
+            yield from self._side_by_side(each, run_options, _Upcoming([each], self._asked), None)
 
     def _raise_if_of_all(self, error: Exception, run_options: RunOptions) -> None:
         """Raise what says nothing about a recording."""
@@ -227,16 +268,74 @@ class TranscribeStage:
         if isinstance(error, OptionError) and run_options == self._asked:
             raise error  # no recording has options of its own
 
-    def _transcribed(self, several: list[Decoded], run_options: RunOptions) -> list[Row]:
-        started = time.perf_counter()
-        samples = [_as_recording(np.asarray(each.samples)) for each in several]
-        seed = crc32("\n".join(each.item.id for each in several).encode())
-        found = transcriptions(self._speech, samples, run_options, seed)
-        rate = (time.perf_counter() - started) / sum(each.seconds for each in several)
-        return [
-            finished_row(each.item, shifted(text, each.item.start).to_dict(), rate * each.seconds)
-            for each, text in zip(several, found, strict=True)
-        ]
+
+Sorted = TypeVar("Sorted")
+
+
+def alike_together(
+    items: Iterable[Sorted], item_of: Callable[[Sorted], Item], run_options: RunOptions
+) -> list[Sorted]:
+    """Recordings in their order, but those with the same options after the first of them."""
+    alike: dict[RunOptions | None, list[Sorted]] = {}
+    for each in items:
+        try:
+            options = run_options.of(item_of(each))
+        except OptionError:  # which will be its row
+            options = None
+        alike.setdefault(options, []).append(each)
+    return [each for several in alike.values() for each in several]
+
+
+class _Upcoming:
+    """Recordings to be transcribed, the next of which can be seen; rows of the others.
+
+    Attributes:
+        has_ended_early: whether an error ended the recordings.
+    """
+
+    def __init__(self, decoded: Iterable[Decoded], run_options: RunOptions) -> None:
+        self._decoded = iter(decoded)
+        self._asked = run_options
+        self._next: tuple[Decoded, RunOptions] | None = None
+        self._failures: deque[Row] = deque()
+        self.has_ended_early = False
+
+    def peek(self) -> tuple[Decoded, RunOptions] | None:
+        """The next one, and its options; None at the end."""
+        while self._next is None:
+            try:
+                each = next(self._decoded, None)
+            except BaseException:
+                self.has_ended_early = True
+                raise
+            if each is None:
+                return None
+            if each.failure is not None:
+                self._failures.append(each.failure)
+                continue
+            try:
+                self._next = each, self._asked.of(each.item)
+            except OptionError as error:  # of what this recording's row asks for
+                failed = failed_row(each.item, type(error).__name__, str(error))
+                self._failures.append(failed)
+        return self._next
+
+    def take(self) -> Decoded:
+        """The one that `peek` showed."""
+        assert self._next is not None
+        (each, _), self._next = self._next, None
+        return each
+
+    def failures(self) -> Iterator[Row]:
+        """Rows of those that cannot be transcribed, once."""
+        while self._failures:
+            yield self._failures.popleft()
+
+
+def _failed(each: Decoded, error: Exception) -> Row:
+    kind, message = type(error).__name__, str(error) or repr(error)
+    logger.warning("%s: %s: %s", printable(each.item.id), kind, printable(message))
+    return failed_row(each.item, kind, message)
 
 
 def _as_recording(samples: Samples) -> Samples | ChannelSources:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO
+from whisper_flash_attention.audio.vad import WINDOW_SECONDS
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Opener, RunOptions
 
@@ -24,8 +25,8 @@ class Work:
         opener: of the model.
         run_options: for every recording without options of its own.
         group_hours: hours of audio that are transcribed side by side, and held in memory; 1 hour of
-            samples is 0.23 GB. A recording that is longer is a group of its own.
-        group_files: the most recordings of a group; None is some times more than are decoded at a
+            samples is 0.23 GB. A recording that is longer is transcribed alone.
+        group_files: the most recordings side by side; None is some times more than are decoded at a
             time.
         workers: engine "local": processes that decode; engine "ray": models. None chooses.
         decode_timeout: seconds without progress after which decoding a recording is given up.
@@ -60,6 +61,16 @@ class Work:
     def most_seconds(self) -> float:
         """Seconds of audio with which a group is complete."""
         return 3_600 * self.group_hours
+
+    def has_room(self, seconds: float, beside: Sequence[float]) -> bool:
+        """Whether a recording of this length may be transcribed beside others of these lengths.
+
+        A batch that is prepared, one in work, and one whose text is late have room in any case.
+        """
+        if self.group_files is not None and len(beside) >= self.group_files:
+            return False
+        least = 4 * WINDOW_SECONDS * self.run_options.batch_size
+        return seconds + sum(beside) <= max(self.most_seconds, least)
 
     def alone(self) -> Work:
         """The same with each recording as a group of its own."""

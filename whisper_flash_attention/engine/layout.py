@@ -88,6 +88,11 @@ class Layout:
     def slots_per_clip(self) -> int:
         return self.slots // self.clips
 
+    @property
+    def transposed_keys(self) -> bool:
+        """Whether projected cross keys are stored along S, for products of matrices on a CPU."""
+        return not self.kernels and self.device.type == "cpu" and self.dtype is torch.float32
+
     def past_shape(self) -> tuple[int, ...]:
         """Self-attention keys (and values): [layers, slots, heads, positions, 64]."""
         return (self.layers, self.slots, self.heads, self.positions, HEAD_WIDTH)
@@ -97,6 +102,11 @@ class Layout:
         if self.absorbed:
             return (self.clips, self.keys, self.width)
         return (self.layers, self.clips, self.heads, self.keys, HEAD_WIDTH)
+
+    def cross_keys_shape(self) -> tuple[int, ...]:
+        """Projected keys as `cross_shape`; transposed, [layers, clips, heads, 64, S]."""
+        *outer, keys, width = self.cross_shape()
+        return (*outer, width, keys) if self.transposed_keys else (*outer, keys, width)
 
 
 def block_bytes(device: torch.device, size: int) -> int:
@@ -356,12 +366,13 @@ POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
 
 def caches(layout: Layout) -> dict[str, Spec]:
     """Name, shape and dtype of the large buffers, of which a decode reads only what it wrote."""
-    names = ("states",) if layout.absorbed else ("cross_keys", "cross_values")
-    return {
-        "keys": (layout.past_shape(), layout.dtype),
-        "values": (layout.past_shape(), layout.dtype),
-        **{name: (layout.cross_shape(), layout.dtype) for name in names},
-    }
+    shapes = {"keys": layout.past_shape(), "values": layout.past_shape()}
+    if layout.absorbed:
+        shapes["states"] = layout.cross_shape()
+    else:
+        shapes["cross_keys"] = layout.cross_keys_shape()
+        shapes["cross_values"] = layout.cross_shape()
+    return {name: (shape, layout.dtype) for name, shape in shapes.items()}
 
 
 def buffers(layout: Layout) -> dict[str, Spec]:

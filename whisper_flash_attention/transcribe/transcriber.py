@@ -487,6 +487,7 @@ class _Progress:
         self, groups: Sequence[list[Recording]], on_progress: Callable[[float], None] | None
     ) -> None:
         self._shares = [0.0] * len(groups)
+        self._sum = 0.0
         self._groups = groups
         self._on_progress = on_progress
         self._reported = -1.0
@@ -494,7 +495,9 @@ class _Progress:
             self._report_mean()
 
     def report(self, recording: Recording) -> None:
-        self._shares[recording.index] = share_of(self._groups[recording.index])
+        share = share_of(self._groups[recording.index])
+        self._sum += share - self._shares[recording.index]
+        self._shares[recording.index] = share
         self._report_mean()
 
     def finish(self) -> None:
@@ -503,7 +506,7 @@ class _Progress:
             self._on_progress(1.0)
 
     def _report_mean(self) -> None:
-        share = sum(self._shares) / len(self._shares)
+        share = self._sum / len(self._shares)
         if self._on_progress is not None and self._reported < share < 1:
             self._reported = share
             self._on_progress(share)
