@@ -102,7 +102,7 @@ def _encode_part(weights: EncoderWeights, features: Tensor, out: Tensor) -> None
 
 
 def _few_rows(x: Tensor) -> Iterator[Tensor]:
-    """Rows of x [b, T, D] that go through a layer at a time: on a CPU, some that its caches hold."""
+    """Rows of x [b, T, D] that go through a layer together; on a CPU, as its caches hold."""
     if x.device.type != "cpu":
         yield x
         return
