@@ -135,6 +135,7 @@ def benchmark_command(
       whisper-flash benchmark --list
       whisper-flash benchmark throughput --help   # from samples in memory to text
       whisper-flash benchmark mlperf --help   # MLPerf's load generator, unofficially
+      whisper-flash benchmark peers --help   # beside other systems, from files to text
     """
     model = options_of(ModelOptions, given)
     device, dtype = model.device, model.compute_type
