@@ -21,6 +21,7 @@ from whisper_flash_attention.cli.parameters import (
     EXIT_INTERRUPTED,
     Preset,
     TemperatureIncrement,
+    completion,
     decode_options,
     options_of,
     takes,
@@ -45,6 +46,7 @@ from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Output, chosen_formats
 from whisper_flash_attention.transcribe.runner import Runner
 from whisper_flash_attention.transcribe.transcriber import Transcriber
+from whisper_flash_attention.transcribe.writers import FORMATS
 
 
 @takes("transcribe", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
@@ -82,6 +84,7 @@ def transcribe_command(
         typer.Option(
             *("--output-format", "-f"),
             metavar="NAME",
+            autocompletion=completion((*FORMATS, "all")),
             help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
             "Left out: txt.",
         ),
