@@ -1,6 +1,6 @@
 """Count the words that each system writes where nobody speaks.
 
-    pip install faster-whisper openai-whisper
+    pip install faster-whisper openai-whisper pywhispercpp
     python benchmarks/invented.py --model package:tiny.en --model package:base \\
         --output benchmarks/results/invented-cpu.json
     python benchmarks/invented.py --model package:base --system ours-batched \\
@@ -28,15 +28,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _faster_whisper import ctranslate2_folder
 from _harness import Commit, Output, Threads, app_of, console, one_of, print_rows
 from _sounds import Samples, make_sounds
-from texts import openai_model
 from transformers import WhisperForConditionalGeneration, pipeline
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.benchmark.environment import describe_environment, package_version
+from whisper_flash_attention.benchmark.peer_checkpoints import openai_model, write_checkpoint
+from whisper_flash_attention.benchmark.peer_systems import CTRANSLATE2, GGML
 from whisper_flash_attention.transcribe import Transcriber
 
 # The text of samples at 16 kHz.
@@ -73,7 +73,7 @@ def load_stock(model: str, **options: Any) -> Transcribe:
 
 def load_openai_whisper(model: str, **options: Any) -> Transcribe:
     """openai-whisper's `transcribe`."""
-    loaded = openai_model(Transcriber.from_pretrained(model, device="cpu"))
+    loaded = openai_model(Transcriber.from_pretrained(model, device="cpu").model)
     return lambda samples: loaded.transcribe(samples, **options)["text"]
 
 
@@ -82,10 +82,23 @@ def load_faster_whisper(model: str, *, batched: bool, **options: Any) -> Transcr
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     with tempfile.TemporaryDirectory() as folder:
-        path = ctranslate2_folder(model, Path(folder) / "model")
-        loaded = WhisperModel(path, device="cpu", compute_type="float32")
+        files = write_checkpoint(model, [CTRANSLATE2], Path(folder)).files
+        loaded = WhisperModel(files[CTRANSLATE2], device="cpu", compute_type="float32")
     runner: Any = BatchedInferencePipeline(loaded) if batched else loaded
     return lambda samples: "".join(each.text for each in runner.transcribe(samples, **options)[0])
+
+
+def load_whisper_cpp(model: str, **options: Any) -> Transcribe:
+    """whisper.cpp, as pywhispercpp carries it; weights in float16."""
+    from pywhispercpp.model import Model
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_checkpoint(model, [GGML], Path(folder))
+        loaded = Model(written.files[GGML], redirect_whispercpp_logs_to=None, print_progress=False)
+    language = "auto" if written.is_multilingual else "en"
+    return lambda samples: " ".join(
+        each.text for each in loaded.transcribe(samples, language=language, **options)
+    )
 
 
 # Name -> distribution, loader, and what is not a default: a pipeline has to be given one or the
@@ -98,6 +111,7 @@ SYSTEMS: dict[str, tuple[str, Callable[..., Transcribe], dict[str, Any]]] = {
     "openai-whisper": ("openai-whisper", load_openai_whisper, {"fp16": False}),
     "faster-whisper-sequential": ("faster-whisper", load_faster_whisper, {"batched": False}),
     "faster-whisper-batched": ("faster-whisper", load_faster_whisper, {"batched": True}),
+    "whisper.cpp": ("pywhispercpp", load_whisper_cpp, {}),
 }
 
 

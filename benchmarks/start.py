@@ -4,9 +4,9 @@
     python benchmarks/start.py --peers peers --output benchmarks/results/start-cpu.json
 
 A process imports, loads a packaged checkpoint, transcribes a short clip and writes subtitles. The
-systems take turns; every process is new, and files are in the page cache after an unmeasured round.
-Peak memory is what the kernel counts for the process. `--version` and `--help` are compared with
-the start of Python itself.
+systems take turns; every process is new. After an unmeasured round, files are in the page cache,
+and modules compiled, as an installation leaves them. Peak memory is what the kernel counts for the
+process. `--version` and `--help` are compared with the start of Python itself.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import typer
-from _faster_whisper import ctranslate2_folder
 from _harness import Commit, Output, Threads, app_of, print_rows, write_json
 
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint
+from whisper_flash_attention.benchmark.peer_systems import CTRANSLATE2
+from whisper_flash_attention.benchmark.peers import version_of
 
 OURS = """
 import sys, time
@@ -131,11 +132,15 @@ def main(
     seconds = load_audio(clip).size / SAMPLING_RATE
     source = f"package:{checkpoint}"
     ours = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
+    ours.pop("PYTHONDONTWRITEBYTECODE", None)
     module = [sys.executable, "-m", "whisper_flash_attention"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        joined = ctranslate2_folder(source, folder / "model")
-        arguments = [str(clip), source, joined, str(folder / "out.srt"), str(threads)]
+        converted = "-"
+        if peers is not None:
+            written = write_checkpoint(source, [CTRANSLATE2], folder, peers=peers)
+            converted = written.files[CTRANSLATE2]
+        arguments = [str(clip), source, converted, str(folder / "out.srt"), str(threads)]
         transcribe = ["transcribe", str(clip), "-m", source, "--device", "cpu", "-f", "srt"]
         systems: dict[str, tuple[list[str], dict[str, str]]] = {
             "command": ([*module, *transcribe, "-o", name, "--overwrite"], ours),
@@ -153,10 +158,7 @@ def main(
                 found = run_once(command, environment)
                 if turn:  # the first one fills the page cache
                     times[system].append(found)
-    versions = {"faster-whisper": peer_version(peers)}
-    rows = [
-        summarised(system, found, version=versions.get(system)) for system, found in times.items()
-    ]
+    rows = [summarised(system, found) for system, found in times.items()]
     columns = {name: f"{{{name}:.2f}}" for name in ("seconds", *PHASES)}
     print_rows(
         f"{seconds:.1f} s of speech, {checkpoint}, {threads} threads",
@@ -164,20 +166,13 @@ def main(
         {"system": "{system}", **columns, "peak MiB": "{peak_mib:.0f}"},
     )
     document = {
+        "faster_whisper": version_of("faster-whisper", peers),
         "clip": clip.name,
         "clip_seconds": seconds,
         "checkpoint": checkpoint,
         "threads": threads,
     }
     write_json(output, "cpu", commit, document | {"dtype": "float32", "rows": rows})
-
-
-def peer_version(peers: Path | None) -> str | None:
-    """The version of faster-whisper in a folder."""
-    if peers is None:
-        return None
-    [found] = metadata.distributions(name="faster-whisper", path=[str(peers)])
-    return found.version
 
 
 app = app_of(__doc__, main)

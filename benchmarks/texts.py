@@ -47,16 +47,21 @@ import numpy.typing as npt
 import torch
 import typer
 from _harness import Commit, Output, app_of, console, print_rows, time_in_turns, write_json
-from _spoken import Spoken, find_spoken, normalised, with_transcript, word_errors
 from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
+from whisper_flash_attention.benchmark.peer_checkpoints import openai_model
+from whisper_flash_attention.benchmark.spoken import (
+    Spoken,
+    find_spoken,
+    normalised,
+    with_transcript,
+    word_errors,
+)
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.inputs import find_inputs
-from whisper_flash_attention.transcribe.words import alignment_heads
-from whisper_flash_attention.weights.openai_reader import DIMENSIONS, openai_name
 
 Samples = npt.NDArray[np.float32]
 Segments = list[tuple[float, float, str]]
@@ -138,28 +143,6 @@ def our_segments(
         return [(0.0, found.seconds, found.text)]
 
     return transcribe
-
-
-def openai_model(transcriber: Transcriber) -> Any:
-    """openai-whisper's model with the transcriber's weights and alignment heads."""
-    from whisper.model import ModelDimensions, Whisper
-
-    stock = transcriber.model
-    config = stock.config
-    sizes = {theirs: getattr(config, ours) for theirs, ours in DIMENSIONS.items()}
-    model = Whisper(ModelDimensions(**sizes))
-    tensors = {
-        openai_name(name): tensor
-        for name, tensor in stock.state_dict().items()
-        if not name.startswith("proj_out")
-    }
-    model.load_state_dict(tensors)
-    heads = torch.zeros(config.decoder_layers, config.decoder_attention_heads, dtype=torch.bool)
-    named = getattr(stock.generation_config, "alignment_heads", None)
-    for layer, head in alignment_heads(named, layers=heads.shape[0], heads=heads.shape[1]):
-        heads[layer, head] = True
-    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
-    return model.eval().to(stock.device)
 
 
 def openai_segments(model: Any, language: str, *, with_context: bool) -> System:
@@ -431,7 +414,7 @@ def compare(
     # Its model runs on Transformers' modules once it is read: ours must stay on the engine.
     stock_type = "float32" if compute_type == "int8" else compute_type
     reference = Transcriber.from_pretrained(model, device=device, compute_type=stock_type)
-    other = openai_model(reference) if openai else None
+    other = openai_model(reference.model) if openai else None
     recordings = [(each, load_audio(each.path)) for each in find_spoken(audio, language)]
     if joined:
         recordings += joined_recordings(recordings)
@@ -588,7 +571,7 @@ def words(
 
     transcriber = Transcriber.from_pretrained(model, device=device, compute_type="float32")
     reference = Transcriber.from_pretrained(model, device=device, compute_type="float32")
-    other = openai_model(reference)
+    other = openai_model(reference.model)
     rows = []
     for spoken in find_spoken(audio, language):
         if spoken.language not in transcriber.languages:

@@ -28,12 +28,14 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _faster_whisper import ctranslate2_folder
 from _harness import Commit, Output, Threads, app_of, console, one_of, print_rows, write_json
-from texts import Word, normalised, openai_model
+from texts import Word
 
 from whisper_flash_attention.audio import SAMPLING_RATE, load_audio
 from whisper_flash_attention.benchmark.environment import package_version
+from whisper_flash_attention.benchmark.peer_checkpoints import openai_model, write_checkpoint
+from whisper_flash_attention.benchmark.peer_systems import CTRANSLATE2
+from whisper_flash_attention.benchmark.spoken import normalised
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.inputs import find_inputs
 
@@ -90,7 +92,7 @@ def load_ours(model: str) -> Align:
 
 def load_openai_whisper(model: str) -> Align:
     """openai-whisper's `transcribe`."""
-    loaded = openai_model(Transcriber.from_pretrained(model, device="cpu"))
+    loaded = openai_model(Transcriber.from_pretrained(model, device="cpu").model)
 
     def align(path: Path) -> list[Word]:
         options: dict[str, Any] = {"temperature": 0.0, "word_timestamps": True, "fp16": False}
@@ -106,8 +108,8 @@ def load_faster_whisper(model: str) -> Align:
     from faster_whisper import WhisperModel
 
     with tempfile.TemporaryDirectory() as folder:
-        path = ctranslate2_folder(model, Path(folder) / "model")
-        loaded = WhisperModel(path, device="cpu", compute_type="float32")
+        files = write_checkpoint(model, [CTRANSLATE2], Path(folder)).files
+        loaded = WhisperModel(files[CTRANSLATE2], device="cpu", compute_type="float32")
 
     def align(path: Path) -> list[Word]:
         options: dict[str, Any] = {"temperature": 0.0, "beam_size": 1, "word_timestamps": True}

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "modeling_whisper_flash_attention",
         "options",
         "parity",
+        "serve",
         "terminal",
         "transcribe",
         "validation",

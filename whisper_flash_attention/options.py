@@ -113,13 +113,16 @@ class ModelOptions:
         "id, folder (Transformers or faster-whisper), OpenAI .pt file, or an installed package: "
         "package:tiny.en, package:base.",
         flags=("--model", "-m"),
-        commands=(*TRANSCRIBING, "mlperf"),
+        commands=(*TRANSCRIBING, "mlperf", "peers"),
     )
     device: str = option(
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
+        commands=(
+            *TRANSCRIBING,
+            *("serve", "parity", "benchmark", "throughput", "mlperf", "serving", "peers"),
+        ),
     )
     compute_type: str = option(
         "auto",
@@ -127,12 +130,16 @@ class ModelOptions:
         "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
-        commands=(*TRANSCRIBING, "serve", "parity", "benchmark", "throughput", "mlperf", "serving"),
+        commands=(
+            *TRANSCRIBING,
+            *("serve", "parity", "benchmark", "throughput", "mlperf", "serving", "peers"),
+        ),
     )
     threads: int | None = option(
         None,
         kinds.whole_number(1, MOST_THREADS),
         "Threads of PyTorch on the CPU, for the whole process. Left out: one per core.",
+        commands=(*TRANSCRIBING, "peers"),
         aliases=("cpu_threads",),
     )
     attention: str = option(

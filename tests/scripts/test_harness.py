@@ -27,7 +27,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audio": ("front-end", "decoders"),
     "invented": (),
     "memory": ("rows", "release"),
-    "peers": (),
     "word_times": (),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),

@@ -65,7 +65,13 @@ def serving(transcriber: Transcriber, **options: Any) -> Iterator[Live]:
     given = ServeOptions(**options)
     scheduler = Scheduler(MODEL, ModelOptions(), slots=given.slots or 4, transcriber=transcriber)
     scheduler.ready.set()
-    server = Server(given, {MODEL: scheduler})
+    with listening(Server(given, {MODEL: scheduler})) as live:
+        yield live
+
+
+@contextmanager
+def listening(server: Server) -> Iterator[Live]:
+    """Run a server in a thread."""
     config = uvicorn.Config(create_app(server), port=0, log_config=None, ws="websockets-sansio")
     web = uvicorn.Server(config)
     listener = config.bind_socket()

@@ -178,34 +178,6 @@ def test_a_request_that_fails_costs_no_other(
     assert live.is_idle()
 
 
-def test_an_idle_model_is_dropped_and_loaded_again(tiny_en: str, clip: bytes) -> None:
-    from whisper_flash_attention.options import ModelOptions
-    from whisper_flash_attention.serve.scheduler import Job
-    from whisper_flash_attention.transcribe.arguments import TranscribeArguments
-
-    scheduler = Scheduler("tiny", ModelOptions(tiny_en, device="cpu"), slots=2, idle_unload=0.05)
-    scheduler.start()
-    try:
-        for _ in range(2):
-            ends: list[Any] = []
-            done = threading.Event()
-
-            def end(result: Any, ends: list[Any] = ends, done: threading.Event = done) -> None:
-                ends.append(result)
-                done.set()
-
-            scheduler.submit(Job(clip, TranscribeArguments(), end))
-            assert done.wait(60)
-            assert "young man" in ends[0].text
-            for _ in range(200):
-                if not scheduler.is_loaded:
-                    break
-                time.sleep(0.05)
-            assert not scheduler.is_loaded
-    finally:
-        scheduler.close()
-
-
 def test_a_model_that_cannot_be_loaded_is_unavailable(clip: bytes, tmp_path: Any) -> None:
     from whisper_flash_attention.errors import WeightsError
     from whisper_flash_attention.options import ModelOptions

@@ -22,6 +22,9 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # Typer takes longer to import than Python to start
         print(f"whisper-flash {__version__}")
         return
+    from whisper_flash_attention.cli.process import hurry
+
+    hurry(sys.argv[1:])
     from whisper_flash_attention.cli.main import app
 
     app(prog_name="whisper-flash")

@@ -97,6 +97,7 @@ COMMANDS = (
         throughput=_Home("benchmark", "throughput_command"),
         mlperf=_Home("benchmark", "mlperf_command"),
         serve=_Home("benchmark", "serve_benchmark_command"),
+        peers=_Home("peers", "peers_command"),
     ),
 )
 

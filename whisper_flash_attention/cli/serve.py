@@ -50,6 +50,7 @@ def serve_command(
     """
     try:
         from whisper_flash_attention.serve.process import run_server
+        from whisper_flash_attention.serve.scheduler import Scheduler
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"serve needs the package {error.name}, which is not installed: "
@@ -60,9 +61,17 @@ def serve_command(
     options = options_of(ServeOptions, given)
     shared = options_of(ModelOptions, given)
     sources = dict(map(_named, model or [shared.source]))
-    models = {name: replace(shared, source=source) for name, source in sources.items()}
+    schedulers = {
+        name: Scheduler(
+            name,
+            replace(shared, source=source),
+            slots=options.slots,
+            idle_unload=options.idle_unload,
+        )
+        for name, source in sources.items()
+    }
     try:
-        run_server(options, models, lambda line: print_line(console, line))
+        run_server(options, schedulers, lambda line: print_line(console, line))
     except KeyboardInterrupt as error:
         print_line(console, "interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from error

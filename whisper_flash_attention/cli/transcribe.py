@@ -26,6 +26,7 @@ from whisper_flash_attention.cli.parameters import (
     options_of,
     takes,
 )
+from whisper_flash_attention.cli.process import settle
 from whisper_flash_attention.languages import LANGUAGES
 from whisper_flash_attention.options import (
     DECODING_PANEL,
@@ -179,6 +180,7 @@ def transcribe_command(
 
             def open_model() -> Transcriber:
                 transcriber = Transcriber.from_pretrained(**asdict(model), quiet=not verbose)
+                settle()
                 if not verbose:
                     stack.enter_context(quiet_transformers())
                 return transcriber

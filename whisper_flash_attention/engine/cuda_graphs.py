@@ -104,8 +104,14 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream:
     return _new_stream(device)
 
 
-def _new_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that does not wait for the default one.
+@cache
+def preparation_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device for small work that others wait for, ahead of the rest."""
+    return _new_stream(device, priority=-1)
+
+
+def _new_stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    """A stream that does not wait for the default one; those of lower numbers go first.
 
     From the driver if possible: PyTorch creates its whole pool of streams with the first one, and
     each takes device memory.
@@ -117,9 +123,12 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
         except OSError:
             continue
         with torch.cuda.device(device):
-            if driver.cuStreamCreate(ctypes.byref(handle), NON_BLOCKING) == 0:
+            created = driver.cuStreamCreateWithPriority(
+                ctypes.byref(handle), NON_BLOCKING, priority
+            )
+            if created == 0:
                 return torch.cuda.ExternalStream(handle.value, device)  # type: ignore[no-untyped-call]
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
 
 
 def to_device(numbers: npt.NDArray[Any], device: torch.device) -> Tensor:

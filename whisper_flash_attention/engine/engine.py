@@ -32,6 +32,7 @@ from whisper_flash_attention.engine.layout import (
     DecodeState,
     Layout,
     has_encoder_kernels,
+    has_kernels,
     layout_for,
     slots_layout,
     state_bytes,
@@ -81,6 +82,11 @@ class Engine:
         self._lock = self._new_lock()
         self._reset_buffers()
         Engine._alive.add(self)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether it decodes by Triton kernels and CUDA graphs, of which sizes are recorded."""
+        return has_kernels(self.weights.device)
 
     def _new_lock(self) -> threading.RLock:
         """Return a lock of its own, on a CPU the one of all engines there."""

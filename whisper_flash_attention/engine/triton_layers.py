@@ -249,6 +249,8 @@ class TritonLayers:
             fill_cross(self._weights, states, state)
             return
         assert state.cross_keys is not None and state.cross_values is not None
+        # The end of a pass leaves another choice behind, and a recording must load no kernel.
+        set_pdl(self._overlaps.weights)
         for layer, keys, values in zip(
             self._weights.layers, state.cross_keys, state.cross_values, strict=True
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,21 +12,24 @@ from typing import Any
 
 import uvicorn
 
-from whisper_flash_attention.options import ModelOptions, ServeOptions
+from whisper_flash_attention.options import ServeOptions
 from whisper_flash_attention.serve.app import Server, create_app
 from whisper_flash_attention.serve.scheduler import Scheduler
 
 # Connections that the system holds until they are accepted.
 BACKLOG = 2048
+# Seconds after which a thread gives way to others: the one that feeds a GPU works for moments, and
+# must not wait for Python's 5 ms at each.
+SWITCH_SECONDS = 0.0005
 
 
 def run_server(
-    options: ServeOptions, models: Mapping[str, ModelOptions], report: Callable[[str], None]
+    options: ServeOptions, schedulers: Mapping[str, Scheduler], report: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM; requests under way then end first.
 
     Args:
-        models: by the names that clients give.
+        schedulers: by the names of their models that clients give; not started.
         report: prints a line about the start.
 
     Raises:
@@ -33,10 +37,6 @@ def run_server(
         OSError: the address cannot be listened on.
         KeyboardInterrupt: the process was interrupted.
     """
-    schedulers = {
-        name: Scheduler(name, model, slots=options.slots, idle_unload=options.idle_unload)
-        for name, model in models.items()
-    }
     config = uvicorn.Config(
         create_app(Server(options, schedulers)),
         host=options.host,
@@ -47,6 +47,7 @@ def run_server(
         ws="websockets-sansio",
     )
     server = uvicorn.Server(config)
+    sys.setswitchinterval(SWITCH_SECONDS)
     listener = config.bind_socket()
     listener.listen(BACKLOG)  # clients may connect while the application is being started
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from threading import Condition, Event, Thread
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +32,9 @@ from torch import Tensor
 from whisper_flash_attention.audio.audio_source import Audio, AudioInput, AudioSource
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
-from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.cuda_graphs import preparation_stream
+from whisper_flash_attention.engine.engine import Engine
+from whisper_flash_attention.engine.scheduler import DecodeJob
 from whisper_flash_attention.errors import AudioError, WhisperFlashError
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
 from whisper_flash_attention.transcribe.arguments import (
@@ -54,11 +60,32 @@ LOG = logging.getLogger(__name__)
 LONG_BYTES = 2 * 2**20
 # Jobs that are prepared or have begun, per slot.
 SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
-THREADS = 2
+# Threads that prepare short recordings, at most, and long ones.
+SHORT_THREADS, LONG_THREADS = 8, 2
+# Slots of a stream on a GPU, where every step takes the time of all slots, used or not: these, or
+# as many as there are at most. A stream with this share of its slots in use makes room for one of
+# fewer.
+WIDTHS = (8, 32)
+FEW_IN_USE = 1 / 8
+# Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
+# has a graph of its own.
+MOST_ENCODED = 16
 # Options whose readers are kept.
 MOST_READERS = 64
 # Of `warm_up`, after which the rest of a slot's buffers and graphs is made.
 WARM_UP_CLIPS = 2
+
+
+def short_threads() -> int:
+    """Threads that prepare short recordings: half the cores, since a device is fed beside them."""
+    return max(2, min(SHORT_THREADS, (os.cpu_count() or 1) // 2))
+
+
+def prepared_aside(device: torch.device) -> AbstractContextManager[Any]:
+    """Have work on a GPU done beside that of the stream of windows, which would be waited for."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(preparation_stream(device))
 
 
 class Cancelled(WhisperFlashError):
@@ -147,7 +174,8 @@ class Entry:
     Args:
         steps: yields the segments of one chunk after the other, where it is decoded by itself.
         is_alone: whether it is decoded alone because a failure among others is to be located.
-        states, first: of a window that waits for its fallback.
+        window: features of its next window, where a `SequentialReader` decodes it.
+        states, prompt, results: of that window, once it was encoded.
     """
 
     job: Job
@@ -155,12 +183,23 @@ class Entry:
     reader: Reader
     steps: Iterator[tuple[Recording, tuple[Segment, ...]]] | None = None
     is_alone: bool = False
+    window: Tensor | None = None
     states: Tensor | None = None
-    first: DecodingResult | None = None
     prompt: Sequence[int] = ()
+    results: list[DecodingResult] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"the window at {self.recording.seek / 100:.1f} s"
+
+
+def take_window(entry: Entry) -> None:
+    """Take the next window of a recording; silence before it has no window."""
+    recording, reader = entry.recording, entry.reader
+    entry.window = None
+    while isinstance(reader, SequentialReader) and entry.window is None and not recording.is_done:
+        [entry.window] = reader.take_windows([recording])
+        if entry.window is None:
+            recording.add_window((), recording.seek)
 
 
 class Scheduler:
@@ -193,6 +232,9 @@ class Scheduler:
         self.ready = Event()
         self.failure: BaseException | None = None
         self._slots = slots
+        self._device = torch.device("cpu")
+        self._widths: tuple[int, ...] = ()
+        self._width = 0
         self._idle_unload = idle_unload
         self._is_kept = transcriber is not None
         self.transcriber = transcriber
@@ -201,18 +243,22 @@ class Scheduler:
         self._wake = Condition()
         self._stopping = False
         self._coming: dict[bool, deque[Job]] = {False: deque(), True: deque()}
-        self._begun: dict[bool, int] = {False: 0, True: 0}
+        self._begun: dict[bool, set[Job]] = {False: set(), True: set()}
         self._ready: deque[Entry] = deque()
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
+        # Work beside a stream may go on at this time, of `time.monotonic`.
+        self._aside_from = 0.0
         self._pools = {
-            is_long: ThreadPoolExecutor(THREADS, thread_name_prefix="whisper-flash-open")
-            for is_long in (False, True)
+            is_long: ThreadPoolExecutor(count, thread_name_prefix="whisper-flash-open")
+            for is_long, count in ((False, short_threads()), (True, LONG_THREADS))
         }
         self._thread = Thread(target=self._run, name=f"whisper-flash-{name}", daemon=True)
 
     def start(self) -> None:
         """Start the thread; the model is loaded with the first job."""
+        if self.transcriber is not None:
+            self._take_model(self.transcriber)
         self._thread.start()
 
     def warm_up(self) -> None:
@@ -249,6 +295,9 @@ class Scheduler:
             self._thread.join()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        jobs = [job for each in (*self._coming.values(), *self._begun.values()) for job in each]
+        for job in jobs:
+            self._finish(job, Cancelled("the server is stopping"))
 
     def submit(self, job: Job) -> None:
         """Have a job transcribed; `on_end` is called from another thread."""
@@ -273,7 +322,7 @@ class Scheduler:
     @property
     def begun(self) -> tuple[int, int]:
         """Numbers of jobs, of short and of long recordings, that are prepared or transcribed."""
-        return self._begun[False], self._begun[True]
+        return len(self._begun[False]), len(self._begun[True])
 
     @property
     def slots(self) -> int:
@@ -306,21 +355,15 @@ class Scheduler:
             self._admit()
             if entry := self._next_entry():
                 self._take_turn(entry, in_stream=False)
-        with self._wake:
-            begun = {entry.job for entry in (*self._ready, *self._held)}
-            jobs = [*self._coming[False], *self._coming[True], *begun]
-        for job in jobs:
-            if not job.has_ended:
-                job.has_ended = True
-                job.end(Cancelled("the server is stopping"))
+            self._fall_back()
 
     def _has_work(self) -> bool:
-        return self._stopping or bool(self._ready) or self._has_room()
+        return self._stopping or bool(self._ready or self._fallbacks) or self._has_room()
 
     def _has_room(self) -> bool:
         """Whether a job that waits could be prepared now."""
         return any(
-            jobs and (self.transcriber is None or self._begun[is_long] < self._most(is_long))
+            jobs and (self.transcriber is None or len(self._begun[is_long]) < self._most(is_long))
             for is_long, jobs in self._coming.items()
         )
 
@@ -344,10 +387,40 @@ class Scheduler:
             for job in jobs:
                 job.end(error)
             return False
-        self._tokenizer = self.transcriber.tokenizer
-        if self._slots is None:
-            self._slots = automatic_batch_size(self.transcriber.running_engine(), "sequential")
+        self._take_model(self.transcriber)
         return True
+
+    def _take_model(self, transcriber: Transcriber) -> None:
+        """Find out what the model's device takes, and have it make what streams need there."""
+        self._tokenizer = transcriber.tokenizer
+        engine = transcriber.running_engine()
+        if self._slots is None:
+            mode = "sequential" if engine is None or not engine.has_kernels else "batched"
+            self._slots = automatic_batch_size(engine, mode)
+        self._widths = (self._slots,)
+        if engine is not None:
+            self._device = engine.weights.device
+        if engine is not None and engine.has_kernels:
+            self._widths = (*(each for each in WIDTHS if each < self._slots), self._slots)
+            self._record(engine, transcriber)
+
+    def _record(self, engine: Engine, transcriber: Transcriber) -> None:
+        """Have graphs of all sizes recorded, the largest first: the others fit into its buffers."""
+        reader = transcriber.reader(DecodeOptions(temperature=0.0, max_new_tokens=2))
+        assert isinstance(reader, SequentialReader)
+        weights, decoder = engine.weights, reader.decoder
+        shape = (weights.encoder.conv1.weight.shape[1], 2 * weights.encoder.positions.shape[0])
+        for power in reversed(range(MOST_ENCODED.bit_length())):
+            states = engine.encode(torch.zeros(1 << power, *shape, device=weights.device))
+        prompt = decoder.prompt(Recording(None), "en", is_first=True)
+        for width in reversed(self._widths):
+            coming = iter([[decoder.job(states[0], prompt, "warm-up")]])
+            for _ in engine.decode_stream(
+                lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
+                width,
+                max_length=decoder.max_length,
+            ):
+                pass
 
     def _unload(self) -> None:
         if self.transcriber is None or self._is_kept or any(self._begun.values()):
@@ -364,9 +437,9 @@ class Scheduler:
     def _admit(self) -> None:
         """Have jobs that wait prepared, as far as there is room for them."""
         for is_long, jobs in self._coming.items():
-            while jobs and self._begun[is_long] < self._most(is_long):
+            while jobs and len(self._begun[is_long]) < self._most(is_long):
                 job = jobs.popleft()
-                self._begun[is_long] += 1
+                self._begun[is_long].add(job)
                 try:
                     reader = self._check(job)
                 except Exception as error:  # of the job; others go on
@@ -409,9 +482,12 @@ class Scheduler:
                 if silence is not None:
                     recording.add_silence(silence)
                     continue
-                reader.prepare(recording)
+                entry = Entry(job, recording, reader)
+                with prepared_aside(self._device):
+                    reader.prepare(recording)
+                    take_window(entry)
                 if not recording.is_done:
-                    entries.append(Entry(job, recording, reader))
+                    entries.append(entry)
         except Exception as error:  # of this job; the thread goes on with others
             self._finish(job, error)
             return
@@ -460,7 +536,7 @@ class Scheduler:
         elif not in_stream and not entry.is_alone and reader.decoder.fits_slots:
             self._stream(entry)
         else:
-            self._decode_together([entry, *self._like(entry)])
+            self._decode_first([entry, *self._like(entry)])
 
     def _step(self, entry: Entry) -> None:
         """Decode the next chunk of a recording by itself."""
@@ -487,67 +563,92 @@ class Scheduler:
         with self._wake:
             like = [each for each in self._ready if each.reader is entry.reader]
             like = [each for each in like if not each.is_alone][:room]
+            del like[self._together(1 + len(like)) - 1 :]
             for each in like:
                 self._ready.remove(each)
         return like
 
-    def _decode_together(self, entries: list[Entry]) -> None:
-        """Decode one window of recordings with the same options."""
+    def _decode_first(self, entries: list[Entry]) -> None:
+        """Decode one window of recordings with the same options, at their first temperature."""
+        windows = [(entry, entry.window) for entry in entries if entry.window is not None]
+        try:
+            entries = [job.tag for job in self._encode(windows)]
+            if entries:
+                self._decode_again(entries)
+        except Exception as error:  # of one of them; the others go on
+            self._give_up(entries, error)
+
+    def _decode_again(self, entries: list[Entry]) -> None:
+        """Decode windows at the temperature that follows their results, all of one reader."""
         reader = entries[0].reader
         assert isinstance(reader, SequentialReader)
-        self._held.update(entries)
-        delivered = 0
-        try:
-            windows = reader.read_together([entry.recording for entry in entries])
-            for recording, segments in windows:
-                self._deliver(entries[delivered], recording, segments)
-                delivered += 1
-        except Exception as error:  # of one of them; the others go on
-            self._locate(entries[delivered:], error)
-        self._held.difference_update(entries)
+        states = torch.stack([entry.states for entry in entries if entry.states is not None])
+        prompts = [entry.prompt for entry in entries]
+        reader.decoder.decode_again(states, prompts, [entry.results for entry in entries])
         for entry in entries:
-            self._put_back(entry)
+            self._settle(entry)
 
     def _stream(self, first: Entry) -> None:
         """Decode windows in slots for as long as there are any that fit the stream of the first."""
-        assert self.transcriber is not None and self._slots is not None
         assert isinstance(first.reader, SequentialReader)
         decoder = first.reader.decoder
         key, engine = decoder.stream_key, decoder.engine
-        most, since = max(1, self._slots // SLOTS_PER_FALLBACK), 0
         with self._wake:
             self._ready.appendleft(first)
         try:
             while True:
-                has_any = False
+                has_any, since = False, 0
+                width = self._width = self._width_for(len(self._ready))
+                most = max(1, width // SLOTS_PER_FALLBACK)
                 for finished in engine.decode_stream(
-                    lambda count: self._jobs(count, key), self._slots, max_length=decoder.max_length
+                    lambda count: self._jobs(count, key), width, max_length=decoder.max_length
                 ):
                     has_any = True
-                    self._take_result(finished)
+                    entry: Entry = finished.job.tag
+                    assert isinstance(entry.reader, SequentialReader)
+                    entry.results = [entry.reader.decoder.result(finished)]
+                    self._settle(entry)
                     since = since + 1 if self._fallbacks else 0
                     # Bounds how long the first of them waits.
-                    if len(self._fallbacks) >= most or since >= self._slots:
-                        self._fall_back()
+                    if (len(self._fallbacks) >= most or since >= width) and self._may_go_aside():
+                        self._aside(self._fall_back)
+                        since = 0
                     if self._stopping:
                         return
-                self._fall_back()
-                if not has_any:
+                if not has_any and not self._fallbacks:
                     return
+                self._fall_back()
         except Exception as error:  # of one of the slots, or of the device
             self._fallbacks.clear()
-            held = list(self._held)
-            self._held.clear()
-            self._locate(held, error)
-            for entry in held:
-                self._put_back(entry)
+            self._give_up(list(self._held), error)
+
+    def _may_go_aside(self) -> bool:
+        """Whether the stream has had as much time as what was last done beside it."""
+        return time.monotonic() >= self._aside_from
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do work while the windows of the stream wait, which then get the same time."""
+        began = time.monotonic()
+        work()
+        ended = time.monotonic()
+        self._aside_from = ended + (ended - began)
+
+    def _width_for(self, windows: int) -> int:
+        """Slots of a stream for this number of windows."""
+        return next((each for each in self._widths if each >= windows), self._widths[-1])
+
+    def _fits_better(self, windows: int) -> bool:
+        """Whether a stream of another width should follow, for which this one must end."""
+        other = self._width_for(windows)
+        return other > self._width or (other < self._width and windows <= FEW_IN_USE * self._width)
 
     def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
-        """Windows for free slots. Entries that do not fit them take one turn at most."""
+        """Windows for free slots. Entries that do not fit them take a turn now and then."""
         self._admit()
+        if self._fits_better(self._width - count + len(self._ready)):
+            return []
         taken: list[tuple[Entry, Tensor]] = []
         others: list[Entry] = []
-        has_stepped = False
         for _ in range(len(self._ready)):
             if len(taken) == count or self._stopping or (entry := self._next_entry()) is None:
                 break
@@ -558,88 +659,91 @@ class Scheduler:
                 and reader.decoder.fits_slots
                 and reader.decoder.stream_key == key
             ):
-                if (features := self._take_features(entry, reader)) is not None:
-                    taken.append((entry, features))
-            elif has_stepped:
-                others.append(entry)
+                assert entry.window is not None
+                taken.append((entry, entry.window))
+            elif self._may_go_aside():
+                self._aside(partial(self._take_turn, entry, in_stream=True))
             else:
-                self._take_turn(entry, in_stream=True)
-                has_stepped = True
+                others.append(entry)
+        # The rest waits for the next free slots.
+        most = self._together(len(taken))
+        others = [*(entry for entry, _ in taken[most:]), *others]
+        del taken[most:]
         with self._wake:
             self._ready.extendleft(reversed(others))
         return self._encode(taken) if taken else []
 
-    def _take_features(self, entry: Entry, reader: SequentialReader) -> Tensor | None:
-        """Features of the next window; None if it was silent, or cannot be read."""
-        try:
-            [features] = reader.take_windows([entry.recording])
-        except Exception as error:  # of this recording; others go on
-            self._finish(entry.job, error)
-            return None
-        if features is None:
-            entry.recording.add_window((), entry.recording.seek)
-            self._deliver(entry, entry.recording, ())
-            self._put_back(entry)
-        return features
+    def _together(self, count: int) -> int:
+        """How many of these windows are encoded now: on a GPU one of the numbers with a graph."""
+        return count if len(self._widths) == 1 else min(MOST_ENCODED, 1 << count.bit_length() >> 1)
 
     def _encode(self, taken: Sequence[tuple[Entry, Tensor]]) -> list[DecodeJob]:
         """Jobs of windows, encoded together, with prompts."""
         self._held.update(entry for entry, _ in taken)
-        by_reader: dict[int, list[int]] = {}
-        for row, (entry, _) in enumerate(taken):
-            by_reader.setdefault(id(entry.reader), []).append(row)
+        # Those of a reader side by side: a slice of the states is a view, and waits for nothing.
+        by_reader: dict[int, list[tuple[Entry, Tensor]]] = {}
+        for each in taken:
+            by_reader.setdefault(id(each[0].reader), []).append(each)
+        features = [window for group in by_reader.values() for _, window in group]
+        if self._device.type == "cuda":
+            for window in features:  # made on another stream, where its memory may be used again
+                window.record_stream(torch.cuda.current_stream(self._device))
+        first = taken[0][0].reader
+        assert isinstance(first, SequentialReader)
+        states = first.decoder.engine.encode(torch.stack(features))
         jobs = []
-        states: Tensor | None = None
-        for rows in by_reader.values():
-            entries = [taken[row][0] for row in rows]
+        for group in by_reader.values():
+            entries = [entry for entry, _ in group]
+            mine, states = states[: len(group)], states[len(group) :]
             reader = entries[0].reader
             assert isinstance(reader, SequentialReader)
-            if states is None:
-                states = reader.decoder.engine.encode(torch.stack([each for _, each in taken]))
             try:
-                windows = reader.windows([each.recording for each in entries], states[rows])
+                windows = reader.windows([each.recording for each in entries], mine)
             except Exception as error:  # of one of them; the others go on
-                self._held.difference_update(entries)
-                self._locate(entries, error)
-                for entry in entries:
-                    self._put_back(entry)
+                self._give_up(entries, error)
                 continue
-            for entry, window in zip(entries, windows, strict=True):
-                entry.states, entry.prompt = window.states, window.prompt
-                jobs.append(reader.decoder.job(window.states, window.prompt, entry))
+            for entry, found in zip(entries, windows, strict=True):
+                entry.states, entry.prompt, entry.results = found.states, found.prompt, []
+                jobs.append(reader.decoder.job(found.states, found.prompt, entry))
         return jobs
 
-    def _take_result(self, finished: FinishedJob) -> None:
-        entry: Entry = finished.job.tag
+    def _settle(self, entry: Entry) -> None:
+        """Take the result of a window; one that is no good is decoded again."""
         assert isinstance(entry.reader, SequentialReader)
         decoder = entry.reader.decoder
-        result = decoder.result(finished)
-        if decoder.is_last(result) or entry.job.cancelled.is_set():
-            self._accept(entry, result)
+        if decoder.is_settled(entry.results) or entry.job.cancelled.is_set():
+            self._accept(entry, decoder.best(entry.results))
         else:
-            entry.first = result
             self._fallbacks.append(entry)
 
     def _fall_back(self) -> None:
-        """Decode windows again whose first results were no good, those of a reader together."""
-        while self._fallbacks:
-            reader = self._fallbacks[0].reader
-            assert isinstance(reader, SequentialReader)
-            entries = [entry for entry in self._fallbacks if entry.reader is reader]
-            states = [entry.states for entry in entries if entry.states is not None]
-            first = [entry.first for entry in entries if entry.first is not None]
-            results = reader.decoder.decode_with_fallback(
-                torch.stack(states), [entry.prompt for entry in entries], first
-            )
-            self._fallbacks = [entry for entry in self._fallbacks if entry.reader is not reader]
-            for entry, result in zip(entries, results, strict=True):
-                self._accept(entry, result)
+        """Decode windows again whose results were no good: those of a reader, at one temperature.
+
+        Others wait meanwhile, and so those that are no good then wait for another turn.
+        """
+        if not self._fallbacks:
+            return
+        first, waiting = self._fallbacks[0], self._fallbacks
+        entries = [first]
+        if not first.is_alone:
+            entries = [
+                entry
+                for entry in waiting
+                if entry.reader is first.reader
+                and len(entry.results) == len(first.results)
+                and not entry.is_alone
+            ]
+        self._fallbacks = [entry for entry in waiting if entry not in entries]
+        try:
+            self._decode_again(entries)
+        except Exception as error:  # of one of them; the others go on
+            self._give_up(entries, error)
 
     def _accept(self, entry: Entry, result: DecodingResult) -> None:
         """Take the final result of a window; its recording waits for its next turn."""
         recording, states, reader = entry.recording, entry.states, entry.reader
         assert isinstance(reader, SequentialReader) and states is not None
-        entry.states = entry.first = None
+        entry.states, entry.is_alone = None, False
         self._held.discard(entry)
         try:
             [segments] = reader.finish([recording], states[None], [result])
@@ -650,15 +754,16 @@ class Scheduler:
         self._deliver(entry, recording, segments)
         self._put_back(entry)
 
-    def _locate(self, entries: Sequence[Entry], error: Exception) -> None:
-        """Have each of several entries decoded alone after a failure; a single one failed."""
+    def _give_up(self, entries: Sequence[Entry], error: Exception) -> None:
+        """Have each of several windows decoded alone after a failure; a single one failed."""
+        self._held.difference_update(entries)
         if len(entries) == 1 and entries[0].is_alone:
             self._finish(entries[0].job, error)
             return
         LOG.warning("%d windows are decoded one by one after: %s", len(entries), error)
         for entry in entries:
-            entry.is_alone = True
-            entry.states = entry.first = None
+            entry.is_alone, entry.states = True, None
+            self._wait(entry)
 
     def _deliver(self, entry: Entry, recording: Recording, segments: Sequence[Segment]) -> None:
         if not entry.job.cancelled.is_set():
@@ -674,9 +779,29 @@ class Scheduler:
             entry.recording.is_done = True
             if are_done(entry.job.recordings):
                 self._finish(entry.job, None)
+        elif isinstance(entry.reader, SequentialReader):
+            self._pools[False].submit(self._take_next, entry)
         else:
-            with self._wake:
-                self._ready.append(entry)
+            self._wait(entry)
+
+    def _take_next(self, entry: Entry) -> None:
+        """Take the next window of a recording, in a thread of the pool."""
+        try:
+            with prepared_aside(self._device):
+                take_window(entry)
+        except Exception as error:  # of this recording; others go on
+            self._finish(entry.job, error)
+            return
+        if entry.recording.is_done:
+            self._put_back(entry)
+        else:
+            self._wait(entry)
+
+    def _wait(self, entry: Entry) -> None:
+        """Have an entry wait for its turn."""
+        with self._wake:
+            self._ready.append(entry)
+            self._wake.notify()
 
     def _finish(self, job: Job, error: BaseException | None) -> None:
         """End a job that had begun, with its transcription or an error."""
@@ -685,6 +810,6 @@ class Scheduler:
             if job.has_ended:
                 return
             job.has_ended = True
-            self._begun[job.is_long] -= 1
+            self._begun[job.is_long].discard(job)
             self._wake.notify()
         job.end(result)

@@ -303,7 +303,31 @@ class WindowDecoder:
             ):
                 results[index].append(self._result(each, temperature))
             waiting = [index for index in waiting if self.needs_fallback(results[index][-1])]
-        return [self._best(each) for each in results]
+        return [self.best(each) for each in results]
+
+    def decode_again(
+        self,
+        states: Tensor,
+        prompts: Sequence[Sequence[int]],
+        results: Sequence[list[DecodingResult]],
+    ) -> None:
+        """Decode windows at the temperature that follows the results they have, and add these.
+
+        Args:
+            states: the encoder's, `[B, S, D]`.
+            prompts: of every window.
+            results: of every window so far, as many of each; none before the first.
+        """
+        temperature = self._options.temperatures[len(results[0])]
+        silence = [each[0].no_speech_prob for each in results] if results[0] else None
+        rows = self._decode_at(temperature, states, prompts, range(len(prompts)), silence)
+        for found, row in zip(results, rows, strict=True):
+            found.append(self._result(row, temperature))
+
+    def is_settled(self, results: Sequence[DecodingResult]) -> bool:
+        """Whether a window with these results is not decoded again."""
+        is_last = len(results) == len(self._options.temperatures)
+        return is_last or not self.needs_fallback(results[-1])
 
     @property
     def fits_slots(self) -> bool:
@@ -343,10 +367,6 @@ class WindowDecoder:
         row = _DecodedRow(prefix, tokens, finished.sum_logprob, finished.probe_probability)
         return self._result(row, self._options.temperatures[0])
 
-    def is_last(self, first: DecodingResult) -> bool:
-        """Whether the first result of a window is final."""
-        return len(self._options.temperatures) == 1 or not self.needs_fallback(first)
-
     def decode_windows(
         self, more: Callable[[int], Sequence[Window]], slots: int
     ) -> Iterator[tuple[Window, DecodingResult]]:
@@ -373,7 +393,7 @@ class WindowDecoder:
             for finished in self.engine.decode_stream(jobs, slots, max_length=self.max_length):
                 has_any = True
                 window, result = finished.job.tag, self.result(finished)
-                if self.is_last(result):
+                if self.is_settled([result]):
                     yield window, result
                 else:
                     pending.append((window, result))
@@ -398,7 +418,7 @@ class WindowDecoder:
             for (window, _), result in zip(pending, results, strict=True):
                 yield window, result
 
-    def _best(self, results: list[DecodingResult]) -> DecodingResult:
+    def best(self, results: Sequence[DecodingResult]) -> DecodingResult:
         """The last result if it needs no fallback, else the likeliest without repetition."""
         if not self.needs_fallback(results[-1]):
             return results[-1]

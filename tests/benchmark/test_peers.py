@@ -1,0 +1,318 @@
+"""This package beside others: checkpoints in their formats, recordings, rows, and the command."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import struct
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration
+from typer.testing import CliRunner
+
+from whisper_flash_attention.audio import load_audio
+from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.benchmark import peers
+from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint, write_ggml
+from whisper_flash_attention.benchmark.peer_systems import (
+    CTRANSLATE2,
+    GGML,
+    GGML_8_BITS,
+    OPENAI,
+    SYSTEMS,
+    TRANSFORMERS,
+    PeerCheckpoint,
+    Setup,
+    Texts,
+    clips_of,
+)
+from whisper_flash_attention.benchmark.peer_worker import Call, peak_of_tree, serve_calls
+from whisper_flash_attention.benchmark.peers import (
+    INDEX,
+    PeerFailed,
+    PeersCase,
+    Running,
+    is_installed,
+    measure_peers,
+    speed_of_ours,
+    version_of,
+)
+from whisper_flash_attention.benchmark.random_weights import build_model, random_processor
+from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
+from whisper_flash_attention.benchmark.spoken import (
+    Spoken,
+    bundled_spoken,
+    find_spoken,
+    join_spoken,
+)
+from whisper_flash_attention.cli import app
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.weights import read_checkpoint
+from whisper_flash_attention.weights.openai_reader import openai_name
+
+SMALL = ModelSize(128, 2, 1, 2, 128)
+needs_faster_whisper = pytest.mark.skipif(
+    find_spec("faster_whisper") is None, reason="faster-whisper is not installed"
+)
+needs_whisper_cpp = pytest.mark.skipif(
+    find_spec("pywhispercpp") is None, reason="pywhispercpp is not installed"
+)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "tiny" is smaller still."""
+    monkeypatch.setitem(MODEL_SIZES, "tiny", SMALL)
+
+
+def case(*systems: str, **changes: Any) -> PeersCase:
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 2, "threads": 1}
+    return PeersCase("tiny", systems, **(options | changes))
+
+
+def call(seconds: float, text: str = "one too") -> Call:
+    return Call(seconds, seconds / 2, text, 3, 0.25)
+
+
+# --- recordings ----------------------------------------------------------------------------------
+
+
+def test_a_file_has_the_transcript_of_its_folders_index(tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    path.touch()
+    listed = {"file": "one.wav", "language": "de", "transcript": "Eins."}
+    (tmp_path / "index.json").write_text(json.dumps([listed]))
+    assert find_spoken([str(path)], "en") == [Spoken(path, "de", "Eins.")]
+
+
+def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
+    clips = bundled_spoken()
+    joined = join_spoken([Spoken(clips[0].path, "en", None), *clips], 60.0, tmp_path)
+    seconds = load_audio(joined.path).size / 16_000
+    each = [clip.seconds for clip in bundled_recordings()]
+    assert joined.language == "en" and 60.0 - max(each) < seconds <= 60.0
+    assert joined.transcript is not None
+    assert joined.transcript.count(bundled_recordings()[0].transcript) == 3
+    with pytest.raises(OptionError, match="join 1: no recording"):
+        join_spoken(clips, 1.0, tmp_path)
+
+
+def test_windows_are_cut_as_faster_whisper_takes_them() -> None:
+    found = clips_of(np.zeros(16_000 * 65, np.float32))
+    assert [(each["start"], each["end"]) for each in found] == [(0, 30), (30, 60), (60, 65.0)]
+    assert clips_of(np.zeros(16_000 * 30, np.float32)) == [{"start": 0, "end": 30}]
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_a_checkpoint_is_the_same_in_all_formats(tmp_path: Path) -> None:
+    formats = (TRANSFORMERS, OPENAI, GGML, GGML_8_BITS)
+    found = write_checkpoint("tiny", formats, tmp_path, is_random=True)
+    assert set(found.files) == set(formats)
+    assert (found.vocabulary, found.end_of_text, found.is_multilingual) == (51865, 50257, True)
+    folder = load_file(Path(found.files[TRANSFORMERS]) / "model.safetensors")
+    file = torch.load(found.files[OPENAI], weights_only=True)["model_state_dict"]
+    assert {openai_name(name) for name in folder} == file.keys()
+    for name, tensor in folder.items():
+        assert torch.equal(tensor, file[openai_name(name)]), name
+    assert read_checkpoint(found.files[OPENAI]) is not None
+    whole, quantized = (Path(found.files[name]).read_bytes() for name in (GGML, GGML_8_BITS))
+    assert struct.unpack_from("<12i", whole)[1:] == (51865, 1500, 128, 2, 1, 448, 128, 2, 2, 80, 1)
+    assert struct.unpack_from("<12i", quantized)[-1] == 2007
+    first = file["decoder.token_embedding.weight"].float().numpy()
+    name = b"decoder.token_embedding.weight"
+    start = quantized.index(name) + len(name)
+    assert struct.unpack_from("<5i", quantized, start - len(name) - 20) == (2, 30, 8, 128, 51865)
+    block = quantized[start : start + 34]
+    scale = np.frombuffer(block[:2], "<f2").astype(np.float32)
+    values = np.frombuffer(block[2:], np.int8) * scale
+    np.testing.assert_allclose(values, first[0, :32], atol=float(scale[0]))
+
+
+def test_ids_and_mel_filters_of_whisper_cpps_file() -> None:
+    processor = random_processor(SMALL)
+    file = io.BytesIO()
+    model = build_model(WhisperForConditionalGeneration, SMALL, 2)
+    write_ggml(file, model, processor, quantize=False)
+    data = file.getvalue()
+    assert struct.unpack_from("<2i", data, 48) == (80, 201)
+    start = 56 + 4 * 80 * 201
+    (count,) = struct.unpack_from("<i", data, start)
+    (length,) = struct.unpack_from("<i", data, start + 4)
+    assert (count, data[start + 8 : start + 8 + length]) == (50257, b"e")
+
+
+@needs_whisper_cpp
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_whisper_cpp_reads_what_is_written_for_it(tmp_path: Path, tiny_en: str, dtype: str) -> None:
+    system = SYSTEMS["whisper.cpp"]
+    written = write_checkpoint(tiny_en, [system.formats[dtype]], tmp_path)
+    transcribe, settings = system.load(Setup(written, "cpu", dtype, 1, 1))
+    clip = bundled_recordings()[0]
+    texts = Texts()
+    transcribe(str(clip.path), "en", texts)
+    assert "Dashwood" in texts.text and "leisure to consider" in texts.text
+    assert settings["n_threads"] == 1
+
+
+@needs_faster_whisper
+def test_faster_whisper_decodes_to_a_given_number_of_tokens(tmp_path: Path, small: None) -> None:
+    written = write_checkpoint("tiny", [CTRANSLATE2], tmp_path, is_random=True)
+    joined = join_spoken(bundled_spoken(), 70.0, tmp_path)
+    for name in ("faster-whisper-sequential", "faster-whisper-batched"):
+        transcribe, _ = SYSTEMS[name].load(Setup(written, "cpu", "float32", 2, 1, new_tokens=9))
+        texts = Texts()
+        transcribe(str(joined.path), "en", texts)
+        assert texts.tokens == 3 * 9, name
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+class FakeWorker:
+    """A system that needs no process."""
+
+    def __init__(self, system: Any, setup: Setup, folder: Path | None) -> None:
+        self.name = system.name
+        self.settings, self.load_seconds = {"beam_size": 1}, 0.5
+        self.memory = peers.DeviceMemory("cpu")
+        if self.name == "openai-whisper":
+            raise PeerFailed("ValueError: no model")
+
+    def call(self, spoken: Spoken) -> Call:
+        if self.name == "stock-chunked" and spoken.language == "none":
+            raise PeerFailed("died with exit code -9")
+        return call(2.0 if self.name.startswith("ours") else 4.0)
+
+    def stop(self) -> None:
+        pass
+
+
+def test_rows_have_speed_errors_and_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    written = PeerCheckpoint({TRANSFORMERS: "", OPENAI: ""}, 51865, 50257, is_multilingual=False)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    names = ("ours-batched", "stock-chunked", "openai-whisper", "vllm", "stock-long-form")
+    monkeypatch.setattr(peers, "is_installed", lambda module, folder: module != "whisper")
+    clip, silence = (each.path for each in bundled_recordings()[:2])
+    recordings = [
+        Spoken(clip, "en", "One two."),
+        Spoken(silence, "none", None),
+        Spoken(tmp_path / "de.wav", "de", "Eins."),
+    ]
+    rows: dict[str, dict[str, Any]] = {}
+    measure_peers(
+        case(*names, rounds=2), recordings, tmp_path, lambda row: rows.update({row["system"]: row})
+    )
+    ours = rows["ours-batched"]
+    seconds = sum(load_audio(path).size for path in (clip, silence)) / 16_000
+    assert ours["seconds"] == [4.0, 4.0] and ours["realtime_factor"] == pytest.approx(seconds / 4)
+    assert (ours["wer"], ours["invented_words"], ours["batch_size"]) == (0.5, 2, 2)
+    assert (ours["first_text_seconds"], ours["peak_memory_gb"], ours["tokens"]) == (1.0, 0.25, 6)
+    assert [each["text"] for each in ours["files"]] == ["one too"] * 2
+    assert rows["stock-long-form"]["batch_size"] == 1
+    found = {name: (row["status"], row.get("reason")) for name, row in rows.items()}
+    assert found["stock-chunked"] == ("failed", "died with exit code -9")
+    assert found["openai-whisper"] == ("missing", "pip install openai-whisper")
+    assert found["vllm"] == ("skipped", "does not run on cpu")
+    assert speed_of_ours(list(rows.values()), rows["stock-long-form"]) is None
+    assert speed_of_ours(list(rows.values()), ours) == 1.0
+    with pytest.raises(OptionError, match="none of the recordings is in a language"):
+        measure_peers(case("ours-batched"), recordings[2:], tmp_path, print)
+
+
+def test_what_a_system_cannot_do_is_known_before() -> None:
+    reasons = {name: system.why_not("cpu", "int8", 20) for name, system in SYSTEMS.items()}
+    assert reasons["ours-batched"] is None and reasons["faster-whisper-sequential"] is None
+    assert reasons["stock-chunked"] == reasons["openai-whisper"] == "does not compute in int8"
+    assert "number of tokens" in (reasons["whisper.cpp"] or "")
+    for wrong in ({"rounds": 0}, {"random_weights": True}, {"peers": Path("nowhere")}):
+        with pytest.raises(OptionError):
+            case("ours-batched", **wrong)
+    with pytest.raises(OptionError, match="system 'theirs' is unknown; possible: ours-sequential"):
+        case("theirs")
+
+
+def test_texts_are_those_of_the_last_round_and_times_of_all() -> None:
+    row = case("ours-batched").blank_row(SYSTEMS["ours-batched"], 1)
+    path = bundled_recordings()[0].path
+    running = Running(row, FakeWorker(SYSTEMS["ours-batched"], None, None))  # type: ignore[arg-type]
+    running.calls[path] = [call(1.0, "one"), call(3.0, "one two")]
+    found = running.summary([Spoken(path, "en", "One two.")], {path: 10.0})
+    assert (found["wer"], found["seconds"], found["realtime_factor"]) == (0.0, [1.0, 3.0], 5.0)
+
+
+def test_fewer_tokens_than_were_forced_are_no_measurement() -> None:
+    ours = SYSTEMS["ours-batched"]
+    path = bundled_recordings()[0].path
+    running = Running(case(new_tokens=4).blank_row(ours, 1), FakeWorker(ours, None, None))  # type: ignore[arg-type]
+    running.calls[path] = [call(1.0)]
+    assert running.summary([Spoken(path, "en", None)], {path: 30.0})["tokens"] == 3
+    with pytest.raises(PeerFailed, match="6 tokens or more were forced, and 3 came"):
+        running.summary([Spoken(path, "en", None)], {path: 30.5})
+
+
+def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
+    home = tmp_path / "some_peer-1.5.dist-info"
+    home.mkdir()
+    (home / "METADATA").write_text("Metadata-Version: 2.1\nName: some-peer\nVersion: 1.5\n")
+    (tmp_path / "some_peer.py").touch()
+    assert is_installed("some_peer", tmp_path) and version_of("some-peer", tmp_path) == "1.5"
+    assert not is_installed("some_peer", None) and version_of("some-peer", None) is None
+    assert is_installed("torch", tmp_path) and version_of("torch", tmp_path) == torch.__version__
+
+
+def test_a_system_that_cannot_be_loaded_says_why() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 51865, 50257, is_multilingual=True)
+    serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
+    assert "nowhere" in ours.recv()
+
+
+def test_the_memory_of_this_process_is_known() -> None:
+    assert 0.05 < peak_of_tree() < 100
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_measures_what_is_there(tmp_path: Path) -> None:
+    home = tmp_path / "tiny"
+    home.mkdir()
+    written = write_checkpoint("tiny", [TRANSFORMERS], home, is_random=True)
+    (home / INDEX).write_text(json.dumps(asdict(written)))
+    path = tmp_path / "rows.json"
+    flags = ["--random-weights", "tiny", "--new-tokens", "8", "--device", "cpu", "--threads", "1"]
+    flags += ["--batch-size", "2", "--rounds", "1", "--checkpoints", str(tmp_path)]
+    flags += ["--system", "ours-batched", "--system", "whisper.cpp", "--join", "40"]
+    arguments = ["benchmark", "peers", *flags, "--commit", "abc", "--output", str(path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    ours, cpp = sorted(json.loads(path.read_text())["rows"], key=lambda row: row["system"])
+    assert cpp["status"] == "skipped"
+    assert ours["status"] == "ok" and ours["tokens"] == 2 * 8 and ours["wer"] is None
+    assert ours["environment"]["commit"] == "abc" and ours["settings"]["max_new_tokens"] == 8
+    assert "ours-batched" in result.output and "min_new_tokens 8" in result.output
+
+
+def test_options_that_cannot_be_are_refused() -> None:
+    for flags, message in (
+        (["--random-weights", "huge"], "random weights 'huge': unknown"),
+        (["--random-weights", "tiny"], "random weights do not end"),
+        (["--system", "theirs"], "system 'theirs' is unknown"),
+    ):
+        result = CliRunner().invoke(app, ["benchmark", "peers", "--device", "cpu", *flags])
+        assert result.exit_code == 2 and message in " ".join(result.output.split())

@@ -1,0 +1,44 @@
+"""The start of a process of the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = """
+import gc, sys, threading
+from whisper_flash_attention.cli.process import hurry, settle
+hurry(sys.argv[1:])
+for thread in threading.enumerate():
+    if thread is not threading.main_thread():
+        thread.join()
+is_loaded = "libtorch_cpu" in open("/proc/self/maps").read()
+print(gc.isenabled(), is_loaded, "torch" in sys.modules)
+import torch
+settle()
+print(gc.isenabled(), int(torch.ones(2, 2).mm(torch.ones(2, 2)).sum()))
+"""
+IS_FOR_CPUS = not (Path(torch.__file__).parent / "lib" / "libtorch_cuda.so").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what is mapped")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["transcribe", "talk.mp3"], f"False {IS_FOR_CPUS} False"),
+        (["transcribe", "--help"], "True False False"),
+        (["doctor"], "True False False"),
+    ],
+)
+def test_a_transcription_loads_pytorch_ahead_and_collects_garbage_later(
+    arguments: list[str], expected: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [expected, "True 8"]

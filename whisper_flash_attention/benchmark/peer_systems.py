@@ -1,0 +1,501 @@
+"""Systems that turn recordings into text, each set up as its documentation recommends.
+
+A loader runs in the process that its system has for itself, and imports what that system needs and
+no more, as memory is measured there. All decode greedily, with their own defaults otherwise. A
+forced number of tokens, which is for random weights, makes all of them decode every window of 30 s
+once, to that many tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+
+# Formats of checkpoints.
+TRANSFORMERS, OPENAI, CTRANSLATE2 = "transformers", "openai", "ctranslate2"
+GGML, GGML_8_BITS = "ggml", "ggml-q8_0"
+FORMATS = (TRANSFORMERS, OPENAI, CTRANSLATE2, GGML, GGML_8_BITS)
+
+WINDOW = 30  # seconds
+CPU, GPU = "cpu", "cuda"
+FLOATS = ("float32", "float16", "bfloat16")
+OURS = "ours"
+# Of systems that would start the command ffmpeg for every file.
+READER = {"files_read_by": "whisper-flash-attention"}
+
+
+@dataclass(frozen=True)
+class PeerCheckpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        files: the path by format.
+        vocabulary: its size.
+        end_of_text: id of <|endoftext|>; all ids below it are text.
+        is_multilingual: whether it knows languages besides English.
+    """
+
+    files: dict[str, str]
+    vocabulary: int
+    end_of_text: int
+    is_multilingual: bool
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a system is loaded with.
+
+    Args:
+        checkpoint: its files.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "float16", "bfloat16" or "int8".
+        batch_size: chunks at a time, of a system that takes more than one.
+        threads: on the CPU.
+        new_tokens: forced for every window; None leaves the length to the model.
+    """
+
+    checkpoint: PeerCheckpoint
+    device: str
+    dtype: str
+    batch_size: int
+    threads: int
+    new_tokens: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the device."""
+        return self.device.partition(":")[0]
+
+    @property
+    def device_index(self) -> int:
+        """The number of the GPU."""
+        return int(self.device.partition(":")[2] or 0)
+
+    @property
+    def beyond_text(self) -> list[int]:
+        """All ids that are no text, the end included."""
+        return list(range(self.checkpoint.end_of_text, self.checkpoint.vocabulary))
+
+
+class Texts:
+    """What a call gives: texts as they come, and text tokens of systems that count them."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.parts: list[str] = []
+        self.first_seconds: float | None = None
+        self.tokens: int | None = None
+
+    def add(self, text: str, tokens: int | None = None) -> None:
+        """Take the next text, and the number of its tokens."""
+        if self.first_seconds is None and text.strip():
+            self.first_seconds = time.perf_counter() - self._start
+        self.parts.append(text)
+        if tokens is not None:
+            self.tokens = (self.tokens or 0) + tokens
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.parts)
+
+
+class Transcribe(Protocol):
+    """A loaded system: adds the texts of a recording."""
+
+    def __call__(self, path: str, language: str | None, texts: Texts) -> None: ...
+
+
+# A system that is ready, and the options that it was given.
+Loaded = tuple[Transcribe, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class System:
+    """A package, and how it goes through a recording.
+
+    Attributes:
+        name: of rows.
+        distribution, module: the package, and what it is imported as.
+        install: how to get it.
+        formats: of checkpoints, by dtype; one that is missing is not supported.
+        devices: kinds of devices.
+        is_batched: whether it takes several chunks at a time.
+        can_force: whether it can decode windows to a given number of tokens.
+        load: its loader.
+    """
+
+    name: str
+    distribution: str
+    module: str
+    install: str
+    formats: dict[str, str]
+    devices: tuple[str, ...]
+    is_batched: bool
+    can_force: bool
+    load: Callable[[Setup], Loaded]
+
+    def why_not(self, device: str, dtype: str, new_tokens: int | None) -> str | None:
+        """Why it cannot do this work; None if it can."""
+        if device not in self.devices:
+            return f"does not run on {device}"
+        if dtype not in self.formats:
+            return f"does not compute in {dtype}"
+        if new_tokens is not None and not self.can_force:
+            return "cannot be made to decode a given number of tokens"
+        return None
+
+
+def load_ours(setup: Setup, mode: str) -> Loaded:
+    """This package's transcriber."""
+    import torch
+
+    from whisper_flash_attention.transcribe import Transcriber
+
+    torch.set_num_threads(setup.threads)
+    transcriber = Transcriber.from_pretrained(
+        setup.checkpoint.files[TRANSFORMERS],
+        device=setup.device,
+        compute_type=setup.dtype,
+        quiet=True,
+    )
+    settings: dict[str, Any] = {"mode": mode, "beam_size": 1}
+    if mode == "batched":
+        settings["batch_size"] = setup.batch_size
+    if setup.new_tokens is not None:
+        settings |= {"temperature": 0.0, "without_timestamps": True, "vad_filter": False}
+        settings["condition_on_previous_text"] = False
+        settings |= dict.fromkeys(
+            ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
+        )
+        settings |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        for segment in transcriber.stream(path, language=language, **settings):
+            texts.add(f" {segment.text}", len(segment.tokens))
+
+    return transcribe, settings
+
+
+def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
+    """Transformers' pipeline: chunks side by side, or its own long form."""
+    import torch
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    torch.set_num_threads(setup.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    recognise: Any = pipeline(
+        "automatic-speech-recognition",
+        model=setup.checkpoint.files[TRANSFORMERS],
+        device=setup.device,
+        dtype=getattr(torch, setup.dtype),
+    )
+    settings: dict[str, Any] = {"return_timestamps": True}
+    if chunked:
+        settings = {"chunk_length_s": WINDOW, "batch_size": setup.batch_size}
+    plain, counts = recognise.model.generate, list[int]()
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        """As `generate`, whose text tokens the pipeline does not tell."""
+        found = plain(*arguments, **options)
+        ids = found["sequences"] if isinstance(found, dict) else found
+        counts.append(int((ids < setup.checkpoint.end_of_text).sum()))
+        return found
+
+    recognise.model.generate = counted
+    generate: dict[str, Any] = {}
+    if setup.new_tokens is not None:
+        generate |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
+        if chunked:
+            settings["stride_length_s"] = 0  # no window is decoded twice
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        options = dict(generate)
+        if setup.checkpoint.is_multilingual and language is not None:
+            options |= {"language": language, "task": "transcribe"}
+        counts.clear()
+        found = recognise(load_audio(path), generate_kwargs=options, **settings)
+        texts.add(found["text"], sum(counts))
+
+    attention = recognise.model.config._attn_implementation
+    return transcribe, settings | generate | {"attention": attention} | READER
+
+
+def load_openai_whisper(setup: Setup) -> Loaded:
+    """openai-whisper's `transcribe`."""
+    import torch
+    import whisper
+
+    torch.set_num_threads(setup.threads)
+    model = whisper.load_model(setup.checkpoint.files[OPENAI], device=setup.device)
+    settings: dict[str, Any] = {"fp16": setup.dtype == "float16"}
+    if setup.new_tokens is not None:
+        settings |= {"temperature": 0.0, "without_timestamps": True}
+        settings |= {"condition_on_previous_text": False, "sample_len": setup.new_tokens}
+        settings |= dict.fromkeys(
+            ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
+        )
+    suppressed = {} if setup.new_tokens is None else {"suppress_tokens": setup.beyond_text}
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        found = model.transcribe(load_audio(path), language=language, **settings, **suppressed)
+        texts.add(found["text"], sum(len(segment["tokens"]) for segment in found["segments"]))
+
+    return transcribe, settings | READER
+
+
+def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
+    """faster-whisper's model, or its pipeline for batches."""
+    from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+    model = WhisperModel(
+        setup.checkpoint.files[CTRANSLATE2],
+        device=setup.kind,
+        device_index=setup.device_index,
+        compute_type=setup.dtype,
+        cpu_threads=setup.threads,
+    )
+    settings: dict[str, Any] = {"beam_size": 1}
+    runner: Any = model
+    if batched:
+        runner = BatchedInferencePipeline(model)
+        settings["batch_size"] = setup.batch_size
+    suppressed = {}
+    if setup.new_tokens is not None:
+        settings |= {"temperature": 0.0, "without_timestamps": True}
+        # CTranslate2 stops at half of the greatest length, in which the prompt counts.
+        prompt = 4 if model.model.is_multilingual else 2
+        settings |= {"condition_on_previous_text": False}
+        settings |= {"max_new_tokens": 2 * setup.new_tokens - prompt}
+        settings |= dict.fromkeys(
+            ("compression_ratio_threshold", "log_prob_threshold", "no_speech_threshold")
+        )
+        suppressed = {"suppress_tokens": setup.beyond_text}
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        options = {**settings, **suppressed}
+        source: str | Samples = path
+        if batched and setup.new_tokens is not None:
+            source = _decoded(path)
+            options |= {"vad_filter": False, "clip_timestamps": clips_of(source)}
+        segments, _ = runner.transcribe(source, language=language, **options)
+        for segment in segments:
+            texts.add(segment.text, len(segment.tokens))
+
+    return transcribe, settings | {"compute_type": setup.dtype}
+
+
+def _decoded(path: str) -> Samples:
+    """The samples of a file, by faster-whisper's reader."""
+    from faster_whisper import decode_audio
+
+    samples: Samples = decode_audio(path, sampling_rate=SAMPLING_RATE)
+    return samples
+
+
+def clips_of(samples: Samples) -> list[dict[str, float]]:
+    """Windows of 30 s, the last one shorter, as faster-whisper takes them."""
+    seconds = samples.size / SAMPLING_RATE
+    starts = range(0, max(1, -(-samples.size // (WINDOW * SAMPLING_RATE))) * WINDOW, WINDOW)
+    return [{"start": start, "end": min(seconds, start + WINDOW)} for start in starts]
+
+
+def load_whisper_cpp(setup: Setup) -> Loaded:
+    """whisper.cpp, as pywhispercpp carries it."""
+    from pywhispercpp.model import Model
+
+    name = GGML_8_BITS if setup.dtype == "int8" else GGML
+    settings: dict[str, Any] = {"n_threads": setup.threads}
+    model = Model(
+        setup.checkpoint.files[name],
+        redirect_whispercpp_logs_to=None,
+        print_progress=False,
+        **settings,
+    )
+    found_by_itself = "auto" if setup.checkpoint.is_multilingual else "en"
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        model.transcribe(
+            load_audio(path),
+            language=language or found_by_itself,
+            new_segment_callback=lambda segment: texts.add(f" {segment.text}"),
+        )
+
+    return transcribe, settings | {"weights": name, "decoding": "greedy"} | READER
+
+
+def load_whisperx(setup: Setup) -> Loaded:
+    """whisperX's pipeline, without alignment."""
+    import whisperx
+
+    settings: dict[str, Any] = {"beam_size": 1}
+    model = whisperx.load_model(
+        setup.checkpoint.files[CTRANSLATE2],
+        setup.kind,
+        device_index=setup.device_index,
+        compute_type=setup.dtype,
+        threads=setup.threads,
+        language=None if setup.checkpoint.is_multilingual else "en",
+        asr_options=settings,
+    )
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        found = model.transcribe(
+            load_audio(path), batch_size=setup.batch_size, language=language or "en"
+        )
+        for segment in found["segments"]:
+            texts.add(f" {segment['text']}")
+
+    return transcribe, settings | {"batch_size": setup.batch_size} | READER
+
+
+def load_vllm(setup: Setup) -> Loaded:
+    """vLLM, which takes windows of 30 s; all of a recording's at a time."""
+    from vllm import LLM, SamplingParams
+
+    positions = 448
+    model = LLM(
+        model=setup.checkpoint.files[TRANSFORMERS],
+        dtype=setup.dtype,
+        max_model_len=positions,
+        max_num_seqs=setup.batch_size,
+        limit_mm_per_prompt={"audio": 1},
+        gpu_memory_utilization=0.9,
+    )
+    settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": positions - 4}
+    if setup.new_tokens is not None:
+        settings |= dict.fromkeys(("min_tokens", "max_tokens"), setup.new_tokens)
+        settings["ignore_eos"] = True
+    sampling = SamplingParams(**settings)
+
+    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+        samples = load_audio(path)
+        prompt = "<|startoftranscript|>"
+        if setup.checkpoint.is_multilingual:
+            prompt += f"<|{language or 'en'}|><|transcribe|>"
+        step = WINDOW * SAMPLING_RATE
+        prompts = [
+            {
+                "prompt": f"{prompt}<|notimestamps|>",
+                "multi_modal_data": {"audio": (samples[start : start + step], SAMPLING_RATE)},
+            }
+            for start in range(0, samples.size, step)
+        ]
+        for found in model.generate(prompts, sampling, use_tqdm=False):
+            texts.add(f" {found.outputs[0].text}", len(found.outputs[0].token_ids))
+
+    return transcribe, settings | {"max_num_seqs": setup.batch_size} | READER
+
+
+_BOTH = (CPU, GPU)
+_OURS = (
+    "whisper-flash-attention",
+    "whisper_flash_attention",
+    "pip install whisper-flash-attention",
+)
+_STOCK = ("transformers", "transformers", "pip install transformers")
+_FASTER = ("faster-whisper", "faster_whisper", "pip install faster-whisper")
+_INT8 = (*FLOATS, "int8")
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System(
+            f"{OURS}-sequential",
+            *_OURS,
+            dict.fromkeys(_INT8, TRANSFORMERS),
+            _BOTH,
+            is_batched=False,
+            can_force=True,
+            load=lambda setup: load_ours(setup, "sequential"),
+        ),
+        System(
+            f"{OURS}-batched",
+            *_OURS,
+            dict.fromkeys(_INT8, TRANSFORMERS),
+            _BOTH,
+            is_batched=True,
+            can_force=True,
+            load=lambda setup: load_ours(setup, "batched"),
+        ),
+        System(
+            "stock-long-form",
+            *_STOCK,
+            dict.fromkeys(FLOATS, TRANSFORMERS),
+            _BOTH,
+            is_batched=False,
+            can_force=True,
+            load=lambda setup: load_stock(setup, chunked=False),
+        ),
+        System(
+            "stock-chunked",
+            *_STOCK,
+            dict.fromkeys(FLOATS, TRANSFORMERS),
+            _BOTH,
+            is_batched=True,
+            can_force=True,
+            load=lambda setup: load_stock(setup, chunked=True),
+        ),
+        System(
+            "openai-whisper",
+            *("openai-whisper", "whisper", "pip install openai-whisper"),
+            dict.fromkeys(("float32", "float16"), OPENAI),
+            _BOTH,
+            is_batched=False,
+            can_force=True,
+            load=load_openai_whisper,
+        ),
+        System(
+            "faster-whisper-sequential",
+            *_FASTER,
+            dict.fromkeys(_INT8, CTRANSLATE2),
+            _BOTH,
+            is_batched=False,
+            can_force=True,
+            load=lambda setup: load_faster_whisper(setup, batched=False),
+        ),
+        System(
+            "faster-whisper-batched",
+            *_FASTER,
+            dict.fromkeys(_INT8, CTRANSLATE2),
+            _BOTH,
+            is_batched=True,
+            can_force=True,
+            load=lambda setup: load_faster_whisper(setup, batched=True),
+        ),
+        System(
+            "whisper.cpp",
+            *("pywhispercpp", "_pywhispercpp", "pip install pywhispercpp"),
+            {"float32": GGML, "int8": GGML_8_BITS},
+            (CPU,),
+            is_batched=False,
+            can_force=False,
+            load=load_whisper_cpp,
+        ),
+        System(
+            "whisperx",
+            *("whisperx", "whisperx", "pip install whisperx"),
+            dict.fromkeys(_INT8, CTRANSLATE2),
+            _BOTH,
+            is_batched=True,
+            can_force=False,
+            load=load_whisperx,
+        ),
+        System(
+            "vllm",
+            *("vllm", "vllm", "pip install 'vllm[audio]'"),
+            dict.fromkeys(FLOATS, TRANSFORMERS),
+            (GPU,),
+            is_batched=True,
+            can_force=True,
+            load=load_vllm,
+        ),
+    )
+}

@@ -1,0 +1,54 @@
+"""Start and end a process of the command line quickly."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+
+
+def hurry(arguments: Sequence[str]) -> None:
+    """Prepare for what these arguments will import.
+
+    The collector looks for no garbage until `settle` is called: importing PyTorch makes hundreds of
+    thousands of objects, of which none is any. The end of the process does not look for it, either.
+    """
+    atexit.register(gc.freeze)
+    if arguments[:1] != ["transcribe"] or {"-h", "--help"}.intersection(arguments):
+        return
+    gc.disable()
+    if sys.platform == "linux":
+        Thread(target=_load_library).start()
+
+
+def settle() -> None:
+    """Give back memory that loading took, and look for garbage again, if `hurry` stopped that.
+
+    What is there by now is looked at no more.
+    """
+    if gc.isenabled():
+        return
+    gc.freeze()
+    gc.enable()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _load_library() -> None:
+    """Load the library of PyTorch for CPUs, without the interpreter's lock.
+
+    `import torch` finds it loaded. Builds for GPUs have an order of their own for what it needs.
+    """
+    spec = find_spec("torch")
+    for place in [] if spec is None else spec.submodule_search_locations or []:
+        folder = Path(place, "lib")
+        if not (folder / "libtorch_cuda.so").exists():
+            with suppress(OSError):  # `import torch` reports it
+                ctypes.CDLL(str(folder / "libtorch_cpu.so"))
