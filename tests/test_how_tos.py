@@ -132,7 +132,8 @@ def test_the_command_line(place: Path) -> None:
 
 def test_subtitles(place: Path) -> None:
     text = page("subtitles.md")
-    assert run_commands(text) == 6
+    assert run_commands(text) == 7
+    assert r"\k" in (place / "karaoke" / "one.ass").read_text("utf-8")
     run_blocks(text)
     assert (place / "talk.vtt").read_text("utf-8").startswith("WEBVTT")
 

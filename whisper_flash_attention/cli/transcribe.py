@@ -86,8 +86,7 @@ def transcribe_command(
             *("--output-format", "-f"),
             metavar="NAME",
             autocompletion=completion((*FORMATS, "all")),
-            help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
-            "Left out: txt.",
+            help=f"{', '.join(FORMATS)} or all. Repeatable, or several with commas. Left out: txt.",
         ),
     ] = None,
     output_dir: Annotated[
