@@ -117,7 +117,10 @@ def test_usage_errors_are_one_line_and_suggest() -> None:
     outcome = call("transcribe", "a.wav", "--modle", "tiny.en")
     assert_one_line_error(outcome, "no such option: --modle; did you mean", "--mode", "--model")
     assert_one_line_error(call("transcrib", "a.wav"), "Did you mean 'transcribe'")
-    assert_one_line_error(call("transcribe", "a.wav", "--model"), "requires an argument")
+    outcome = call("transcribe", "a.wav", "--model")
+    assert_one_line_error(outcome, "requires an argument (whisper-flash transcribe --help")
+    outcome = call("transcribe", "a.wav", "--chunk_size", "30")
+    assert_one_line_error(outcome, "no such option: --chunk-size; the length of chunks is --vad")
     assert_one_line_error(
         call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer"
     )
