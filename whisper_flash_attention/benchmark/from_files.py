@@ -31,7 +31,7 @@ from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.audio.vad import cut_all
 from whisper_flash_attention.batch.model import RunOptions, Speech
 from whisper_flash_attention.batch.run import run_batch
-from whisper_flash_attention.benchmark.features import bundled_clips
+from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, bundled_clips
 from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.benchmark.throughput import Parts, ThroughputCase, random_transcriber
 from whisper_flash_attention.errors import BenchmarkError, OptionError
@@ -375,10 +375,11 @@ class FilesBenchmark:
         for path in self.paths[-recordings:]:
             size = path.stat().st_size  # copies have the same
             if size not in counts:
-                audio = AudioSource(load_audio(path))
-                batched = mode == "batched"
-                found = len(list(cut_all(audio)[1])) if batched else audio.seconds / 30.0
-                counts[size] = math.ceil(found)
+                samples = load_audio(path)
+                if mode == "batched":
+                    counts[size] = len(list(cut_all(AudioSource(samples))[1]))
+                else:
+                    counts[size] = math.ceil(samples.size / CLIP_SAMPLES)
             total += counts[size]
         return total
 
