@@ -130,7 +130,7 @@ def _in_folders(entries: dict[str, Input]) -> dict[str, Input]:
     by_place = defaultdict(list)
     for key, entry in entries.items():
         by_place[entry.place].append(key)
-    places = {}
+    places: dict[str, Path] = {}
     for keys in by_place.values():
         if len(keys) > 1 and STANDARD_INPUT not in keys:
             parts = {key: Path(key).parts for key in keys}
