@@ -93,6 +93,7 @@ def transcribe_command(
         Path | None,
         typer.Option(
             *("--output-dir", "-o"),
+            metavar="DIR",
             help="Write files here instead of standard output. Existing files are skipped.",
         ),
     ] = None,
