@@ -289,9 +289,10 @@ def files_sentence() -> str:
     row, memory = found["flac", "command"], found["flac", "memory"]
     share = row["realtime_factor"] / memory["realtime_factor"]
     return (
-        f"From files: large-v3-turbo turns {row['recordings']} flac files ({row['audio_seconds'] / 3_600:.0f} hours) "
-        f"into text in {row['seconds']:.1f} s on the same GPU, {row['realtime_factor']:,.0f} times\nreal time and "
-        f"{share:.0%} of the speed from memory (random weights, 100 tokens in 30 s)."
+        f"From files: the command turns {row['recordings']} flac files, "
+        f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
+        f"large-v3-turbo on the same GPU: {row['realtime_factor']:,.0f} times real time, "
+        f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window)."
     )
 
 

@@ -91,8 +91,8 @@ def batch_command(
     group_hours: Annotated[
         float,
         typer.Option(
-            help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since one "
-            "group is made while the last is transcribed), besides up to 2 hours decoded ahead.",
+            help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
+            "one group is made while another is in work), besides up to 2 hours decoded ahead.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
