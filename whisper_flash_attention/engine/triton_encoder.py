@@ -20,9 +20,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.engine import layout
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, recording
 from whisper_flash_attention.engine.encoder import HALF_LIMIT
-from whisper_flash_attention.engine.layout import Arena, Spec, aligned_bytes
+from whisper_flash_attention.engine.layout import Arena, SharedArena, Spec, aligned_bytes
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, EncoderLayer, EncoderWeights, Norm
 from whisper_flash_attention.kernels.encoder_attention import attention
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
@@ -36,9 +37,6 @@ BUDGET = 480 * 2**20
 # of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
-# Up to this number of clips all products are ours: cuBLAS would take as much memory for its handle,
-# workspace and modules as such a call takes for everything else.
-OWN_PRODUCT_CLIPS = 4
 # Up to this number of clips launches dominate the time: kernels overlap with their predecessors
 # (programmatic dependent launch), and the last norm is recorded, too, although its result must then
 # be copied.
@@ -190,7 +188,7 @@ class EncoderPass:
 
     def _add(self, x: Tensor, weight: Tensor) -> None:
         """Add x weight^T to the stream."""
-        if self._clips <= OWN_PRODUCT_CLIPS:
+        if self._clips <= layout.OWN_PRODUCT_CLIPS:
             matmul(x[None], [weight], [None], self._x[None], residual=self._x[None])
         else:
             self._x.addmm_(x, weight.t())
@@ -233,16 +231,21 @@ def _windows(x: Tensor, stride: int) -> Tensor:
 
 
 class TritonEncoder:
-    """Encodes a batch in parts, by graphs that share one space.
+    """Encodes a batch in parts, by graphs that share one space, at the beginning of `memory`.
 
     The last norm of many clips is not recorded, and writes directly into the result.
     """
 
-    def __init__(self, weights: EncoderWeights, recorder: GraphRecorder) -> None:
+    def __init__(
+        self, weights: EncoderWeights, recorder: GraphRecorder, memory: SharedArena
+    ) -> None:
         self._weights = weights
         self._recorder = recorder
-        self._space: Arena | None = None
+        self._memory = memory
         self._parts: OrderedDict[int, tuple[EncoderPass, GraphCache]] = OrderedDict()
+        # Sizes of parts whose kernels were compiled and have run.
+        self._warm: set[int] = set()
+        memory.tell(self.release)
 
     def run(self, features: Tensor) -> Tensor:
         states = features.new_empty(len(features), *self._weights.positions.shape)
@@ -260,20 +263,25 @@ class TritonEncoder:
                 part.store(out)
         return states
 
+    def space_bytes(self, clips: int) -> int:
+        return space_bytes(self._weights, clips_per_part(self._weights, clips))
+
     def _part(self, clips: int) -> tuple[EncoderPass, GraphCache]:
         """A pass over this number of clips, and its graph."""
+        size = space_bytes(self._weights, clips)
+        arena = self._memory.of(size)
+        self._memory.overwritten = max(self._memory.overwritten, size)
         found = self._parts.get(clips)
         if found is None:
-            size = space_bytes(self._weights, clips)
-            if self._space is None or self._space.capacity < size:
-                self.release()
-                self._space = Arena(self._weights.positions.device, size)
-            self._space.restart()
-            part = EncoderPass(self._weights, clips, self._space)
-            set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
-            with recording(self._weights.positions.device):
-                part.compile()
-            found = self._parts[clips] = part, GraphCache(self._recorder)
+            arena.restart()
+            part = EncoderPass(self._weights, clips, arena)
+            graphs = GraphCache(self._recorder, is_warm=clips in self._warm)
+            if clips not in self._warm:
+                set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
+                with recording(self._weights.positions.device):
+                    part.compile()
+                self._warm.add(clips)
+            found = self._parts[clips] = part, graphs
             while len(self._parts) > MOST_PARTS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(clips)
@@ -281,4 +289,3 @@ class TritonEncoder:
 
     def release(self) -> None:
         self._parts.clear()
-        self._space = None

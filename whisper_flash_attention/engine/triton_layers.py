@@ -14,6 +14,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
+from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.layout import (
     Arena,
     DecodeState,
@@ -219,8 +220,10 @@ class TritonLayers:
         self._overlaps = Overlaps.of(state.layout.slots)
         # Whether a kernel projects keys and values: into the cache, and without cuBLAS, whose
         # workspace would be most of what a call takes. It needs what the encoder's kernels need.
-        self.projects = work.states is not None and has_encoder_kernels(
-            state.layout.device, state.layout.dtype
+        self.projects = (
+            work.states is not None
+            and state.layout.clips <= layouts.OWN_PRODUCT_CLIPS
+            and has_encoder_kernels(state.layout.device, state.layout.dtype)
         )
 
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
@@ -249,8 +252,9 @@ class TritonLayers:
             fill_cross(self._weights, states, state)
             return
         assert state.cross_keys is not None and state.cross_values is not None
-        # The end of a pass leaves another choice behind, and a recording must load no kernel.
-        set_pdl(self._overlaps.weights)
+        # The end of a pass leaves another choice behind, with which a recording would have to load
+        # another kernel, which it must not. And a kernel cannot overlap with the copies before.
+        set_pdl(Overlap.NONE)
         for layer, keys, values in zip(
             self._weights.layers, state.cross_keys, state.cross_values, strict=True
         ):
