@@ -76,20 +76,13 @@ class Variant:
 
 AS_IT_IS = "as it is"
 DEFAULT_ROWS = [f"{name}:{n}" for name in DEFAULT_CHECKPOINTS for n in DECODER_LAYERS[name]]
-CUBLAS = "cuBLAS for few clips"
-OWN = "own products for many clips"
+CUBLAS = "cuBLAS"
 VARIANTS = {
     AS_IT_IS: Variant("nothing"),
     CUBLAS: Variant(
-        "less than nothing: it adds the handle, workspace and modules of cuBLAS",
+        "less than nothing, if not time: products of few clips and narrow models by cuBLAS, too",
         options=("cublas",),
     ),
-    "cuBLAS for few clips, 2 MiB": Variant(
-        "less than nothing, by 31 MB less",
-        environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
-        options=("cublas",),
-    ),
-    OWN: Variant("cuBLAS's handle, modules and workspaces, if not time", options=("own products",)),
     "cuBLAS 2 MiB": Variant(
         "65 MB of the handle and 31 MB of each stream's workspace, if not time",
         environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
@@ -347,13 +340,11 @@ class Account:
 
     def patch(self) -> None:
         """Change what the variant changes in this package."""
-        from whisper_flash_attention.engine import layout, triton_encoder
+        from whisper_flash_attention.engine import layout, triton_layers
 
         if "cublas" in self.variant.options:
-            layout.OWN_PRODUCT_CLIPS = 0
-        if "own products" in self.variant.options:
-            layout.OWN_PRODUCT_CLIPS = 10**6
-            triton_encoder.ONE_PRODUCT_ROWS = 10**9
+            layout.OWN_PRODUCT_CLIPS = layout.OWN_PRODUCT_WIDTH = 0
+            triton_layers.has_encoder_kernels = lambda device, dtype: False
 
     def call(
         self,

@@ -42,3 +42,35 @@ def test_a_transcription_loads_pytorch_ahead_and_collects_garbage_later(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [expected, "True 8"]
+
+
+END = """
+import atexit, sys
+from whisper_flash_attention.cli import main
+from whisper_flash_attention.cli.process import leave
+atexit.register(print, "registered")
+leave(["doctor"], 3)
+leave(["transcribe", "--help"], 3)
+leave(["transcribe"], "a message")
+print("still here")
+leave(["transcribe", "talk.mp3"], 3)
+print("never")
+"""
+
+
+def test_a_transcription_ends_with_what_was_registered_and_its_exit_code() -> None:
+    done = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout.splitlines() == ["still here", "registered"]
+
+
+def test_an_error_has_its_exit_code_and_needs_no_rich() -> None:
+    script = (
+        "import atexit, sys; from whisper_flash_attention.cli import main\n"
+        "atexit.register(lambda: print('rich' in sys.modules))\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", script, "transcribe", "no-such-file.mp3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert done.stderr == "error: no-such-file.mp3: there is no such file\n"

@@ -94,6 +94,7 @@ def test_it_is_more_exact_than_stock(model, features, device, monkeypatch, dtype
         monkeypatch.setattr(torch.Tensor, "addmm_", None)  # cuBLAS
     else:
         monkeypatch.setattr(layout, "OWN_PRODUCT_CLIPS", 0)
+        monkeypatch.setattr(layout, "OWN_PRODUCT_WIDTH", 0)
         monkeypatch.setattr(triton_encoder, "ONE_PRODUCT_WIDTH", 0)
         monkeypatch.setattr(triton_encoder, "ONE_PRODUCT_ROWS", 0)
     half = copy.deepcopy(model).to(device, dtype)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 
 
 def hurry(arguments: Sequence[str]) -> None:
@@ -20,11 +21,11 @@ def hurry(arguments: Sequence[str]) -> None:
     thousands of objects, of which none is any. The end of the process does not look for it, either.
     """
     atexit.register(gc.freeze)
-    if arguments[:1] != ["transcribe"] or {"-h", "--help"}.intersection(arguments):
+    if not _is_transcription(arguments):
         return
     gc.disable()
     if sys.platform == "linux":
-        Thread(target=_load_library).start()
+        threading.Thread(target=_load_library).start()
 
 
 def settle() -> None:
@@ -39,6 +40,33 @@ def settle() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library than GNU's
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def leave(arguments: Sequence[str], code: object) -> None:
+    """End the process of these arguments with an exit code, without taking apart what it imported.
+
+    What was registered for the end is called, and output is flushed. Where that is not all that
+    the end of a process has to do, this returns.
+    """
+    others = [
+        each
+        for each in threading.enumerate()
+        if each is not threading.main_thread() and not each.daemon
+    ]
+    is_watched = sys.getprofile() is not None or sys.gettrace() is not None
+    if not _is_transcription(arguments) or not isinstance(code, int | None) or others or is_watched:
+        return
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # it is reported when Python ends
+        return
+    os._exit(code or 0)
+
+
+def _is_transcription(arguments: Sequence[str]) -> bool:
+    return arguments[:1] == ["transcribe"] and not {"-h", "--help"}.intersection(arguments)
 
 
 def _load_library() -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -37,6 +36,7 @@ from whisper_flash_attention.options import (
 from whisper_flash_attention.terminal import (
     FileProgress,
     describe_speed,
+    error_console,
     print_line,
     quiet_transformers,
     report_warnings,
@@ -166,7 +166,7 @@ def transcribe_command(
     windows = parse_batch_size(batch_size)
     output.prepare(inputs)
     todo = [entry for entry in inputs if not output.is_done(entry)]
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = error_console()
     progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
     runner = Runner(
         *(options, decode, windows, output, progress), headed=len(inputs) > 1, warm_up=warm_up

@@ -193,9 +193,9 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Prompts of more rows use matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
-# Up to this number of clips all products are ours: cuBLAS would take as much memory for its handle,
-# workspaces and modules as such a call takes for everything else.
-OWN_PRODUCT_CLIPS = 4
+# Up to this number of clips, or this width, all of the encoder's products are ours. For one clip
+# cuBLAS takes as much memory (its handle, workspaces, modules) as everything else of a call.
+OWN_PRODUCT_CLIPS, OWN_PRODUCT_WIDTH = 4, 512
 # From this number of clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from whisper_flash_attention.engine import encoder
-from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.cuda_graphs import has_launched
 from whisper_flash_attention.engine.device_memory import (
     CUBLAS_BYTES,
@@ -346,9 +345,8 @@ def _is_long(layout: Layout, sizes: Sizes) -> bool:
 
 def _projects(wanted: PlanRequest, layout: Layout, sizes: Sizes) -> bool:
     """Whether a kernel projects cross keys and values."""
-    if layout.absorbed or _is_long(layout, sizes) or not _has_encoder_kernels(wanted):
-        return False
-    return layout.clips <= layouts.OWN_PRODUCT_CLIPS
+    is_absent = layout.absorbed or _is_long(layout, sizes)
+    return not is_absent and _has_encoder_kernels(wanted)
 
 
 def _cublas_streams(
@@ -357,7 +355,10 @@ def _cublas_streams(
     """The streams with products of cuBLAS: that of recordings, and the caller's."""
     streams = set()
     if _has_encoder_kernels(wanted):
-        if _part_clips(weights, wanted, sizes.clips) > layouts.OWN_PRODUCT_CLIPS:
+        from whisper_flash_attention.engine.triton_encoder import has_own_products
+
+        width = weights.encoder.positions.shape[1]
+        if not has_own_products(_part_clips(weights, wanted, sizes.clips), width):
             streams.add("recordings")
     else:
         few = sizes.clips <= encoder.MOST_GRAPH_CLIPS

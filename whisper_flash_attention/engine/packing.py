@@ -7,19 +7,19 @@ same products, if float16 holds the weights exactly, as it does for all that Ope
 each row of the input.
 
 FBGEMM lays out a matrix in one thread, from a float32 copy. So several are laid out at a time; the
-largest, the projection to the vocabulary, until it is needed for the first time.
+largest, the projection to the vocabulary, in a few parts, and before all others, when there is
+little else in memory.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from weakref import WeakSet
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from whisper_flash_attention.errors import OptionError
 
 PRECISIONS = ("float32", "int8")
 Layer = Callable[[Linear], Linear]
+# Values of a part of the projection. In float32 they take more than 32 MiB, which the C library
+# gives back to the system at once when they are freed.
+PART_VALUES = 9 << 20
 # Threads that lay out matrices; each holds one in float32.
 MOST_THREADS = 4
 # Least scale of a row, so that rows of zeros stay zeros.
@@ -61,10 +64,9 @@ def pack(weights: Weights, precision: str) -> Weights:
             "this processor: give float32"
         )
     pack_layer = quantised if precision == "int8" else exact
-    pack_projection = quantised if precision == "int8" else exact_later
     workers = min(torch.get_num_threads(), MOST_THREADS)
     with _without_announcements(), ThreadPoolExecutor(workers) as pool:
-        decoder = replace(decoder, projection=pack_projection(decoder.projection))
+        decoder = replace(decoder, projection=_in_parts(decoder.projection, pack_layer, pool))
         return Weights(
             _encoder(encoder, pack_layer, pool), _decoder(decoder, pack_layer, pool), precision
         )
@@ -102,6 +104,27 @@ def _decoder(
         layers=tuple(pool.map(partial(_decoder_layer, pack_layer=pack_layer), weights.layers)),
         final_norm=_norm(weights.final_norm),
     )
+
+
+def _in_parts(layer: Linear, pack_layer: Layer, pool: ThreadPoolExecutor) -> Linear:
+    """A large layer as several, each of some of the outputs."""
+    size = max(1, PART_VALUES // layer.weight.shape[1])
+    weights = torch.split(layer.weight, size)
+    biases: Iterable[Tensor | None] = repeat(None)
+    if layer.bias is not None:
+        biases = torch.split(layer.bias, size)
+    packed = list(pool.map(pack_layer, map(Linear, weights, biases)))
+    parts = [part for part in packed if isinstance(part, PackedLinear)]
+    if len(parts) < len(packed):
+        return _plain(layer)
+    if len(parts) == 1:
+        return parts[0]
+
+    def multiply(x: Tensor) -> Tensor:
+        return torch.cat([part.multiply(x) for part in parts], dim=-1)
+
+    shape = _shape(layer)
+    return PackedLinear(shape.weight, shape.bias, multiply, sum(part.nbytes for part in parts))
 
 
 def _decoder_layer(layer: DecoderLayer, pack_layer: Layer) -> DecoderLayer:
@@ -157,36 +180,9 @@ def _plain(layer: Linear) -> Linear:
 
 def exact(layer: Linear) -> Linear:
     """A layer on float16 weights where those are exact and FBGEMM is there, else as it is."""
-    return _in_half(layer) if _fits_half(layer) else _plain(layer)
-
-
-def exact_later(layer: Linear) -> Linear:
-    """As `exact`; another thread lays out the weights, for which the first product waits."""
-    if not _fits_half(layer):
-        return _plain(layer)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="whisper-flash-packing")
-    coming = pool.submit(_in_half, layer)
-    _coming.add(coming)
-    pool.shutdown(wait=False)
-    shape = _shape(layer)
-    return PackedLinear(
-        *(shape.weight, shape.bias, lambda x: coming.result().multiply(x)),
-        nbytes=2 * layer.weight.numel(),
-    )
-
-
-# A process that is forked has no thread to go on with these.
-_coming: WeakSet[Future[PackedLinear]] = WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lambda: wait(list(_coming)))
-
-
-def _fits_half(layer: Linear) -> bool:
-    return has_fbgemm() and _is_exact_in_half(layer.weight)
-
-
-def _in_half(layer: Linear) -> PackedLinear:
     weight, bias = layer.weight, None if layer.bias is None else layer.bias.float()
+    if not has_fbgemm() or not _is_exact_in_half(weight):
+        return _plain(layer)
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
     size = 2 * weight.numel()
 

@@ -85,6 +85,11 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
     }
 
 
+def has_own_products(clips: int, width: int) -> bool:
+    """Whether a pass over this number of clips does without cuBLAS."""
+    return clips <= layout.OWN_PRODUCT_CLIPS or width <= layout.OWN_PRODUCT_WIDTH
+
+
 class EncoderPass:
     """Encodes a fixed number of clips: `load`, `layers`, `store`; nothing waits for the device.
 
@@ -188,7 +193,7 @@ class EncoderPass:
 
     def _add(self, x: Tensor, weight: Tensor) -> None:
         """Add x weight^T to the stream."""
-        if self._clips <= layout.OWN_PRODUCT_CLIPS:
+        if has_own_products(self._clips, self._x.shape[1]):
             matmul(x[None], [weight], [None], self._x[None], residual=self._x[None])
         else:
             self._x.addmm_(x, weight.t())

@@ -14,7 +14,6 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.layout import (
     Arena,
     DecodeState,
@@ -218,12 +217,10 @@ class TritonLayers:
         self._state = state
         self._work = work
         self._overlaps = Overlaps.of(state.layout.slots)
-        # Whether a kernel projects keys and values: into the cache, and without cuBLAS, whose
-        # workspace would be most of what a call takes. It needs what the encoder's kernels need.
-        self.projects = (
-            work.states is not None
-            and state.layout.clips <= layouts.OWN_PRODUCT_CLIPS
-            and has_encoder_kernels(state.layout.device, state.layout.dtype)
+        # Whether a kernel projects cross keys and values, into the cache and without cuBLAS, where
+        # the encoder's kernels run.
+        self.projects = not state.layout.absorbed and has_encoder_kernels(
+            state.layout.device, state.layout.dtype
         )
 
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
@@ -246,7 +243,7 @@ class TritonLayers:
         return self._work.x[: self._state.layout.slots * count]
 
     def project_states(self, states: torch.Tensor) -> None:
-        """Write the cross-attention keys and values of states [clips, S, D]."""
+        """Write what cross-attention reads of the encoder's states [clips, S, D]."""
         state = self._state
         if not self.projects:
             fill_cross(self._weights, states, state)
@@ -255,14 +252,11 @@ class TritonLayers:
         # The end of a pass leaves another choice behind, with which a recording would have to load
         # another kernel, which it must not. And a kernel cannot overlap with the copies before.
         set_pdl(Overlap.NONE)
-        for layer, keys, values in zip(
-            self._weights.layers, state.cross_keys, state.cross_values, strict=True
-        ):
-            for part, out in (
-                (layer.cross_attention.k, keys),
-                (layer.cross_attention.v, values),
-            ):
-                matmul(states, [part.weight], [part.bias], out)
+        clips = len(states)
+        for index, layer in enumerate(self._weights.layers):
+            k, v = layer.cross_attention.k, layer.cross_attention.v
+            matmul(states, [k.weight], [k.bias], state.cross_keys[index, :clips])
+            matmul(states, [v.weight], [v.bias], state.cross_values[index, :clips])
 
     def layers(self, count: int) -> None:
         """Run the residual rows of `count` tokens a slot through all layers, in place.
