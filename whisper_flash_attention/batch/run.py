@@ -84,8 +84,9 @@ def run_batch(
         cluster: where "ray" runs.
         workers: processes that decode ("local"), or models ("ray"); None chooses.
         group_hours: hours of audio that a model has side by side; bounds the memory.
-        group_files: the most recordings that a model has side by side; None is 4 times the windows
-            that are decoded at a time. (Of a small archive, "ray" has both smaller.)
+        group_files: the most recordings that a model has side by side; None is as many as there is
+            room for ("local"), or 4 times the windows that are decoded at a time ("ray"). (Of a
+            small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
         subtitles: "srt", "vtt", "ass" or several, as files below `output/subtitles`.
         subtitle_options: how these are cut.
