@@ -1,8 +1,7 @@
 """Account for the memory of a GPU that a call of `generate` takes, of stock and of this package.
 
-    python benchmarks/memory.py rows --jobs 8 --output rows.json
-    python benchmarks/memory.py rows --row tiny:4 --variant all --output variants.json
-    python benchmarks/memory.py release --output release.json
+    python benchmarks/memory.py rows --row tiny:4 --row medium:24 --output rows.json
+    python benchmarks/memory.py release --row tiny:4 --output release.json
 
 Every account is a fresh process. It notes, phase by phase, what the driver counts (for the process
 and for the device), what PyTorch's allocator reserves and hands out, and whose the reserved memory
@@ -20,7 +19,6 @@ import gc
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -43,11 +41,7 @@ from _harness import (
 from whisper_flash_attention.benchmark.environment import driver_memory
 from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
 from whisper_flash_attention.benchmark.random_weights import build_model
-from whisper_flash_attention.benchmark.settings import (
-    DECODER_LAYERS,
-    DEFAULT_CHECKPOINTS,
-    MODEL_SIZES,
-)
+from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES
 from whisper_flash_attention.benchmark.systems import FLASH, SYSTEMS, greedy
 
 MB = 1e6
@@ -75,25 +69,24 @@ class Variant:
 
 
 AS_IT_IS = "as it is"
-DEFAULT_ROWS = [f"{name}:{n}" for name in DEFAULT_CHECKPOINTS for n in DECODER_LAYERS[name]]
-CUBLAS = "cuBLAS for few clips"
-OWN = "own products for many clips"
+DENSE = "dense weights"
 VARIANTS = {
     AS_IT_IS: Variant("nothing"),
-    CUBLAS: Variant(
-        "less than nothing: it adds the handle, workspace and modules of cuBLAS",
-        options=("cublas",),
+    DENSE: Variant(
+        "the holes that float32 weights left; also of stock, which fills some of them",
+        options=("dense",),
     ),
-    "cuBLAS for few clips, 2 MiB": Variant(
-        "less than nothing, by 31 MB less",
-        environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
-        options=("cublas",),
+    "cuBLAS 0": Variant(
+        "both workspaces of cuBLAS, its own and PyTorch's: 33.6 MB each at most",
+        environment={"CUBLAS_WORKSPACE_CONFIG": ":0:0"},
     ),
-    OWN: Variant("cuBLAS's handle, modules and workspaces, if not time", options=("own products",)),
     "cuBLAS 2 MiB": Variant(
-        "65 MB of the handle and 31 MB of each stream's workspace, if not time",
-        environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
+        "all but 2.1 MB of each workspace", environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"}
     ),
+    "own products": Variant(
+        "all of cuBLAS: its workspaces, handle and modules", options=("products",)
+    ),
+    "own products, dense weights": Variant("the sum of both", options=("products", "dense")),
     "absorbed": Variant(
         "projected keys and values, less one clip's states: 144 MB of medium 24",
         options=("absorbed",),
@@ -300,11 +293,9 @@ class Account:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         self.note("weights")
-        plan = None
         if self.task.system == FLASH:
             self.events.install()
             self.patch()
-            plan = self.planned(model)
         if self.task.before is not None:
             self.call(generate, *self.task.before, calls=1)
             self.note("before")
@@ -318,7 +309,7 @@ class Account:
         return {
             **asdict(self.task),
             "weights": sum(each.nbytes for each in set(model.parameters())),
-            "plan": plan,
+            "plan": self.planned(model),
             "seconds": seconds,
             "module_loading": os.environ.get("CUDA_MODULE_LOADING"),
             "phases": self.phases,
@@ -341,19 +332,19 @@ class Account:
             dtype=torch.float16,
         )
         model.set_attn_implementation(system.attention)
+        if "dense" in self.variant.options:
+            make_dense(model)
         if "absorbed" in self.variant.options:
             model.cross_attention = "absorbed"
         return greedy(model, system.generate_options), model
 
     def patch(self) -> None:
         """Change what the variant changes in this package."""
-        from whisper_flash_attention.engine import layout, triton_encoder
+        if "products" in self.variant.options:
+            from whisper_flash_attention.engine import torch_decoder
 
-        if "cublas" in self.variant.options:
-            layout.OWN_PRODUCT_CLIPS = 0
-        if "own products" in self.variant.options:
-            layout.OWN_PRODUCT_CLIPS = 10**6
-            triton_encoder.ONE_PRODUCT_ROWS = 10**9
+            torch.Tensor.addmm_ = add_product
+            torch_decoder.keys_values = own_keys_values
 
     def call(
         self,
@@ -371,17 +362,52 @@ class Account:
             seconds.append(seconds_of(lambda: generate(host, new_tokens), DEVICE))
         return seconds[2:]
 
-    def planned(self, model: Any) -> dict[str, int]:
-        """What `plan` computes for the calls, before them."""
+    def planned(self, model: Any) -> dict[str, int] | None:
+        """What `plan` computes for the call."""
+        if self.task.system != FLASH:
+            return None
         plan = model.plan(batch_size=self.task.batch, max_new_tokens=self.task.new_tokens)
         found = {name: value for name, value in asdict(plan).items() if type(value) is int}
-        return found | {"total": plan.total}
+        found["total"] = plan.total
+        if hasattr(plan, "driver"):
+            found["driver"] = plan.driver
+        return found
 
 
 def give_back(model: Any) -> None:
-    """Give back what the engine and PyTorch keep."""
+    """Give back what the engine keeps, and what the allocator does."""
+    from whisper_flash_attention.engine.engine import Engine
+
+    Engine.of(model).release()
     gc.collect()
-    model.release()
+    torch.cuda.empty_cache()
+
+
+def add_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x += a b by this package's kernel, for a transposed weight b."""
+    from whisper_flash_attention.kernels.matmul import matmul
+
+    matmul(a[None], [b.t()], [None], x[None], residual=x[None])
+    return x
+
+
+def own_keys_values(x: torch.Tensor, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of states x [B, S, D] by this package's kernel."""
+    from whisper_flash_attention.kernels.matmul import matmul
+
+    found = torch.empty_like(x), torch.empty_like(x)
+    for each, out in zip((attention.k, attention.v), found, strict=True):
+        matmul(x, [each.weight], [each.bias], out)
+    return found
+
+
+def make_dense(model: torch.nn.Module) -> None:
+    """Move the weights to the host and back, one after another, so that no holes are between."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.cpu()
+    torch.cuda.empty_cache()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DEVICE)
 
 
 def account(task: Task) -> dict[str, Any]:
@@ -389,7 +415,7 @@ def account(task: Task) -> dict[str, Any]:
     return Account(task).run()
 
 
-def account_libraries() -> dict[str, Any]:
+def libraries() -> dict[str, Any]:
     """Memory that the driver counts for the first uses of CUDA's libraries, in this process."""
     steps: list[dict[str, Any]] = []
 
@@ -455,107 +481,140 @@ def counted(phase: Mapping[str, Any]) -> int:
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """Parts of what the driver counts after the calls, in units of 1e6 bytes.
 
-    `context` includes a first kernel of PyTorch's; `holes` is reserved and not of the weights
-    before the calls, `call` what these reserved; `outside` is what they added beyond that: handles,
-    modules, graphs, streams. `peak` and `aside` are the allocator's, with and without the weights.
+    `weight_holes` is reserved and not of the weights before the calls, `call` what these reserved;
+    `kernels`, `graphs` and `first` are what their events added beyond that; `rest` is what no event
+    explains.
     """
     phases = {phase["phase"]: phase for phase in found["phases"]}
-    last, weights = phases["calls"], phases["weights"]
-    context = counted(phases["first kernel"]) - phases["first kernel"]["reserved"]
+    last, released = phases["calls"], phases.get("calls, released")
+    before = phases.get("before, released")
+    context, weights = phases["context"], phases["weights"]
+    driver, reserved = counted(last), last["reserved"]
+    events = last["events"]
+    kernels = events.get("Triton's kernels", 0)
+    graphs = sum(size for name, size in events.items() if name.startswith("graphs"))
+    first = sum(size for name, size in events.items() if name.endswith("first call"))
     plan = found["plan"] or {}
     row = {
-        "driver": counted(last),
-        "planned": plan.get("driver"),
-        "context": context,
+        "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+        "variant": found["variant"],
+        "driver": driver,
+        "context": counted(context),
         "weights": found["weights"],
-        "holes": weights["reserved"] - found["weights"],
-        "call": last["reserved"] - weights["reserved"],
-        "outside": counted(last) - last["reserved"] - context,
-        "peak": last["peak"],
-        "planned_peak": plan.get("total"),
+        "weight_holes": weights["reserved"] - found["weights"],
+        "call": reserved - weights["reserved"],
         "aside": last["peak"] - found["weights"],
+        "kernels": kernels,
+        "graphs": graphs,
+        "first": first,
+        "rest": driver - counted(context) - reserved - kernels - graphs - first,
+        "released": None if released is None else counted(released),
+        "before": None if before is None else counted(before),
+        "plan": plan.get("total"),
+        "peak": last["peak"],
+        "plan_driver": plan.get("driver"),
     }
-    for name in ("before", "before, released", "calls, released"):
-        row[name] = counted(phases[name]) if name in phases else None
-    in_mb = {name: None if value is None else value / MB for name, value in row.items()}
-    kind = {name: found[name] for name in ("checkpoint", "layers", "system", "variant", "batch")}
-    return kind | in_mb | {"ms": 1e3 * median(found["seconds"]) if found["seconds"] else None}
-
-
-def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the share of stock's driver and allocator memory, where stock's row is there."""
-    stock = {(r["checkpoint"], r["layers"], r["batch"]): r for r in rows if r["system"] == "orig"}
-    for row in rows:
-        other = stock.get((row["checkpoint"], row["layers"], row["batch"]))
-        if other is not None and row is not other:
-            row["of_driver"] = row["driver"] / other["driver"]
-            row["of_aside"] = row["aside"] / other["aside"]
-        if row["planned"] is not None:
-            row["plan_error"] = row["planned"] / row["driver"] - 1
-    return list(rows)
+    in_mb = {name: value / MB if type(value) is int else value for name, value in row.items()}
+    return in_mb | {"ms": 1e3 * median(found["seconds"]) if found["seconds"] else None}
 
 
 COLUMNS: dict[str, Any] = {
-    "row": "{checkpoint} {layers} {system}, {batch} clips, {variant}",
+    "row": "{title}",
+    "variant": "{variant}",
     "driver": "{driver:.0f}",
-    "of stock": "{of_driver:.1%}",
-    "plan off": "{plan_error:+.1%}",
-    "aside": "{aside:.0f}",
-    "of stock's": "{of_aside:.0%}",
-    "outside": "{outside:.0f}",
-    "released": lambda row: f"{row['before, released'] or row['calls, released']:.0f}",
+    "context": "{context:.0f}",
+    "weights": "{weights:.0f}",
+    "+holes": "{weight_holes:.0f}",
+    "call": "{call:.0f}",
+    "kernels": "{kernels:.1f}",
+    "graphs": "{graphs:.1f}",
+    "first calls": "{first:.1f}",
+    "rest": "{rest:.0f}",
+    "released": "{released:.0f}",
+    "after large": "{before:.0f}",
+    "peak aside": "{aside:.0f}",
+    "peak": "{peak:.0f}",
+    "plan": "{plan:.0f}",
+    "plan driver": "{plan_driver:.0f}",
     "ms": "{ms:.2f}",
 }
 
 
-def run_all(tasks: Sequence[Task], *, with_libraries: bool, jobs: int) -> dict[str, Any]:
-    """Accounts of all tasks, each in a process of its own, and of the libraries.
-
-    With several `jobs` at a time only what the driver counts for a process is right: no times, and
-    no events, which are read from what is in use on the device.
-    """
+def run_all(tasks: Sequence[Task], with_libraries: bool) -> dict[str, Any]:
+    """Accounts of all tasks, each in a process of its own, and of the libraries."""
     require_cuda()
     workers = start_workers("cuda")
-    document: dict[str, Any] = {"jobs": jobs, "rows": [], "failures": []}
+    document: dict[str, Any] = {"rows": [], "failures": []}
     if with_libraries:
-        document["libraries"] = workers.call(account_libraries, timeout=TIMEOUT)
-
-    def run(task: Task) -> dict[str, Any] | ProcessFailed:
+        document["libraries"] = workers.call(libraries, timeout=TIMEOUT)
+    for task in tasks:
         try:
-            return workers.call(account, task, timeout=TIMEOUT)
+            document["rows"].append(workers.call(account, task, timeout=TIMEOUT))
         except ProcessFailed as failed:
-            return failed
-
-    with ThreadPoolExecutor(jobs) as pool:
-        for task, found in zip(tasks, pool.map(run, tasks), strict=True):
-            if isinstance(found, ProcessFailed):
-                document["failures"].append({**asdict(task), "reason": found.reason})
-                traceback = found.log.rpartition("Traceback")[2].partition("Fatal Python")[0]
-                console.print(f"{task.title}: {found.reason}\n{traceback[:2000]}", markup=False)
-            else:
-                document["rows"].append(found)
-    document["summary"] = compared([summary(found) for found in document["rows"]])
+            document["failures"].append({**asdict(task), "reason": failed.reason})
+            console.print(f"{task.title}: {failed.reason}\n{failed.log[-2000:]}", markup=False)
     return document
 
 
 def show(document: Mapping[str, Any]) -> None:
-    """Print what the libraries take, and the summary."""
+    """Print the tables, the summary last."""
     steps = document.get("libraries", {}).get("steps", [])
-    beyond = [counted(step) - step["reserved"] for step in steps]
-    rows = [
-        step | {"driver": counted(step) / MB, "added": (now - before) / MB}
-        for step, now, before in zip(steps, beyond, [0, *beyond], strict=False)
-    ]
+    rows, before = [], 0
+    for step in steps:
+        rest = counted(step) - step["reserved"]
+        rows.append(step | {"driver": counted(step) / MB, "added": (rest - before) / MB})
+        before = rest
     if rows:
         columns = {"step": "{step}", "driver, MB": "{driver:.1f}", "beyond reserved": "{added:.1f}"}
         print_rows("first uses of libraries", rows, columns)
-    title = (
-        "MB (1e6 bytes); aside: the allocator's peak beside the weights; outside: beyond reserved"
-    )
-    print_rows(title, document["summary"], COLUMNS)
+        console.print(document["libraries"]["limits"])
+    spilling = [
+        {"title": f"{found['checkpoint']} {found['layers']} {found['variant']}", **kernel}
+        for found in document["rows"]
+        for kernel in found["events"]["kernels"]
+        if kernel["local_bytes"]
+    ]
+    if spilling:
+        names = ("title", "name", "local_bytes", "registers", "warps", "cubin")
+        print_rows("kernels with local memory", spilling, {each: f"{{{each}}}" for each in names})
+    phases, last = [], 0
+    for found in document["rows"]:
+        for phase in found["phases"]:
+            beyond = counted(phase) - phase["reserved"]
+            phases.append(
+                {
+                    "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+                    "variant": found["variant"],
+                    "phase": phase["phase"],
+                    **{name: phase[name] / MB for name in ("reserved", "allocated", "peak")},
+                    "driver": counted(phase) / MB,
+                    "added": (beyond - last if phase["phase"] != "context" else beyond) / MB,
+                }
+            )
+            last = beyond
+    columns = {name: f"{{{name}}}" for name in ("title", "variant", "phase")}
+    numbers = ("driver", "reserved", "allocated", "peak", "added")
+    columns |= {name: f"{{{name}:.1f}}" for name in numbers}
+    print_rows("phases, MB; added: by the driver, beyond reserved memory", phases, columns)
+    pools = [
+        {
+            "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
+            "variant": found["variant"],
+            "pool": name,
+            **{key: value / MB for key, value in pool.items()},
+            "count": pool["segments"],
+        }
+        for found in document["rows"]
+        for phase in found["phases"]
+        if phase["phase"] == "calls"
+        for name, pool in phase["pools"].items()
+    ]
+    columns = {"row": "{title}", "variant": "{variant}", "pool": "{pool}", "segments": "{count}"}
+    columns |= {name: f"{{{name}:.1f}}" for name in ("reserved", "allocated", "holes")}
+    print_rows("the allocator's pools after the calls, MB", pools, columns)
+    print_rows("memory in MB (1e6 bytes)", map(summary, document["rows"]), COLUMNS)
 
 
-Jobs = Annotated[int, typer.Option(min=1, help="Processes at a time; 1 for times and events.")]
 Rows = Annotated[list[str] | None, typer.Option("--row", help="checkpoint:layers; repeatable.")]
 
 
@@ -578,27 +637,21 @@ def rows(
         list[str] | None, typer.Option(help="Rows that variants run; by default all.")
     ] = None,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="Clips of a call.")] = 1,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Of every clip.")] = 25,
-    libraries: Annotated[bool, typer.Option(help="Account for CUDA's libraries, too.")] = True,
-    jobs: Jobs = 1,
     commit: Commit = None,
     output: Output = None,
 ) -> None:
-    """Account for stock and this package, and for variants of this package."""
-    models = parse_rows(row, DEFAULT_ROWS)
+    """Account for stock and this package at batch 1, and for variants of this package."""
+    models = parse_rows(row, [f"{name}:{DECODER_LAYERS[name][0]}" for name in ("tiny", "medium")])
     systems = system or ["orig", FLASH]
     one_of("system", systems, SYSTEMS)
     named = list(VARIANTS)[1:] if variant == ["all"] else variant or []
     one_of("variant", named, VARIANTS)
-    kinds = [(model, name, AS_IT_IS) for model in models for name in systems]
+    tasks = [Task(*model, name, calls=calls) for model in models for name in systems]
     for model in parse_rows(variant_row, []) or models:
-        kinds += [(model, FLASH, name) for name in named]
-    tasks = [
-        Task(*model, name, variant, batch=batch, new_tokens=new_tokens, calls=calls)
-        for model, name, variant in kinds
-    ]
-    document = run_all(tasks, with_libraries=libraries, jobs=jobs)
+        if DENSE in named:
+            tasks += [Task(*model, name, DENSE, calls=calls) for name in systems if name != FLASH]
+        tasks += [Task(*model, FLASH, name, calls=calls) for name in named]
+    document = run_all(tasks, with_libraries=True)
     write_json(output, "cuda", commit, document)
     show(document)
 
@@ -607,7 +660,6 @@ def release(
     row: Rows = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips of the large call.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of the large call.")] = 256,
-    jobs: Jobs = 1,
     commit: Commit = None,
     output: Output = None,
 ) -> None:
@@ -616,7 +668,7 @@ def release(
     for model in parse_rows(row, ["tiny:4", "medium:24"]):
         tasks.append(Task(*model, FLASH, calls=1))
         tasks.append(Task(*model, FLASH, calls=1, before=(batch, new_tokens)))
-    document = run_all(tasks, with_libraries=False, jobs=jobs)
+    document = run_all(tasks, with_libraries=False)
     write_json(output, "cuda", commit, document)
     show(document)
 

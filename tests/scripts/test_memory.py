@@ -28,41 +28,39 @@ def test_holes_are_in_segments_that_others_use() -> None:
     assert found["0:1"]["holes"] == 0
 
 
-def account(system: str, driver: int, peak: int, plan: dict[str, int] | None) -> dict[str, Any]:
-    def phase(name: str, process: int, reserved: int) -> dict[str, Any]:
-        sizes = {"process": process, "reserved": reserved, "peak": peak}
-        return {"phase": name, "device": None} | {k: v * 10**6 for k, v in sizes.items()}
+def test_what_no_event_explains_is_the_rest() -> None:
+    def phase(name: str, process: int, reserved: int, **events: int) -> dict[str, Any]:
+        return {
+            "phase": name,
+            "process": process * 10**6,
+            "device": None,
+            "reserved": reserved * 10**6,
+            "peak": reserved * 10**6,
+            "events": {event: size * 10**6 for event, size in events.items()},
+        }
 
-    return {
-        "checkpoint": "tiny",
-        "layers": 4,
-        "system": system,
-        "variant": memory.AS_IT_IS,
-        "batch": 1,
-        "weights": 80_000_000,
-        "plan": plan,
-        "seconds": [0.003, 0.001, 0.002],
-        "phases": [
-            phase("context", 500, 0),
-            phase("first kernel", 602, 2),
-            phase("weights", 700, 100),
-            phase("calls", driver, 150),
-            phase("calls, released", 720, 90),
-        ],
-    }
-
-
-def test_a_summary_has_parts_and_shares_of_stock() -> None:
-    plan = {"total": 140_000_000, "driver": 808_000_000}
-    accounts = [account("orig", 1000, 180, None), account("flash", 800, 130, plan)]
-    stock, row = memory.compared([memory.summary(each) for each in accounts])
-    assert (row["context"], row["weights"], row["holes"], row["call"]) == (600, 80, 20, 50)
-    assert (row["driver"], row["outside"], row["aside"], row["ms"]) == (800, 50, 50, 2.0)
-    assert row["calls, released"] == 720 and row["before, released"] is None
-    assert (row["of_driver"], row["of_aside"]) == (0.8, 0.5)
-    assert row["plan_error"] == pytest.approx(0.01)
-    assert "of_driver" not in stock and "plan_error" not in stock
-    memory.show({"summary": [stock, row]})
+    row = memory.summary(
+        {
+            "checkpoint": "tiny",
+            "layers": 4,
+            "system": "flash",
+            "variant": memory.AS_IT_IS,
+            "weights": 80_000_000,
+            "plan": {"total": 140_000_000},
+            "seconds": [0.003, 0.001, 0.002],
+            "phases": [
+                phase("context", 500, 0),
+                phase("weights", 630, 100),
+                phase(
+                    "calls", 800, 150, graphs=10, **{"Triton's kernels": 40, "the first call": 5}
+                ),
+                phase("calls, released", 720, 90),
+            ],
+        }
+    )
+    assert (row["driver"], row["weight_holes"], row["call"], row["aside"]) == (800, 20, 50, 70)
+    assert (row["kernels"], row["graphs"], row["rest"]) == (40, 10, 95)
+    assert (row["released"], row["before"], row["plan"], row["ms"]) == (720, None, 140, 2.0)
 
 
 def test_rows_are_those_of_the_benchmark() -> None:
@@ -87,7 +85,7 @@ def test_an_account_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
     monkeypatch.setattr(memory.Events, "install", lambda _: None)
     patched: list[str] = []
-    variant = memory.CUBLAS
+    variant = "own products, dense weights"
     monkeypatch.setattr(memory.Account, "patch", lambda _: patched.append(variant))
     task = memory.Task("tiny", 1, "flash", variant, new_tokens=2, calls=1, before=(2, 3))
     found = memory.account(task)
@@ -96,5 +94,5 @@ def test_an_account_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         *("calls", "calls, released"),
     ]
     assert len(found["seconds"]) == 1 and patched == [variant]
-    row = memory.summary(found)
-    assert row["driver"] == pytest.approx(30e-6) and row["before, released"] is not None
+    assert memory.summary(found)["driver"] == pytest.approx(30e-6)
+    memory.show({"rows": [found]})
