@@ -71,7 +71,7 @@ class Group(TyperGroup):
 
 def _take_text(parameter: Any) -> None:
     """Have text taken as it is, for which newer Typers import Pydantic and build a schema."""
-    if hasattr(parameter, "get_runtime_param"):
+    if hasattr(parameter, "get_runtime_param") and "get_runtime_param" not in vars(parameter):
         coercion = _TextCoercion(parameter.type_descriptor.annotation, parameter.get_runtime_param)
         parameter.get_runtime_param = lambda: coercion
 
