@@ -15,8 +15,8 @@ from rich.console import Console
 
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.model import Model, RunOptions
+from whisper_flash_attention.batch.progress import Summary
 from whisper_flash_attention.batch.run import Cluster, run_batch
-from whisper_flash_attention.batch.summary import Summary
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,

@@ -20,6 +20,7 @@ from whisper_flash_attention.cli.parameters import (
     EXIT_INTERRUPTED,
     Preset,
     TemperatureIncrement,
+    completion,
     decode_options,
     options_of,
     takes,
@@ -46,6 +47,7 @@ from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Output, chosen_formats
 from whisper_flash_attention.transcribe.runner import Runner
 from whisper_flash_attention.transcribe.transcriber import Transcriber
+from whisper_flash_attention.transcribe.writers import FORMATS
 
 
 @takes("transcribe", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
@@ -83,14 +85,15 @@ def transcribe_command(
         typer.Option(
             *("--output-format", "-f"),
             metavar="NAME",
-            help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
-            "Left out: txt.",
+            autocompletion=completion((*FORMATS, "all")),
+            help=f"{', '.join(FORMATS)} or all. Repeatable, or several with commas. Left out: txt.",
         ),
     ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
             *("--output-dir", "-o"),
+            metavar="DIR",
             help="Write files here instead of standard output. Existing files are skipped.",
         ),
     ] = None,

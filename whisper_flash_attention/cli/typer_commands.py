@@ -31,7 +31,11 @@ class Command(TyperCommand):
         from whisper_flash_attention.cli.spelling import respelled
 
         options = [each for each in self.get_params(ctx) if isinstance(each, TyperOption)]
-        return super().parse_args(ctx, respelled(args, options))
+        try:
+            return super().parse_args(ctx, respelled(args, options))
+        except _UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _format_options(self.get_params(ctx), formatter)
@@ -84,7 +88,12 @@ def _main(run: Any, *args: Any, standalone_mode: bool = True, **extra: Any) -> A
 def _one_line(error: Any) -> str:
     """A usage error, what may have been meant, and where the options are listed."""
     message = printable(" ".join(error.message.split()) or error.format_message())
-    if near := sorted(getattr(error, "possibilities", None) or ()):
+    # Imported here: a command without a mistake needs nothing of it.
+    from whisper_flash_attention.cli.spelling import INSTEAD
+
+    if instead := INSTEAD.get(getattr(error, "option_name", "")):
+        message += f"; {instead}"
+    elif near := sorted(getattr(error, "possibilities", None) or ()):
         message += f"; did you mean {' or '.join(near)}?"
     elif error.message and type(error) is typer.BadParameter:
         message = printable(" ".join(error.format_message().split()))
