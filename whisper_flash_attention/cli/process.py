@@ -24,6 +24,8 @@ def hurry(arguments: Sequence[str]) -> None:
     if not _is_transcription(arguments):
         return
     gc.disable()
+    # PyTorch would look through all installed packages for devices that the command does not offer.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if sys.platform == "linux":
         threading.Thread(target=_load_library).start()
 
