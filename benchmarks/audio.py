@@ -152,6 +152,23 @@ def in_threads(paths: list[Path], threads: int) -> None:
         list(executor.map(load_audio, paths))
 
 
+def by_ffmpeg(path: Path) -> None:
+    """FFmpeg's decoding and resampling alone: nothing is checked, placed or mixed."""
+    import av
+
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        resampler = av.AudioResampler("flt", stream.layout, SAMPLING_RATE)
+        frames = av.AudioFifo()
+        for frame in file.decode(stream):
+            frame.pts = None
+            frames.write(frame)
+            if frames.samples >= 65_536:
+                joined = frames.read()
+                joined.pts = None
+                resampler.resample(joined)
+
+
 def decoders(
     recordings: Annotated[int, typer.Option(help="Files of each container.")] = 8,
     length: Annotated[float, typer.Option(help="Seconds of a file.")] = 120.0,
@@ -169,7 +186,11 @@ def decoders(
     for container in CONTAINERS:
         with tempfile.TemporaryDirectory() as folder:
             paths, seconds = write_recordings(Path(folder), container, lengths, speech)
-            ways: dict[str, Callable[[Path], object]] = {"frames": by_frames, "joined": load_audio}
+            ways: dict[str, Callable[[Path], object]] = {
+                "ffmpeg": by_ffmpeg,
+                "frames": by_frames,
+                "joined": load_audio,
+            }
             if find_spec("soundfile") and find_spec("soxr") and container != "m4a":
                 ways["libsndfile"] = by_libsndfile
             row: dict[str, Any] = {"container": container}

@@ -1,7 +1,8 @@
 """Account for the memory of a GPU that a call of `generate` takes, of stock and of this package.
 
-    python benchmarks/memory.py rows --row tiny:4 --row medium:24 --output rows.json
-    python benchmarks/memory.py release --row tiny:4 --output release.json
+    python benchmarks/memory.py rows --jobs 8 --output rows.json
+    python benchmarks/memory.py rows --row tiny:4 --variant all --output variants.json
+    python benchmarks/memory.py release --output release.json
 
 Every account is a fresh process. It notes, phase by phase, what the driver counts (for the process
 and for the device), what PyTorch's allocator reserves and hands out, and whose the reserved memory
@@ -11,6 +12,10 @@ calls of encoder and decoder: modules of PyTorch and cuBLAS, streams, local memo
 
 `rows`: stock and this package at batch 1, and variants of this package that should take less.
 `release`: this package after a large batch and `Engine.release`, beside a fresh process at batch 1.
+
+A row is printed as soon as its process ends, and a process that takes longer than `--limit` ends as
+a failure. The first process of a width compiles its kernels, ten seconds and more where Triton's
+cache is empty; processes that run side by side compile the same ones.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import gc
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -41,12 +47,15 @@ from _harness import (
 from whisper_flash_attention.benchmark.environment import driver_memory
 from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
 from whisper_flash_attention.benchmark.random_weights import build_model
-from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES
+from whisper_flash_attention.benchmark.settings import (
+    DECODER_LAYERS,
+    DEFAULT_CHECKPOINTS,
+    MODEL_SIZES,
+)
 from whisper_flash_attention.benchmark.systems import FLASH, SYSTEMS, greedy
 
 MB = 1e6
 DEVICE = torch.device("cuda", 0)
-TIMEOUT = 300.0  # seconds of one account
 # Resident threads of a multiprocessor, all of which local memory is reserved for.
 THREADS = 2048
 
@@ -69,22 +78,22 @@ class Variant:
 
 
 AS_IT_IS = "as it is"
-DENSE, CUBLAS = "dense weights", "cuBLAS for few clips"
+DEFAULT_ROWS = [f"{name}:{n}" for name in DEFAULT_CHECKPOINTS for n in DECODER_LAYERS[name]]
+DENSE = "dense weights"
 VARIANTS = {
     AS_IT_IS: Variant("nothing"),
     DENSE: Variant(
         "the holes that float32 weights left; also of stock, which fills some of them",
         options=("dense",),
     ),
-    CUBLAS: Variant(
-        "less than nothing: it adds the handle, workspace and modules of cuBLAS",
-        options=("cublas",),
-    ),
-    "cuBLAS for few clips, 2 MiB": Variant(
-        "less than nothing, by 31 MB less",
+    "cuBLAS 2 MiB": Variant(
+        "65 MB of cuBLAS's handle and 31 MB of PyTorch's workspace for each stream",
         environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
-        options=("cublas",),
     ),
+    "own products": Variant(
+        "all of cuBLAS: its handle, workspaces and modules", options=("products",)
+    ),
+    "own products, dense weights": Variant("the sum of both", options=("products", "dense")),
     "absorbed": Variant(
         "projected keys and values, less one clip's states: 144 MB of medium 24",
         options=("absorbed",),
@@ -291,9 +300,11 @@ class Account:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         self.note("weights")
+        plan = None
         if self.task.system == FLASH:
             self.events.install()
             self.patch()
+            plan = self.planned(model)
         if self.task.before is not None:
             self.call(generate, *self.task.before, calls=1)
             self.note("before")
@@ -307,7 +318,7 @@ class Account:
         return {
             **asdict(self.task),
             "weights": sum(each.nbytes for each in set(model.parameters())),
-            "plan": self.planned(model),
+            "plan": plan,
             "seconds": seconds,
             "module_loading": os.environ.get("CUDA_MODULE_LOADING"),
             "phases": self.phases,
@@ -338,11 +349,11 @@ class Account:
 
     def patch(self) -> None:
         """Change what the variant changes in this package."""
-        if "cublas" in self.variant.options:
-            from whisper_flash_attention.engine import triton_encoder, triton_layers
+        if "products" in self.variant.options:
+            from whisper_flash_attention.engine import torch_decoder
 
-            triton_encoder.OWN_PRODUCT_CLIPS = 0
-            triton_layers.has_encoder_kernels = lambda device, dtype: False
+            torch.Tensor.addmm_ = add_product
+            torch_decoder.keys_values = own_keys_values
 
     def call(
         self,
@@ -360,16 +371,11 @@ class Account:
             seconds.append(seconds_of(lambda: generate(host, new_tokens), DEVICE))
         return seconds[2:]
 
-    def planned(self, model: Any) -> dict[str, int] | None:
-        """What `plan` computes for the call."""
-        if self.task.system != FLASH:
-            return None
+    def planned(self, model: Any) -> dict[str, int]:
+        """What `plan` computes for the calls, before them."""
         plan = model.plan(batch_size=self.task.batch, max_new_tokens=self.task.new_tokens)
         found = {name: value for name, value in asdict(plan).items() if type(value) is int}
-        found["total"] = plan.total
-        if hasattr(plan, "driver"):
-            found["driver"] = plan.driver
-        return found
+        return found | {"total": plan.total}
 
 
 def give_back(model: Any) -> None:
@@ -379,6 +385,27 @@ def give_back(model: Any) -> None:
     Engine.of(model).release()
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def add_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x += a b by this package's kernel, for a transposed weight b."""
+    from whisper_flash_attention.kernels.matmul import matmul
+
+    matmul(a[None], [b.t()], [None], x[None], residual=x[None])
+    return x
+
+
+def own_keys_values(x: torch.Tensor, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of states x [B, S, D] by this package's kernel."""
+    from whisper_flash_attention.kernels.launch import Overlap, set_pdl
+    from whisper_flash_attention.kernels.matmul import matmul
+
+    # As in the first run of a pass: a recording must not load another variant of the kernel.
+    set_pdl(Overlap.NONE)
+    found = torch.empty_like(x), torch.empty_like(x)
+    for each, out in zip((attention.k, attention.v), found, strict=True):
+        matmul(x, [each.weight], [each.bias], out)
+    return found
 
 
 def make_dense(model: torch.nn.Module) -> None:
@@ -395,7 +422,7 @@ def account(task: Task) -> dict[str, Any]:
     return Account(task).run()
 
 
-def libraries() -> dict[str, Any]:
+def account_libraries() -> dict[str, Any]:
     """Memory that the driver counts for the first uses of CUDA's libraries, in this process."""
     steps: list[dict[str, Any]] = []
 
@@ -461,140 +488,126 @@ def counted(phase: Mapping[str, Any]) -> int:
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     """Parts of what the driver counts after the calls, in units of 1e6 bytes.
 
-    `weight_holes` is reserved and not of the weights before the calls, `call` what these reserved;
-    `kernels`, `graphs` and `first` are what their events added beyond that; `rest` is what no event
-    explains.
+    `context` includes a first kernel of PyTorch's; `holes` is reserved and not of the weights
+    before the calls, `call` what these reserved; `outside` is what they added beyond that: handles,
+    modules, graphs, streams. `peak` and `aside` are the allocator's, with and without the weights.
     """
     phases = {phase["phase"]: phase for phase in found["phases"]}
-    last, released = phases["calls"], phases.get("calls, released")
-    before = phases.get("before, released")
-    context, weights = phases["context"], phases["weights"]
-    driver, reserved = counted(last), last["reserved"]
-    events = last["events"]
-    kernels = events.get("Triton's kernels", 0)
-    graphs = sum(size for name, size in events.items() if name.startswith("graphs"))
-    first = sum(size for name, size in events.items() if name.endswith("first call"))
+    last, weights = phases["calls"], phases["weights"]
+    context = counted(phases["first kernel"]) - phases["first kernel"]["reserved"]
     plan = found["plan"] or {}
     row = {
-        "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
-        "variant": found["variant"],
-        "driver": driver,
-        "context": counted(context),
+        "driver": counted(last),
+        "context": context,
         "weights": found["weights"],
-        "weight_holes": weights["reserved"] - found["weights"],
-        "call": reserved - weights["reserved"],
-        "aside": last["peak"] - found["weights"],
-        "kernels": kernels,
-        "graphs": graphs,
-        "first": first,
-        "rest": driver - counted(context) - reserved - kernels - graphs - first,
-        "released": None if released is None else counted(released),
-        "before": None if before is None else counted(before),
-        "plan": plan.get("total"),
+        "holes": weights["reserved"] - found["weights"],
+        "call": last["reserved"] - weights["reserved"],
+        "outside": counted(last) - last["reserved"] - context,
         "peak": last["peak"],
-        "plan_driver": plan.get("driver"),
+        "planned_peak": plan.get("total"),
+        "aside": last["peak"] - found["weights"],
     }
-    in_mb = {name: value / MB if type(value) is int else value for name, value in row.items()}
-    return in_mb | {"ms": 1e3 * median(found["seconds"]) if found["seconds"] else None}
+    for name in ("before", "before, released", "calls, released"):
+        row[name] = counted(phases[name]) if name in phases else None
+    in_mb = {name: None if value is None else value / MB for name, value in row.items()}
+    kind = {name: found[name] for name in ("checkpoint", "layers", "system", "variant", "batch")}
+    return kind | in_mb | {"ms": 1e3 * median(found["seconds"]) if found["seconds"] else None}
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the share of stock's driver and allocator memory, where stock's row is there."""
+    stock = {(r["checkpoint"], r["layers"], r["batch"]): r for r in rows if r["system"] == "orig"}
+    for row in rows:
+        other = stock.get((row["checkpoint"], row["layers"], row["batch"]))
+        if other is not None and row is not other:
+            row["of_driver"] = row["driver"] / other["driver"]
+            row["of_aside"] = row["aside"] / other["aside"]
+    return list(rows)
 
 
 COLUMNS: dict[str, Any] = {
-    "row": "{title}",
-    "variant": "{variant}",
+    "row": "{checkpoint} {layers} {system}, {batch} clips, {variant}",
     "driver": "{driver:.0f}",
-    "context": "{context:.0f}",
-    "weights": "{weights:.0f}",
-    "+holes": "{weight_holes:.0f}",
-    "call": "{call:.0f}",
-    "kernels": "{kernels:.1f}",
-    "graphs": "{graphs:.1f}",
-    "first calls": "{first:.1f}",
-    "rest": "{rest:.0f}",
-    "released": "{released:.0f}",
-    "after large": "{before:.0f}",
-    "peak aside": "{aside:.0f}",
-    "peak": "{peak:.0f}",
-    "plan": "{plan:.0f}",
-    "plan driver": "{plan_driver:.0f}",
+    "of stock": "{of_driver:.1%}",
+    "aside": "{aside:.0f}",
+    "of stock's": "{of_aside:.0%}",
+    "outside": "{outside:.0f}",
+    "released": lambda row: f"{row['before, released'] or row['calls, released']:.0f}",
     "ms": "{ms:.2f}",
 }
 
 
-def run_all(tasks: Sequence[Task], with_libraries: bool) -> dict[str, Any]:
-    """Accounts of all tasks, each in a process of its own, and of the libraries."""
+def run_all(
+    tasks: Sequence[Task], *, with_libraries: bool, jobs: int, limit: float
+) -> dict[str, Any]:
+    """Accounts of all tasks, each in a process of its own, and of the libraries.
+
+    With several `jobs` at a time only what the driver counts for a process is right: no times, and
+    no events, which are read from what is in use on the device.
+    """
     require_cuda()
     workers = start_workers("cuda")
-    document: dict[str, Any] = {"rows": [], "failures": []}
+    document: dict[str, Any] = {"jobs": jobs, "rows": [], "failures": []}
     if with_libraries:
-        document["libraries"] = workers.call(libraries, timeout=TIMEOUT)
-    for task in tasks:
+        document["libraries"] = workers.call(account_libraries, timeout=limit)
+        show_libraries(document["libraries"])
+
+    def run(task: Task) -> dict[str, Any] | ProcessFailed:
         try:
-            document["rows"].append(workers.call(account, task, timeout=TIMEOUT))
+            return workers.call(account, task, timeout=limit)
         except ProcessFailed as failed:
-            document["failures"].append({**asdict(task), "reason": failed.reason})
-            console.print(f"{task.title}: {failed.reason}\n{failed.log[-2000:]}", markup=False)
+            return failed
+
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(run, task): task for task in tasks}
+        for ended in as_completed(running):
+            add(document, running[ended], ended.result())
+    document["rows"].sort(key=lambda row: order_of(row, tasks))
+    document["summary"] = compared([summary(found) for found in document["rows"]])
     return document
 
 
+def add(document: dict[str, Any], task: Task, found: dict[str, Any] | ProcessFailed) -> None:
+    """Add a task's account to the document, or its failure, and print it."""
+    if isinstance(found, ProcessFailed):
+        document["failures"].append({**asdict(task), "reason": found.reason})
+        traceback = found.log.rpartition("Traceback")[2].partition("Fatal Python")[0]
+        console.print(f"{task.title}: {found.reason}\n{traceback[-1500:]}", markup=False)
+        return
+    document["rows"].append(found)
+    row = summary(found)
+    parts = (f"{name} {row[name]:.0f}" for name in ("driver", "weights", "holes", "call", "aside"))
+    console.print(f"{task.title}: {', '.join(parts)} MB, {row['ms']:.2f} ms", markup=False)
+
+
+def order_of(row: Mapping[str, Any], tasks: Sequence[Task]) -> int:
+    """The place of a row's task among the tasks."""
+    return [asdict(task) for task in tasks].index({name: row[name] for name in asdict(tasks[0])})
+
+
+def show_libraries(libraries: Mapping[str, Any]) -> None:
+    """Print what first uses of CUDA's libraries take."""
+    steps = libraries["steps"]
+    beyond = [counted(step) - step["reserved"] for step in steps]
+    rows = [
+        step | {"driver": counted(step) / MB, "added": (now - before) / MB}
+        for step, now, before in zip(steps, beyond, [0, *beyond], strict=False)
+    ]
+    columns = {"step": "{step}", "driver, MB": "{driver:.1f}", "beyond reserved": "{added:.1f}"}
+    print_rows("first uses of libraries", rows, columns)
+
+
 def show(document: Mapping[str, Any]) -> None:
-    """Print the tables, the summary last."""
-    steps = document.get("libraries", {}).get("steps", [])
-    rows, before = [], 0
-    for step in steps:
-        rest = counted(step) - step["reserved"]
-        rows.append(step | {"driver": counted(step) / MB, "added": (rest - before) / MB})
-        before = rest
-    if rows:
-        columns = {"step": "{step}", "driver, MB": "{driver:.1f}", "beyond reserved": "{added:.1f}"}
-        print_rows("first uses of libraries", rows, columns)
-        console.print(document["libraries"]["limits"])
-    spilling = [
-        {"title": f"{found['checkpoint']} {found['layers']} {found['variant']}", **kernel}
-        for found in document["rows"]
-        for kernel in found["events"]["kernels"]
-        if kernel["local_bytes"]
-    ]
-    if spilling:
-        names = ("title", "name", "local_bytes", "registers", "warps", "cubin")
-        print_rows("kernels with local memory", spilling, {each: f"{{{each}}}" for each in names})
-    phases, last = [], 0
-    for found in document["rows"]:
-        for phase in found["phases"]:
-            beyond = counted(phase) - phase["reserved"]
-            phases.append(
-                {
-                    "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
-                    "variant": found["variant"],
-                    "phase": phase["phase"],
-                    **{name: phase[name] / MB for name in ("reserved", "allocated", "peak")},
-                    "driver": counted(phase) / MB,
-                    "added": (beyond - last if phase["phase"] != "context" else beyond) / MB,
-                }
-            )
-            last = beyond
-    columns = {name: f"{{{name}}}" for name in ("title", "variant", "phase")}
-    numbers = ("driver", "reserved", "allocated", "peak", "added")
-    columns |= {name: f"{{{name}:.1f}}" for name in numbers}
-    print_rows("phases, MB; added: by the driver, beyond reserved memory", phases, columns)
-    pools = [
-        {
-            "title": f"{found['checkpoint']} {found['layers']} {found['system']}",
-            "variant": found["variant"],
-            "pool": name,
-            **{key: value / MB for key, value in pool.items()},
-            "count": pool["segments"],
-        }
-        for found in document["rows"]
-        for phase in found["phases"]
-        if phase["phase"] == "calls"
-        for name, pool in phase["pools"].items()
-    ]
-    columns = {"row": "{title}", "variant": "{variant}", "pool": "{pool}", "segments": "{count}"}
-    columns |= {name: f"{{{name}:.1f}}" for name in ("reserved", "allocated", "holes")}
-    print_rows("the allocator's pools after the calls, MB", pools, columns)
-    print_rows("memory in MB (1e6 bytes)", map(summary, document["rows"]), COLUMNS)
+    """Print the summary, and the failures."""
+    title = (
+        "MB (1e6 bytes); aside: the allocator's peak beside the weights; outside: beyond reserved"
+    )
+    failures = [row | {"ms": None, "variant": row["reason"]} for row in document["failures"]]
+    print_rows(title, [*document["summary"], *failures], COLUMNS)
 
 
+Jobs = Annotated[int, typer.Option(min=1, help="Processes at a time; 1 for times and events.")]
+Limit = Annotated[float, typer.Option(min=1, help="Seconds of one process.")]
 Rows = Annotated[list[str] | None, typer.Option("--row", help="checkpoint:layers; repeatable.")]
 
 
@@ -617,21 +630,30 @@ def rows(
         list[str] | None, typer.Option(help="Rows that variants run; by default all.")
     ] = None,
     calls: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Clips of a call.")] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of every clip.")] = 25,
+    libraries: Annotated[bool, typer.Option(help="Account for CUDA's libraries, too.")] = True,
+    jobs: Jobs = 1,
+    limit: Limit = 60.0,
     commit: Commit = None,
     output: Output = None,
 ) -> None:
-    """Account for stock and this package at batch 1, and for variants of this package."""
-    models = parse_rows(row, [f"{name}:{DECODER_LAYERS[name][0]}" for name in ("tiny", "medium")])
+    """Account for stock and this package, and for variants of this package."""
+    models = parse_rows(row, DEFAULT_ROWS)
     systems = system or ["orig", FLASH]
     one_of("system", systems, SYSTEMS)
     named = list(VARIANTS)[1:] if variant == ["all"] else variant or []
     one_of("variant", named, VARIANTS)
-    tasks = [Task(*model, name, calls=calls) for model in models for name in systems]
+    kinds = [(model, name, AS_IT_IS) for model in models for name in systems]
     for model in parse_rows(variant_row, []) or models:
         if DENSE in named:
-            tasks += [Task(*model, name, DENSE, calls=calls) for name in systems if name != FLASH]
-        tasks += [Task(*model, FLASH, name, calls=calls) for name in named]
-    document = run_all(tasks, with_libraries=True)
+            kinds += [(model, name, DENSE) for name in systems if name != FLASH]
+        kinds += [(model, FLASH, name) for name in named]
+    tasks = [
+        Task(*model, name, variant, batch=batch, new_tokens=new_tokens, calls=calls)
+        for model, name, variant in kinds
+    ]
+    document = run_all(tasks, with_libraries=libraries, jobs=jobs, limit=limit)
     write_json(output, "cuda", commit, document)
     show(document)
 
@@ -640,6 +662,8 @@ def release(
     row: Rows = None,
     batch: Annotated[int, typer.Option(min=1, help="Clips of the large call.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of the large call.")] = 256,
+    jobs: Jobs = 1,
+    limit: Limit = 60.0,
     commit: Commit = None,
     output: Output = None,
 ) -> None:
@@ -648,7 +672,7 @@ def release(
     for model in parse_rows(row, ["tiny:4", "medium:24"]):
         tasks.append(Task(*model, FLASH, calls=1))
         tasks.append(Task(*model, FLASH, calls=1, before=(batch, new_tokens)))
-    document = run_all(tasks, with_libraries=False)
+    document = run_all(tasks, with_libraries=False, jobs=jobs, limit=limit)
     write_json(output, "cuda", commit, document)
     show(document)
 

@@ -111,6 +111,8 @@ def measure_cpu(rows: int, n: int, k: int, rounds: int) -> dict[str, Any]:
         lambda x, layer: torch.addmm(layer.bias, x, layer.weight),
         transposed,  # type: ignore[arg-type]
     )
+    if not packing.has_int8():  # which also drops PyTorch's announcement, given once
+        raise typer.BadParameter("this build of PyTorch multiplies no 8-bit weights here")
     for name, lay_out in LAYOUTS.items():
         works[name] = apply(weights.linear, [lay_out(layer) for layer in some])
     times = time_in_turns(works, rounds)

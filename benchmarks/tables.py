@@ -100,7 +100,16 @@ PARITY = {
     ("tiny.en, bfloat16", "H100"): ("parity-tiny.en-bfloat16-h100.json",),
 }
 
-THROUGHPUT = "throughput-h100.json"
+THROUGHPUT, FILES = "throughput-h100.json", "files-h100.json"
+# Entries of `benchmark throughput --from files`, and what users call them.
+ENTRIES = {
+    "memory": "arrays in memory",
+    "transcribe": "`transcribe`",
+    "transcribe_each": "`transcribe_each`",
+    "command": "the command",
+    "batch-local": "`batch`",
+    "batch-ray": "`batch` on Ray",
+}
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
@@ -235,6 +244,58 @@ def throughput() -> str:
     return markdown(heading, lines)
 
 
+def _files_rows(setting: str) -> list[dict[str, Any]]:
+    return [row for row in read_json(FILES)["rows"] if row["setting"] == setting]
+
+
+def files() -> str:
+    """Files on disk that become written text, in times real time."""
+    cases: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in _files_rows("files"):
+        hours = f"{row['recordings']:,} files, {row['audio_seconds'] / 3_600:.1f} h"
+        case = (row["checkpoint"], row["mode"], hours, row["container"])
+        cases.setdefault(case, {})[row["entry"]] = row
+    entries = [name for name in ENTRIES if any(name in found for found in cases.values())]
+    lines = []
+    for (checkpoint, mode, hours, container), found in cases.items():
+        speeds = [found.get(name) for name in entries]
+        cells = ["" if row is None else f"{row['realtime_factor']:,.0f}" for row in speeds]
+        lines.append([f"{checkpoint}, {mode}, {hours} of {container}", *cells])
+    return markdown(["times real time", *(ENTRIES[name] for name in entries)], lines)
+
+
+def decoding() -> str:
+    """Decoding of files alone, in times real time."""
+    found: dict[str, dict[int, float]] = {}
+    for row in _files_rows("decode"):
+        found.setdefault(row["container"], {})[row["threads"]] = row["realtime_factor"]
+    counts = sorted({count for each in found.values() for count in each})
+    lines = [
+        [name, *(f"{each[count]:,.0f}" if count in each else "" for count in counts)]
+        for name, each in found.items()
+    ]
+    heading = [f"{count} process{'es' if count > 1 else ''}" for count in counts]
+    return markdown(["decoding alone, times real time", *heading], lines)
+
+
+def files_sentence() -> str:
+    """The README's number of files to text."""
+    found = {
+        (row["container"], row["entry"]): row
+        for row in _files_rows("files")
+        if row["checkpoint"] == "large-v3-turbo" and row["mode"] == "batched"
+        if row["recordings"] == 96
+    }
+    row, memory = found["flac", "command"], found["flac", "memory"]
+    share = row["realtime_factor"] / memory["realtime_factor"]
+    return (
+        f"From files: the command turns {row['recordings']} flac files, "
+        f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
+        f"large-v3-turbo on the same GPU: {row['realtime_factor']:,.0f} times real time, "
+        f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window)."
+    )
+
+
 def cpu() -> str:
     """Whole calls on two cores of a CPU."""
     lines = []
@@ -280,6 +341,7 @@ SOURCES = (
     "h100/results.json",
     "encoder-h100.json",
     THROUGHPUT,
+    FILES,
     "start-up-medium-h100.json",
     "capacity-h100.json",
     "cpu.json",
@@ -319,6 +381,9 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "predecessor": (PAGE, predecessor_tables),
     "encoder": (PAGE, encoder),
     "throughput": (PAGE, throughput),
+    "files-sentence": (README, files_sentence),
+    "files": (PAGE, files),
+    "decoding": (PAGE, decoding),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),
     "sources": (PAGE, sources),

@@ -23,8 +23,9 @@ def python_blocks(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """What follows `whisper-flash` in indented lines."""
-    return re.findall(r"^    whisper-flash (.+)$", text, flags=re.MULTILINE)
+    """What follows `whisper-flash` in indented lines, and in those that continue them."""
+    joined = re.sub(r"\\\n +", "", text)
+    return re.findall(r"^    whisper-flash (.+)$", joined, flags=re.MULTILINE)
 
 
 def label(path: Path) -> str:

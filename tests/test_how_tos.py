@@ -125,16 +125,15 @@ def test_the_drop_in_class(place: Path, folder: str, capsys: pytest.CaptureFixtu
     assert names["output"].shape == (2, 100, 6, 64)
 
 
-@pytest.mark.slow
 def test_the_command_line(place: Path) -> None:
-    assert run_commands(page("command-line.md")) == 9
+    assert run_commands(page("command-line.md")) == 10
     assert (place / "everything" / "one.lrc").is_file()
 
 
-@pytest.mark.slow
 def test_subtitles(place: Path) -> None:
     text = page("subtitles.md")
-    assert run_commands(text) == 6
+    assert run_commands(text) == 7
+    assert r"\k" in (place / "karaoke" / "one.ass").read_text("utf-8")
     run_blocks(text)
     assert (place / "talk.vtt").read_text("utf-8").startswith("WEBVTT")
 
@@ -159,7 +158,6 @@ def test_a_notebook(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert names[name].text, name
 
 
-@pytest.mark.slow
 def test_coming_from_another_tool(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(place / "talk.wav", place / "talk.mp3")
     text = page("coming-from.md")
@@ -168,3 +166,9 @@ def test_coming_from_another_tool(place: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     run_blocks(text)
     assert capsys.readouterr().out.count("He was not") >= 4
+
+
+def test_features_for_a_comparison(place: Path) -> None:
+    shutil.copy(place / "talk.wav", place / "talk.flac")
+    run_blocks(page("parity.md"))
+    assert (place / "features.npz").is_file()

@@ -6,6 +6,7 @@ Imports inside functions count; imports for type checkers alone do not.
 from __future__ import annotations
 
 import ast
+import runpy
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -211,3 +212,8 @@ def test_parts_that_do_without_transformers(part: str) -> None:
         and any(name.split(".")[0] in ("transformers", "huggingface_hub") for name in names)
     ]
     assert not wrong
+
+
+def test_the_script_that_counts_imports_knows_every_room() -> None:
+    rooms = runpy.run_path(str(PACKAGE.parent / "tools" / "journeys.py"))["ROOMS"]
+    assert {name for row in rooms for name in row} >= MAY_IMPORT.keys()

@@ -45,6 +45,23 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "avoided"),
+    [("--version", {"typer"}), ("--help", {"numpy", "rich", "torch", "transformers"})],
+)
+def test_a_quick_answer_imports_nothing_heavy(option: str, avoided: set[str]) -> None:
+    program = f"""
+import contextlib, sys
+from whisper_flash_attention.cli import main
+sys.argv = ["whisper-flash", {option!r}]
+with contextlib.suppress(SystemExit):
+    main()
+sys.exit(sorted({avoided!r} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_environment_variables_are_read_in_one_place() -> None:
     readers = {
         path.relative_to(PACKAGE).as_posix()

@@ -11,7 +11,12 @@ from rich.console import Console
 
 from tests.conftest import REPOSITORY
 from whisper_flash_attention.cli.transcribe import spoken
-from whisper_flash_attention.terminal import FileProgress, describe_speed
+from whisper_flash_attention.terminal import (
+    FileProgress,
+    PlainConsole,
+    describe_speed,
+    error_console,
+)
 
 
 def progress_on(terminal: bool, *files: str) -> tuple[FileProgress, io.StringIO]:
@@ -142,3 +147,18 @@ def test_each_of_many_files_costs_the_same(terminal: bool) -> None:
             progress.advance(name, 1.0)
     # One look takes a millisecond; of 15,000 there are ten in each second.
     assert time.process_time() - start < 4.0
+
+
+def test_standard_error_that_is_no_terminal_gets_lines(monkeypatch, capsys) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    console = error_console()
+    assert isinstance(console, PlainConsole)
+    with FileProgress(console, ["a.mp3", "b.mp3"]) as progress:
+        progress.begin("a.mp3")
+        progress.measured("a.mp3", 5.0)
+        progress.advance("a.mp3", 0.5)
+        progress.tell("error: \x1b[31m")
+    assert capsys.readouterr().err == "[1/2] a.mp3\nerror: \\x1b[31m\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert isinstance(error_console(), Console)

@@ -95,6 +95,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     import torch
 
+    if name == "int8":
+        raise OptionError(
+            "compute type 'int8' is for transcription on a CPU; Transformers, with which this "
+            f"compares, has it not: give one of {', '.join(DTYPES)}"
+        )
     check.one_of("dtype", name, DTYPES)
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32

@@ -113,7 +113,7 @@ class ModelOptions:
         "id, folder (Transformers or faster-whisper), OpenAI .pt file, or an installed package: "
         "package:tiny.en, package:base.",
         flags=("--model", "-m"),
-        commands=(*TRANSCRIBING, "mlperf", "peers"),
+        commands=(*TRANSCRIBING, "mlperf", "peers", "serving"),
     )
     device: str = option(
         "auto",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -21,10 +22,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import RLock
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 # C0, DEL and C1 controls; line and paragraph separators; surrogates, which stand for bytes that are
 # not UTF-8; noncharacters, by which a terminal may resynchronise.
@@ -67,8 +69,30 @@ def json_line(value: Any) -> str:
     )
 
 
-def print_line(console: Console, text: object) -> None:
+class PlainConsole:
+    """Standard error where it is no terminal: lines are printed as they are."""
+
+    is_terminal = False
+
+
+AnyConsole: TypeAlias = "Console | PlainConsole"
+
+
+def error_console() -> AnyConsole:
+    """Standard error. Rich, whose import takes a while, is for terminals alone."""
+    # By these Rich is told that there is a terminal.
+    if not (sys.stderr.isatty() or os.environ.keys() & {"FORCE_COLOR", "TTY_COMPATIBLE"}):
+        return PlainConsole()
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_line(console: AnyConsole, text: object) -> None:
     """Print the printable form of `text` as one line, without wrapping and markup."""
+    if isinstance(console, PlainConsole):
+        print(printable(text), file=sys.stderr, flush=True)
+        return
     from rich.text import Text
 
     console.print(Text(printable(text)), soft_wrap=True)
@@ -188,15 +212,12 @@ class FileProgress:
 
     def __init__(
         self,
-        console: Console,
+        console: AnyConsole,
         files: Sequence[str],
         *,
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-        from rich.table import Column
-
         self._console = console
         self._files = files
         self._shown = shown
@@ -208,27 +229,20 @@ class FileProgress:
         self._updated = -math.inf
         self._since: float | None = None
         self._lock = RLock()
-        self._bar = Progress(
-            TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
-            BarColumn(bar_width=min(LONGEST_BAR, console.width // 6)),
-            TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal or not shown,
-            # Text for standard output must not end up on the console of this bar.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("", total=1.0, state="")
+        self._bar: Progress | None = None
+        if shown and not isinstance(console, PlainConsole) and console.is_terminal:
+            self._bar = _new_bar(console)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._updated = -math.inf
         self._update()
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def begin(self, file: str) -> None:
         """The next file is being opened."""
@@ -255,12 +269,13 @@ class FileProgress:
         """Take the bar away while something else is printed."""
         with self._lock:
             self._asides += 1
-            self._bar.stop()
+            if self._bar is not None:
+                self._bar.stop()
             try:
                 yield
             finally:
                 self._asides -= 1
-                if not self._asides:
+                if self._bar is not None and not self._asides:
                     self._bar.start()
 
     def tell(self, line: str) -> None:
@@ -285,19 +300,23 @@ class FileProgress:
         return printable(", ".join([*parts, place + ", ".join(names)]))
 
     def _update(self) -> None:
+        if self._bar is None:
+            return
         from rich.text import Text
 
         # Of thousands of files, many windows are done between two pictures of a bar.
         now = self._bar.get_time()
-        if self._bar.disable or now - self._updated < UPDATE_SECONDS:
+        if now - self._updated < UPDATE_SECONDS:
             return
         self._updated = now
         done, total = self._done_and_total()
         # What precedes it takes the percentage, the bar and the blanks between.
-        room = self._console.width - min(LONGEST_BAR, self._console.width // 6) - 7
+        width = self._bar.console.width
+        room = width - min(LONGEST_BAR, width // 6) - 7
         state = Text(self.state())
         state.truncate(max(room, 0), overflow="ellipsis")
-        self._bar.update(self._task, completed=done / total if total else 0.0, state=state.plain)
+        share = done / total if total else 0.0
+        self._bar.update(self._bar.task_ids[0], completed=share, state=state.plain)
 
     def _finished(self) -> int:
         return sum(share >= 1 for share in self._shares.values())
@@ -308,6 +327,25 @@ class FileProgress:
         usual = sum(known) / len(known) if known else 1.0
         done = sum(share * self._seconds.get(file, usual) for file, share in self._shares.items())
         return done, sum(self._seconds.get(file, usual) for file in self._files)
+
+
+def _new_bar(console: Console) -> Progress:
+    """A bar with one task, whose field `state` is shown beside it."""
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    bar = Progress(
+        TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
+        BarColumn(bar_width=min(LONGEST_BAR, console.width // 6)),
+        TextColumn("{task.fields[state]}", markup=False, table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+        # Text for standard output must not end up on the console of this bar.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.add_task("", total=1.0, state="")
+    return bar
 
 
 def clock_time(seconds: float) -> str:

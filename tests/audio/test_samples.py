@@ -10,12 +10,20 @@ import pytest
 import torch
 
 from whisper_flash_attention.audio.samples import (
+    Samples,
+    check_finite,
     mix,
-    mono_samples,
     mono_tensor,
     recording_channels,
+    unchecked_samples,
 )
 from whisper_flash_attention.errors import AudioError
+
+
+def mono_samples(clip: Any, rate: Any) -> Samples:
+    samples = unchecked_samples(clip, rate)
+    check_finite(samples)
+    return samples
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> npt.NDArray[np.float32]:

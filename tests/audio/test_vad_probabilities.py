@@ -49,6 +49,23 @@ def test_blocks_have_the_probabilities_of_one_recording(speech) -> None:
     torch.testing.assert_close(torch.cat(found), one_by_one(speech))
 
 
+def test_recordings_side_by_side_have_their_own_probabilities(speech) -> None:
+    """Three that begin elsewhere, in pieces of different lengths."""
+    sounds = [speech[start:] for start in (0, 20_480, 40_960)]
+    voices = [Voice(detector()) for _ in sounds]
+    found: list[list[torch.Tensor]] = [[] for _ in sounds]
+    places = [0, 0, 0]
+    for lengths in ((3, 1, 4), (2, 5, 1), (1, 1, 9)):
+        pieces = []
+        for index, length in enumerate(lengths):
+            begin, places[index] = places[index], places[index] + 512 * length
+            pieces.append((voices[index], sounds[index][begin : places[index]]))
+        for each, probabilities in zip(found, Voice.together(pieces), strict=True):
+            each.append(probabilities)
+    for sound, place, each in zip(sounds, places, found, strict=True):
+        torch.testing.assert_close(torch.cat(each), one_by_one(sound[:place]))
+
+
 def test_a_detector_of_another_structure_is_called_frame_by_frame(speech) -> None:
     silero = detector()
 
@@ -60,5 +77,8 @@ def test_a_detector_of_another_structure_is_called_frame_by_frame(speech) -> Non
 
     found = Voice(Other()).probabilities(speech[:40_000])
     torch.testing.assert_close(found, one_by_one(speech[:40_000]))
+    pieces = [(Voice(detector()), speech[:5_120]), (Voice(Other()), speech[:5_120])]
+    first, second = Voice.together(pieces)
+    torch.testing.assert_close(first, second)
     with pytest.raises(ZeroDivisionError):  # its own errors are not hidden
         Voice(SimpleNamespace(reset_states=lambda: 1 / 0))

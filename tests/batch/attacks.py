@@ -27,11 +27,10 @@ from tests.batch.fakes import FakeModel, all_rows, write_wav
 from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
-from whisper_flash_attention.batch.results import SUBTITLES, Finished, prepare
+from whisper_flash_attention.batch.results import SUBTITLE_FOLDER, Finished, prepare
 from whisper_flash_attention.batch.rows import Row, finished_row
 from whisper_flash_attention.batch.shards import write_shard
-from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.batch.subtitle_names import SubtitleNames
+from whisper_flash_attention.batch.sink import Sink, SubtitleNames
 from whisper_flash_attention.errors import BatchError, OptionError, WhisperFlashError
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.inputs import find_inputs
@@ -187,10 +186,10 @@ def attack_ids(draw: random.Random, folder: Path) -> str:
     assert [row["id"] for row in taken] == list(good)
     assert set(all_rows(folder)) == set(good)
     names = SubtitleNames(good)
-    paths = {names.path(folder / SUBTITLES, name, "srt") for name in good}
+    paths = {names.path(folder / SUBTITLE_FOLDER, name, "srt") for name in good}
     assert len({folded(str(path)) for path in paths}) == len(good)
     for path in paths:
-        assert path.resolve().is_relative_to((folder / SUBTITLES).resolve())
+        assert path.resolve().is_relative_to((folder / SUBTITLE_FOLDER).resolve())
         assert not any(parent in paths for parent in path.parents)
         assert path.is_file()
     assert all(row["error"] is None for row in taken)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.batch.fakes import FakeModel, all_rows, write_archive
 from tests.conftest import REPOSITORY
+from tests.documents import python_blocks
 from tests.scripts.loading import load_script
 from whisper_flash_attention.cli import app, batch
 
@@ -38,6 +41,12 @@ def test_the_local_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert set(all_rows(Path("subtitled"))) == set(all_rows(Path("texts")))
     assert len(list(Path("subtitled", "subtitles").iterdir())) == 6
     assert [path.suffix for path in Path("tables").glob("part-*")] == [".parquet"]
+    pytest.importorskip("pandas", reason="the page's snippet needs pandas")
+    [shard] = Path("texts").glob("part-*.jsonl")
+    (block,) = python_blocks(PAGE)
+    names: dict[str, Any] = {}
+    exec(compile(re.sub(r"part-\d+-\d+-\w+\.jsonl", shard.name, block), "page", "exec"), names)
+    assert len(names["rows"]) == 3
 
 
 def test_every_command_has_the_options_shown() -> None:

@@ -24,12 +24,11 @@ from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions
-from whisper_flash_attention.batch.results import SUBTITLES, Finished
+from whisper_flash_attention.batch.results import SUBTITLE_FOLDER, Finished
 from whisper_flash_attention.batch.shards import shards_in
-from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.sink import Sink, SubtitleNames, alike, subtitle_path
 from whisper_flash_attention.batch.stages import Decoded, TranscribeStage, decode
 from whisper_flash_attention.batch.storage import is_url, opened, utf8_id
-from whisper_flash_attention.batch.subtitle_names import SubtitleNames, alike, subtitle_path
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and names of bytes are POSIX's")
@@ -254,7 +253,7 @@ def test_ids_that_would_be_files_and_folders_of_one_another(tmp_path: Path) -> N
     sink.flush()
     assert [row["error"] for row in rows] == [None] * len(ids)
     assert set(all_rows(tmp_path)) == set(ids)
-    files = [path for path in (tmp_path / SUBTITLES).rglob("*") if path.is_file()]
+    files = [path for path in (tmp_path / SUBTITLE_FOLDER).rglob("*") if path.is_file()]
     assert len(files) == 2 * len(ids)
     assert len({str(path).casefold() for path in files}) == len(files)
     assert not list(tmp_path.parent.glob("x*"))
@@ -304,7 +303,7 @@ def test_no_two_ids_have_one_file(ids: set[str]) -> None:
 
 
 def test_a_name_that_the_file_system_refuses_is_an_error_of_its_row(tmp_path: Path) -> None:
-    (tmp_path / SUBTITLES / "taken.srt").mkdir(parents=True)  # by hand
+    (tmp_path / SUBTITLE_FOLDER / "taken.srt").mkdir(parents=True)  # by hand
     sink = Sink(tmp_path, Finished(), subtitles=("srt",))
     rows = sink.take([good("taken"), good("other")])
     assert [row["error_kind"] for row in rows] == ["IsADirectoryError", None]

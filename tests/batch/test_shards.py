@@ -37,7 +37,13 @@ def rows(draw: st.DrawFn) -> Row:
     start, length = draw(SECONDS), draw(SECONDS)
     word = Word(start, start + length, draw(TEXT), 0.5)
     words = (word,) if draw(st.booleans()) else ()
-    segment = Segment(start, start + length, draw(TEXT), (1, 50_364), -0.5, None, 1.5, 0.2, words)
+    segment = Segment(
+        *(start, start + length, draw(TEXT), (1, 50_364), -0.5, None, 1.5, 0.2, words),
+        channel=draw(st.none() | st.integers(1, 2)),
+        language=draw(st.none() | st.just("de")),
+        id=draw(st.integers(0, 9)),
+        seek=draw(st.integers(0, 9)),
+    )
     text = Transcription(draw(TEXT), "de", (segment,), start + length)
     return finished_row(item, text.to_dict(), draw(SECONDS))
 
@@ -91,9 +97,9 @@ def test_the_columns_are_those_of_transcriptions() -> None:
     text = Transcription("a", "en", (Segment(0.0, 1.0, "a", (1,), words=(word,)),), 1.0).to_dict()
     (segment,) = text["segments"]
     row = finished_row(Item("a", "a"), text, 1.0)
-    # The channel is left out where it is not set; a segment's number and window are not written.
-    assert [*row["segments"][0], "channel"] == list(SEGMENT)
-    assert {*segment} - {*row["segments"][0]} == {"id", "seek"}
+    # The channel and the language are left out where they are not set.
+    assert {*row["segments"][0], "channel", "language"} == set(SEGMENT)
+    assert row["segments"] == text["segments"]
     assert list(segment["words"][0]) == list(WORD)
     assert list(row) == list(COLUMNS)
     assert list(failed_row(Item("a", "a"), "E", "e")) == list(COLUMNS)

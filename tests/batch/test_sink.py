@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tests.batch.fakes import all_rows
 from tests.batch.test_results import bad, good
 from whisper_flash_attention.batch import sink as sinks
-from whisper_flash_attention.batch.results import SUBTITLES, Finished
+from whisper_flash_attention.batch.results import SUBTITLE_FOLDER, Finished
 from whisper_flash_attention.batch.shards import shards_in
-from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.batch.subtitle_names import subtitle_path
+from whisper_flash_attention.batch.sink import Sink, subtitle_path
 from whisper_flash_attention.errors import BatchError
 
 IDS = st.text(st.characters(codec="utf-8") | st.sampled_from("./%\\"), min_size=1, max_size=300)
@@ -75,13 +74,13 @@ def test_subtitles_lie_beside_in_the_same_folders(tmp_path: Path) -> None:
     sink = Sink(tmp_path, Finished(), subtitles=("srt", "vtt"))
     segment = {"start": 0.0, "end": 2.0, "text": "a", "tokens": [], "words": []}
     sink.take([good("x/talk.mp3") | {"segments": [segment]}, bad("x/other.mp3")])
-    folder = tmp_path / SUBTITLES / "x"
+    folder = tmp_path / SUBTITLE_FOLDER / "x"
     assert sorted(path.name for path in folder.iterdir()) == ["talk.mp3.srt", "talk.mp3.vtt"]
     assert "00:00:02,000\na" in (folder / "talk.mp3.srt").read_text()
 
 
 def test_subtitles_that_cannot_be_written_end_the_run(tmp_path: Path) -> None:
-    (tmp_path / SUBTITLES).touch()
+    (tmp_path / SUBTITLE_FOLDER).touch()
     sink = Sink(tmp_path, Finished(), subtitles=("srt",))
     with pytest.raises(BatchError, match="the same command goes on"):
         sink.take([good("a")])

@@ -20,11 +20,11 @@ from whisper_flash_attention.batch.stages import (
     Decoded,
     DeviceLost,
     TranscribeStage,
+    Work,
     decode,
     grouped,
     planned,
 )
-from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import DecoderError, MissingPackage, OptionError
 from whisper_flash_attention.options import TranscribeOptions
 from whisper_flash_attention.transcribe import Segment, Transcription, Word

@@ -42,7 +42,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         (["--new-tokens", "500", "--setting", "small"], "new tokens 500: give 1 to 444"),
         (["--timeout", "0"], "timeout 0: give a number of seconds above 0"),
         (["--system", "fast", "--device", "cpu"], "system 'fast' is unknown"),
-        (["--dtype", "int8", "--device", "cpu"], "unknown dtype 'int8'"),
+        (["--dtype", "int8", "--device", "cpu"], "'int8' is for transcription on a CPU"),
         (["--device", "abacus"], "unknown device 'abacus'"),
     ],
 )

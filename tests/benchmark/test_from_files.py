@@ -44,10 +44,11 @@ def test_rows_have_the_entry_the_container_and_shares(tmp_path: Path) -> None:
     for row in rows:
         assert set(row) == {
             *("setting", "checkpoint", "entry", "mode", "container", "workers", "batch_size"),
-            *("recordings", "audio_seconds", "seconds", "realtime_factor", "shares"),
+            *("recordings", "audio_seconds", "windows", "seconds", "realtime_factor", "shares"),
             "environment",
         }
         assert (row["setting"], row["recordings"], row["audio_seconds"]) == ("files", 2, 62.0)
+        assert row["windows"] == 4
         assert row["realtime_factor"] == pytest.approx(62.0 / row["seconds"])
         assert list(row["shares"]) == [
             *("decode", "copy", "features", "encoder", "decoder", "text", "waiting")

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.benchmark.serve import (
@@ -21,6 +22,7 @@ from whisper_flash_attention.benchmark.serve import (
     running,
 )
 from whisper_flash_attention.benchmark.serve_clients import _spoken_at
+from whisper_flash_attention.cli import app
 from whisper_flash_attention.errors import BenchmarkError
 
 
@@ -67,6 +69,13 @@ def test_percentiles_of_hardly_any_number() -> None:
 
 def test_sound_was_spoken_before_its_chunk_was_sent() -> None:
     assert _spoken_at(0.15, [10.1, 10.2, 10.3]) == pytest.approx(10.15)
+
+
+def test_the_command_takes_a_model_and_refuses_what_cannot_be_measured() -> None:
+    result = CliRunner().invoke(app, ["benchmark", "serve", "--help"], env={"COLUMNS": "200"})
+    assert "--model" in result.output and "--random-weights" in result.output
+    result = CliRunner().invoke(app, ["benchmark", "serve", "--clients", "0"])
+    assert result.exit_code == 2 and "clients is 0" in result.output
 
 
 @pytest.mark.slow

@@ -117,7 +117,10 @@ def test_usage_errors_are_one_line_and_suggest() -> None:
     outcome = call("transcribe", "a.wav", "--modle", "tiny.en")
     assert_one_line_error(outcome, "no such option: --modle; did you mean", "--mode", "--model")
     assert_one_line_error(call("transcrib", "a.wav"), "Did you mean 'transcribe'")
-    assert_one_line_error(call("transcribe", "a.wav", "--model"), "requires an argument")
+    outcome = call("transcribe", "a.wav", "--model")
+    assert_one_line_error(outcome, "requires an argument (whisper-flash transcribe --help")
+    outcome = call("transcribe", "a.wav", "--chunk_size", "30")
+    assert_one_line_error(outcome, "no such option: --chunk-size; the length of chunks is --vad")
     assert_one_line_error(
         call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer"
     )
@@ -160,6 +163,10 @@ def test_shells_complete_commands_options_and_values(shell: str) -> None:
     assert "transcribe" in complete("whisper-flash trans")
     assert "--word-timestamps" in complete("whisper-flash transcribe --word-t")
     assert "batched" in complete("whisper-flash transcribe --mode b")
+    assert "distil-large-v3.5" in complete("whisper-flash transcribe --model distil-")
+    assert "package:tiny.en" in complete("whisper-flash serve --model p").replace("\\", "")
+    assert "turbo" in complete("whisper-flash parity --model t")
+    assert "german" in complete("whisper-flash batch --language g")
 
 
 def test_a_process_prints_the_text_on_stdout_and_what_ran_on_stderr(
@@ -291,11 +298,6 @@ def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -
     arguments = ("--model", tiny_en, "--device", "cpu", "--language", "de")
     outcome = call("transcribe", clip.path, *arguments)
     assert_one_line_error(outcome, "'de' needs a multilingual model")
-
-
-def test_files_that_would_overwrite_each_other_are_refused(tmp_path: Path) -> None:
-    outcome = call("transcribe", "a/talk.mp3", "b/talk.mp3", "--output-dir", tmp_path)
-    assert_one_line_error(outcome, "a/talk.mp3 and b/talk.mp3 would both be written to")
 
 
 def test_subtitles_of_several_files_need_a_folder() -> None:

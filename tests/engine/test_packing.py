@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,32 @@ def test_weights_that_float16_would_round_stay_in_float32(plain) -> None:
         assert torch.equal(found.weight, layer.weight)
 
 
+@needs_fbgemm
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_large_projection_is_laid_out_in_parts(plain, precision, monkeypatch) -> None:
+    whole = pack(plain, precision)
+    # 300 rows in parts of 130.
+    monkeypatch.setattr(packing, "PART_VALUES", 130 * plain.decoder.width)
+    parts = pack(plain, precision)
+    wanted, found = whole.decoder.projection, parts.decoder.projection
+    assert isinstance(wanted, PackedLinear) and isinstance(found, PackedLinear)
+    assert (found.weight.shape, found.nbytes) == (wanted.weight.shape, wanted.nbytes)
+    torch.testing.assert_close(
+        last_logits(decode(Engine(parts))), last_logits(decode(Engine(whole))), rtol=0, atol=1e-4
+    )
+
+
+@needs_fbgemm
+def test_a_projection_of_which_a_part_is_not_exact_stays_in_float32(plain, monkeypatch) -> None:
+    monkeypatch.setattr(packing, "PART_VALUES", 130 * plain.decoder.width)
+    weight = plain.decoder.projection.weight.clone()
+    weight[299, 0] = 1 + 2**-20
+    decoder = replace(plain.decoder, projection=Linear(weight, None))
+    packed = pack(replace(plain, decoder=decoder), "float32").decoder.projection
+    assert not isinstance(packed, PackedLinear)
+    assert torch.equal(packed.weight, weight)
+
+
 def test_without_fbgemm_weights_stay_as_they_are(plain, monkeypatch) -> None:
     monkeypatch.setattr(packing, "has_fbgemm", lambda: False)
     packed = pack(plain, "float32")
@@ -105,8 +132,8 @@ def test_without_fbgemm_weights_stay_as_they_are(plain, monkeypatch) -> None:
 
 @needs_fbgemm
 def test_8_bits_are_close(plain) -> None:
-    found = last_logits(decode(Engine(pack(plain, "int8"))))
-    wanted = last_logits(decode(Engine(plain)))
+    # After the prompt, where both have seen the same tokens.
+    found, wanted = (decode(Engine(weights)).logits[0] for weights in (pack(plain, "int8"), plain))
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.99
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import typer
 
 from tests.scripts.loading import load_script
+from whisper_flash_attention.benchmark.processes import ProcessFailed
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 
 memory = load_script("memory")
@@ -28,39 +30,65 @@ def test_holes_are_in_segments_that_others_use() -> None:
     assert found["0:1"]["holes"] == 0
 
 
-def test_what_no_event_explains_is_the_rest() -> None:
-    def phase(name: str, process: int, reserved: int, **events: int) -> dict[str, Any]:
-        return {
-            "phase": name,
-            "process": process * 10**6,
-            "device": None,
-            "reserved": reserved * 10**6,
-            "peak": reserved * 10**6,
-            "events": {event: size * 10**6 for event, size in events.items()},
-        }
+def account(system: str, driver: int, peak: int, plan: dict[str, int] | None) -> dict[str, Any]:
+    def phase(name: str, process: int, reserved: int) -> dict[str, Any]:
+        sizes = {"process": process, "reserved": reserved, "peak": peak}
+        return {"phase": name, "device": None} | {k: v * 10**6 for k, v in sizes.items()}
 
-    row = memory.summary(
-        {
-            "checkpoint": "tiny",
-            "layers": 4,
-            "system": "flash",
-            "variant": memory.AS_IT_IS,
-            "weights": 80_000_000,
-            "plan": {"total": 140_000_000},
-            "seconds": [0.003, 0.001, 0.002],
-            "phases": [
-                phase("context", 500, 0),
-                phase("weights", 630, 100),
-                phase(
-                    "calls", 800, 150, graphs=10, **{"Triton's kernels": 40, "the first call": 5}
-                ),
-                phase("calls, released", 720, 90),
-            ],
-        }
-    )
-    assert (row["driver"], row["weight_holes"], row["call"], row["aside"]) == (800, 20, 50, 70)
-    assert (row["kernels"], row["graphs"], row["rest"]) == (40, 10, 95)
-    assert (row["released"], row["before"], row["plan"], row["ms"]) == (720, None, 140, 2.0)
+    return {
+        "checkpoint": "tiny",
+        "layers": 4,
+        "system": system,
+        "variant": memory.AS_IT_IS,
+        "batch": 1,
+        "weights": 80_000_000,
+        "plan": plan,
+        "seconds": [0.003, 0.001, 0.002],
+        "phases": [
+            phase("context", 500, 0),
+            phase("first kernel", 602, 2),
+            phase("weights", 700, 100),
+            phase("calls", driver, 150),
+            phase("calls, released", 720, 90),
+        ],
+    }
+
+
+def test_a_summary_has_parts_and_shares_of_stock() -> None:
+    plan = {"total": 140_000_000}
+    accounts = [account("orig", 1000, 180, None), account("flash", 800, 130, plan)]
+    stock, row = memory.compared([memory.summary(each) for each in accounts])
+    assert (row["context"], row["weights"], row["holes"], row["call"]) == (600, 80, 20, 50)
+    assert (row["driver"], row["outside"], row["aside"], row["ms"]) == (800, 50, 50, 2.0)
+    assert row["calls, released"] == 720 and row["before, released"] is None
+    assert (row["of_driver"], row["of_aside"]) == (0.8, 0.5)
+    assert "of_driver" not in stock and row["planned_peak"] == 140
+
+
+def test_rows_are_shown_as_they_come_and_failures_with_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that takes too long ends as a row; rows come back in the order of the tasks."""
+    tasks = [memory.Task("tiny", 4, name) for name in ("orig", "flash")]
+    tasks.append(memory.Task("base", 6, "flash"))
+
+    class Workers:
+        def call(self, function: Any, task: Any, timeout: float) -> dict[str, Any]:
+            assert function is memory.account and timeout == 7
+            if task.checkpoint == "base":
+                raise ProcessFailed("took longer than 7 s", "noise\nTraceback\n  in our_code\n")
+            return asdict(task) | account(task.system, 900, 150, None)
+
+    monkeypatch.setattr(memory, "require_cuda", lambda: None)
+    monkeypatch.setattr(memory, "start_workers", lambda device: Workers())
+    found = memory.run_all(tasks, with_libraries=False, jobs=2, limit=7)
+    assert [row["system"] for row in found["summary"]] == ["orig", "flash"]
+    assert found["failures"][0]["reason"] == "took longer than 7 s"
+    shown = capsys.readouterr().out
+    for text in ("tiny 4 orig, as it is: driver 900", "tiny 4 flash", "took longer", "our_code"):
+        assert text in shown
+    memory.show(found)
+    assert "took longer than 7 s" in capsys.readouterr().out
 
 
 def test_rows_are_those_of_the_benchmark() -> None:
@@ -94,5 +122,5 @@ def test_an_account_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         *("calls", "calls, released"),
     ]
     assert len(found["seconds"]) == 1 and patched == [variant]
-    assert memory.summary(found)["driver"] == pytest.approx(30e-6)
-    memory.show({"rows": [found]})
+    row = memory.summary(found)
+    assert row["driver"] == pytest.approx(30e-6) and row["before, released"] is not None

@@ -47,7 +47,7 @@ class Live:
 
     def post(self, clip: Any, route: str = "transcriptions", **fields: Any) -> httpx.Response:
         files = {"file": ("clip.wav", clip)}
-        return httpx.post(f"{self.url}/v1/audio/{route}", files=files, data=fields, timeout=60)
+        return httpx.post(f"{self.url}/v1/audio/{route}", files=files, data=fields, timeout=300)
 
     def is_idle(self) -> bool:
         """Wait until no recording is in a slot or waits for one."""

@@ -165,17 +165,21 @@ def test_sixteen_clients_get_the_texts_of_transcribe(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
 def test_all_recordings_have_the_texts_of_transcribe(
-    live: Live, shared_audio: Any, transcriber: Transcriber
+    live: Live, shared_audio: Any, transcriber: Transcriber, part: int
 ) -> None:
-    """Alone, and from sixteen clients at once."""
-    paths = [path for path in sorted(shared_audio.iterdir()) if path.suffix != ".json"]
-    expected = [transcriber.transcribe(path).text for path in paths]
-    create = live.client().audio.transcriptions.create
-    assert [create(file=path, model=MODEL).text for path in paths] == expected
-    with ThreadPoolExecutor(16) as clients:
-        found = clients.map(lambda path: create(file=path, model=MODEL).text, paths)
-        assert list(found) == expected
+    """Alone and from sixteen clients, greedily: samples depend on the order of the requests."""
+    paths = [path for path in sorted(shared_audio.iterdir()) if path.suffix != ".json"][part::3]
+    expected = [transcriber.transcribe(path, temperature=0.0).text for path in paths]
+
+    def text(path: Any) -> str:
+        found: str = live.post(path.read_bytes(), **{"temperature[]": "0"}).json()["text"]
+        return found
+
+    assert [text(path) for path in paths] == expected
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(text, paths)) == expected
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,39 @@ def test_nothing_is_taken_twice(talks: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a/x.wav", "b/x.wav"], ["a/x", "b/x"]),
+        (["a/x.wav", "b/x.wav", "y.wav"], ["a/x", "b/x", "y"]),
+        (["x.wav", "b/x.wav"], ["x", "b/x"]),
+        (["d/a/x.wav", "d/b/x.wav", "d/b/x.mp3"], ["a/x", "b/x", "x"]),
+        (["a/x.wav", "b/x.mp3"], ["x.wav", "x.mp3"]),
+        (["x.wav", "x.mp3", "x.wav.mp3"], ["x.wav", "x.mp3", "x.wav.mp3"]),
+        (["X.wav", "x.mp3"], ["X.wav", "x.mp3"]),
+        (["X.wav", "x.wav"], ["X", "x"]),
+        (["a/t.v1/x.wav", "b/t.v1/x.wav"], ["a/t.v1/x", "b/t.v1/x"]),
+    ],
+)
+def test_recordings_of_one_name_get_names_of_their_own(
+    arguments: list[str], expected: list[str]
+) -> None:
+    found = [(entry.place.parent / entry.stem).as_posix() for entry in find_inputs(arguments)]
+    assert found == expected
+
+
+def test_places_of_several_arguments_are_kept_apart(talks: Path) -> None:
+    (talks / "2023").mkdir()
+    (talks / "2023" / "b.mp3").touch()
+    assert places(talks / "2023", talks / "2024") == ["2023/b.mp3", "2024/b.mp3", "deep/c.opus"]
+    (talks / "2023" / "b.mp3").unlink()
+    above = talks.parent
+    assert places(talks, above / "2024/b.mp3", above / "b.mp3") == [
+        *("talks/2024/b.mp3", "2024/deep/c.opus", "[odd].mp3", "a.WAV", "talks/b.mp3"),
+        *("2024/b.mp3", "b.mp3"),
+    ]
+
+
+@pytest.mark.parametrize(
     ("argument", "expected"),
     [("pictures", "holds no recordings"), ("*.flac", "matches no recordings")],
 )

@@ -44,8 +44,15 @@ _SCALES = {16: 2.0**15, 24: 2.0**23, 32: 2.0**31}
 _LOST = 0.01
 
 
-def mono_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Samples:
-    """The samples of one clip, mono, `[T]` in float32 at `wanted_rate` Hz.
+def check_finite(samples: Samples) -> None:
+    """Raise `AudioError` if not all of the mono samples `[T]` are finite."""
+    # The sum of their squares is enough, in one pass without allocation, unless it overflows.
+    if not math.isfinite(float(np.dot(samples, samples))) and not np.isfinite(samples).all():
+        raise AudioError("the samples hold numbers that are not finite")
+
+
+def unchecked_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Samples:
+    """The samples of one clip, mono, `[T]` in float32 at `wanted_rate` Hz, finite or not.
 
     Args:
         clip: NumPy array, torch tensor or list: mono `[T]`, or `[channels, T]` or `[T, channels]`
@@ -55,23 +62,9 @@ def mono_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Sa
         sampling_rate: of `clip`, in Hz; resampled by FFmpeg where it differs from `wanted_rate`.
 
     Raises:
-        AudioError: the clip is empty, not of numbers, not finite, or of another shape; or the rate
-            is no whole number from 2,000 to 1,000,000.
+        AudioError: the clip is empty, not of numbers, or of another shape; or the rate is no whole
+            number from 2,000 to 1,000,000.
     """
-    samples = unchecked_samples(clip, sampling_rate, wanted_rate)
-    check_finite(samples)
-    return samples
-
-
-def check_finite(samples: Samples) -> None:
-    """Raise `AudioError` if not all of the mono samples `[T]` are finite."""
-    # The sum of their squares is enough, in one pass without allocation, unless it overflows.
-    if not math.isfinite(float(np.dot(samples, samples))) and not np.isfinite(samples).all():
-        raise AudioError("the samples hold numbers that are not finite")
-
-
-def unchecked_samples(clip: Any, sampling_rate: int, wanted_rate: int = 16_000) -> Samples:
-    """As `mono_samples`, for a caller that sees to it that all samples are finite."""
     rate = checked_rate(sampling_rate)
     samples = _mono(_as_floats(_as_array(clip)))
     if samples.size == 0:

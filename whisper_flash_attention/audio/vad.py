@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
@@ -481,13 +482,29 @@ class Voice:
             block: mono `[T]` at 16 kHz, T above 0 and, but in the last block, a multiple of
                 `FRAME`; silence is added to fill the last frame.
         """
-        silence = np.zeros(-block.size % FRAME, np.float32)
-        room = np.concatenate([self._before, block, silence])
-        self._before = room[-BEFORE:].copy()
-        frames = torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
+        frames = self._frames(block)
         with torch.inference_mode():
             parts = torch.split(frames, FRAMES_AT_ONCE)
             return torch.cat([self._network.probabilities(part) for part in parts])
+
+    def _frames(self, block: Samples) -> Tensor:
+        silence = np.zeros(-block.size % FRAME, np.float32)
+        room = np.concatenate([self._before, block, silence])
+        self._before = room[-BEFORE:].copy()
+        return torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
+
+    @classmethod
+    def together(cls, pieces: Sequence[tuple[Voice, Samples]]) -> list[Tensor]:
+        """Probabilities of several recordings, up to rounding those that each gives by itself.
+
+        Args:
+            pieces: recordings, each once, with the next samples of each.
+        """
+        networks = [voice._network for voice, _ in pieces if isinstance(voice._network, _Network)]
+        if len(pieces) == 1 or len(networks) < len(pieces):
+            return [voice.probabilities(block) for voice, block in pieces]
+        with torch.inference_mode():
+            return _Network.together(networks, [voice._frames(block) for voice, block in pieces])
 
 
 class KnownProbabilities:
@@ -523,6 +540,22 @@ class _Network:
         hidden, self._state = self._memory(encoded, self._state)
         found: Tensor = self._output(hidden.unsqueeze(-1)).flatten()
         return found
+
+    @classmethod
+    def together(cls, networks: Sequence[_Network], pieces: Sequence[Tensor]) -> list[Tensor]:
+        """Probabilities of the next frames of several recordings, `[N, BEFORE + FRAME]` of each."""
+        first, counts = networks[0], [len(piece) for piece in pieces]
+        encoded = first._encoder(first._spectrum(torch.cat(list(pieces)))).squeeze(-1)
+        packed = pack_sequence(list(encoded.split(counts)), enforce_sorted=False)
+        none = encoded.new_zeros(1, first._memory.hidden_size)
+        states = zip(*(each._state or (none, none) for each in networks), strict=True)
+        hidden, (last, memory) = first._memory(
+            packed, tuple(torch.stack(list(each), dim=1) for each in states)
+        )
+        for index, each in enumerate(networks):
+            each._state = last[:, index], memory[:, index]
+        found = first._output(torch.cat(unpack_sequence(hidden)).unsqueeze(-1)).flatten()
+        return list(found.split(counts))
 
 
 class _FrameByFrame:

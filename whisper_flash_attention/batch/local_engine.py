@@ -12,10 +12,10 @@ from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.stages import (
     DeviceLost,
     TranscribeStage,
+    Work,
     alike_together,
     decode,
 )
-from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import DeviceError
 
 

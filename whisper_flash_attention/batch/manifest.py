@@ -7,13 +7,13 @@ import io
 import itertools
 import json
 import posixpath
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.storage import is_url, opened, recordings_in
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
@@ -151,14 +151,9 @@ def _check_heading(kind: str, names: Sequence[str]) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(_shown, names[:SHOWN_COLUMNS]))
+    shown = ", ".join(map(check.shown, names[:SHOWN_COLUMNS]))
     more = len(names) - SHOWN_COLUMNS
     return (shown or "none") + (f" and {more} more" if more > 0 else "")
-
-
-def _shown(value: object) -> str:
-    """A value in a message: cut short, however large or deeply nested it is."""
-    return reprlib.repr(value)
 
 
 def _refuse_duplicates(source: str, rows_of_id: Mapping[str, list[int]]) -> None:
@@ -203,12 +198,12 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool | float | list | dict) or not isinstance(value, str | int):
-        raise OptionError(f"{name} must be text, but is {_shown(value)}")
+        raise OptionError(f"{name} must be text, but is {check.shown(value)}")
     text = str(value)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise OptionError(f"{name} is not UTF-8: {_shown(text)}") from error
+        raise OptionError(f"{name} is not UTF-8: {check.shown(text)}") from error
     return text
 
 
@@ -226,11 +221,13 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise OptionError(f"{name} must be a number of seconds, but is {_shown(value)}")
+        raise OptionError(f"{name} must be a number of seconds, but is {check.shown(value)}")
     try:
         return float(value)
     except (ValueError, OverflowError) as error:
-        raise OptionError(f"{name} must be a number of seconds, but is {_shown(value)}") from error
+        raise OptionError(
+            f"{name} must be a number of seconds, but is {check.shown(value)}"
+        ) from error
 
 
 def _csv_rows(file: BinaryIO, unused: dict[str, None]) -> Iterator[Row]:

@@ -31,11 +31,11 @@ from whisper_flash_attention.batch.stages import (
     Decoded,
     DeviceLost,
     TranscribeStage,
+    Work,
     decode,
     grouped,
     planned,
 )
-from whisper_flash_attention.batch.work import Work
 from whisper_flash_attention.errors import BatchError, MissingPackage, WhisperFlashError
 
 logger = logging.getLogger(__name__)

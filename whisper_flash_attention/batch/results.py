@@ -28,7 +28,7 @@ from whisper_flash_attention.errors import BatchError, OptionError
 from whisper_flash_attention.options import DecodeOptions, SubtitleOptions, TranscribeOptions
 
 SETTINGS, SUMMARY, LOCK = "settings.json", "summary.json", ".lock"
-CORRUPT, EARLIER, SUBTITLES = "corrupt", "earlier", "subtitles"
+CORRUPT, EARLIER, SUBTITLE_FOLDER = "corrupt", "earlier", "subtitles"
 # Settings that every version has written.
 _ALWAYS_SET = frozenset(("model", "language", "task"))
 _MOST_SETTINGS_BYTES = 1 << 20
@@ -119,7 +119,7 @@ def prepare(
         _check_settings(folder, settings)
     with _as_batch_error(folder):
         remove_temporary(folder, deep=False)
-        remove_temporary(folder / SUBTITLES, deep=True)
+        remove_temporary(folder / SUBTITLE_FOLDER, deep=True)
         (folder / SUMMARY).unlink(missing_ok=True)
         if not resume:
             _set_aside_all(folder, tell)
@@ -202,7 +202,11 @@ def _set_aside_all(folder: Path, tell: Callable[[str], None]) -> None:
     if not earlier:
         return
     target = _new_folder(folder / f"{EARLIER}-{time.strftime('%Y%m%d-%H%M%S')}")
-    for path in (*earlier, folder / SUBTITLES, folder / SETTINGS):  # settings last, for a kill
+    for path in (
+        *earlier,
+        folder / SUBTITLE_FOLDER,
+        folder / SETTINGS,
+    ):  # settings last, for a kill
         if os.path.lexists(path):
             path.replace(target / path.name)
     tell(f"{len(earlier)} earlier shards are in {target} now")

@@ -30,7 +30,12 @@ SEGMENT: dict[str, Any] = {
     "temperature": "float64",
     "words": [WORD],
     "channel": "int32",
+    "language": "string",
+    "id": "int32",
+    "seek": "int32",
 }
+# Left out of a segment where they are not set. Shards of earlier releases have only the first.
+UNSET = ("channel", "language", "id", "seek")
 COLUMNS: dict[str, Any] = {
     "id": "string",
     "path": "string",
@@ -53,20 +58,16 @@ def finished_row(item: Item, transcription: Mapping[str, Any], seconds_taken: fl
         seconds_taken: its share of the work on the recordings that were transcribed beside it.
     """
     found = {name: transcription[name] for name in ("text", "language", "segments", "seconds")}
-    # A segment's number and window follow from its place; a shard's columns are those of old ones.
-    found["segments"] = [
-        {name: value for name, value in segment.items() if name in SEGMENT}
-        for segment in found["segments"]
-    ]
     row = {"id": item.id, "path": utf8_text(item.path), **found, "seconds_taken": seconds_taken}
     return {**row, "error": None, "error_kind": None}
 
 
 def without_unset(row: Row) -> Row:
-    """A row from a table whose segments all have a column `channel`, as it was written."""
+    """A row from a table, whose segments have all columns, as it was written."""
     for segment in row.get("segments") or ():
-        if segment.get("channel", 0) is None:  # shards of earlier releases have no such column
-            del segment["channel"]
+        for name in UNSET:
+            if segment.get(name, 0) is None:
+                del segment[name]
     return row
 
 

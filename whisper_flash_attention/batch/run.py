@@ -17,14 +17,13 @@ from whisper_flash_attention.batch.items import Item, longest_first
 from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
 from whisper_flash_attention.batch.model import Model, Opener, RunOptions
-from whisper_flash_attention.batch.progress import ArchiveProgress
+from whisper_flash_attention.batch.progress import ArchiveProgress, Summary, summarize
 from whisper_flash_attention.batch.results import held, prepare
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.stages import ENGINES, Work
 from whisper_flash_attention.batch.storage import check_protocols, is_url
-from whisper_flash_attention.batch.summary import Summary, summarize
-from whisper_flash_attention.batch.work import ENGINES, Work
 from whisper_flash_attention.errors import OptionError, is_bug
 from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.terminal import print_line
@@ -85,8 +84,9 @@ def run_batch(
         cluster: where "ray" runs.
         workers: processes that decode ("local"), or models ("ray"); None chooses.
         group_hours: hours of audio that a model has side by side; bounds the memory.
-        group_files: the most recordings that a model has side by side; None is 4 times the windows
-            that are decoded at a time. (Of a small archive, "ray" has both smaller.)
+        group_files: the most recordings that a model has side by side; None is as many as there is
+            room for ("local"), or 4 times the windows that are decoded at a time ("ray"). (Of a
+            small archive, "ray" has both smaller.)
         output_format: of the shards, "jsonl" or "parquet".
         subtitles: "srt", "vtt", "ass" or several, as files below `output/subtitles`.
         subtitle_options: how these are cut.

@@ -8,12 +8,13 @@ entry is what users run: `Transcriber` with arrays or with paths, the command's 
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -23,13 +24,14 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool, default_workers
-from whisper_flash_attention.audio.opener import AudioOpener
+from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.audio.vad import cut_all
 from whisper_flash_attention.batch.model import RunOptions, Speech
 from whisper_flash_attention.batch.run import run_batch
-from whisper_flash_attention.benchmark.features import CLIP_SAMPLES
+from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, bundled_clips
 from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.benchmark.throughput import Parts, ThroughputCase, random_transcriber
 from whisper_flash_attention.errors import BenchmarkError, OptionError
@@ -192,21 +194,46 @@ class OpenModel:
 
 
 @dataclass
-class FilesBenchmark:
-    """A model with random weights, and recordings in a folder.
+class MeasuredModel:
+    """A model with random weights, for recordings of all containers.
 
     Args:
         work: model, batch size, tokens and repeats.
+
+    Attributes:
+        warm_modes: those in which it has transcribed recordings.
+    """
+
+    work: ThroughputCase
+    transcriber: Transcriber
+    warm_modes: set[str] = field(default_factory=set)
+
+    @cached_property
+    def parts(self) -> dict[str, float]:
+        """Seconds of the parts of one batch."""
+        clips, _ = bundled_clips(1)
+        return Parts(self.transcriber, self.work.options, clips * self.work.batch_size).measure()
+
+
+@dataclass
+class FilesBenchmark:
+    """A model, and recordings in a folder.
+
+    Args:
+        model: what transcribes them.
         folder: of the recordings, all of one container.
         paths: theirs.
         audio_seconds: of sound in all.
     """
 
-    work: ThroughputCase
+    model: MeasuredModel
     folder: Path
     paths: list[Path]
     audio_seconds: float
-    transcriber: Transcriber
+
+    @property
+    def transcriber(self) -> Transcriber:
+        return self.model.transcriber
 
     def measure(self, case: FilesCase) -> dict[str, Any]:
         """A row, without its environment.
@@ -225,8 +252,11 @@ class FilesBenchmark:
                 "command": self._command,
                 "batch-local": self._batch_local,
             }[case.entry]
-            run(case)  # compiles, and fills caches
+            if case.mode not in self.model.warm_modes:
+                run(case)  # compiles, and fills caches
+                self.model.warm_modes.add(case.mode)
             seconds = median(run(case) for _ in range(case.work.repeats))
+        windows = self._windows(case.mode, recordings)
         return {
             "setting": FILES,
             "checkpoint": case.work.checkpoint,
@@ -239,11 +269,14 @@ class FilesBenchmark:
             "audio_seconds": audio_seconds,
             "seconds": seconds,
             "realtime_factor": audio_seconds / seconds,
-            "shares": self._shares(case, audio_seconds, seconds),
+            "windows": windows,
+            "shares": self._shares(case, audio_seconds, windows, seconds),
         }
 
     def _memory(self, case: FilesCase) -> float:
-        samples = [load_audio(path) for path in self.paths]
+        with AudioOpener() as opener:
+            opened = opener.open_each(map(DecodeRequest, self.paths))
+            samples = [_whole(each) for each in opened]
         with self._timed() as (output, took):
             self._write(output, self.transcriber.transcribe(list(samples), **self._arguments(case)))
         return took()
@@ -326,7 +359,7 @@ class FilesBenchmark:
     @contextmanager
     def _timed(self) -> Iterator[tuple[Path, Callable[[], float]]]:
         """A new folder for the text, and the seconds until this context was left."""
-        device = torch.device(self.work.device)
+        device = torch.device(self.model.work.device)
         ended: list[float] = []
         with tempfile.TemporaryDirectory() as output:
             synchronize(device)
@@ -335,24 +368,41 @@ class FilesBenchmark:
             synchronize(device)
             ended.append(time.perf_counter() - start)
 
+    def _windows(self, mode: str, recordings: int) -> int:
+        """Windows of the last so many recordings; in batched mode they end where it is quiet."""
+        counts: dict[int, int] = {}
+        total = 0
+        for path in self.paths[-recordings:]:
+            size = path.stat().st_size  # copies have the same
+            if size not in counts:
+                samples = load_audio(path)
+                if mode == "batched":
+                    counts[size] = len(list(cut_all(AudioSource(samples))[1]))
+                else:
+                    counts[size] = math.ceil(samples.size / CLIP_SAMPLES)
+            total += counts[size]
+        return total
+
     @cached_property
-    def _alone(self) -> tuple[float, dict[str, float]]:
-        """Seconds of sound per second of one decoder, and seconds of a batch's parts."""
+    def _decoding_rate(self) -> float:
+        """Seconds of sound per second of one decoder."""
         start = time.perf_counter()
         samples = load_audio(self.paths[0])
-        rate = samples.size / SAMPLING_RATE / (time.perf_counter() - start)
-        windows = list(np.resize(samples, (self.work.batch_size, CLIP_SAMPLES)))
-        return rate, Parts(self.transcriber, self.work.options, windows).measure()
+        return samples.size / SAMPLING_RATE / (time.perf_counter() - start)
 
-    def _shares(self, case: FilesCase, audio_seconds: float, seconds: float) -> dict[str, float]:
+    def _shares(
+        self, case: FilesCase, audio_seconds: float, windows: int, seconds: float
+    ) -> dict[str, float]:
         """Seconds that each part would take alone, as shares of a run.
 
         Parts go on side by side, so that they may add up to more than 1. That of decoding is of all
         decoders together. What the device's parts leave of the run is waiting.
         """
-        batches = audio_seconds / (30.0 * case.work.batch_size) / case.workers / seconds
-        rate, parts = self._alone
-        decoding = 0.0 if case.entry == "memory" else audio_seconds / rate / default_workers()
+        batches = windows / case.work.batch_size / case.workers / seconds
+        parts = self.model.parts
+        decoding = 0.0
+        if case.entry != "memory":
+            decoding = audio_seconds / self._decoding_rate / default_workers()
         shares = {
             "decode": decoding / seconds,
             "copy": batches * parts["copies to the device"],
@@ -363,6 +413,12 @@ class FilesBenchmark:
         }
         on_device = sum(shares[name] for name in ("features", "encoder", "decoder"))
         return shares | {"waiting": max(0.0, 1.0 - on_device)}
+
+
+def _whole(opened: OpenedAudio) -> Samples:
+    audio = opened.result()
+    assert isinstance(audio, AudioSource)
+    return audio.whole()
 
 
 def measure_files(
@@ -382,7 +438,7 @@ def measure_files(
         environment: of this machine.
     """
     work = cases[0].work
-    transcriber = random_transcriber(work)
+    model = MeasuredModel(work, random_transcriber(work))
     for container in dict.fromkeys(case.container for case in cases):
         # In a folder of its own, which is what the command and archives are given.
         with tempfile.TemporaryDirectory() as place:
@@ -396,7 +452,7 @@ def measure_files(
                     "realtime_factor": measure_decoding(paths, seconds, count),
                     "environment": environment,
                 }
-            benchmark = FilesBenchmark(work, folder, paths, seconds, transcriber)
+            benchmark = FilesBenchmark(model, folder, paths, seconds)
             for case in cases:
                 if case.container == container:
                     yield benchmark.measure(case) | {"environment": environment}

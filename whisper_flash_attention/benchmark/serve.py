@@ -382,7 +382,7 @@ class ServerBenchmark:
     def _bodies(self, load: Load) -> list[Path]:
         key = (load.clip_seconds, load.container, load.new_tokens)
         if key not in self._files:
-            paths = []
+            paths: list[Path] = []
             for clip in clips(load.clip_seconds):
                 paths.append(self._folder / f"{len(self._files)}-{len(paths)}")
                 paths[-1].write_bytes(body_of(encoded(clip, load.container), load.new_tokens))

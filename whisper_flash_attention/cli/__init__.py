@@ -22,9 +22,17 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # Typer takes longer to import than Python to start
         print(f"whisper-flash {__version__}")
         return
+    from whisper_flash_attention.cli.process import hurry, leave
+
+    arguments = sys.argv[1:]
+    hurry(arguments)
     from whisper_flash_attention.cli.main import app
 
-    app(prog_name="whisper-flash")
+    try:
+        app(prog_name="whisper-flash")
+    except SystemExit as end:
+        leave(arguments, end.code)
+        raise
 
 
 def __getattr__(name: str) -> object:

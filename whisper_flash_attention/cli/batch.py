@@ -15,8 +15,8 @@ from rich.console import Console
 
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
 from whisper_flash_attention.batch.model import Model, RunOptions
+from whisper_flash_attention.batch.progress import Summary
 from whisper_flash_attention.batch.run import Cluster, run_batch
-from whisper_flash_attention.batch.summary import Summary
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -91,8 +91,8 @@ def batch_command(
     group_hours: Annotated[
         float,
         typer.Option(
-            help="Hours of audio that a model has side by side: 0.23 GB each, twice (one group is "
-            "made while the last is transcribed), and up to 2 hours more that are decoded ahead.",
+            help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
+            "one group is made while another is in work), besides up to 2 hours decoded ahead.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
@@ -101,8 +101,8 @@ def batch_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="The most recordings that a model has side by side. Left out: 4 times the windows "
-            "that are decoded at a time.",
+            help="The most recordings that a model has side by side. Left out: local: as many as "
+            "there is room for; ray: 4 times the windows that are decoded at a time.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,

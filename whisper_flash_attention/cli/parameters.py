@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.languages import AUTO, CODES_BY_NAME
 from whisper_flash_attention.options import (
     DECODING_PANEL,
     GROUPS,
@@ -43,11 +44,34 @@ _IN_PYTHON = re.compile(
     rf"|(?P<name>{'|'.join(name for name in _FLAGS if '_' in name)}))(?![\w/]|\.\w)"
 )
 
+
+def model_names(incomplete: str) -> list[str]:
+    """Names of models that begin with what was typed, for completion by shells."""
+    from whisper_flash_attention.weights.packaged import packaged_names
+    from whisper_flash_attention.weights.sources import SHORT_NAMES
+
+    return completion((*SHORT_NAMES, *packaged_names()))(incomplete)
+
+
+def completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what completes a value to one of these."""
+    return lambda incomplete: [each for each in choices if each.startswith(incomplete)]
+
+
+# Options whose values have names, but may be others.
+_COMPLETIONS = {
+    "source": model_names,
+    # Shells take a blank for the end of a word.
+    "language": completion((AUTO, *(name for name in CODES_BY_NAME if " " not in name))),
+    "device": completion(("auto", "cpu", "cuda", "mps")),
+}
+
+
 Preset = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        autocompletion=lambda incomplete: [name for name in PRESETS if name.startswith(incomplete)],
+        autocompletion=completion(tuple(PRESETS)),
         help="accurate (OpenAI's sequential algorithm with 5 beams), balanced (the same without "
         "beams) or fast (chunks of speech side by side, decoded once; needs the extra vad). "
         "Options beside it take precedence.",
@@ -177,7 +201,9 @@ def _parameter(each: Field[Any], about: Option) -> inspect.Parameter:
         kind = list[str] if about.kind.is_list else str
         settings["metavar"] = about.kind.metavar
     if about.kind.choices:
-        settings["autocompletion"] = _completion(about.kind.choices)
+        settings["autocompletion"] = completion(about.kind.choices)
+    elif each.name in _COMPLETIONS:
+        settings["autocompletion"] = _COMPLETIONS[each.name]
     if about.panel:
         settings["rich_help_panel"] = about.panel
     flag = typer.Option(*flags_of(each), **settings)
@@ -187,10 +213,6 @@ def _parameter(each: Field[Any], about: Option) -> inspect.Parameter:
         default=None,
         annotation=Annotated[kind | None, flag],
     )
-
-
-def _completion(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    return lambda incomplete: [each for each in choices if each.startswith(incomplete)]
 
 
 def _shown_default(each: Field[Any]) -> str | bool:

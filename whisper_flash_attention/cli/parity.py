@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.cli.parameters import EXIT_FAILED, options_of, takes
+from whisper_flash_attention.cli.parameters import EXIT_FAILED, model_names, options_of, takes
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.parity.cases import ParityOptions
@@ -32,6 +32,7 @@ def parity_command(
             "--model",
             "-m",
             metavar="SOURCE",
+            autocompletion=model_names,
             help="Short name (tiny.en, small, turbo ...), Hub id, folder (Transformers or "
             "faster-whisper), OpenAI .pt file, or package:tiny.en.",
         ),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED, options_of, takes
+from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED, model_names, options_of, takes
 from whisper_flash_attention.errors import MissingPackage
 from whisper_flash_attention.options import ModelOptions, ServeOptions
 from whisper_flash_attention.terminal import print_line
@@ -26,6 +26,7 @@ def serve_command(
         typer.Option(
             *("--model", "-m"),
             metavar="[NAME=]SOURCE",
+            autocompletion=model_names,
             help="Checkpoint, as of transcribe, and the name by which clients ask for it. "
             "Repeatable: the first is loaded at once, the others with their first request. Left "
             "out: small.",

@@ -33,6 +33,14 @@ _TRANSLATED: Mapping[str, Mapping[str | None, tuple[str, ...]]] = {
     "--batched": {None: ("--mode", "batched"), "true": ("--mode", "batched"), "false": ()},
     "--print-colors": {None: ("--colors",), "true": ("--colors",), "false": ()},
 }
+# Options of whisperX and others that do not exist here, and what serves their purpose.
+INSTEAD = {
+    "--align-model": "words get their times from Whisper itself: --word-timestamps",
+    "--chunk-size": "the length of chunks is --vad --vad-parameters max-speech-duration-s=30",
+    "--diarize": "speakers are not told apart; --channel each keeps channels apart",
+    "--vad-method": "the detector is Silero's: --vad",
+    "--vad-onset": "the threshold is --vad --vad-parameters threshold=0.5",
+}
 
 
 def respelled(arguments: Sequence[str], options: Iterable[Any]) -> list[str]:

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Preset,
     TemperatureIncrement,
+    completion,
     decode_options,
     options_of,
     takes,
 )
+from whisper_flash_attention.cli.process import settle
 from whisper_flash_attention.languages import LANGUAGES
 from whisper_flash_attention.options import (
     DECODING_PANEL,
@@ -36,6 +37,7 @@ from whisper_flash_attention.options import (
 from whisper_flash_attention.terminal import (
     FileProgress,
     describe_speed,
+    error_console,
     print_line,
     quiet_transformers,
     report_warnings,
@@ -45,6 +47,7 @@ from whisper_flash_attention.transcribe.inputs import find_inputs
 from whisper_flash_attention.transcribe.output import Output, chosen_formats
 from whisper_flash_attention.transcribe.runner import Runner
 from whisper_flash_attention.transcribe.transcriber import Transcriber
+from whisper_flash_attention.transcribe.writers import FORMATS
 
 
 @takes("transcribe", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
@@ -82,14 +85,15 @@ def transcribe_command(
         typer.Option(
             *("--output-format", "-f"),
             metavar="NAME",
-            help="txt, json, srt, vtt, ass, tsv, lrc or all. Repeatable, or several with commas. "
-            "Left out: txt.",
+            autocompletion=completion((*FORMATS, "all")),
+            help=f"{', '.join(FORMATS)} or all. Repeatable, or several with commas. Left out: txt.",
         ),
     ] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
             *("--output-dir", "-o"),
+            metavar="DIR",
             help="Write files here instead of standard output. Existing files are skipped.",
         ),
     ] = None,
@@ -165,7 +169,7 @@ def transcribe_command(
     windows = parse_batch_size(batch_size)
     output.prepare(inputs)
     todo = [entry for entry in inputs if not output.is_done(entry)]
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = error_console()
     progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
     runner = Runner(
         *(options, decode, windows, output, progress), headed=len(inputs) > 1, warm_up=warm_up
@@ -176,6 +180,7 @@ def transcribe_command(
 
             def open_model() -> Transcriber:
                 transcriber = Transcriber.from_pretrained(**asdict(model), quiet=not verbose)
+                settle()
                 if not verbose:
                     stack.enter_context(quiet_transformers())
                 return transcriber

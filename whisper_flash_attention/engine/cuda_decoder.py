@@ -246,7 +246,7 @@ class CudaDecoder:
         def launch() -> None:
             self._reset()
             if work.states is not None:
-                self._step.project_states(work.states)
+                torch_decoder.fill_cross(self._weights, work.states, state)
             state.output[:, :count].copy_(work.prompt[:, :count])
             if ragged:
                 state.positions.copy_(work.first_positions)
@@ -281,9 +281,6 @@ class CudaDecoder:
         if interpreted():
             return
         with compiling():
-            if self._step.projects:
-                assert self._work.states is not None
-                self._step.project_states(self._work.states)
             for tokens in {count, 1}:
                 self._step.layers(tokens)
                 finish(tokens)

@@ -11,6 +11,7 @@ cut into parts so that the temporaries of one part fit a budget.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,7 @@ from whisper_flash_attention.flash_attention import attend
 # A GPU is saturated by the clips that fit here; a CPU is by one clip, and likes its caches.
 GPU_BUDGET = 256 * 2**20
 CPU_BUDGET = 16 * 2**20
+CPU_ROWS = 500
 
 # Beyond this number of clips PyTorch's operations keep a GPU busy while the host launches.
 MOST_GRAPH_CLIPS = 4
@@ -92,10 +94,20 @@ def _encode_part(weights: EncoderWeights, features: Tensor, out: Tensor) -> None
     torch.add(_convolve(weights, features), weights.positions, out=out)
     for layer in weights.layers:
         out.add_(_attend(layer.attention, normalize(out, layer.self_norm), weights.heads))
-        out.add_(_feed_forward(layer, out))
+        for rows in _few_rows(out):
+            rows.add_(_feed_forward(layer, rows))
         if out.dtype is torch.float16:
             out.clamp_(-HALF_LIMIT, HALF_LIMIT)
     out.copy_(normalize(out, weights.final_norm))
+
+
+def _few_rows(x: Tensor) -> Iterator[Tensor]:
+    """Rows of x [b, T, D] that go through a layer together; on a CPU, as its caches hold."""
+    if x.device.type != "cpu":
+        yield x
+        return
+    for clip in x:
+        yield from torch.split(clip, CPU_ROWS)
 
 
 def _convolve(weights: EncoderWeights, features: Tensor) -> Tensor:

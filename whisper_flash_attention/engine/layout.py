@@ -86,6 +86,11 @@ class Layout:
     def slots_per_clip(self) -> int:
         return self.slots // self.clips
 
+    @property
+    def transposed_keys(self) -> bool:
+        """Whether projected cross keys are stored along S, for products of matrices on a CPU."""
+        return not self.kernels and self.device.type == "cpu" and self.dtype is torch.float32
+
     def past_shape(self) -> tuple[int, ...]:
         """Self-attention keys (and values): [layers, slots, heads, positions, 64]."""
         return (self.layers, self.slots, self.heads, self.positions, HEAD_WIDTH)
@@ -95,6 +100,11 @@ class Layout:
         if self.absorbed:
             return (self.clips, self.keys, self.width)
         return (self.layers, self.clips, self.heads, self.keys, HEAD_WIDTH)
+
+    def cross_keys_shape(self) -> tuple[int, ...]:
+        """Projected keys as `cross_shape`; transposed, [layers, clips, heads, 64, S]."""
+        *outer, keys, width = self.cross_shape()
+        return (*outer, width, keys) if self.transposed_keys else (*outer, keys, width)
 
 
 class Arena:
@@ -325,7 +335,7 @@ def buffers(layout: Layout) -> dict[str, Spec]:
     if layout.absorbed:
         specs["states"] = (layout.cross_shape(), layout.dtype)
     else:
-        specs["cross_keys"] = (layout.cross_shape(), layout.dtype)
+        specs["cross_keys"] = (layout.cross_keys_shape(), layout.dtype)
         specs["cross_values"] = (layout.cross_shape(), layout.dtype)
     return specs
 

@@ -5,14 +5,21 @@ float32, FBGEMM keeps weights in float16 and converts them in registers: half of
 same products, if float16 holds the weights exactly, as it does for all that OpenAI published. In
 "int8", weights are 8-bit integers with a scale per output channel, and FBGEMM or oneDNN quantises
 each row of the input.
+
+FBGEMM lays out a matrix in one thread, from a float32 copy. So several are laid out at a time; the
+largest, the projection to the vocabulary, in a few parts, and before all others, when there is
+little else in memory.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -32,6 +39,11 @@ from whisper_flash_attention.errors import OptionError
 
 PRECISIONS = ("float32", "int8")
 Layer = Callable[[Linear], Linear]
+# Values of a part of the projection. In float32 they take more than 32 MiB, which the C library
+# gives back to the system at once when they are freed.
+PART_VALUES = 9 << 20
+# Threads that lay out matrices; each holds one in float32.
+MOST_THREADS = 4
 # Least scale of a row, so that rows of zeros stay zeros.
 TINY = 1e-12
 
@@ -46,23 +58,29 @@ def pack(weights: Weights, precision: str) -> Weights:
         OptionError: PyTorch cannot multiply 8-bit weights on this processor.
     """
     encoder, decoder = weights.encoder, weights.decoder
-    if precision == "int8":
-        if not has_int8():
-            raise OptionError(
-                "compute type 'int8' needs PyTorch's quantised products, which this build has not "
-                "for this processor: give float32"
-            )
-        return Weights(_encoder(encoder, quantised), _decoder(decoder, quantised), precision)
-    return Weights(_encoder(encoder, exact), _decoder(decoder, exact), precision)
+    if precision == "int8" and not has_int8():
+        raise OptionError(
+            "compute type 'int8' needs PyTorch's quantised products, which this build has not for "
+            "this processor: give float32"
+        )
+    pack_layer = quantised if precision == "int8" else exact
+    workers = min(torch.get_num_threads(), MOST_THREADS)
+    with _without_announcements(), ThreadPoolExecutor(workers) as pool:
+        decoder = replace(decoder, projection=_in_parts(decoder.projection, pack_layer, pool))
+        return Weights(
+            _encoder(encoder, pack_layer, pool), _decoder(decoder, pack_layer, pool), precision
+        )
 
 
-def _encoder(weights: EncoderWeights, pack_layer: Layer) -> EncoderWeights:
+def _encoder(
+    weights: EncoderWeights, pack_layer: Layer, pool: ThreadPoolExecutor
+) -> EncoderWeights:
     return replace(
         weights,
         conv1=_plain(weights.conv1),
         conv2=_plain(weights.conv2),
         positions=weights.positions.float(),
-        layers=tuple(_encoder_layer(layer, pack_layer) for layer in weights.layers),
+        layers=tuple(pool.map(partial(_encoder_layer, pack_layer=pack_layer), weights.layers)),
         final_norm=_norm(weights.final_norm),
     )
 
@@ -77,14 +95,36 @@ def _encoder_layer(layer: EncoderLayer, pack_layer: Layer) -> EncoderLayer:
     )
 
 
-def _decoder(weights: DecoderWeights, pack_layer: Layer) -> DecoderWeights:
+def _decoder(
+    weights: DecoderWeights, pack_layer: Layer, pool: ThreadPoolExecutor
+) -> DecoderWeights:
     return replace(
         weights,
         positions=weights.positions.float(),
-        layers=tuple(_decoder_layer(layer, pack_layer) for layer in weights.layers),
+        layers=tuple(pool.map(partial(_decoder_layer, pack_layer=pack_layer), weights.layers)),
         final_norm=_norm(weights.final_norm),
-        projection=pack_layer(weights.projection),
     )
+
+
+def _in_parts(layer: Linear, pack_layer: Layer, pool: ThreadPoolExecutor) -> Linear:
+    """A large layer as several, each of some of the outputs."""
+    size = max(1, PART_VALUES // layer.weight.shape[1])
+    weights = torch.split(layer.weight, size)
+    biases: Iterable[Tensor | None] = repeat(None)
+    if layer.bias is not None:
+        biases = torch.split(layer.bias, size)
+    packed = list(pool.map(pack_layer, map(Linear, weights, biases)))
+    parts = [part for part in packed if isinstance(part, PackedLinear)]
+    if len(parts) < len(packed):
+        return _plain(layer)
+    if len(parts) == 1:
+        return parts[0]
+
+    def multiply(x: Tensor) -> Tensor:
+        return torch.cat([part.multiply(x) for part in parts], dim=-1)
+
+    shape = _shape(layer)
+    return PackedLinear(shape.weight, shape.bias, multiply, sum(part.nbytes for part in parts))
 
 
 def _decoder_layer(layer: DecoderLayer, pack_layer: Layer) -> DecoderLayer:
@@ -167,10 +207,19 @@ def has_fbgemm() -> bool:
 def has_int8() -> bool:
     """Whether this build of PyTorch multiplies 8-bit weights on this processor."""
     try:
-        quantised(Linear(torch.ones(1, 1), None))
+        with _without_announcements():
+            quantised(Linear(torch.ones(1, 1), None))
     except (AttributeError, RuntimeError):
         return False
     return True
+
+
+@contextmanager
+def _without_announcements() -> Iterator[None]:
+    """Ignore what PyTorch says of quantised tensors, of which packed ones need one each, once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*quantized", category=UserWarning)
+        yield
 
 
 def describe_layouts() -> str:
@@ -198,16 +247,16 @@ def quantised(layer: Linear) -> PackedLinear:
     weight = layer.weight.float()
     numbers, scales = integers(weight)
     zeros = torch.zeros(len(weight), dtype=torch.int64)
-    with warnings.catch_warnings():
-        # PyTorch announces the end of quantised tensors; packed ones need a quantised tensor once.
-        warnings.simplefilter("ignore")
-        whole = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
-        packed = torch.ops.quantized.linear_prepack(whole, None)
+    whole = torch._make_per_channel_quantized_tensor(numbers, scales.double(), zeros, 0)
+    packed = torch.ops.quantized.linear_prepack(whole, None)
     bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.float()
     # Without such instructions FBGEMM adds pairs of products in 16 bits, which 8 bits overflow.
     narrow = not torch.cpu._is_vnni_supported()
 
     def multiply(x: Tensor) -> Tensor:
+        if x.numel() == x.shape[-1]:
+            alone: Tensor = torch.ops.quantized.linear_dynamic(x, packed, narrow)
+            return alone.add_(bias)
         # PyTorch has one scale for all rows: rows of one size make it a scale per row.
         size = x.abs().amax(dim=-1, keepdim=True).clamp(min=TINY)
         found = torch.ops.quantized.linear_dynamic(x / size, packed, narrow)

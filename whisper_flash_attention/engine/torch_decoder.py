@@ -21,6 +21,9 @@ from whisper_flash_attention.engine.weights import (
 )
 
 SCALE = HEAD_WIDTH**-0.5
+# Up to this many queries of a clip, products of matrices read transposed keys faster than PyTorch's
+# fused attention reads keys.
+FEW_QUERIES = 8
 
 
 class TorchDecoder:
@@ -98,7 +101,13 @@ def fill_cross(weights: DecoderWeights, states: torch.Tensor, state: DecodeState
     for index, layer in enumerate(weights.layers):
         attention = layer.cross_attention
         keys, values = keys_values(states, attention)
-        state.cross_keys[index, :clips].copy_(split_heads(keys))
+        if state.layout.transposed_keys:
+            # Clip by clip: PyTorch transposes matrices in blocks, and other tensors number by
+            # number.
+            for each, mine in zip(keys, state.cross_keys[index], strict=False):
+                mine.view(each.t().shape).copy_(each.t())
+        else:
+            state.cross_keys[index, :clips].copy_(split_heads(keys))
         state.cross_values[index, :clips].copy_(split_heads(values))
 
 
@@ -197,17 +206,28 @@ def _cross_attention(
         out = _absorbed(attention, query, state.states)
     else:
         assert state.cross_keys is not None and state.cross_values is not None
-        out = _projected(query, state.cross_keys[index], state.cross_values[index])
+        keys, values = state.cross_keys[index], state.cross_values[index]
+        out = _projected(query, keys, values, state.layout.transposed_keys)
     return linear(out, attention.out)
 
 
-def _projected(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of queries [B, P, D] over keys and values [clips, H, S, 64]."""
+def _projected(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, transposed: bool
+) -> torch.Tensor:
+    """Attention of queries [B, P, D] over keys and values [clips, H, S, 64].
+
+    Args:
+        transposed: whether the keys are [clips, H, 64, S].
+    """
     batch, count, width = query.shape
     clips, heads = keys.shape[:2]
     # All the rows of a clip (beams, prompt tokens) become queries over one read of its keys.
     q = query.view(clips, batch // clips * count, heads, HEAD_WIDTH).transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, keys, values)
+    if transposed and q.shape[2] <= FEW_QUERIES:
+        out = torch.matmul(torch.matmul(q * SCALE, keys).softmax(dim=-1), values)
+    else:
+        keys = keys.transpose(2, 3).contiguous() if transposed else keys
+        out = F.scaled_dot_product_attention(q, keys, values)
     return out.transpose(1, 2).reshape(batch, count, width)
 
 

@@ -36,9 +36,6 @@ BUDGET = 480 * 2**20
 # of cuBLAS.
 ONE_PRODUCT_WIDTH = 512
 ONE_PRODUCT_ROWS = 6000
-# Up to this number of clips all products are ours: cuBLAS would take as much memory for its handle,
-# workspace and modules as such a call takes for everything else.
-OWN_PRODUCT_CLIPS = 4
 # Up to this number of clips launches dominate the time: kernels overlap with their predecessors
 # (programmatic dependent launch), and the last norm is recorded, too, although its result must then
 # be copied.
@@ -180,20 +177,13 @@ class EncoderPass:
                 _product(self._normed, weight, bias, each)
             q, k, v = room.view(3, self._clips, -1, *heads).unbind()
         attention(q, k, v, self._normed.view(q.shape), scale=HEAD_WIDTH**-0.5)
-        self._add(self._normed, part.out.weight)
+        self._x.addmm_(self._normed, part.out.weight.t())
 
     def _feed_forward(self, layer: EncoderLayer, products: int) -> None:
         self._normalize(layer.ffn_norm, self._normed, products)
         hidden = _cut(self._wide, 1, len(self._x), layer.fc1.weight.shape[0])
         matmul(self._normed[None], [layer.fc1.weight], [layer.fc1.bias], hidden, gelu=True)
-        self._add(hidden[0], layer.fc2.weight)
-
-    def _add(self, x: Tensor, weight: Tensor) -> None:
-        """Add x weight^T to the stream."""
-        if self._clips <= OWN_PRODUCT_CLIPS:
-            matmul(x[None], [weight], [None], self._x[None], residual=self._x[None])
-        else:
-            self._x.addmm_(x, weight.t())
+        self._x.addmm_(hidden[0], layer.fc2.weight.t())
 
     def _normalize(self, norm: Norm, out: Tensor, products: int) -> None:
         """Normalise the stream, to which `count` products have been added without their biases."""

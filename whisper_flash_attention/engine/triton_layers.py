@@ -14,15 +14,8 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine.layout import (
-    Arena,
-    DecodeState,
-    Layout,
-    Spec,
-    aligned_bytes,
-    has_encoder_kernels,
-)
-from whisper_flash_attention.engine.torch_decoder import SCALE, fill_cross
+from whisper_flash_attention.engine.layout import Arena, DecodeState, Layout, Spec, aligned_bytes
+from whisper_flash_attention.engine.torch_decoder import SCALE
 from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
 from whisper_flash_attention.kernels import logits as logits_kernel
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
@@ -41,10 +34,10 @@ from whisper_flash_attention.kernels.cross_attention import (
 )
 from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
-from whisper_flash_attention.kernels.matmul import matmul
 from whisper_flash_attention.kernels.self_attention import self_attention
 
-# Up to this number of clips, the recorded pass includes the projection of keys and values.
+# Up to this number of clips, the recorded pass includes the projection of keys and values: a graph
+# keeps its temporaries, which are small then.
 RECORDED_CLIPS = 4
 
 
@@ -217,11 +210,6 @@ class TritonLayers:
         self._state = state
         self._work = work
         self._overlaps = Overlaps.of(state.layout.slots)
-        # Whether a kernel projects keys and values: into the cache, and without cuBLAS, whose
-        # workspace would be most of what a call takes. It needs what the encoder's kernels need.
-        self.projects = work.states is not None and has_encoder_kernels(
-            state.layout.device, state.layout.dtype
-        )
 
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
         """Write the residual rows of tokens [slots, P], each slot from its own position.
@@ -241,24 +229,6 @@ class TritonLayers:
     def residual(self, count: int) -> torch.Tensor:
         """The residual stream [slots * P, D] of a pass with P = `count` tokens a slot."""
         return self._work.x[: self._state.layout.slots * count]
-
-    def project_states(self, states: torch.Tensor) -> None:
-        """Write the cross-attention keys and values of states [clips, S, D]."""
-        state = self._state
-        if not self.projects:
-            fill_cross(self._weights, states, state)
-            return
-        assert state.cross_keys is not None and state.cross_values is not None
-        # The end of a pass leaves another choice behind, and a recording must load no kernel.
-        set_pdl(self._overlaps.weights)
-        for layer, keys, values in zip(
-            self._weights.layers, state.cross_keys, state.cross_values, strict=True
-        ):
-            for part, out in (
-                (layer.cross_attention.k, keys),
-                (layer.cross_attention.v, values),
-            ):
-                matmul(states, [part.weight], [part.bias], out)
 
     def layers(self, count: int) -> None:
         """Run the residual rows of `count` tokens a slot through all layers, in place.

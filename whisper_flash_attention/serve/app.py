@@ -39,6 +39,7 @@ from whisper_flash_attention.serve.responses import (
     server_sent,
 )
 from whisper_flash_attention.serve.scheduler import Job, Scheduler
+from whisper_flash_attention.serve.turns import Voices
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Transcription
 
@@ -63,6 +64,7 @@ class Server:
         self.options = options
         self.schedulers = schedulers
         self.metrics = Metrics(schedulers)
+        self.voices = Voices()
         self._created = int(time.time())
         self._in_progress = 0
         self._mean_seconds = 1.0

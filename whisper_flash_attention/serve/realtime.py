@@ -328,7 +328,7 @@ class Session:
             self._detector = await asyncio.to_thread(SpeechDetector, form.rate, turns)
         self._buffer = np.concatenate([self._buffer, samples])
         if self._detector is not None:
-            for is_start, seconds in await asyncio.to_thread(self._detector.feed, samples):
+            for is_start, seconds in await self._changes(self._detector, samples):
                 await (self._begin_turn if is_start else self._end_turn)(seconds)
             if not self._detector.in_speech:
                 keep = round(self._settings.padding_ms / 1000 * form.rate)
@@ -338,6 +338,15 @@ class Session:
                 await self._commit(self._buffer.size)
                 return
         self._begin_pass()
+
+    async def _changes(
+        self, detector: SpeechDetector, samples: Samples
+    ) -> list[tuple[bool, float]]:
+        """Where speech starts and stops in the next samples."""
+        block = detector.take(samples)
+        if not block.size:
+            return []
+        return detector.changes(await self._server.voices.probabilities(detector.voice, block))
 
     def _drop(self, count: int) -> None:
         self._buffer = self._buffer[count:]

@@ -70,6 +70,8 @@ FEW_IN_USE = 1 / 8
 # Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
 # has a graph of its own.
 MOST_ENCODED = 16
+# A pass is launched first, and recorded when it runs again; buffers may have grown meanwhile.
+RECORDING_ROUNDS = 3
 # Options whose readers are kept.
 MOST_READERS = 64
 # Of `warm_up`, after which the rest of a slot's buffers and graphs is made.
@@ -410,17 +412,18 @@ class Scheduler:
         assert isinstance(reader, SequentialReader)
         weights, decoder = engine.weights, reader.decoder
         shape = (weights.encoder.conv1.weight.shape[1], 2 * weights.encoder.positions.shape[0])
-        for power in reversed(range(MOST_ENCODED.bit_length())):
-            states = engine.encode(torch.zeros(1 << power, *shape, device=weights.device))
         prompt = decoder.prompt(Recording(None), "en", is_first=True)
-        for width in reversed(self._widths):
-            coming = iter([[decoder.job(states[0], prompt, "warm-up")]])
-            for _ in engine.decode_stream(
-                lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
-                width,
-                max_length=decoder.max_length,
-            ):
-                pass
+        for _ in range(RECORDING_ROUNDS):
+            for power in reversed(range(MOST_ENCODED.bit_length())):
+                states = engine.encode(torch.zeros(1 << power, *shape, device=weights.device))
+            for width in reversed(self._widths):
+                coming = iter([[decoder.job(states[0], prompt, "warm-up")]])
+                for _ in engine.decode_stream(
+                    lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
+                    width,
+                    max_length=decoder.max_length,
+                ):
+                    pass
 
     def _unload(self) -> None:
         if self.transcriber is None or self._is_kept or any(self._begun.values()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -61,6 +63,38 @@ class LiveFormat:
         return CODES[self.kind][np.frombuffer(data, np.uint8)]
 
 
+class Voices:
+    """Silero's detector for sounds that arrive side by side: what comes while it runs goes next."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Voice, Samples, asyncio.Future[list[float]]]] = []
+        self._work: asyncio.Task[None] | None = None
+
+    async def probabilities(self, voice: Voice, block: Samples) -> list[float]:
+        """Probabilities of speech in the next frames of a sound."""
+        future: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((voice, block, future))
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            pieces = [(voice, block) for voice, block, _ in taken]
+            waiting = [future for _, _, future in taken]
+            try:
+                found = await asyncio.to_thread(Voice.together, pieces)
+            except Exception as error:  # raised by those who wait
+                for future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for future, each in zip(waiting, found, strict=True):
+                if not future.done():  # else its session has ended
+                    future.set_result(each.tolist())
+
+
 @dataclass(slots=True)
 class SpeechDetector:
     """Where speech starts and stops in sound that arrives piece by piece.
@@ -71,6 +105,7 @@ class SpeechDetector:
 
     Attributes:
         in_speech: whether the last frame was taken for speech.
+        voice: of the sound, in the detector.
 
     Raises:
         MissingPackage: Silero's package is not installed.
@@ -79,32 +114,31 @@ class SpeechDetector:
     rate: int
     options: VadOptions
     in_speech: bool = False
-    _voice: Voice = field(init=False)
+    voice: Voice = field(init=False)
     _rest: Samples = field(default_factory=lambda: np.zeros(0, np.float32))
     _taken: int = 0
     _frames: int = 0
     _silent: int = 0
 
     def __post_init__(self) -> None:
-        self._voice = Voice(detector())
+        self.voice = Voice(detector())
 
-    def feed(self, samples: Samples) -> list[tuple[bool, float]]:
-        """Take the next samples `[T]`.
+    def take(self, samples: Samples) -> Samples:
+        """Take the next samples `[T]`; return those of whole frames, at the detector's rate."""
+        self._rest = np.concatenate([self._rest, self._resampled(samples)])
+        whole = self._rest.size // FRAME * FRAME
+        block, self._rest = self._rest[:whole], self._rest[whole:]
+        return block
+
+    def changes(self, probabilities: Sequence[float]) -> list[tuple[bool, float]]:
+        """Go on with the probabilities of the next frames.
 
         Returns:
             Changes in order: whether speech started, and the second, counted from the first sample,
             at which it started or stopped.
         """
-        self._rest = np.concatenate([self._rest, self._resampled(samples)])
-        whole = self._rest.size // FRAME * FRAME
-        if whole == 0:
-            return []
-        block, self._rest = self._rest[:whole], self._rest[whole:]
-        changes = []
-        for probability in self._voice.probabilities(block).tolist():
-            if (change := self._advance(probability)) is not None:
-                changes.append(change)
-        return changes
+        found = (self._advance(probability) for probability in probabilities)
+        return [change for change in found if change is not None]
 
     def _advance(self, probability: float) -> tuple[bool, float] | None:
         """One frame further."""

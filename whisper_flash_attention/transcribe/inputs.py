@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
@@ -16,6 +16,7 @@ from typing import Literal, cast
 
 from whisper_flash_attention.audio.container import CHUNK, Source, spool
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.transcribe.writers.files import folded
 
 STANDARD_INPUT = "-"
 
@@ -37,7 +38,8 @@ class Input:
     Args:
         name: what messages and results call it: its path, or "stdin".
         place: its path below the folder (or below the fixed part of the pattern) that was named;
-            of a file that was named itself, its name alone.
+            of a file that was named itself, its name alone. It begins with further folders where
+            another recording would have the same.
         named: whether it was named itself.
         suffixed: whether its results keep the suffix of its name, because another recording has the
             same name but for that.
@@ -93,10 +95,51 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
         for entry in _inputs(argument):
             key = argument if argument == STANDARD_INPUT else os.path.abspath(entry.name)
             found.setdefault(key, entry)
-    counts = Counter(entry.place.with_suffix("") for entry in found.values())
-    return [
-        replace(entry, suffixed=counts[entry.place.with_suffix("")] > 1) for entry in found.values()
-    ]
+    return _apart(found)
+
+
+def _apart(found: dict[str, Input]) -> list[Input]:
+    """The recordings with places and names that no other has.
+
+    Args:
+        found: recordings by their absolute paths.
+    """
+    entries, before = _in_folders(found), found
+    while entries != before:  # a longer place may be that of another argument's recording
+        entries, before = _in_folders(entries), entries
+    suffixed: set[str] = set()
+    while True:
+        by_name = defaultdict(list)
+        for key, entry in entries.items():
+            name = entry.place if key in suffixed else entry.place.with_suffix("")
+            by_name[folded(str(name))].append(key)
+        # Equal but for their case is no reason: a suffix would be the same for both.
+        shared = {
+            key
+            for keys in by_name.values()
+            if len({folded(str(entries[key].place)) for key in keys}) > 1
+            for key in keys
+        }
+        if shared <= suffixed:
+            return [replace(entry, suffixed=key in suffixed) for key, entry in entries.items()]
+        suffixed |= shared
+
+
+def _in_folders(entries: dict[str, Input]) -> dict[str, Input]:
+    """The same; those of equal places get the folders that distinguish them."""
+    by_place = defaultdict(list)
+    for key, entry in entries.items():
+        by_place[entry.place].append(key)
+    places: dict[str, Path] = {}
+    for keys in by_place.values():
+        if len(keys) > 1 and STANDARD_INPUT not in keys:
+            parts = {key: Path(key).parts for key in keys}
+            # Without the first part, which is the root or a drive, even where drives differ.
+            shared = max(1, len(os.path.commonprefix([*parts.values()])))  # noqa: RUF071, of parts
+            places |= {key: Path(*each[shared:]) for key, each in parts.items()}
+    return {
+        key: replace(entry, place=places.get(key, entry.place)) for key, entry in entries.items()
+    }
 
 
 def _is_missing(argument: str) -> bool:

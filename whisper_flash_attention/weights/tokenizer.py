@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import chain, repeat
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ class Tokenizer:
         *,
         add_prefix_space: bool = False,
     ) -> None:
-        self._bpe = (vocabulary, merges)
+        # Kept small, since few texts are encoded: no token has a blank or the end of a line in it.
+        self._size = len(vocabulary)
+        self._merges = "\n".join(
+            each if isinstance(each, str) else " ".join(each) for each in merges
+        )
         self._added = added
         self._add_prefix_space = add_prefix_space
         added_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
@@ -102,9 +107,9 @@ class Tokenizer:
     def _encoder(self) -> Any:
         import tokenizers
 
-        vocabulary, merges = self._bpe
-        split = (pair.split(" ") if isinstance(pair, str) else pair for pair in merges)
-        pairs = [(left, right) for left, right in split]
+        vocabulary = {name: index for index, name in enumerate(self._names[: self._size])}
+        lines = self._merges.split("\n") if self._merges else []
+        pairs = [(left, right) for left, right in (line.split(" ") for line in lines)]
         made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=pairs))
         byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=self._add_prefix_space)
         made.pre_tokenizer = byte_level
@@ -183,13 +188,16 @@ def read_tokenizer(folder: Path, *, is_converted: bool) -> Tokenizer | None:
         WeightsError: a file is missing, damaged, or not what its name says.
     """
     path = tokenizer_path(folder) if is_converted else folder / "tokenizer.json"
-    check_tokenizer_files(folder)
-    if not path.exists():
+    contents = check_tokenizer_files(folder)
+    content = contents.get("tokenizer.json")
+    if content is None:
         return None
-    content = read_json(path, LARGEST_TOKENIZER)
     vocabulary = content["model"]["vocab"]
     added = {token["id"]: token for token in content["added_tokens"]}
-    settings = _settings(folder)
+    settings = {
+        **contents.get("special_tokens_map.json", {}),
+        **contents.get("tokenizer_config.json", {}),
+    }
     for index, token in settings.get("added_tokens_decoder", {}).items():
         if added.get(int(index), token)["content"] != token["content"]:
             return None
@@ -204,7 +212,7 @@ def read_tokenizer(folder: Path, *, is_converted: bool) -> Tokenizer | None:
         sorted(ids.values()) == list(range(len(ids)))
         and max(vocabulary.values(), default=-1) < len(vocabulary)
         and ids.keys() >= set(_named(settings)) - {""}
-        and _added_by_name(folder).items() <= ids.items()
+        and contents.get("added_tokens.json", {}).items() <= ids.items()
         and _text(settings.get("eos_token", END_OF_TEXT)) == END_OF_TEXT
     )
     if not is_plain:
@@ -213,19 +221,6 @@ def read_tokenizer(folder: Path, *, is_converted: bool) -> Tokenizer | None:
     ordered = [added[index] for index in sorted(added)]
     prefix = bool(settings.get("add_prefix_space", False))
     return Tokenizer(vocabulary, content["model"]["merges"], ordered, add_prefix_space=prefix)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            settings |= read_json(folder / name, LARGEST_TOKENIZER)
-    return settings
-
-
-def _added_by_name(folder: Path) -> dict[str, int]:
-    path = folder / "added_tokens.json"
-    return read_json(path, LARGEST_TOKENIZER) if path.exists() else {}
 
 
 def _named(settings: Mapping[str, Any]) -> Iterable[str]:
@@ -304,8 +299,11 @@ def check_ids(source: object, tokenizer: Any, tokens: SpecialTokens) -> None:
 # what they expect. What is only stored (descriptions, versions) may be anything.
 
 
-def check_tokenizer_files(folder: Path) -> None:
+def check_tokenizer_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Check all files of a folder that Transformers reads for a Whisper tokenizer.
+
+    Returns:
+        What its JSON files hold, by their names.
 
     Raises:
         WeightsError: a file is not regular, not readable, or not what its name says.
@@ -318,15 +316,18 @@ def check_tokenizer_files(folder: Path) -> None:
         "vocab.json": check_vocabulary,
         "normalizer.json": _check_spellings,
     }
+    contents = {}
     for name, check in checks.items():
         path = folder / name
         if os.path.lexists(path):
-            check(str(path), read_json(path, LARGEST_TOKENIZER))
+            contents[name] = read_json(path, LARGEST_TOKENIZER)
+            check(str(path), contents[name])
     path = folder / "merges.txt"
     if os.path.lexists(path):
         with open_regular(path) as file:
             data = file.read(LARGEST_TOKENIZER + 1)
         check_merges(str(path), data)
+    return contents
 
 
 def check_tokenizer(path: str, content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -499,20 +500,19 @@ def _are_merges(merges: list[Any], vocabulary: dict[str, Any]) -> bool:
     """
     kinds = set(map(type, merges))
     if kinds == {list}:
-        if set(map(len, merges)) != {2} or set(map(type, chain.from_iterable(merges))) != {str}:
+        if set(map(len, merges)) != {2}:
             return False
-        merges = list(map(" ".join, merges))
-    elif kinds != {str}:
+        parts = list(chain.from_iterable(merges))
+        if set(map(type, parts)) != {str}:
+            return False
+    elif kinds == {str}:
+        if set(map(str.count, merges, repeat(" "))) != {1}:
+            return False
+        parts = " ".join(merges).split(" ")
+    else:
         return not merges
-    text = "\n".join(merges)
-    merged = text.replace(" ", "").split("\n")
-    known = vocabulary.keys()
-    return (
-        len(merged) == len(merges)
-        and set(map(str.count, merges, repeat(" "))) == {1}
-        and known >= set(merged)
-        and known >= set(text.replace("\n", " ").split(" "))
-    )
+    merged = map(add, parts[::2], parts[1::2])
+    return all(map(vocabulary.__contains__, chain(parts, merged)))
 
 
 def _check_each_merge(path: str, merges: list[Any], vocabulary: dict[str, Any]) -> None:
