@@ -29,7 +29,6 @@ from _harness import app_of
 from charts import SYSTEM_NAMES, WHOLE, write_charts
 
 from whisper_flash_attention.benchmark.peers import speed_of_ours
-from whisper_flash_attention.benchmark.settings import MODEL_SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -113,7 +112,7 @@ ENTRIES = {
     "batch-local": "`batch`",
     "batch-ray": "`batch` on Ray",
 }
-PEERS_CPU, PEERS_GPU = "peers-cpu.json", "peers-h100.json"
+PEERS = "peers-cpu.json"
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
@@ -300,45 +299,39 @@ def files_sentence() -> str:
     )
 
 
-def peers(name: str) -> str:
+def peers() -> str:
     """Systems from files to text: their speed, memory and errors, and how much faster ours is."""
-    rows = read_json(name)["rows"]
-    on_gpu = name == PEERS_GPU
+    rows = read_json(PEERS)["rows"]
     lines = []
     for row in sorted(rows, key=_by_case):
         if row["status"] != "ok":
             continue
         ratio = speed_of_ours([each for each in rows if _by_case(each) == _by_case(row)], row)
-        first, memory = (
-            row["first_text_seconds"],
-            row["peak_vram_gb" if on_gpu else "peak_memory_gb"],
+        first, memory = row["first_text_seconds"], row["peak_memory_gb"]
+        lines.append(
+            [
+                row["checkpoint"].removeprefix("package:"),
+                row["dtype"],
+                f"{SYSTEM_NAMES[row['system']]} {row['version']}",
+                f"{row['realtime_factor']:.1f}",
+                "" if row["system"].startswith("ours") or ratio is None else f"{ratio:.2f}",
+                "" if first is None else f"{first:.2f}",
+                "" if memory is None else f"{memory:.2f}",
+                f"{row['wer']:.1%}",
+                str(row["invented_words"]),
+            ]
         )
-        cells = [
-            row["checkpoint"].removeprefix("package:"),
-            f"batch {row['batch_size']}" if on_gpu else row["dtype"],
-            f"{SYSTEM_NAMES[row['system']]} {row['version']}",
-            f"{row['realtime_factor']:.{0 if on_gpu else 1}f}",
-            "" if row["system"].startswith("ours") or ratio is None else f"{ratio:.2f}",
-            "" if first is None else f"{first:.2f}",
-            "" if memory is None else f"{memory:.2f}",
-        ]
-        lines.append(cells if on_gpu else [*cells, f"{row['wer']:.1%}", str(row["invented_words"])])
     heading = ["checkpoint", "", "system", "x real time", "ours is x as fast", "first text, s"]
-    heading.append("GPU memory, GB" if on_gpu else "memory, GB")
-    if not on_gpu:
-        heading += ["word errors", "words in silence"]
-    text = markdown(heading, lines)
+    text = markdown([*heading, "memory, GB", "word errors", "words in silence"], lines)
     reasons = {row["system"]: row["reason"] for row in rows if row["status"] != "ok"}
     measured = {row["system"] for row in rows if row["status"] == "ok"}
     without = [f"{each} ({why})" for each, why in reasons.items() if each not in measured]
     return f"{text}\n\nWithout figures: {', '.join(without)}." if without else text
 
 
-def _by_case(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _by_case(row: Mapping[str, Any]) -> tuple[str, str]:
     """What rows that are compared have in common."""
-    size = MODEL_SIZES.get(row["checkpoint"])
-    batch = row["batch_size"] if row["device"] == "cuda" else 0
-    return (size.d_model if size else 0, row["checkpoint"], row["dtype"], batch)
+    return row["checkpoint"], row["dtype"]
 
 
 def cpu() -> str:
@@ -381,45 +374,13 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
-def invented() -> str:
-    """Words of every system where nobody speaks."""
-    lines = [
-        [
-            row["checkpoint"].removeprefix("package:"),
-            SYSTEM_NAMES[row["system"]],
-            row["version"],
-            str(row["invented_words"]),
-            f"{row['sounds_with_words']} of {row['sounds']}",
-        ]
-        for row in read_json("invented-cpu.json")["rows"]
-    ]
-    return markdown(["checkpoint", "system", "version", "words", "sounds with words"], lines)
-
-
-def word_times() -> str:
-    """Errors of words' starts and ends against reference alignments."""
-    lines = [
-        [
-            row["checkpoint"].removeprefix("package:"),
-            SYSTEM_NAMES[row["system"]],
-            f"{row['found']:.0%} of {row['words']}",
-            *(f"{row[name]:.1f}" for name in ("mean_error_ms", "median_error_ms")),
-            f"{row['within']['0.1']:.0%}",
-        ]
-        for row in read_json("word-errors-cpu.json")["rows"]
-    ]
-    heading = ["checkpoint", "system", "words found", "mean error, ms", "median, ms"]
-    return markdown([*heading, "within 100 ms"], lines)
-
-
 # Results that README.md and docs/benchmarks.md show.
 SOURCES = (
     "h100/results.json",
     "encoder-h100.json",
     THROUGHPUT,
     FILES,
-    PEERS_CPU,
-    PEERS_GPU,
+    PEERS,
     "start-up-medium-h100.json",
     "capacity-h100.json",
     "cpu.json",
@@ -428,8 +389,6 @@ SOURCES = (
     "texts-base-cpu.json",
     "word-times-tiny.en-cpu.json",
     "word-times-base-cpu.json",
-    "invented-cpu.json",
-    "word-errors-cpu.json",
 )
 
 
@@ -464,12 +423,9 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "files-sentence": (README, files_sentence),
     "files": (PAGE, files),
     "decoding": (PAGE, decoding),
-    "peers-cpu": (PAGE, lambda: peers(PEERS_CPU)),
-    "peers-h100": (PAGE, lambda: peers(PEERS_GPU)),
+    "peers-cpu": (PAGE, peers),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),
-    "invented": (PAGE, invented),
-    "word-times": (PAGE, word_times),
     "sources": (PAGE, sources),
 }
 
