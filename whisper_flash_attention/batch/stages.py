@@ -25,7 +25,6 @@ from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSourc
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO, DecodeRequest
 from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.samples import Samples
-from whisper_flash_attention.audio.vad import WINDOW_SECONDS
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Opener, RunOptions, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
@@ -119,6 +118,8 @@ class Work:
 
 
 logger = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 30.0  # of Whisper's windows
 
 # These say something about the installation or the run, and not about the recording at hand.
 OF_ALL = (
