@@ -318,15 +318,20 @@ class TranscribeStage:
         try:
             with closing(transcriptions(self._speech, taken(), run_options, seed)) as found:
                 for index, text in found:
-                    yield row(in_progress.pop(index), text)
+                    done = row(in_progress[index], text)
+                    del in_progress[index]
+                    yield done
                     yield from upcoming.failures()
             return
         except Exception as error:  # whatever a recording provokes must not cost the others
             self._raise_if_of_all(error, run_options)
             if upcoming.has_ended_early:
                 raise
-            # Options are refused before the first is taken.
-            left = list(in_progress.values()) or [upcoming.take()]
+            left = list(in_progress.values())
+            if not left:
+                if seconds:
+                    raise  # all that were taken are done
+                left = [upcoming.take()]  # options are refused before the first is taken
             if len(left) == 1:
                 yield _failed(left[0], error)
                 return
@@ -347,14 +352,14 @@ class TranscribeStage:
             raise error  # no recording has options of its own
 
 
-Sorted = TypeVar("Sorted")
+Each = TypeVar("Each")
 
 
 def alike_together(
-    items: Iterable[Sorted], item_of: Callable[[Sorted], Item], run_options: RunOptions
-) -> list[Sorted]:
+    items: Iterable[Each], item_of: Callable[[Each], Item], run_options: RunOptions
+) -> list[Each]:
     """Recordings in their order, but those with the same options after the first of them."""
-    alike: dict[RunOptions | None, list[Sorted]] = {}
+    alike: dict[RunOptions | None, list[Each]] = {}
     for each in items:
         try:
             options = run_options.of(item_of(each))
