@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import wave
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from whisper_flash_attention.audio.container import Shared
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.serve.scheduler import LONG_BYTES, Job, Scheduler
 from whisper_flash_attention.transcribe import Transcriber
@@ -87,6 +90,18 @@ def write_noise(path: Path, seconds: int) -> Path:
         for _ in range(seconds // 10):
             file.writeframes(noise)
     return path
+
+
+def test_uploads_are_decoded_by_processes_where_threads_would_cost_a_gpu_its_time(
+    transcriber: Transcriber, clip: bytes
+) -> None:
+    with started(transcriber, 2) as scheduler:
+        scheduler._start_decoders()
+        good = Waiting(scheduler, Shared(io.BytesIO(clip), "clip"), SHORT)
+        bad = Waiting(scheduler, Shared(io.BytesIO(b"RIFF"), "bad"), SHORT)
+        assert good.wait().text == transcriber.transcribe(clip, **SHORT).text
+        with pytest.raises(AudioError, match="bad: "):
+            bad.wait()
 
 
 @pytest.mark.parametrize(

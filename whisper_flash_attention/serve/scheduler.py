@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Condition, Event, Thread
@@ -29,8 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.audio_source import Audio, AudioInput, AudioSource
+from whisper_flash_attention.audio.audio_source import (
+    Audio,
+    AudioInput,
+    AudioSource,
+    ChannelSources,
+)
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.engine.cuda_graphs import preparation_stream
 from whisper_flash_attention.engine.engine import Engine
@@ -249,6 +256,7 @@ class Scheduler:
         self._ready: deque[Entry] = deque()
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
+        self._opener: AudioOpener | None = None
         # Work beside a stream may go on at this time, of `time.monotonic`.
         self._aside_from = 0.0
         self._pools = {
@@ -295,6 +303,8 @@ class Scheduler:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        if self._opener is not None:
+            self._opener.close()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
         jobs = [job for each in (*self._coming.values(), *self._begun.values()) for job in each]
@@ -403,8 +413,16 @@ class Scheduler:
         if engine is not None:
             self._device = engine.weights.device
         if engine is not None and engine.has_kernels:
+            self._start_decoders()
             self._widths = (*(each for each in WIDTHS if each < self._slots), self._slots)
             self._record(engine, transcriber)
+
+    def _start_decoders(self) -> None:
+        """Have processes decode: threads would keep the lock from the one that feeds the GPU."""
+        self._opener = AudioOpener(DecoderPool(short_threads() + LONG_THREADS), least_bytes=0)
+        clip = AudioInput(bundled_recordings()[0].path)
+        for _ in range(short_threads()):
+            self._pools[False].submit(self._opened, clip, Event())
 
     def _record(self, engine: Engine, transcriber: Transcriber) -> None:
         """Have graphs of all sizes recorded, the largest first: the others fit into its buffers."""
@@ -431,6 +449,9 @@ class Scheduler:
         LOG.info("model %s is unloaded", self.name)
         self.transcriber = None
         self._readers.clear()
+        if self._opener is not None:
+            self._opener.close()
+            self._opener = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -503,19 +524,27 @@ class Scheduler:
 
     def _open(self, job: Job) -> None:
         options = job.options
-        audio = AudioInput(job.audio, options.channel, options.audio_track).open(job.cancelled)
+        audio = self._opened(
+            AudioInput(job.audio, options.channel, options.audio_track), job.cancelled
+        )
         job.recordings = recordings_of(audio, options, 0)
         for recording in job.recordings:
             source = recording.source
             assert source is not None
             if source.seconds is None:
                 recording.source = BoundedSource(
-                    *(None, source.source, source.channel, source.track),
+                    *(None, source.source, source.channel, source.track, source.reader),
                     most_seconds=job.most_seconds,
                     stop=job.cancelled,
                 )
             else:
                 check_length(source.name, source.seconds, job.most_seconds)
+
+    def _opened(self, audio: AudioInput, stop: Event) -> AudioSource | ChannelSources:
+        if self._opener is None or not audio.is_file:
+            return audio.open(stop)
+        with closing(self._opener.open_each([audio], ahead=1)) as opened:
+            return next(opened).result()
 
     # Turns.
 
