@@ -74,9 +74,11 @@ SHORT_THREADS, LONG_THREADS = 8, 2
 # fewer.
 WIDTHS = (8, 32)
 FEW_IN_USE = 1 / 8
+# A full stream on a GPU waits until a quarter of its slots is free: one prompt would delay them all.
+SLOTS_PER_REFILL = 4
 # Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
 # has a graph of its own.
-MOST_ENCODED = 16
+MOST_ENCODED = 32
 # A pass is launched first, and recorded when it runs again; buffers may have grown meanwhile.
 RECORDING_ROUNDS = 3
 # Options whose readers are kept.
@@ -440,6 +442,7 @@ class Scheduler:
                     lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
                     width,
                     max_length=decoder.max_length,
+                    refill=self._refill(width),
                 ):
                     pass
 
@@ -633,7 +636,10 @@ class Scheduler:
                 width = self._width = self._width_for(len(self._ready))
                 most = max(1, width // SLOTS_PER_FALLBACK)
                 for finished in engine.decode_stream(
-                    lambda count: self._jobs(count, key), width, max_length=decoder.max_length
+                    lambda count: self._jobs(count, key),
+                    width,
+                    max_length=decoder.max_length,
+                    refill=self._refill(width),
                 ):
                     has_any = True
                     entry: Entry = finished.job.tag
@@ -668,6 +674,10 @@ class Scheduler:
     def _width_for(self, windows: int) -> int:
         """Slots of a stream for this number of windows."""
         return next((each for each in self._widths if each >= windows), self._widths[-1])
+
+    def _refill(self, width: int) -> int:
+        """Free slots from which on windows join a stream."""
+        return 1 if len(self._widths) == 1 else max(1, width // SLOTS_PER_REFILL)
 
     def _fits_better(self, windows: int) -> bool:
         """Whether a stream of another width should follow, for which this one must end."""
