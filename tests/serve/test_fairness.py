@@ -16,7 +16,8 @@ import pytest
 from whisper_flash_attention.audio.container import Shared
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import ModelOptions
-from whisper_flash_attention.serve.scheduler import LONG_BYTES, Job, Scheduler
+from whisper_flash_attention.serve.jobs import LONG_BYTES, Job
+from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
@@ -165,7 +166,7 @@ def test_beams_take_turns_with_the_slots(
 
 
 def test_jobs_under_way_end_with_the_scheduler(transcriber: Transcriber, clip: bytes) -> None:
-    from whisper_flash_attention.serve.scheduler import Cancelled
+    from whisper_flash_attention.serve.jobs import Cancelled
 
     with started(transcriber, 1) as scheduler:
         jobs = [Waiting(scheduler, clip, SHORT) for _ in range(12)]

@@ -416,15 +416,14 @@ def _size(each: AudioInput | DecodeRequest) -> int:
 
 def _request(each: AudioInput) -> DecodeRequest | None:
     """What a process gets of a file on disk, and of bytes; None of other files."""
-    audio, source = each.audio, None
-    if isinstance(audio, bytes | Shared):
-        if _size(each) <= MOST_SENT_BYTES:
-            is_open = isinstance(audio, Shared)
-            source = audio if is_open else Shared(io.BytesIO(audio), name_of(audio))
+    audio = each.audio
+    source: str | Shared
+    if isinstance(audio, bytes | Shared) and _size(each) <= MOST_SENT_BYTES:
+        source = Shared(io.BytesIO(audio), name_of(audio)) if isinstance(audio, bytes) else audio
     elif (status := _status(each)) is not None and stat.S_ISREG(status.st_mode):
         assert isinstance(audio, str | os.PathLike)
         source = os.fsdecode(audio)
-    if source is None:
+    else:
         return None
     return DecodeRequest(
         source,

@@ -18,10 +18,10 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from threading import Condition, Event, Thread
 from typing import Any
@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from whisper_flash_attention.audio.audio_source import (
-    Audio,
     AudioInput,
     AudioSource,
     ChannelSources,
@@ -38,15 +37,20 @@ from whisper_flash_attention.audio.audio_source import (
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.opener import AudioOpener
-from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.engine.cuda_graphs import preparation_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import DecodeJob
-from whisper_flash_attention.errors import AudioError, WhisperFlashError
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
+from whisper_flash_attention.serve.jobs import (
+    BoundedSource,
+    Cancelled,
+    Entry,
+    Job,
+    check_length,
+    take_window,
+)
 from whisper_flash_attention.transcribe.arguments import (
     CallOptions,
-    RecordingOptions,
     TranscribeArguments,
     automatic_batch_size,
 )
@@ -63,8 +67,6 @@ from whisper_flash_attention.transcribe.transcriber import Reader, Transcriber
 from whisper_flash_attention.transcribe.window_decoder import SLOTS_PER_FALLBACK, DecodingResult
 
 LOG = logging.getLogger(__name__)
-# Uploads of more bytes are prepared by threads of their own, and fewer of them at a time.
-LONG_BYTES = 2 * 2**20
 # Jobs that are prepared or have begun, per slot.
 SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
 # Threads that prepare short recordings, at most, and long ones.
@@ -74,7 +76,7 @@ SHORT_THREADS, LONG_THREADS = 8, 2
 # fewer.
 WIDTHS = (8, 32)
 FEW_IN_USE = 1 / 8
-# A full stream on a GPU waits until a quarter of its slots is free: one prompt would delay them all.
+# A full stream on a GPU waits until a quarter of its slots is free: each prompt delays them all.
 SLOTS_PER_REFILL = 4
 # Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
 # has a graph of its own.
@@ -97,120 +99,6 @@ def prepared_aside(device: torch.device) -> AbstractContextManager[Any]:
     if device.type != "cuda":
         return nullcontext()
     return torch.cuda.stream(preparation_stream(device))
-
-
-class Cancelled(WhisperFlashError):
-    """Nobody waits for the result of a job any more."""
-
-
-class TooLong(AudioError):
-    """A recording is longer than the server takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundedSource(AudioSource):
-    """A recording that is not held, up to a length; reading it ends once nobody waits for it."""
-
-    most_seconds: float = float("inf")
-    stop: Event = field(default_factory=Event)
-
-    def blocks(self, seconds: float = 30.0) -> Iterator[Samples]:
-        done = 0
-        # `super()` without arguments does not know the class that `slots=True` makes.
-        for block in AudioSource.blocks(self, seconds):
-            done += block.size
-            if self.stop.is_set():
-                raise Cancelled(f"{self.name}: is not needed any more")
-            check_length(self.name, done / SAMPLING_RATE, self.most_seconds)
-            yield block
-
-
-def check_length(name: str, seconds: float, most_seconds: float) -> None:
-    """Raise `TooLong` if a recording is longer than `most_seconds`."""
-    if seconds > most_seconds:
-        raise TooLong(f"{name}: is longer than {most_seconds:g} s, the most that this server takes")
-
-
-@dataclass(eq=False)
-class Job:
-    """One recording to transcribe.
-
-    Args:
-        audio: what is transcribed.
-        arguments: as `Transcriber.transcribe` takes them, but `batch_size`.
-        languages: codes of those among which the language is detected; empty for all.
-        size: bytes of the upload.
-        most_seconds: a longer recording is refused.
-        on_segments: called with the segments of every window, and their recording.
-        on_end: called once, with the transcription or the error.
-        on_close: called once, when `audio` is not read any more.
-
-    Attributes:
-        decode, options: of the arguments, checked against the model.
-        recordings: once it is prepared, its channels that are transcribed.
-        cancelled: set by whoever does not want the result any more.
-        began: when it was submitted, in seconds of `time.monotonic`.
-    """
-
-    audio: Audio
-    arguments: TranscribeArguments
-    on_end: Callable[[Transcription | BaseException], None]
-    on_segments: Callable[[Recording, Sequence[Segment]], None] = lambda *_: None
-    on_close: Callable[[], None] = lambda: None
-    languages: tuple[str, ...] = ()
-    size: int = 0
-    most_seconds: float = float("inf")
-    cancelled: Event = field(default_factory=Event)
-    began: float = field(default_factory=time.monotonic)
-    recordings: list[Recording] = field(default_factory=list)
-    decode: DecodeOptions = field(default_factory=DecodeOptions)
-    options: RecordingOptions = field(default_factory=RecordingOptions)
-    has_ended: bool = False
-
-    @property
-    def is_long(self) -> bool:
-        return self.size > LONG_BYTES
-
-    def end(self, result: Transcription | BaseException) -> None:
-        """Release the recording, and report the result."""
-        self.audio = b""
-        self.on_close()
-        self.on_end(result)
-
-
-@dataclass(eq=False)
-class Entry:
-    """A recording of a job that waits for its turn, or is in a slot.
-
-    Args:
-        steps: yields the segments of one chunk after the other, where it is decoded by itself.
-        is_alone: whether it is decoded alone because a failure among others is to be located.
-        window: features of its next window, where a `SequentialReader` decodes it.
-        states, prompt, results: of that window, once it was encoded.
-    """
-
-    job: Job
-    recording: Recording
-    reader: Reader
-    steps: Iterator[tuple[Recording, tuple[Segment, ...]]] | None = None
-    is_alone: bool = False
-    window: Tensor | None = None
-    states: Tensor | None = None
-    prompt: Sequence[int] = ()
-    results: list[DecodingResult] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"the window at {self.recording.seek / 100:.1f} s"
-
-
-def take_window(entry: Entry) -> None:
-    """Take the next window of a recording; silence before it has no window."""
-    recording, reader = entry.recording, entry.reader
-    entry.window = None
-    while isinstance(reader, SequentialReader) and entry.window is None and not recording.is_done:
-        [entry.window] = reader.take_windows([recording])
-        if entry.window is None:
-            recording.add_window((), recording.seek)
 
 
 class Scheduler:
