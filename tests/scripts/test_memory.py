@@ -113,7 +113,7 @@ def test_an_account_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
     monkeypatch.setattr(memory.Events, "install", lambda _: None)
     patched: list[str] = []
-    variant = memory.DENSE
+    variant = memory.CUBLAS
     monkeypatch.setattr(memory.Account, "patch", lambda _: patched.append(variant))
     task = memory.Task("tiny", 1, "flash", variant, new_tokens=2, calls=1, before=(2, 3))
     found = memory.account(task)
