@@ -105,28 +105,62 @@ def memory() -> str:
     return draw(f"GPU memory, GB, for {LARGE}", groups)
 
 
-ERROR_SYSTEMS = {
-    "stock": "stock Transformers",
+# Systems as charts and tables name them.
+SYSTEM_NAMES = {
+    "ours": "this package",
+    "ours-sequential": "this package, sequential",
+    "ours-batched": "this package, batched",
+    "stock-long-form": "Transformers, long form",
+    "stock-chunked": "Transformers, chunked",
     "openai-whisper": "openai-whisper",
-    "sequential": "this package, sequential",
-    "batched": "this package, batched",
+    "faster-whisper": "faster-whisper",
+    "faster-whisper-sequential": "faster-whisper, sequential",
+    "faster-whisper-batched": "faster-whisper, batched",
+    "whisper.cpp": "whisper.cpp",
+    "whisperx": "whisperX",
+    "vllm": "vLLM",
 }
+ON_CPU = "20 minutes of speech, files to text, two cores, float32"
+
+
+def _peers(field: str, form: str) -> list[tuple[str, list[Bar]]]:
+    """A field of all systems on a CPU."""
+    rows = [
+        row
+        for row in _read("peers-cpu.json")["rows"]
+        if row["status"] == "ok" and row["dtype"] == "float32"
+    ]
+    groups: dict[str, list[Bar]] = {}
+    for row in sorted(rows, key=lambda row: -row["realtime_factor"]):
+        is_ours = row["system"].startswith("ours")
+        note = f"{SYSTEM_NAMES[row['system']]} {row[field]:{form}}"
+        bars = groups.setdefault(row["checkpoint"].removeprefix("package:"), [])
+        bars.append(Bar(row[field], note, is_ours))
+    return sorted(groups.items(), reverse=True)
+
+
+def peers() -> str:
+    """Speed of all systems on a CPU."""
+    return draw(f"Times real time: {ON_CPU}", _peers("realtime_factor", ".1f"))
+
+
+def peers_memory() -> str:
+    """Memory of all systems on a CPU."""
+    return draw(f"Peak memory, GB: {ON_CPU}", _peers("peak_memory_gb", ".2f"))
 
 
 def errors() -> str:
-    """Word error rates of real speech in several languages, all decoded greedily, once."""
-    groups = []
-    for name in ("tiny.en", "base"):
-        rates = _read(f"texts-{name}-cpu.json")["word_error_rates"]
-        bars = [
-            Bar(rates[system]["all"], f"{label} {rates[system]['all']:.1%}", "this" in label)
-            for system, label in ERROR_SYSTEMS.items()
-        ]
-        groups.append((name, bars))
-    return draw("Word error rate over recordings with transcripts (greedy, no fallback)", groups)
+    """Word errors of all systems on a CPU."""
+    return draw(f"Word error rate: {ON_CPU}", _peers("wer", ".1%"))
 
 
-CHARTS: dict[str, Callable[[], str]] = {"speed": speed, "memory": memory, "errors": errors}
+CHARTS: dict[str, Callable[[], str]] = {
+    "speed": speed,
+    "memory": memory,
+    "peers": peers,
+    "peers-memory": peers_memory,
+    "errors": errors,
+}
 
 
 def path_of(name: str) -> Path:

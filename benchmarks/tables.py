@@ -18,7 +18,7 @@ import heapq
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,9 @@ from typing import Annotated, Any
 
 import typer
 from _harness import app_of
-from charts import WHOLE, write_charts
+from charts import SYSTEM_NAMES, WHOLE, write_charts
+
+from whisper_flash_attention.benchmark.peers import speed_of_ours
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -110,6 +112,7 @@ ENTRIES = {
     "batch-local": "`batch`",
     "batch-ray": "`batch` on Ray",
 }
+PEERS = "peers-cpu.json"
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
@@ -296,6 +299,41 @@ def files_sentence() -> str:
     )
 
 
+def peers() -> str:
+    """Systems from files to text: their speed, memory and errors, and how much faster ours is."""
+    rows = read_json(PEERS)["rows"]
+    lines = []
+    for row in sorted(rows, key=_by_case):
+        if row["status"] != "ok":
+            continue
+        ratio = speed_of_ours([each for each in rows if _by_case(each) == _by_case(row)], row)
+        first, memory = row["first_text_seconds"], row["peak_memory_gb"]
+        lines.append(
+            [
+                row["checkpoint"].removeprefix("package:"),
+                row["dtype"],
+                f"{SYSTEM_NAMES[row['system']]} {row['version']}",
+                f"{row['realtime_factor']:.1f}",
+                "" if row["system"].startswith("ours") or ratio is None else f"{ratio:.2f}",
+                "" if first is None else f"{first:.2f}",
+                "" if memory is None else f"{memory:.2f}",
+                f"{row['wer']:.1%}",
+                str(row["invented_words"]),
+            ]
+        )
+    heading = ["checkpoint", "", "system", "x real time", "ours is x as fast", "first text, s"]
+    text = markdown([*heading, "memory, GB", "word errors", "words in silence"], lines)
+    reasons = {row["system"]: row["reason"] for row in rows if row["status"] != "ok"}
+    measured = {row["system"] for row in rows if row["status"] == "ok"}
+    without = [f"{each} ({why})" for each, why in reasons.items() if each not in measured]
+    return f"{text}\n\nWithout figures: {', '.join(without)}." if without else text
+
+
+def _by_case(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What rows that are compared have in common."""
+    return row["checkpoint"], row["dtype"]
+
+
 def cpu() -> str:
     """Whole calls on two cores of a CPU."""
     lines = []
@@ -342,6 +380,7 @@ SOURCES = (
     "encoder-h100.json",
     THROUGHPUT,
     FILES,
+    PEERS,
     "start-up-medium-h100.json",
     "capacity-h100.json",
     "cpu.json",
@@ -384,6 +423,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "files-sentence": (README, files_sentence),
     "files": (PAGE, files),
     "decoding": (PAGE, decoding),
+    "peers-cpu": (PAGE, peers),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),
     "sources": (PAGE, sources),

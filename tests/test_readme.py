@@ -43,7 +43,6 @@ def test_all_rows_of_the_predecessor_were_measured() -> None:
 
 def test_numbers_in_the_readme_are_those_of_the_results() -> None:
     text = README.read_text("utf-8")
-    assert "| large-v3-turbo | 4,859 |" in SCRIPT.throughput() and "4,859" in text
     files = [
         json.loads((RESULTS / name).read_text("utf-8"))
         for (checkpoint, _), names in SCRIPT.PARITY.items()

@@ -80,7 +80,7 @@ AnyConsole: TypeAlias = "Console | PlainConsole"
 
 def error_console() -> AnyConsole:
     """Standard error. Rich, whose import takes a while, is for terminals alone."""
-    # By these Rich is told that there is a terminal.
+    # Variables that make Rich assume a terminal.
     if not (sys.stderr.isatty() or os.environ.keys() & {"FORCE_COLOR", "TTY_COMPATIBLE"}):
         return PlainConsole()
     from rich.console import Console
@@ -206,7 +206,7 @@ class FileProgress:
         console: where it is shown. If that is not a terminal, several files give a line each and
             one file gives none.
         files: the files to come, in order.
-        shown: whether there is a bar, or lines, at all; what is told is printed in any case.
+        shown: whether there is a bar, or lines, at all; messages are printed in any case.
         clock: the time in seconds.
     """
 

@@ -266,3 +266,16 @@ def test_an_option_of_one_row_is_an_error_of_that_row(monkeypatch: pytest.Monkey
 def test_a_model_that_cannot_do_what_is_asked_is_not_begun_with() -> None:
     with pytest.raises(OptionError, match="English-only"):
         TranscribeStage(FakeModel(languages=("en",)), RunOptions(TranscribeOptions("de")))
+
+
+def test_an_error_after_all_are_done_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailsLast(FakeSpeech):
+        def transcribe_each(self, recordings: Any, **options: Any) -> Any:
+            for index, samples in enumerate(recordings):
+                yield index, Transcription(str(samples.size), "en", (), 1.0)
+            raise RuntimeError("at the end")
+
+    rows = stage_with(FailsLast, monkeypatch).stream(decoded_group(1, 2))
+    assert [next(rows)["id"], next(rows)["id"]] == ["1", "2"]
+    with pytest.raises(RuntimeError, match="at the end"):
+        next(rows)

@@ -64,13 +64,27 @@ def test_a_transcription_ends_with_what_was_registered_and_its_exit_code() -> No
     assert done.stdout.splitlines() == ["still here", "registered"]
 
 
-def test_an_error_has_its_exit_code_and_needs_no_rich() -> None:
+def test_an_error_has_its_exit_code_and_needs_neither_rich_nor_pydantic() -> None:
     script = (
         "import atexit, sys; from whisper_flash_attention.cli import main\n"
-        "atexit.register(lambda: print('rich' in sys.modules))\n"
+        "atexit.register(lambda: print({'rich', 'pydantic'} & set(sys.modules)))\n"
         "main()"
     )
-    command = [sys.executable, "-c", script, "transcribe", "no-such-file.mp3"]
+    command = [sys.executable, "-c", script, "transcribe", "no-such-file.mp3", "-f", "srt"]
+    command += ["--output-dir", "subtitles", "--model", "package:tiny.en", "--word-timestamps"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert (done.returncode, done.stdout) == (2, "set()\n")
     assert done.stderr == "error: no-such-file.mp3: there is no such file\n"
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["transcribe", "talk.mp3"]])
+def test_nothing_is_reported_as_leaked_at_the_end(arguments: list[str]) -> None:
+    pytest.importorskip("triton")
+    script = (
+        "import sys; from whisper_flash_attention.cli.process import hurry, settle\n"
+        "hurry(sys.argv[1:])\nimport torch, triton\nsettle()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -55,3 +55,14 @@ def test_a_file_that_cannot_be_decoded_is_named(transcriber, paths, tmp_path) ->
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(AudioError, match=r"text\.wav: is not a recording"):
         transcriber.transcribe([*paths, tmp_path / "text.wav"], options=ONCE)
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_the_others_go_on_after_a_file_that_cannot_be_opened(transcriber, paths, tmp_path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    several = [tmp_path / "text.wav", paths[0], tmp_path / "nowhere.wav"]
+    failed: dict[int, AudioError] = {}
+    found = dict(transcriber.transcribe_each(several, options=ONCE, on_error=failed.__setitem__))
+    assert list(found) == [1] and "Dashwood" in found[1].text
+    assert "is not a recording" in str(failed.pop(0))
+    assert "nowhere.wav" in str(failed.pop(2)) and not failed

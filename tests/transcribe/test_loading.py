@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -144,6 +145,17 @@ def test_autocast_is_for_transformers(folder: Path) -> None:
     assert repr(transcriber).startswith("Transcriber('")
     assert "decode engine (PyTorch)" in repr(transcriber)
     assert transcriber.engine == "decode engine (PyTorch)"
+
+
+def test_a_folder_with_files_of_old_and_new_processors_is_for_the_engine(folder: Path) -> None:
+    old, new = folder / "preprocessor_config.json", folder / "processor_config.json"
+    description = json.loads(old.read_text())
+    for beside in ({"processor_class": "WhisperProcessor"}, {"feature_extractor": description}):
+        new.write_text(json.dumps(beside))
+        assert isinstance(load(str(folder), device="cpu")[0], EngineModel)
+    new.write_text(json.dumps({"feature_extractor": {**description, "dither": 0.1}}))
+    found = read_model(str(folder), lambda tensor: tensor)
+    assert found == "its features are described by none of its files, or differently by several"
 
 
 def test_what_needs_transformers_is_logged_with_its_reason(

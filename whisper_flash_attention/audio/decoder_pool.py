@@ -294,7 +294,7 @@ class _KeptProcesses:
         return None
 
     def end_late(self, *, after: float = 0.0) -> None:
-        """End those that have waited long enough, or will have `after` so many seconds."""
+        """End those that have waited long enough, or will have `after` that number of seconds."""
         now, own = time.monotonic() + after, os.getpid()
         with self._lock:
             ended = [each for each in self._kept if each[0] <= now and each[1][0] == own]

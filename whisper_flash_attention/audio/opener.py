@@ -251,7 +251,7 @@ class AudioOpener:
             raise
 
     def _open_here(self, each: AudioInput, room: _Room) -> AudioSource | ChannelSources:
-        """Open a recording in this process, until nobody needs it any more."""
+        """Open a recording in this process; stop early if the opener is closed."""
         found = each.open(room.stopped, self._held_seconds)
         self._raise_if_closed()
         return found
@@ -350,7 +350,7 @@ class _Room:
             return number
 
     def wait_for_room(self, number: int, size: int) -> bool:
-        """Count samples of a recording, and wait until it may continue; False if it need not."""
+        """Count samples of a recording, and wait until it may continue; False if that is over."""
 
         def may_continue() -> bool:
             is_oldest = next(iter(self._unfinished)) == number

@@ -25,7 +25,6 @@ from whisper_flash_attention.audio.audio_source import AudioSource, ChannelSourc
 from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, STREAM_AUDIO, DecodeRequest
 from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.samples import Samples
-from whisper_flash_attention.audio.vad import WINDOW_SECONDS
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.model import Opener, RunOptions, Speech, shifted, transcriptions
 from whisper_flash_attention.batch.rows import Row, failed_row, finished_row
@@ -119,6 +118,8 @@ class Work:
 
 
 logger = logging.getLogger(__name__)
+
+WINDOW_SECONDS = 30.0  # of Whisper's windows
 
 # These say something about the installation or the run, and not about the recording at hand.
 OF_ALL = (
@@ -317,15 +318,20 @@ class TranscribeStage:
         try:
             with closing(transcriptions(self._speech, taken(), run_options, seed)) as found:
                 for index, text in found:
-                    yield row(in_progress.pop(index), text)
+                    done = row(in_progress[index], text)
+                    del in_progress[index]
+                    yield done
                     yield from upcoming.failures()
             return
         except Exception as error:  # whatever a recording provokes must not cost the others
             self._raise_if_of_all(error, run_options)
             if upcoming.has_ended_early:
                 raise
-            # Options are refused before the first is taken.
-            left = list(in_progress.values()) or [upcoming.take()]
+            left = list(in_progress.values())
+            if not left:
+                if seconds:
+                    raise  # all that were taken are done
+                left = [upcoming.take()]  # options are refused before the first is taken
             if len(left) == 1:
                 yield _failed(left[0], error)
                 return
@@ -346,14 +352,14 @@ class TranscribeStage:
             raise error  # no recording has options of its own
 
 
-Sorted = TypeVar("Sorted")
+Each = TypeVar("Each")
 
 
 def alike_together(
-    items: Iterable[Sorted], item_of: Callable[[Sorted], Item], run_options: RunOptions
-) -> list[Sorted]:
+    items: Iterable[Each], item_of: Callable[[Each], Item], run_options: RunOptions
+) -> list[Each]:
     """Recordings in their order, but those with the same options after the first of them."""
-    alike: dict[RunOptions | None, list[Sorted]] = {}
+    alike: dict[RunOptions | None, list[Each]] = {}
     for each in items:
         try:
             options = run_options.of(item_of(each))

@@ -369,7 +369,7 @@ class FilesBenchmark:
             ended.append(time.perf_counter() - start)
 
     def _windows(self, mode: str, recordings: int) -> int:
-        """Windows of the last so many recordings; in batched mode they end where it is quiet."""
+        """Windows of the last `recordings` files; in batched mode they end where it is quiet."""
         counts: dict[int, int] = {}
         total = 0
         for path in self.paths[-recordings:]:

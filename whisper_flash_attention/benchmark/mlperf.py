@@ -176,7 +176,7 @@ def run_offline(
 
 
 def _settings(loadgen: Any, folder: Path, rate: float, least_seconds: float, samples: int) -> Any:
-    """The rules for Whisper that are built into the load generator, shortened where asked."""
+    """The rules for Whisper that are built into the load generator, shortened as requested."""
     user = folder / "user.conf"
     user.write_text(f"*.Offline.target_qps = {rate:.6f}\n")
     settings = loadgen.TestSettings()

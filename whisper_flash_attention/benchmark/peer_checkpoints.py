@@ -122,8 +122,9 @@ def _convert(home: Path, target: Path, peers: Path | None) -> str:
     from ctranslate2.converters import TransformersConverter
 
     extra = ["tokenizer.json", "preprocessor_config.json"]
+    # The folder may be there: it is written again when another format is added.
     TransformersConverter(str(home), copy_files=extra, load_as_float16=True).convert(
-        str(target), quantization="float16"
+        str(target), quantization="float16", force=True
     )
     return str(target)
 

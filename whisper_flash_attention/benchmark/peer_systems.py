@@ -347,9 +347,7 @@ def load_whisperx(setup: Setup) -> Loaded:
     )
 
     def transcribe(path: str, language: str | None, texts: Texts) -> None:
-        found = model.transcribe(
-            load_audio(path), batch_size=setup.batch_size, language=language or "en"
-        )
+        found = model.transcribe(load_audio(path), batch_size=setup.batch_size, language=language)
         for segment in found["segments"]:
             texts.add(f" {segment['text']}")
 
@@ -481,7 +479,7 @@ SYSTEMS = {
         ),
         System(
             "whisperx",
-            *("whisperx", "whisperx", "pip install whisperx"),
+            *("whisperx", "whisperx", "pip install whisperx, which needs PyTorch 2.8"),
             dict.fromkeys(_INT8, CTRANSLATE2),
             _BOTH,
             is_batched=True,

@@ -18,12 +18,13 @@ def hurry(arguments: Sequence[str]) -> None:
     """Prepare for what these arguments will import.
 
     The collector looks for no garbage until `settle` is called: importing PyTorch makes hundreds of
-    thousands of objects, of which none is any. The end of the process does not look for it, either.
+    thousands of objects, of which none is any.
     """
-    atexit.register(gc.freeze)
     if not _is_transcription(arguments):
         return
     gc.disable()
+    # PyTorch would look through all installed packages for devices that the command does not offer.
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if sys.platform == "linux":
         threading.Thread(target=_load_library).start()
 
@@ -36,6 +37,7 @@ def settle() -> None:
     if gc.isenabled():
         return
     gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries report what is left at the end
     gc.enable()
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library than GNU's

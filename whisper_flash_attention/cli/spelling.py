@@ -37,7 +37,7 @@ _TRANSLATED: Mapping[str, Mapping[str | None, tuple[str, ...]]] = {
 INSTEAD = {
     "--align-model": "words get their times from Whisper itself: --word-timestamps",
     "--chunk-size": "the length of chunks is --vad --vad-parameters max-speech-duration-s=30",
-    "--diarize": "speakers are not told apart; --channel each keeps channels apart",
+    "--diarize": "speakers are not distinguished; --channel each keeps channels apart",
     "--vad-method": "the detector is Silero's: --vad",
     "--vad-onset": "the threshold is --vad --vad-parameters threshold=0.5",
 }

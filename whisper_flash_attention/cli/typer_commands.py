@@ -6,9 +6,12 @@ markup. What `spelling` knows is respelled before Click parses it.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -30,7 +33,10 @@ class Command(TyperCommand):
         # Imported here: the list of commands is shown without the options.
         from whisper_flash_attention.cli.spelling import respelled
 
-        options = [each for each in self.get_params(ctx) if isinstance(each, TyperOption)]
+        parameters = self.get_params(ctx)
+        for each in parameters:
+            _take_text(each)
+        options = [each for each in parameters if isinstance(each, TyperOption)]
         try:
             return super().parse_args(ctx, respelled(args, options))
         except _UsageError as error:
@@ -51,6 +57,8 @@ class Group(TyperGroup):
         if not args and not ctx.resilient_parsing:
             typer.echo(ctx.get_help())
             raise typer.Exit(EXIT_ERROR)
+        for each in self.get_params(ctx):
+            _take_text(each)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -59,6 +67,37 @@ class Group(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         return _main(super().main, *args, **extra)
+
+
+def _take_text(parameter: Any) -> None:
+    """Have text taken as it is, for which newer Typers import Pydantic and build a schema."""
+    if hasattr(parameter, "get_runtime_param") and "get_runtime_param" not in vars(parameter):
+        coercion = _TextCoercion(parameter.type_descriptor.annotation, parameter.get_runtime_param)
+        parameter.get_runtime_param = lambda: coercion
+
+
+@dataclass(frozen=True)
+class _TextCoercion:
+    """Turns what was given for a parameter into a value of its kind.
+
+    Args:
+        kind: the parameter's annotation.
+        usual: makes Typer's own object for it.
+    """
+
+    kind: Any
+    usual: Callable[[], Any]
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        if self.kind is str and isinstance(value, str):
+            return value
+        if self.kind == list[str] and isinstance(value, tuple | list):
+            return list(value)
+        if self.kind is Path and (not os.path.lexists(value) or os.access(value, os.R_OK)):
+            return Path(value)  # Typer reports what cannot be read
+        return self.usual().coerce(value, param=param, ctx=ctx)
 
 
 def settings() -> dict[str, Any]:

@@ -47,7 +47,7 @@ LOG = logging.getLogger(__name__)
 MEGABYTE = 10**6
 # Fields of a form, of which lists have one for each value; and bytes of a field.
 MOST_FIELDS, MOST_FIELD_BYTES = 500, 2**20
-# Longest delay that a refused client is told.
+# Longest delay in a `Retry-After` header.
 MOST_RETRY_SECONDS = 60
 
 

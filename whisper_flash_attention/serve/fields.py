@@ -1,7 +1,7 @@
 """The fields of a request, declared once: what they take, and how they become options.
 
 The form of a request, its description in the OpenAPI document and the table in the documentation
-(`tools/serve_table.py`) derive from `FIELDS`. Fields of OpenAI's API come first; every option of
+(`tools/option_tables.py`) derive from `FIELDS`. Fields of OpenAI's API come first; every option of
 `DecodeOptions`, `SubtitleOptions` and the tracks and channels of a recording follows under its own
 name, with the checks of `options.py`. A field that is not known, or that would have no effect, is
 refused.
@@ -76,7 +76,7 @@ class RequestError(WhisperFlashError):
         }
 
 
-def refused(name: str, message: str) -> RequestError:
+def invalid_value(name: str, message: str) -> RequestError:
     """The error of a field whose value is impossible."""
     return RequestError(400, message, param=name, code="invalid_value")
 
@@ -92,7 +92,6 @@ class FormField:
         parse: converts its value, text or a list of texts; raises `OptionError`.
         is_list: whether it may be repeated, with or without `[]` after its name.
         is_openai: whether OpenAI's API has it.
-        example: a value that tests send.
     """
 
     name: str
@@ -101,7 +100,6 @@ class FormField:
     parse: Callable[[Any], Any]
     is_list: bool = False
     is_openai: bool = True
-    example: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +203,6 @@ OPENAI_FIELDS = (
         "Spoken language, by code (de) or name (german). Left out or empty: detected.",
         _TEXT,
         lambda given: language_or_auto(given) if given.strip() else None,
-        example="en",
     ),
     FormField(
         "languages",
@@ -213,18 +210,14 @@ OPENAI_FIELDS = (
         _TEXTS,
         _each(language_code),
         is_list=True,
-        example=["en"],
     ),
-    FormField(
-        "prompt", "Context of the first window: `initial_prompt`.", _TEXT, str, example="Dashwood."
-    ),
+    FormField("prompt", "Context of the first window: `initial_prompt`.", _TEXT, str),
     FormField(
         "keywords",
         "Words to expect: `hotwords`.",
         _TEXTS,
         lambda given: ", ".join(given),
         is_list=True,
-        example=["Dashwood", "Sussex"],
     ),
     FormField(
         "temperature",
@@ -233,14 +226,12 @@ OPENAI_FIELDS = (
         {"anyOf": [{"type": "number", "minimum": 0, "maximum": 2}, {"type": "array"}]},
         _temperature,
         is_list=True,
-        example=0,
     ),
     FormField(
         "response_format",
         "json, text, srt, verbose_json or vtt. diarized_json is refused: no speakers here.",
         {"type": "string", "enum": list(RESPONSE_FORMATS), "default": "json"},
         _one_of(*RESPONSE_FORMATS),
-        example="verbose_json",
     ),
     FormField(
         "timestamp_granularities",
@@ -248,7 +239,6 @@ OPENAI_FIELDS = (
         {"type": "array", "items": {"type": "string", "enum": list(GRANULARITIES)}},
         _each(_one_of(*GRANULARITIES)),
         is_list=True,
-        example=["word"],
     ),
     FormField(
         "include",
@@ -256,7 +246,6 @@ OPENAI_FIELDS = (
         {"type": "array", "items": {"type": "string", "enum": ["logprobs"]}},
         _each(_one_of("logprobs", "logprobs")),
         is_list=True,
-        example=["logprobs"],
     ),
     FormField(
         "chunking_strategy",
@@ -264,14 +253,12 @@ OPENAI_FIELDS = (
         "prefix_padding_ms: chunks of speech side by side (`mode` batched; needs the extra vad).",
         {"anyOf": [{"type": "string", "enum": ["auto"]}, {"type": "object"}]},
         _chunking,
-        example="auto",
     ),
     FormField(
         "stream",
         "Send server-sent events as windows are decoded; with json, text or verbose_json.",
         {"type": "boolean", "default": False},
         _flag,
-        example=True,
     ),
     FormField(
         "known_speaker_names", "Refused: no speakers here.", _TEXTS, _no_speakers, is_list=True
@@ -343,14 +330,16 @@ def parse_fields(items: Iterable[tuple[str, str]], task: str) -> SpeechRequest:
     granularities = given.get("timestamp_granularities", ())
     logprobs = bool(given.get("include", ()))
     if stream and chosen not in STREAMED_FORMATS:
-        raise refused("stream", f"{chosen} cannot be streamed: leave stream out, or take json")
+        raise invalid_value(
+            "stream", f"{chosen} cannot be streamed: leave stream out, or take json"
+        )
     if granularities and chosen != "verbose_json":
-        raise refused(
+        raise invalid_value(
             "timestamp_granularities",
             f"timestamp_granularities needs response_format verbose_json, not {chosen}",
         )
     if logprobs and chosen != "json":
-        raise refused("include", f"logprobs come with response_format json, not {chosen}")
+        raise invalid_value("include", f"logprobs come with response_format json, not {chosen}")
     arguments = _arguments(given)
     arguments["task"] = task
     if "word" in granularities or logprobs:
@@ -359,12 +348,14 @@ def parse_fields(items: Iterable[tuple[str, str]], task: str) -> SpeechRequest:
         arguments.get("mode") == "batched"
         or arguments.get("hallucination_silence_threshold") is not None
     ):
-        raise refused(
+        raise invalid_value(
             "include",
             "logprobs need sequential mode, without hallucination_silence_threshold",
         )
     if stream and arguments.get("channel") == "each":
-        raise refused("stream", "channel each cannot be streamed: its text is merged at the end")
+        raise invalid_value(
+            "stream", "channel each cannot be streamed: its text is merged at the end"
+        )
     return SpeechRequest(
         model=given.get("model"),
         arguments=TranscribeArguments(**arguments),  # type: ignore[typeddict-item]
@@ -388,14 +379,18 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, own in (("prompt", "initial_prompt"), ("keywords", "hotwords")):
         if name in given:
             if own in given:
-                raise refused(name, f"{name} and {own} are the same: give one of them")
+                raise invalid_value(name, f"{name} and {own} are the same: give one of them")
             arguments[own] = given[name]
     for name, value in given.get("chunking_strategy", {}).items():
         if name in arguments:
-            raise refused("chunking_strategy", f"chunking_strategy chooses {name}: leave that out")
+            raise invalid_value(
+                "chunking_strategy", f"chunking_strategy chooses {name}: leave that out"
+            )
         arguments[name] = value
     if "language" in arguments and given.get("languages"):
-        raise refused("languages", "give language, or the languages among which it is detected")
+        raise invalid_value(
+            "languages", "give language, or the languages among which it is detected"
+        )
     return arguments
 
 
@@ -404,13 +399,15 @@ def _subtitles(
 ) -> SubtitleOptions:
     names = [each.name for each, _ in declared(SubtitleOptions) if each.name in given]
     if names and chosen not in ("srt", "vtt"):
-        raise refused(names[0], f"{names[0]} is about srt and vtt, and the output is {chosen}")
+        raise invalid_value(
+            names[0], f"{names[0]} is about srt and vtt, and the output is {chosen}"
+        )
     if given.get("highlight_words") and not arguments.get("word_timestamps"):
-        raise refused("highlight_words", "highlight_words needs word_timestamps")
+        raise invalid_value("highlight_words", "highlight_words needs word_timestamps")
     try:
         return SubtitleOptions(**{name: given[name] for name in names})
     except OptionError as error:
-        raise refused(names[0], str(error)) from error
+        raise invalid_value(names[0], str(error)) from error
 
 
 def _collected(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -426,12 +423,12 @@ def _collected(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
         if key:
             target = found.setdefault(name, {})
             if not isinstance(target, dict) or name not in ("chunking_strategy", "vad_parameters"):
-                raise refused(name, f"{name} has no part {printable(key)!r}")
+                raise invalid_value(name, f"{name} has no part {printable(key)!r}")
             target[key] = value
         elif about.is_list and (name != "temperature" or key is not None):
             found.setdefault(name, []).append(value)
         elif name in found or key is not None:
-            raise refused(name, f"{name} is given twice: give one value")
+            raise invalid_value(name, f"{name} is given twice: give one value")
         else:
             found[name] = value
     return found
@@ -455,7 +452,7 @@ def _parsed(about: FormField, value: Any) -> Any:
         if value == "diarized_json":
             reason = "this server does not distinguish speakers; take verbose_json"
         shown = printable(str(value)[:MOST_SHOWN])
-        raise refused(about.name, f"{about.name} is {shown!r}: {reason}") from error
+        raise invalid_value(about.name, f"{about.name} is {shown!r}: {reason}") from error
 
 
 def form_schema() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.languages import language_or_auto
 from whisper_flash_attention.options import VadOptions
-from whisper_flash_attention.serve.fields import RequestError, refused
+from whisper_flash_attention.serve.fields import RequestError, invalid_value
 from whisper_flash_attention.serve.live import LiveJob, to_request_error
 from whisper_flash_attention.serve.scheduler import Job, Scheduler
 from whisper_flash_attention.serve.turns import LiveFormat, SpeechDetector, StableText
@@ -110,10 +110,10 @@ class Settings:
 def _known(given: Any, where: str, *names: str) -> Mapping[str, Any]:
     """An object whose fields are among `names`. Raises `RequestError`."""
     if not isinstance(given, Mapping):
-        raise refused(where, f"{where} must be an object")
+        raise invalid_value(where, f"{where} must be an object")
     for name in given:
         if name not in names:
-            raise refused(
+            raise invalid_value(
                 where, f"{where} has no {printable(str(name)[:80])!r}: {', '.join(names)}"
             )
     return given
@@ -123,15 +123,19 @@ def parse_settings(given: Any, before: Settings) -> Settings:
     """The settings of a `session.update`; what it leaves out stays. Raises `RequestError`."""
     session = _known(given, "session", "type", "audio", "include", "id", "object")
     if session.get("type") != "transcription":
-        raise refused("session.type", "session.type must be transcription: nothing else is here")
+        raise invalid_value(
+            "session.type", "session.type must be transcription: nothing else is here"
+        )
     if session.get("include"):
-        raise refused("session.include", "include is not supported in realtime sessions")
+        raise invalid_value("session.include", "include is not supported in realtime sessions")
     names = ("format", "transcription", "turn_detection", "noise_reduction")
     where = "session.audio.input"
     audio = _known(session.get("audio") or {}, "session.audio", "input")
     sound = _known(audio.get("input") or {}, where, *names)
     if sound.get("noise_reduction") is not None:
-        raise refused(f"{where}.noise_reduction", "noise reduction is not supported: leave it out")
+        raise invalid_value(
+            f"{where}.noise_reduction", "noise reduction is not supported: leave it out"
+        )
     spoken = _known(
         sound.get("transcription") or {}, f"{where}.transcription", "model", "language", "prompt"
     )
@@ -155,11 +159,11 @@ def _parse_format(given: Any, before: LiveFormat, where: str) -> LiveFormat:
     found = _known(given, where, "type", "rate")
     kind = found.get("type", "audio/pcm")
     if kind not in RATES:
-        raise refused(where, f"{where}.type must be one of {', '.join(RATES)}")
+        raise invalid_value(where, f"{where}.type must be one of {', '.join(RATES)}")
     rate = found.get("rate") or RATES[kind][-1]
     if rate not in RATES[kind]:
         rates = " or ".join(map(str, RATES[kind]))
-        raise refused(where, f"{where}.rate of {kind} must be {rates}")
+        raise invalid_value(where, f"{where}.rate of {kind} must be {rates}")
     return LiveFormat(kind, rate)
 
 
@@ -169,10 +173,10 @@ def _parse_turns(given: Any, where: str) -> tuple[VadOptions | None, int]:
     names = ("type", "threshold", "prefix_padding_ms", "silence_duration_ms")
     found = _known(given, where, *names)
     if found.get("type") != "server_vad":
-        raise refused(where, f"{where}.type must be server_vad, or {where} null")
+        raise invalid_value(where, f"{where}.type must be server_vad, or {where} null")
     padding = found.get("prefix_padding_ms", 300)
     if not isinstance(padding, int) or not 0 <= padding <= 5000:
-        raise refused(where, f"{where}.prefix_padding_ms must be 0 to 5000")
+        raise invalid_value(where, f"{where}.prefix_padding_ms must be 0 to 5000")
     turns = VadOptions(
         threshold=found.get("threshold", 0.5),
         min_silence_duration_ms=found.get("silence_duration_ms", 500),
@@ -247,7 +251,7 @@ class Session:
             if name not in ("intent", "model"):
                 raise RequestError(400, f"there is no parameter {printable(name[:80])!r}")
         if query.get("intent", "transcription") != "transcription":
-            raise refused("intent", "intent must be transcription: nothing else is here")
+            raise invalid_value("intent", "intent must be transcription: nothing else is here")
         self._settings = Settings(model=query.get("model"))
         self._scheduler()
 
@@ -291,14 +295,14 @@ class Session:
             self._reset_turn()
             await self._send("input_audio_buffer.cleared")
         else:
-            raise refused("type", f"there is no event {printable(str(kind)[:80])!r}")
+            raise invalid_value("type", f"there is no event {printable(str(kind)[:80])!r}")
 
     async def _update(self, given: Any) -> None:
         before, self._settings = self._settings, parse_settings(given, self._settings)
         try:
             self._scheduler()
             if before.form != self._settings.form and (self._buffer.size or self._rest):
-                raise refused(
+                raise invalid_value(
                     "session.audio.input.format", "the buffer holds sound: clear it first"
                 )
             if self._settings.turns is not None:
@@ -317,12 +321,14 @@ class Session:
         try:
             data = self._rest + base64.b64decode(audio, validate=True)
         except (TypeError, ValueError, binascii.Error) as error:
-            raise refused("audio", "audio must be base64") from error
+            raise invalid_value("audio", "audio must be base64") from error
         whole = len(data) // form.sample_bytes * form.sample_bytes
         self._rest = data[whole:]
         samples = form.samples(data[:whole])
         if (self._buffer.size + samples.size) / form.rate > BUFFER_SECONDS:
-            raise refused("audio", f"the buffer holds {BUFFER_SECONDS:g} s: commit or clear it")
+            raise invalid_value(
+                "audio", f"the buffer holds {BUFFER_SECONDS:g} s: commit or clear it"
+            )
         turns = self._settings.turns
         if turns is not None and self._detector is None:
             self._detector = await asyncio.to_thread(SpeechDetector, form.rate, turns)

@@ -689,8 +689,10 @@ class Scheduler:
             by_reader.setdefault(id(each[0].reader), []).append(each)
         features = [window for group in by_reader.values() for _, window in group]
         if self._device.type == "cuda":
-            for window in features:  # made on another stream, where its memory may be used again
-                window.record_stream(torch.cuda.current_stream(self._device))
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_stream(preparation_stream(self._device))
+            for window in features:  # whose memory may be used again on the stream that made it
+                window.record_stream(stream)
         first = taken[0][0].reader
         assert isinstance(first, SequentialReader)
         states = first.decoder.engine.encode(torch.stack(features))

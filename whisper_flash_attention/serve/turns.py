@@ -16,7 +16,7 @@ from whisper_flash_attention.options import VadOptions
 
 # Below the threshold by this much, speech ends.
 HYSTERESIS = 0.15
-# Text without blanks: so many characters at the end of a pass are not final.
+# Text without blanks: this number of characters at the end of a pass is not final.
 UNSURE_CHARACTERS = 2
 
 

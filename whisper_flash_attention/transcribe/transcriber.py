@@ -309,6 +309,7 @@ class Transcriber:
         *,
         on_progress: Callable[[int, float], None] | None = None,
         on_segments: Callable[[int, Sequence[Segment]], None] | None = None,
+        on_error: Callable[[int, AudioError], None] | None = None,
         **arguments: Unpack[TranscribeArguments],
     ) -> Generator[tuple[int, Transcription]]:
         """Transcribe any number of recordings side by side, and yield each as soon as it is done.
@@ -316,7 +317,7 @@ class Transcriber:
         Recordings are taken when there is room for them. About `batch_size` of them are in
         progress at a time, so that memory does not grow with their number; files are decoded
         ahead, up to two hours of audio (0.46 GB). In batched mode on a GPU another thread takes
-        recordings, ahead, and reports that they begin.
+        recordings, ahead, and reports that they begin, or cannot be opened.
 
         Args:
             recordings: as for `transcribe`; the options are the same for all of them.
@@ -324,6 +325,8 @@ class Transcriber:
                 from 0.0 to 1.0, as windows are decoded.
             on_segments: called with the number of a recording and its next segments, as windows are
                 decoded; not where each channel is transcribed by itself.
+            on_error: called with the number of a recording that cannot be opened, and its error;
+                the others go on. None raises the error.
 
         Returns:
             Numbers of recordings, counted from 0, with their transcriptions, in the order in which
@@ -349,8 +352,15 @@ class Transcriber:
         def opened(found: Iterator[OpenedAudio]) -> Generator[Recording]:
             for index, each in enumerate(found):
                 report(index, 0.0)
-                groups[index] = recordings_of(each.result(), shared, index, report_share)
-                del each
+                try:
+                    audio = each.result()
+                except AudioError as error:
+                    if on_error is None:
+                        raise
+                    on_error(index, error)
+                    continue
+                groups[index] = recordings_of(audio, shared, index, report_share)
+                del each, audio
                 yield from groups[index]
 
         def take_done() -> Iterator[tuple[int, Transcription]]:

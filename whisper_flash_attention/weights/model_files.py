@@ -75,9 +75,14 @@ def read_model(source: str, convert: Convert, hub: Hub = Hub()) -> ModelFiles | 
         if isinstance(found, str):
             return found
         checkpoint, descriptions = found, check_feature_extractor_files(folder)
-        if len(descriptions) != 1:
-            return "its features are described by none or several of its files"
-        features = {each: descriptions[0].get(each, usual) for each, usual in FEATURES.items()}
+        described = [
+            {each: description.get(each, usual) for each, usual in FEATURES.items()}
+            for description in descriptions
+        ]
+        # Older and newer files of a processor lie side by side where a model was saved again.
+        if not described or any(each != described[0] for each in described):
+            return "its features are described by none of its files, or differently by several"
+        features = described[0]
     else:
         checkpoint, folder = _read_converted(located, name, convert, hub)
         tokens = SpecialTokens.of_vocabulary(checkpoint.dimensions.vocab_size)

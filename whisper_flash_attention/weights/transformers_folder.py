@@ -284,11 +284,13 @@ def check_feature_extractor_files(folder: Path) -> list[dict[str, Any]]:
         check_feature_extractor(str(path), found[-1])
     path = folder / "processor_config.json"
     if os.path.lexists(path):
-        content = read_json(path).get("feature_extractor", {})
+        whole = read_json(path)
+        content = whole.get("feature_extractor", {})
         if not isinstance(content, dict):
             raise WeightsError(f"{path}: feature_extractor is no JSON object")
         check_feature_extractor(str(path), content)
-        found.append(content)
+        if "feature_extractor" in whole or not found:
+            found.append(content)
     return found
 
 

@@ -35,7 +35,7 @@ def render(
     Args:
         transcription: of one recording.
         output_format: one of `FORMATS`.
-        options: the layout of subtitles (srt and vtt); without effect on other formats.
+        options: the layout of subtitles (srt, vtt and ass); without effect on other formats.
 
     Raises:
         OptionError: the format is unknown.
