@@ -11,8 +11,9 @@ import torch
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-from whisper_flash_attention.engine.device_memory import used_bytes
+from whisper_flash_attention.engine.device_memory import release_cached, used_bytes
 from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Engine
+from whisper_flash_attention.engine.layout import SharedArena
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors
 from whisper_flash_attention.engine.request import Request
 
@@ -25,8 +26,9 @@ def model_of(size: str, layers: int) -> Any:
 
 
 def features_of(batch: int) -> torch.Tensor:
-    generator = torch.Generator("cuda").manual_seed(batch)
-    return torch.randn(batch, 80, 3000, generator=generator, device="cuda").half()
+    """Drawn on the host: in float32 they would take memory of the device that no call takes."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 80, 3000, generator=generator).half().cuda()
 
 
 def held() -> tuple[int, int]:
@@ -42,8 +44,7 @@ def without_engines() -> int:
     for engine in list(Engine._engines.values()):
         engine.release()
     gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.empty_cache()
+    release_cached(torch.device("cuda", 0), workspaces=True)
     return torch.cuda.memory_allocated()
 
 
@@ -106,6 +107,26 @@ def test_encoder_and_decodes_take_turns_in_one_arena() -> None:
         assert torch.equal(model.generate(features_of(batch), **options), alone[batch]), batch
 
 
+def test_an_arena_that_grows_gives_its_memory_back_first() -> None:
+    without_engines()
+    before = torch.cuda.memory_reserved()
+    memory = SharedArena(torch.device("cuda", 0))
+    for size in (16, 64, 32, 80):
+        memory.of(size * MIB)
+    assert torch.cuda.memory_reserved() - before == 80 * MIB
+    memory.release()
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_the_encoders_arena_is_not_kept_beside_the_decodes() -> None:
+    without_engines()
+    model = model_of("base", 6)
+    model.generate(features_of(1), max_new_tokens=25)
+    pools = [each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0)]
+    assert sum(each["allocated_size"] for each in pools) > 20 * MIB
+    assert sum(each["total_size"] - each["allocated_size"] for each in pools) <= 4 * MIB
+
+
 def test_a_callback_of_a_decode_may_encode() -> None:
     engine = Engine.of(model_of("tiny", 2))
     states, other = engine.encode(features_of(2)), engine.encode(features_of(9))
@@ -120,10 +141,7 @@ def test_a_callback_of_a_decode_may_encode() -> None:
 
 
 def test_one_clip_takes_no_workspace_of_cublas() -> None:
-    torch.cuda.synchronize()
-    gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.empty_cache()
+    without_engines()
     model = model_of("tiny", 2)
     before = torch.cuda.memory_allocated()
     model.generate(features_of(1), max_new_tokens=10)
@@ -147,9 +165,7 @@ def test_release_leaves_the_weights() -> None:
 @pytest.mark.parametrize("batch", [1, 32])
 def test_the_plan_is_what_the_driver_counts(batch: int) -> None:
     model = model_of("medium", 24)
-    model.release()
-    gc.collect()
-    torch.cuda.empty_cache()
+    without_engines()
     planned = model.plan(batch_size=batch, max_new_tokens=128).driver
     for _ in range(3):
         model.generate(features_of(batch), max_new_tokens=128, min_new_tokens=128)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from weakref import WeakMethod
@@ -124,12 +125,18 @@ class Arena:
     def __init__(self, device: torch.device, size: int) -> None:
         self.capacity = block_bytes(device, size)
         self._used = 0
-        if device.type == "cuda":
-            self._pool = torch.cuda.MemPool()
-            with torch.cuda.use_mem_pool(self._pool, device):
-                self._block = torch.empty(self.capacity, dtype=torch.uint8, device=device)
-        else:
+        self._pool = torch.cuda.MemPool() if device.type == "cuda" else None
+        with torch.cuda.use_mem_pool(self._pool, device) if self._pool else nullcontext():
             self._block = torch.empty(self.capacity, dtype=torch.uint8, device=device)
+
+    def free(self) -> None:
+        """Give the memory back to the driver, if no tensor is left in it.
+
+        Without this call PyTorch keeps it: an arena may go in the midst of a recording, during
+        which nothing may be given back.
+        """
+        del self._block  # first: a pool that goes gives back only what is free in it
+        del self._pool
 
     def restart(self) -> None:
         """Allocate from the beginning again; earlier tensors are overwritten."""
@@ -150,7 +157,8 @@ class Arena:
 class SharedArena:
     """The arena of all that take turns in it, from its beginning; it only grows.
 
-    When it does, everyone forgets what lay in it: only then is its memory free.
+    When it does, everyone forgets what lay in it, so that the driver has its memory back before it
+    gives more.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -177,7 +185,9 @@ class SharedArena:
         for reference in self._forget:
             if forget := reference():
                 forget()
-        self._arena = None
+        if self._arena is not None:
+            self._arena.free()
+            self._arena = None
 
 
 def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
