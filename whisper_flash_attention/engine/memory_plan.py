@@ -46,7 +46,7 @@ ALLOCATION = 512
 # cuBLAS (`benchmarks/memory.py rows`); what passes reserve for small tensors.
 FIRST_CALL_BYTES = 4_200_000
 CUBLAS_HANDLE_BYTES = 69_200_000
-RECORDER_BYTES = 4 * SMALL_SEGMENT
+RECORDER_BYTES = 2 * SMALL_SEGMENT
 # Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
 SCORE_COPIES = 3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
