@@ -477,13 +477,24 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the share of stock's driver and allocator memory, where stock's row is there."""
+    """Rows with shares of stock's memory, and of a fresh process's what `release` leaves.
+
+    Each where the other row is there.
+    """
     stock = {(r["checkpoint"], r["layers"], r["batch"]): r for r in rows if r["system"] == "orig"}
+    fresh = {
+        (r["checkpoint"], r["layers"], r["variant"]): r
+        for r in rows
+        if r["system"] == FLASH and r["before"] is None
+    }
     for row in rows:
         other = stock.get((row["checkpoint"], row["layers"], row["batch"]))
         if other is not None and row is not other:
             row["of_driver"] = row["driver"] / other["driver"]
             row["of_aside"] = row["aside"] / other["aside"]
+        own = fresh.get((row["checkpoint"], row["layers"], row["variant"]))
+        if own is not None and row["before, released"] is not None:
+            row["of_fresh"] = row["before, released"] / own["driver"]
         if row["planned"] is not None:
             row["plan_error"] = row["planned"] / row["driver"] - 1
     return list(rows)
@@ -496,8 +507,17 @@ COLUMNS: dict[str, Any] = {
     "aside": "{aside:.0f}",
     "of stock's": "{of_aside:.0%}",
     "plan off": "{plan_error:+.1%}",
-    "released": lambda row: f"{row['before, released'] or row['calls, released']:.0f}",
+    "released": "{calls, released:.0f}",
     "ms": "{ms:.2f}",
+}
+# Of `release`: what the driver counts after the calls at batch 1, after the large batch before
+# them, and after its release, also as a share of the row without a large batch.
+RELEASE_COLUMNS: dict[str, Any] = {
+    "row": "{checkpoint} {layers}",
+    "calls": "{driver:.0f}",
+    "large batch": "{before:.0f}",
+    "released": "{before, released:.0f}",
+    "of a fresh process's calls": "{of_fresh:.1%}",
 }
 
 
@@ -561,11 +581,11 @@ def show_libraries(libraries: Mapping[str, Any]) -> None:
     print_rows("first uses of libraries", rows, columns)
 
 
-def show(document: Mapping[str, Any]) -> None:
+def show(document: Mapping[str, Any], columns: Mapping[str, Any] = COLUMNS) -> None:
     """Print the summary, and the failures."""
     title = "MB (1e6 bytes); aside: the allocator's peak beside the weights"
     failures = [row | {"ms": None, "variant": row["reason"]} for row in document["failures"]]
-    print_rows(title, [*document["summary"], *failures], COLUMNS)
+    print_rows(title, [*document["summary"], *failures], columns)
 
 
 Jobs = Annotated[int, typer.Option(min=1, help="Processes at a time; 1 for times and events.")]
@@ -634,7 +654,7 @@ def release(
         tasks.append(Task(*model, FLASH, calls=1, before=(batch, new_tokens)))
     document = run_all(tasks, with_libraries=False, jobs=jobs, limit=limit)
     write_json(output, "cuda", commit, document)
-    show(document)
+    show(document, RELEASE_COLUMNS)
 
 
 app = app_of(__doc__, rows, release)
