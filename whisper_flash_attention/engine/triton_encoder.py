@@ -87,7 +87,8 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
 
 def has_own_products(clips: int, width: int) -> bool:
     """Whether a pass over this number of clips does without cuBLAS."""
-    return clips <= layout.OWN_PRODUCT_CLIPS or width <= layout.OWN_PRODUCT_WIDTH
+    is_few = clips <= layout.OWN_PRODUCT_CLIPS and width <= layout.OWN_PRODUCT_CLIPS_WIDTH
+    return is_few or width <= layout.OWN_PRODUCT_WIDTH
 
 
 class EncoderPass:

@@ -2,8 +2,8 @@
 
 The events are those of OpenAI's realtime transcription sessions. An utterance (what is in the
 buffer when speech stops or the client commits) is an item. While it grows it is transcribed
-greedily, once per second of sound and more often until there is text, and words on which two passes
-agree are sent; the final text is that of a transcription of the whole utterance.
+greedily, twice within its first second and then once per second of sound, and words on which two
+passes agree are sent; the final text is that of a transcription of the whole utterance.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from whisper_flash_attention.serve.app import Server
 
 RATES = {"audio/pcm": (16_000, 24_000), "audio/pcmu": (8_000,), "audio/pcma": (8_000,)}
-# Sound between two passes, and before there is a text, on whose first words two must agree.
-PASS_SECONDS, FIRST_PASS_SECONDS = 1.0, 0.3
+# Sound between two passes, and speech before the first ones: two must agree on the first words.
+PASS_SECONDS = 1.0
+FIRST_PASSES = (0.35, 0.7)
 # Speech is committed after this long; sound without turn detection has no passes beyond it.
 UTTERANCE_SECONDS = 30.0
 # Of a buffer that nobody commits.
@@ -191,6 +192,7 @@ class Utterance:
         self.item_id = new_id("item")
         self.previous_id = previous.item_id if previous else None
         self.stable = StableText()
+        self.passes = 0
         self.passed_seconds = 0.0
         self.work: asyncio.Task[None] | None = None
 
@@ -405,11 +407,13 @@ class Session:
         is_running = utterance.work is not None and not utterance.work.done()
         if is_running or seconds > UTTERANCE_SECONDS:
             return
-        due = PASS_SECONDS if utterance.stable.text else FIRST_PASS_SECONDS
-        due += utterance.passed_seconds
-        if not utterance.passed_seconds and self._detector is not None:
-            due += self._settings.padding_ms / 1000  # of sound before speech
+        due = utterance.passed_seconds + PASS_SECONDS
+        if utterance.passes < len(FIRST_PASSES):
+            due = FIRST_PASSES[utterance.passes]
+            if self._detector is not None:  # which keeps some sound before speech
+                due += self._settings.padding_ms / 1000
         if seconds >= due:
+            utterance.passes += 1
             utterance.passed_seconds = seconds
             utterance.work = asyncio.create_task(self._pass(utterance, self._buffer))
 
