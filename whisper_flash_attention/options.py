@@ -204,18 +204,18 @@ class TranscribeOptions:
         """Raise `OptionError` if a model of these languages (codes) cannot do this."""
         if self.task == "translate" and set(languages) == {"en"}:
             raise OptionError(
-                "task 'translate' needs a multilingual model, and this one is English-only; "
+                'task="translate" needs a multilingual model, and this one is English-only; '
                 "take one without '.en' in its name"
             )
         if self.language is None or self.language in languages:
             return
         if set(languages) == {"en"}:
             raise OptionError(
-                f"language {self.language!r} needs a multilingual model, and this one is "
+                f'language="{self.language}" needs a multilingual model, and this one is '
                 "English-only; take one without '.en' in its name"
             )
         raise OptionError(
-            f"this model does not know language {self.language!r}; "
+            f'this model does not know language="{self.language}"; '
             f"it knows {', '.join(sorted(languages))}"
         )
 
@@ -599,6 +599,9 @@ _ELSEWHERE = {
     "chunk_length": "give vad_parameters={'max_speech_duration_s': ...} and mode=\"batched\"",
     "language_detection_segments": "give multilingual=True, or language",
     "language_detection_threshold": "give multilingual=True, or language",
+    "prompt_reset_on_temperature": "it is fixed at 0.5; condition_on_previous_text=False never "
+    "gives previous text",
+    "preset": 'give options=preset("fast"), of whisper_flash_attention.options',
 }
 
 

@@ -241,7 +241,7 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
     for wrong in ({"rounds": 0}, {"random_weights": True}, {"peers": Path("nowhere")}):
         with pytest.raises(OptionError):
             case("ours-batched", **wrong)
-    with pytest.raises(OptionError, match="system 'theirs' is unknown; possible: ours-sequential"):
+    with pytest.raises(OptionError, match="system is 'theirs': give ours-sequential"):
         case("theirs")
 
 

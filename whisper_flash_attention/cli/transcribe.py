@@ -208,7 +208,8 @@ def _summary(runner: Runner, total: int, todo: int) -> Sequence[str]:
     """Lines that say what was not done, and last the languages, the files and the speed."""
     lines = []
     if todo < total:
-        lines.append(f"{total - todo} {'was' if total - todo == 1 else 'were'} there already")
+        skipped = "1 recording" if total - todo == 1 else f"{total - todo} recordings"
+        lines.append(f"{skipped} skipped: the files are there already (--overwrite replaces them)")
     if runner.failures and total > 1:
         lines.append(f"{runner.failures} of {total} failed")
     if runner.languages:
