@@ -63,6 +63,13 @@ def test_in_a_terminal_the_bar_shows_all_files_and_names_those_under_way() -> No
     assert "warning: b.wav: is cut off\n" in screen.getvalue()
 
 
+def test_loading_shows_a_line_where_the_bar_was() -> None:
+    for terminal, shown in ((True, True), (False, False)):
+        progress, screen = progress_on(terminal, "a.wav")
+        with progress, progress.loading():
+            assert screen.getvalue().endswith("loading the model\r") is shown
+
+
 def test_text_for_standard_output_does_not_end_up_on_the_bar(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -107,9 +114,9 @@ def test_what_there_is_no_room_for_gives_way_to_the_names() -> None:
     both = ", ".join(names)
     whole = f"0:30 of 2:00, 1.5 x real time, 1:00 left, 0/2 done: {both}"
     assert progress.state(len(whole)) == whole
-    shortened = "…ordings/friday/call-0016001.flac + 1"
+    shortened = "…cordings/friday/call-0016001.flac + 1"
     assert progress.state(90) == whole.replace(both, shortened)
-    assert progress.state(63) == "0:30 of 2:00, 1:00 left, 0/2 done: …iday/call-0016001.flac + 1"
+    assert progress.state(63) == "0:30 of 2:00, 1:00 left, 0/2 done: …riday/call-0016001.flac + 1"
     assert progress.state(43) == "1:00 left, 0/2 done: …call-0016001.flac + 1"
     assert progress.state(24) == "0/2 done: …6001.flac + 1"
 

@@ -319,7 +319,7 @@ class DecodeOptions:
         "sequential",
         kinds.choice(*MODES),
         "sequential (OpenAI's algorithm, window after window), or batched (chunks of speech side "
-        "by side, without previous text; needs the extra vad, or --no-vad).",
+        "by side, without previous text; needs the extra vad, or vad_filter=False).",
         panel=DECODING_PANEL,
     )
     temperature: float | tuple[float, ...] = option(

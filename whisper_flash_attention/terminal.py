@@ -280,6 +280,14 @@ class FileProgress:
                 if self._bar is not None and not self._asides:
                     self._bar.start()
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Say that a model is loaded, without the bar: a download has one of its own."""
+        with self.aside():
+            if self._bar is not None:
+                self._bar.console.print("loading the model", end="\r")
+            yield
+
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
         with self.aside():
