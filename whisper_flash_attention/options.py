@@ -51,8 +51,8 @@ class Option:
         kind: its values.
         help: what it does, in a sentence or two.
         flags: of the command line; empty stands for the name with dashes.
-        aliases: other names, of openai-whisper or faster-whisper, that Python and the command line
-            take as well.
+        aliases: other names, of openai-whisper or faster-whisper, that the command line takes as
+            well; those of `DecodeOptions` also in Python.
         panel: heading of the group in `--help`; empty for the first group.
         commands: that take it.
     """
