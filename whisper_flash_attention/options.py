@@ -158,7 +158,7 @@ class ModelOptions:
     local_files_only: bool = option(
         False,
         kinds.flag(),
-        "Take what was downloaded before, and do without the network.",
+        "Use only what was downloaded before, without the network.",
     )
 
 
@@ -416,7 +416,7 @@ class DecodeOptions:
         panel=DECODING_PANEL,
     )
     without_timestamps: bool = option(
-        False, kinds.flag(), "Text alone: a segment is a window of 30 s.", panel=DECODING_PANEL
+        False, kinds.flag(), "Only text: a segment is a window of 30 s.", panel=DECODING_PANEL
     )
     max_initial_timestamp: float | None = option(
         1.0,
@@ -454,7 +454,7 @@ class DecodeOptions:
     clip_timestamps: tuple[float, ...] = option(
         (),
         kinds.ascending_seconds(),
-        "Read parts alone: start,end,start,end ... The last end may be left out.",
+        "Read only these parts: start,end,start,end ... The last end may be left out.",
         panel=DECODING_PANEL,
     )
     word_timestamps: bool = option(

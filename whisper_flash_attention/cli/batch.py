@@ -78,7 +78,7 @@ def batch_command(
             min=1,
             metavar="N",
             help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
-            "decode recordings ahead (left out: one per core, but one, and at most 16).",
+            "decode recordings ahead (left out: one fewer than there are cores, at most 16).",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -105,8 +105,8 @@ def batch_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="The most recordings that a model has side by side. Left out: local: as many as "
-            "there is room for; ray: 4 times the windows that are decoded at a time.",
+            help="Largest number of recordings that a model has side by side. Left out: local: as "
+            "many as there is room for; ray: 4 times the windows that are decoded at a time.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -129,7 +129,7 @@ def batch_command(
         bool,
         typer.Option(
             "--retry-errors",
-            help="Do recordings again that failed in earlier runs.",
+            help="Retry recordings that failed in earlier runs.",
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = False,
@@ -138,7 +138,7 @@ def batch_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="The most recordings of this run.",
+            help="Largest number of recordings in this run.",
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = None,
@@ -226,4 +226,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        print_line(console, "the same command with --retry-errors does again what failed")
+        print_line(console, "the same command with --retry-errors retries what failed")

@@ -79,7 +79,7 @@ TemperatureIncrement = Annotated[
     typer.Option(
         metavar="NUMBER",
         help="Try the temperatures from --temperature (left out: 0) to 1 in these steps, as "
-        "openai-whisper's option; none: the first alone.",
+        "openai-whisper's option; none: only the first.",
         rich_help_panel=SEARCH_PANEL,
     ),
 ]

@@ -125,8 +125,8 @@ def transcribe_command(
         bool,
         typer.Option(
             *("--quiet", "-q"),
-            help="Show neither text as it is decoded nor progress nor the last line: errors and "
-            "warnings alone.",
+            help="Show only errors and warnings: no text as it is decoded, no progress and no last "
+            "line.",
         ),
     ] = False,
     **given: Any,
