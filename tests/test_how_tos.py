@@ -149,7 +149,7 @@ def test_a_folder_of_podcasts(place: Path) -> None:
 
 
 def test_a_whole_archive(place: Path) -> None:
-    (place / "calls.csv").write_text("id,path\na,call.wav\nb,talk.wav\nc,call.wav\n")
+    (place / "calls.csv").write_text("id,path\na,call.wav\nb,call.wav\nc,call.wav\n")
     text = page("archive.md")
     assert run_commands(text, "batch") == 6
     assert "-->" in (place / "subtitled" / "subtitles" / "one.srt").read_text()

@@ -253,7 +253,7 @@ def test_a_cluster_is_checked() -> None:
 
 def test_a_model_that_is_not_there_ends_the_run(archive: Path, out: Path) -> None:
     run_options = RunOptions(TranscribeOptions("fr"))
-    with pytest.raises(OptionError, match="does not know language 'fr'"):
+    with pytest.raises(OptionError, match='not know language="fr"'):
         run_batch(archive, out, model=FakeModel(), run_options=run_options)
     assert all_rows(out) == {}
 

@@ -55,10 +55,14 @@ def test_decoder_layers_narrow_the_rows() -> None:
     assert select_rows((), [24, 12]) == [Row("small", 12), Row("medium", 24)]
 
 
+def test_an_unknown_checkpoint_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(OptionError, match="checkpoint is 'huge': give tiny, base, small"):
+        select_rows(["huge"])
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "layers", "blamed"),
     [
-        (["huge"], [], "'huge' is unknown"),
         (["tiny"], [24], "nothing to measure for tiny, 24 layers"),
         (["tiny", "base"], [6], "nothing to measure for tiny"),
         (["base"], [6, 5], "nothing to measure for 5 layers"),

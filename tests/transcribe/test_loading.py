@@ -240,7 +240,7 @@ def test_a_source_that_is_neither_text_nor_a_path_is_refused(source: Any) -> Non
 
 
 def test_device_and_attention_are_checked_before_anything_is_read() -> None:
-    with pytest.raises(OptionError, match="unknown attention back-end"):
+    with pytest.raises(OptionError, match="attention is 'nothing': give"):
         load("/there/is/nothing", attention="nothing")
     with pytest.raises((DeviceError, OptionError), match="device"):
         load("/there/is/nothing", device="cuda:99")

@@ -623,6 +623,7 @@ def mlperf_command(
         load_generator,
         measure_mlperf,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
     from whisper_flash_attention.benchmark.utterances import read_utterances, repack
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
@@ -630,6 +631,7 @@ def mlperf_command(
 
     model = options_of(ModelOptions, given)
     target = resolve_device(model.device)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
     precision = str(resolve_dtype(model.compute_type, target)).removeprefix("torch.")
@@ -776,9 +778,11 @@ def serve_benchmark_command(
         rounded,
         running,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
 
     model = options_of(ModelOptions, given)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights is None:
         source, device, dtype = model.source, model.device, model.compute_type
     else:

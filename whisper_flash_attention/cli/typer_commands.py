@@ -85,7 +85,7 @@ class Group(TyperGroup):
 
 def _flags(parameters: Sequence[Any]) -> dict[str, str]:
     """The flags of a command by the names of their options in Python."""
-    found = {}
+    found: dict[str, str] = {}
     for each in parameters:
         if isinstance(each, TyperOption):
             names = [name for name in each.opts if name.startswith("--")]
