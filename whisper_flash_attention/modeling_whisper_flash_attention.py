@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.memory_plan import MemoryPlan, PlanRequest, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
@@ -159,11 +160,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     @cross_attention.setter
     def cross_attention(self, value: str) -> None:
-        if value not in CROSS_ATTENTION:
-            raise OptionError(
-                f"unknown cross_attention {value!r}; possible: {', '.join(CROSS_ATTENTION)}"
-            )
-        self._cross_attention = value
+        self._cross_attention = check.one_of("cross_attention", value, CROSS_ATTENTION)
 
     def plan(
         self,

@@ -252,7 +252,7 @@ def test_a_gpu_has_workspaces_and_recordings_of_small_batches(weights: Weights) 
         ({"num_beams": True}, "num_beams is True: give a whole number from 1 on"),
         (
             {"cross_attention": "half"},
-            "unknown cross_attention 'half'; possible: auto, projected, absorbed",
+            "cross_attention is 'half': give auto, projected or absorbed",
         ),
         (
             {"dtype": torch.int8},

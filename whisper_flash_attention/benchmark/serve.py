@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
@@ -84,10 +85,8 @@ class Load:
     def __post_init__(self) -> None:
         for name in ("clients", "requests", "seconds", "clip_seconds", "rate"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise BenchmarkError(f"{name} is {value}: give more than 0")
-        if self.container not in CONTAINERS:
-            raise BenchmarkError(f"container {self.container!r}: give {' or '.join(CONTAINERS)}")
+            check.optional(check.number, name, value, "more than 0", above=0)
+        check.one_of("container", self.container, CONTAINERS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.engine import encoder
 from whisper_flash_attention.engine.cuda_graphs import has_launched
 from whisper_flash_attention.engine.device_memory import (
@@ -82,11 +83,7 @@ class PlanRequest:
             raise OptionError("the model is on the meta device: give the device it would run on")
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype is {self.dtype!r}: give one of {', '.join(map(str, DTYPES))}")
-        if self.cross_attention not in CROSS_ATTENTION:
-            raise OptionError(
-                f"unknown cross_attention {self.cross_attention!r}; "
-                f"possible: {', '.join(CROSS_ATTENTION)}"
-            )
+        check.one_of("cross_attention", self.cross_attention, CROSS_ATTENTION)
 
 
 @dataclass(frozen=True)
