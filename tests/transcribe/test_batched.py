@@ -109,7 +109,7 @@ def test_what_follows_the_last_pair_of_timestamps_is_kept(transcriber) -> None:
 def test_it_needs_the_engine(without_engine: Transcriber, speech) -> None:
     with pytest.raises(OptionError, match="'batched' needs the decode engine"):
         without_engine.transcribe(speech, options=BATCHED)
-    with pytest.raises(OptionError, match="unknown mode 'fast'"):
+    with pytest.raises(OptionError, match="mode is 'fast': give sequential or batched"):
         DecodeOptions(mode="fast")
 
 

@@ -67,30 +67,34 @@ def batch_command(
     address: Annotated[
         str | None,
         machine(
+            metavar="ADDRESS",
             help="Of a Ray cluster, or auto for the one that this machine is part of. Left out: "
-            "one on this machine, for this run."
+            "one on this machine, for this run.",
         ),
     ] = None,
     workers: Annotated[
         int | None,
         machine(
             min=1,
+            metavar="N",
             help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
-            "decode recordings ahead (left out: one per core, but one, and at most 16).",
+            "decode recordings ahead (left out: one fewer than there are cores, at most 16).",
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
         machine(
             min=0.0,
+            metavar="N",
             help="ray: GPUs of a model, 0.5 to have two on one. Left out: 1 if there are any.",
         ),
     ] = None,
     group_hours: Annotated[
         float,
         machine(
+            metavar="N",
             help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
-            "one group is made while another is in work), besides up to 2 hours decoded ahead."
+            "one group is made while another is in work), besides up to 2 hours decoded ahead.",
         ),
     ] = 4.0,
     group_files: Annotated[
@@ -98,8 +102,8 @@ def batch_command(
         machine(
             min=1,
             metavar="N",
-            help="The most recordings that a model has side by side. Left out: local: as many as "
-            "there is room for; ray: 4 times the windows that are decoded at a time.",
+            help="Largest number of recordings that a model has side by side. Left out: local: as "
+            "many as there is room for; ray: 4 times the windows that are decoded at a time.",
         ),
     ] = None,
     decode_timeout: Annotated[
@@ -117,11 +121,11 @@ def batch_command(
     ] = True,
     retry_errors: Annotated[
         bool,
-        result("--retry-errors", help="Do recordings again that failed in earlier runs."),
+        result("--retry-errors", help="Retry recordings that failed in earlier runs."),
     ] = False,
     limit: Annotated[
         int | None,
-        result(min=1, help="The most recordings of this run."),
+        result(min=1, metavar="N", help="Largest number of recordings in this run."),
     ] = None,
     output_format: Annotated[
         str,
@@ -140,6 +144,7 @@ def batch_command(
         int,
         typer.Option(
             min=1,
+            metavar="N",
             help="Windows or chunks that are decoded at a time.",
             rich_help_panel=DECODING_PANEL,
         ),
@@ -202,4 +207,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        print_line(console, "the same command with --retry-errors does again what failed")
+        print_line(console, "the same command with --retry-errors retries what failed")

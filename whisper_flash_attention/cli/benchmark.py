@@ -126,7 +126,7 @@ def benchmark_command(
     sizes = {"batch_size": batch_size, "new_tokens": new_tokens, "batches": batches}
     plan.select_settings(setting or (), **sizes)  # mistakes come out before heavy imports
     if timeout <= 0:
-        raise OptionError(f"timeout {timeout:g}: give a number of seconds above 0")
+        raise OptionError(f"timeout is {timeout:g}: give a number of seconds above 0")
 
     from whisper_flash_attention.benchmark.processes import start_server
     from whisper_flash_attention.devices import device_and_dtype

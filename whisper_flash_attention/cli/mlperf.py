@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.cli.parameters import (
     Commit,
     RandomWeights,
@@ -91,6 +92,7 @@ def mlperf_command(
         load_generator,
         measure_mlperf,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.spoken import read_manifest, repack
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
     from whisper_flash_attention.devices import device_and_dtype
@@ -98,6 +100,7 @@ def mlperf_command(
 
     model = options_of(ModelOptions, given)
     target, precision = device_and_dtype(model)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
     case = MlperfCase(

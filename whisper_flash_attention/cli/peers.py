@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.benchmark.results import Keeper
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -26,7 +27,6 @@ from whisper_flash_attention.cli.parameters import (
     options_of,
     takes,
 )
-from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import error_console, print_line, table_console
 
@@ -133,10 +133,7 @@ def peers_command(
     else:
         target, dtype = device_and_dtype(model)
     on_cpu = target.type == "cpu"
-    if random_weights is not None and random_weights not in MODEL_SIZES:
-        raise OptionError(
-            f"random weights {random_weights!r}: unknown; possible: {', '.join(MODEL_SIZES)}"
-        )
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     case = PeersCase(
         random_weights or model.source,
         tuple(system or SYSTEMS),

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     Commit,
@@ -100,9 +101,11 @@ def serve_benchmark_command(
         rounded,
         running,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.devices import device_and_dtype, resolve_device
 
     model = options_of(ModelOptions, given)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights is None:
         source, device, dtype = model.source, model.device, model.compute_type
     else:

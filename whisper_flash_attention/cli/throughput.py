@@ -151,7 +151,7 @@ def throughput_command(
     console = error_console()
     environment = describe_environment(str(target), commit).as_json()
     keeper = Keeper(output)
-    check.one_of("--from", source, ("memory", "files"))
+    check.one_of("source", source, ("memory", "files"))
     if source == "files":
         from whisper_flash_attention.benchmark.from_files import (
             CONTAINERS,
