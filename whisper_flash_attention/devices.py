@@ -97,8 +97,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "int8":
         raise OptionError(
-            "compute type 'int8' is for transcription on a CPU; Transformers, with which this "
-            f"compares, has it not: give one of {', '.join(DTYPES)}"
+            "compute type 'int8' is for transcription on a CPU, and this runs Transformers' models "
+            f"or compares with them: give one of {', '.join(DTYPES)}; `whisper-flash benchmark "
+            "peers --dtype int8` measures speed and word errors of int8"
         )
     check.one_of("dtype", name, DTYPES)
     if name == "auto":
