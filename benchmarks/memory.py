@@ -79,21 +79,17 @@ class Variant:
 
 AS_IT_IS = "as it is"
 DEFAULT_ROWS = [f"{name}:{n}" for name in DEFAULT_CHECKPOINTS for n in DECODER_LAYERS[name]]
-DENSE = "dense weights"
+CUBLAS = "cuBLAS"
 VARIANTS = {
     AS_IT_IS: Variant("nothing"),
-    DENSE: Variant(
-        "the holes that float32 weights left; also of stock, which fills some of them",
-        options=("dense",),
+    CUBLAS: Variant(
+        "less than nothing, if not time: products of few clips and narrow models by cuBLAS, too",
+        options=("cublas",),
     ),
     "cuBLAS 2 MiB": Variant(
         "65 MB of cuBLAS's handle and 31 MB of PyTorch's workspace for each stream",
         environment={"CUBLAS_WORKSPACE_CONFIG": ":2048:1"},
     ),
-    "own products": Variant(
-        "all of cuBLAS: its handle, workspaces and modules", options=("products",)
-    ),
-    "own products, dense weights": Variant("the sum of both", options=("products", "dense")),
     "absorbed": Variant(
         "projected keys and values, less one clip's states: 144 MB of medium 24",
         options=("absorbed",),
@@ -341,19 +337,17 @@ class Account:
             dtype=torch.float16,
         )
         model.set_attn_implementation(system.attention)
-        if "dense" in self.variant.options:
-            make_dense(model)
         if "absorbed" in self.variant.options:
             model.cross_attention = "absorbed"
         return greedy(model, system.generate_options), model
 
     def patch(self) -> None:
         """Change what the variant changes in this package."""
-        if "products" in self.variant.options:
-            from whisper_flash_attention.engine import torch_decoder
+        from whisper_flash_attention.engine import layout, triton_layers
 
-            torch.Tensor.addmm_ = add_product
-            torch_decoder.keys_values = own_keys_values
+        if "cublas" in self.variant.options:
+            layout.OWN_PRODUCT_CLIPS = layout.OWN_PRODUCT_WIDTH = 0
+            triton_layers.has_encoder_kernels = lambda device, dtype: False
 
     def call(
         self,
@@ -379,42 +373,9 @@ class Account:
 
 
 def give_back(model: Any) -> None:
-    """Give back what the engine keeps, and what the allocator does."""
-    from whisper_flash_attention.engine.engine import Engine
-
-    Engine.of(model).release()
+    """Give back what the engine and PyTorch keep."""
     gc.collect()
-    torch.cuda.empty_cache()
-
-
-def add_product(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """x += a b by this package's kernel, for a transposed weight b."""
-    from whisper_flash_attention.kernels.matmul import matmul
-
-    matmul(a[None], [b.t()], [None], x[None], residual=x[None])
-    return x
-
-
-def own_keys_values(x: torch.Tensor, attention: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of states x [B, S, D] by this package's kernel."""
-    from whisper_flash_attention.kernels.launch import Overlap, set_pdl
-    from whisper_flash_attention.kernels.matmul import matmul
-
-    # As in the first run of a pass: a recording must not load another variant of the kernel.
-    set_pdl(Overlap.NONE)
-    found = torch.empty_like(x), torch.empty_like(x)
-    for each, out in zip((attention.k, attention.v), found, strict=True):
-        matmul(x, [each.weight], [each.bias], out)
-    return found
-
-
-def make_dense(model: torch.nn.Module) -> None:
-    """Move the weights to the host and back, one after another, so that no holes are between."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.cpu()
-    torch.cuda.empty_cache()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(DEVICE)
+    model.release()
 
 
 def account(task: Task) -> dict[str, Any]:
@@ -498,6 +459,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
     plan = found["plan"] or {}
     row = {
         "driver": counted(last),
+        "planned": plan.get("driver"),
         "context": context,
         "weights": found["weights"],
         "holes": weights["reserved"] - found["weights"],
@@ -515,13 +477,26 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the share of stock's driver and allocator memory, where stock's row is there."""
+    """Rows with shares of stock's memory, and of a fresh process's what `release` leaves.
+
+    Each where the other row is there.
+    """
     stock = {(r["checkpoint"], r["layers"], r["batch"]): r for r in rows if r["system"] == "orig"}
+    fresh = {
+        (r["checkpoint"], r["layers"], r["variant"]): r
+        for r in rows
+        if r["system"] == FLASH and r["before"] is None
+    }
     for row in rows:
         other = stock.get((row["checkpoint"], row["layers"], row["batch"]))
         if other is not None and row is not other:
             row["of_driver"] = row["driver"] / other["driver"]
             row["of_aside"] = row["aside"] / other["aside"]
+        own = fresh.get((row["checkpoint"], row["layers"], row["variant"]))
+        if own is not None and row["before, released"] is not None:
+            row["of_fresh"] = row["before, released"] / own["driver"]
+        if row["planned"] is not None:
+            row["plan_error"] = row["planned"] / row["driver"] - 1
     return list(rows)
 
 
@@ -531,9 +506,18 @@ COLUMNS: dict[str, Any] = {
     "of stock": "{of_driver:.1%}",
     "aside": "{aside:.0f}",
     "of stock's": "{of_aside:.0%}",
-    "outside": "{outside:.0f}",
-    "released": lambda row: f"{row['before, released'] or row['calls, released']:.0f}",
+    "plan off": "{plan_error:+.1%}",
+    "released": "{calls, released:.0f}",
     "ms": "{ms:.2f}",
+}
+# Of `release`: what the driver counts after the calls at batch 1, after the large batch before
+# them, and after its release, also as a share of the row without a large batch.
+RELEASE_COLUMNS: dict[str, Any] = {
+    "row": "{checkpoint} {layers}",
+    "calls": "{driver:.0f}",
+    "large batch": "{before:.0f}",
+    "released": "{before, released:.0f}",
+    "of a fresh process's calls": "{of_fresh:.1%}",
 }
 
 
@@ -597,13 +581,11 @@ def show_libraries(libraries: Mapping[str, Any]) -> None:
     print_rows("first uses of libraries", rows, columns)
 
 
-def show(document: Mapping[str, Any]) -> None:
+def show(document: Mapping[str, Any], columns: Mapping[str, Any] = COLUMNS) -> None:
     """Print the summary, and the failures."""
-    title = (
-        "MB (1e6 bytes); aside: the allocator's peak beside the weights; outside: beyond reserved"
-    )
+    title = "MB (1e6 bytes); aside: the allocator's peak beside the weights"
     failures = [row | {"ms": None, "variant": row["reason"]} for row in document["failures"]]
-    print_rows(title, [*document["summary"], *failures], COLUMNS)
+    print_rows(title, [*document["summary"], *failures], columns)
 
 
 Jobs = Annotated[int, typer.Option(min=1, help="Processes at a time; 1 for times and events.")]
@@ -646,8 +628,6 @@ def rows(
     one_of("variant", named, VARIANTS)
     kinds = [(model, name, AS_IT_IS) for model in models for name in systems]
     for model in parse_rows(variant_row, []) or models:
-        if DENSE in named:
-            kinds += [(model, name, DENSE) for name in systems if name != FLASH]
         kinds += [(model, FLASH, name) for name in named]
     tasks = [
         Task(*model, name, variant, batch=batch, new_tokens=new_tokens, calls=calls)
@@ -674,7 +654,7 @@ def release(
         tasks.append(Task(*model, FLASH, calls=1, before=(batch, new_tokens)))
     document = run_all(tasks, with_libraries=False, jobs=jobs, limit=limit)
     write_json(output, "cuda", commit, document)
-    show(document)
+    show(document, RELEASE_COLUMNS)
 
 
 app = app_of(__doc__, rows, release)

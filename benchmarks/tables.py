@@ -113,6 +113,7 @@ ENTRIES = {
     "batch-ray": "`batch` on Ray",
 }
 PEERS = "peers-cpu.json"
+MEMORY = "memory-h200.json"
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
 
@@ -334,6 +335,25 @@ def _by_case(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["checkpoint"], row["dtype"]
 
 
+def memory() -> str:
+    """One clip on a GPU: what the driver counts, and the allocator's peak beside the weights."""
+    rows = [row for row in read_json(MEMORY)["summary"] if row["variant"] == "as it is"]
+    systems = {
+        name: {(row["checkpoint"], row["layers"]): row for row in rows if row["system"] == name}
+        for name in ("orig", "flash")
+    }
+    lines = []
+    for case, stock in systems["orig"].items():
+        ours = systems["flash"][case]
+        line = [f"{case[0]} {case[1]}"]
+        for field in ("driver", "aside"):
+            before, after = stock[field], ours[field]
+            line += [f"{before:,.0f} → {after:,.0f}", f"{after / before:.0%}"]
+        lines.append([*line, f"{100 * ours['plan_error']:+.1f} %"])
+    heading = ["driver, MB", "of stock", "beside weights, MB", "of stock", "`plan` is off by"]
+    return markdown(["decoder", *heading], lines)
+
+
 def cpu() -> str:
     """Whole calls on two cores of a CPU."""
     lines = []
@@ -381,6 +401,7 @@ SOURCES = (
     THROUGHPUT,
     FILES,
     PEERS,
+    MEMORY,
     "start-up-medium-h100.json",
     "capacity-h100.json",
     "cpu.json",
@@ -423,6 +444,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "files-sentence": (README, files_sentence),
     "files": (PAGE, files),
     "decoding": (PAGE, decoding),
+    "memory": (PAGE, memory),
     "peers-cpu": (PAGE, peers),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),

@@ -6,9 +6,8 @@ python examples/subtitles.py talk.mp4 talk.srt --model small
 import argparse
 from pathlib import Path
 
-from whisper_flash_attention import Transcriber
+from whisper_flash_attention import SubtitleOptions, Transcriber, write
 from whisper_flash_attention.audio import bundled_recordings
-from whisper_flash_attention.transcribe import SubtitleOptions, write
 
 
 def main() -> None:
@@ -21,8 +20,7 @@ def main() -> None:
     transcriber = Transcriber.from_pretrained(arguments.model)
     transcription = transcriber.transcribe(arguments.audio, word_timestamps=True)
     options = SubtitleOptions(max_line_width=42, max_line_count=2)
-    output_format = arguments.output.suffix.removeprefix(".")  # srt or vtt
-    write(transcription, arguments.output, output_format, options=options, overwrite=True)
+    write(transcription, arguments.output, options=options, overwrite=True)
     print(arguments.output)
 
 

@@ -50,10 +50,10 @@ def place(
     return tmp_path
 
 
-def run_commands(text: str) -> int:
-    """Run the commands `transcribe`; returns how many there are."""
+def run_commands(text: str, name: str = "transcribe") -> int:
+    """Run the commands of this name on local files; returns how many there are."""
     found = [shlex.split(each, comments=True) for each in commands(text)]
-    found = [words for words in found if words[0] == "transcribe"]
+    found = [words for words in found if words[0] == name and "://" not in words[1]]
     for words in found:
         given = None
         if ">" in words:  # standard output
@@ -146,6 +146,16 @@ def test_a_folder_of_podcasts(place: Path) -> None:
     assert "-->" in (place / "subtitles" / "2026" / "one.vtt").read_text()
     run_blocks(text)
     assert json.loads((place / "podcasts" / "2026" / "one.json").read_text())["language"] == "en"
+
+
+def test_a_whole_archive(place: Path) -> None:
+    (place / "calls.csv").write_text("id,path\na,call.wav\nb,call.wav\nc,call.wav\n")
+    text = page("archive.md")
+    assert run_commands(text, "batch") == 6
+    assert "-->" in (place / "subtitled" / "subtitles" / "one.srt").read_text()
+    [shard] = (place / "texts").glob("part-*.jsonl")
+    names = run_blocks(text.replace("part-000000-1000-1a2b3c4d.jsonl", shard.name))
+    assert list(names["rows"]["id"]) == ["one.wav"] and len(names["rows"]["segments"][0]) > 0
 
 
 def test_a_notebook(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audio": {"errors", "option_kinds", "options", "terminal", "validation"},
     "engine": {"errors", "flash_attention", "kernels", "validation"},
     "hf": {"engine", "errors", "flash_attention"},
-    "modeling_whisper_flash_attention": {"engine", "errors", "flash_attention", "hf", "weights"},
+    "modeling_whisper_flash_attention": {
+        *("engine", "errors", "flash_attention", "hf", "validation", "weights")
+    },
     "transcribe": {
         "audio",
         "devices",

@@ -35,9 +35,7 @@ def test_a_language_is_known_by_name_code_and_other_names(given_as: str, code: s
     ("misspelt", "nearest"), [("germn", "german"), ("Englsh", "english"), ("spanisch", "spanish")]
 )
 def test_an_unknown_language_gets_the_nearest_names(misspelt: str, nearest: str) -> None:
-    with pytest.raises(
-        OptionError, match=f"unknown language '{misspelt}'.*did you mean.*{nearest}"
-    ):
+    with pytest.raises(OptionError, match=f"language is '{misspelt}': did you mean.*{nearest}"):
         TranscribeOptions(language=misspelt)
 
 
@@ -52,7 +50,7 @@ def test_every_other_language_is_an_option_error_or_a_code(language: str) -> Non
 
 
 def test_an_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="unknown task 'summarise'; possible: transcribe, trans"):
+    with pytest.raises(OptionError, match="task is 'summarise': give transcribe or trans"):
         TranscribeOptions(task="summarise")
 
 
@@ -67,17 +65,17 @@ def test_a_model_does_only_the_languages_and_tasks_it_knows() -> None:
     TranscribeOptions().check_model(("en",))
     TranscribeOptions(language="english").check_model(("en",))
     TranscribeOptions(language="de", task="translate").check_model(("en", "de"))
-    with pytest.raises(OptionError, match="'de' needs a multilingual model"):
+    with pytest.raises(OptionError, match='language="de" needs a multilingual model'):
         TranscribeOptions(language="de").check_model(("en",))
-    with pytest.raises(OptionError, match="'translate' needs a multilingual model"):
+    with pytest.raises(OptionError, match='task="translate" needs a multilingual model'):
         TranscribeOptions(task="translate").check_model(("en",))
-    with pytest.raises(OptionError, match="does not know language 'yue'; it knows de, en"):
+    with pytest.raises(OptionError, match='not know language="yue"; it knows de, en'):
         TranscribeOptions(language="cantonese").check_model(("en", "de"))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu:0"])
 def test_an_unknown_device_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(OptionError, match="possible: auto, cpu, cuda, cuda:N, mps"):
+    with pytest.raises(OptionError, match=r"device is .*: give auto, cpu, cuda, cuda:N .* or mps"):
         resolve_device(name)
 
 
@@ -89,7 +87,7 @@ def test_auto_is_the_gpu_where_there_is_one_and_the_cpu_elsewhere() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_without_a_gpu_cuda_is_an_error_that_says_what_to_do(name: str) -> None:
-    with pytest.raises(DeviceError, match=f"device '{name}' was requested, but .*use 'cpu'"):
+    with pytest.raises(DeviceError, match=f'device="{name}" was requested, but .*use .cpu'):
         resolve_device(name)
 
 
@@ -97,7 +95,7 @@ def test_without_a_gpu_cuda_is_an_error_that_says_what_to_do(name: str) -> None:
 def test_a_gpu_is_chosen_by_its_number_and_a_missing_one_names_those_there() -> None:
     assert resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(DeviceError, match=r"'cuda:99' was requested; found: cuda:0 \("):
+    with pytest.raises(DeviceError, match=r'"cuda:99" was requested; found: cuda:0 \('):
         resolve_device("cuda:99")
 
 
@@ -105,7 +103,7 @@ def test_the_dtype_follows_the_device_unless_it_is_named() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) is torch.float16
     assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
-    with pytest.raises(OptionError, match="unknown dtype 'fp16'; possible: auto, float32"):
+    with pytest.raises(OptionError, match="dtype is 'fp16': give auto, float32"):
         resolve_dtype("fp16", torch.device("cpu"))
 
 
@@ -119,9 +117,9 @@ def test_what_is_given_counts_instead_of_the_presets() -> None:
 
 
 def test_only_what_makes_sense() -> None:
-    with pytest.raises(OptionError, match="unknown preset 'best'; possible: fast, balanced"):
+    with pytest.raises(OptionError, match="preset is 'best': give fast, balanced"):
         preset("best")
-    with pytest.raises(OptionError, match="unknown mode"):
+    with pytest.raises(OptionError, match="mode is 'parallel': give"):
         preset("fast", mode="parallel")
 
 

@@ -16,12 +16,14 @@ PACKAGE = Path(whisper_flash_attention.__file__).parent
 PUBLIC_NAMES = {
     "DecodeOptions",
     "Segment",
+    "SubtitleOptions",
     "Transcriber",
     "Transcription",
     "WhisperFlashAttentionForConditionalGeneration",
     "Word",
     "attend",
     "load_processor",
+    "write",
 }
 
 

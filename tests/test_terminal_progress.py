@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from tests.conftest import REPOSITORY
@@ -62,6 +63,13 @@ def test_in_a_terminal_the_bar_shows_all_files_and_names_those_under_way() -> No
     assert "warning: b.wav: is cut off\n" in screen.getvalue()
 
 
+def test_loading_shows_a_line_where_the_bar_was() -> None:
+    for terminal, shown in ((True, True), (False, False)):
+        progress, screen = progress_on(terminal, "a.wav")
+        with progress, progress.loading():
+            assert screen.getvalue().endswith("loading the model\r") is shown
+
+
 def test_text_for_standard_output_does_not_end_up_on_the_bar(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -75,8 +83,9 @@ def test_text_for_standard_output_does_not_end_up_on_the_bar(
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_the_percentage_stays_at_any_width(width: int) -> None:
-    name = f"{'folder/' * 20}a.wav"
+@pytest.mark.parametrize("folder", ["folder/" * 20, "長い名前/" * 20])
+def test_the_percentage_and_the_end_of_the_name_stay_at_any_width(width: int, folder: str) -> None:
+    name = f"{folder}0016.wav"
     now = iter(range(0, 1000, 10))
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, highlight=False)
@@ -87,10 +96,29 @@ def test_the_percentage_stays_at_any_width(width: int) -> None:
         progress.advance(name, 0.0)
         progress.advance(name, 0.5)
         state = progress.state()
-    assert re.match(r"0:50 of 1:40, \d\.\d x real time, 0:\d\d left, folder/", state)
+    assert re.fullmatch(rf"0:50 of 1:40, \d\.\d x real time, 0:\d\d left, {name}", state)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert " 50%" in plain and "0:50 of" in plain
-    assert all(len(line) <= width for line in re.split(r"[\r\n]", plain))
+    lines = [line.rstrip() for line in re.split(r"[\r\n]", plain) if line.strip()]
+    assert re.search(r" 50% .* left, …\S*/0016.wav$" if width > 40 else "….*0016.wav$", lines[-1])
+    assert all(cell_len(line) <= width for line in lines)
+
+
+def test_what_there_is_no_room_for_gives_way_to_the_names() -> None:
+    names = ["recordings/friday/call-0016001.flac", "recordings/friday/call-0016002.flac"]
+    now = iter((0.0, *[20.0] * 9))
+    progress = FileProgress(PlainConsole(), names, clock=lambda: next(now))
+    for name in names:
+        progress.measured(name, 60.0)
+        progress.advance(name, 0.0)
+    progress.advance(names[1], 0.5)
+    both = ", ".join(names)
+    whole = f"0:30 of 2:00, 1.5 x real time, 1:00 left, 0/2 done: {both}"
+    assert progress.state(len(whole)) == whole
+    shortened = "…cordings/friday/call-0016001.flac + 1"
+    assert progress.state(90) == whole.replace(both, shortened)
+    assert progress.state(63) == "0:30 of 2:00, 1:00 left, 0/2 done: …riday/call-0016001.flac + 1"
+    assert progress.state(43) == "1:00 left, 0/2 done: …call-0016001.flac + 1"
+    assert progress.state(24) == "0/2 done: …6001.flac + 1"
 
 
 def test_nothing_is_shown_where_that_is_not_wanted() -> None:

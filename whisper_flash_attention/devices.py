@@ -28,12 +28,12 @@ def resolve_device(name: str = "auto") -> torch.device:
     match = re.fullmatch(r"auto|cpu|mps|cuda(?::([0-9]{1,9}))?", name) if known else None
     if match is None:
         raise OptionError(
-            f"unknown device {check.shown(name)}; possible: auto, cpu, cuda, cuda:N, mps"
+            f"device is {check.shown(name)}: give auto, cpu, cuda, cuda:N (the GPU's number) or mps"
         )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device 'mps' was requested, but PyTorch finds no Apple GPU; use 'cpu'")
+        raise DeviceError('device="mps" was requested, but PyTorch finds no Apple GPU; use "cpu"')
     if name.startswith("cuda"):
         _check_cuda(name, index=int(match[1] or 0))
     return torch.device(name)
@@ -44,18 +44,18 @@ def _check_cuda(name: str, index: int) -> None:
 
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
-            f"device {name!r} was requested, but this PyTorch ({torch.__version__}) is built for "
+            f'device="{name}" was requested, but this PyTorch ({torch.__version__}) is built for '
             "CPUs only; use 'cpu', or install a CUDA build (pytorch.org)"
         )
     count = torch.cuda.device_count()
     if count == 0:
         raise DeviceError(
-            f"device {name!r} was requested, but PyTorch finds no GPU; use 'cpu', or see "
+            f"device=\"{name}\" was requested, but PyTorch finds no GPU; use 'cpu', or see "
             "whether `nvidia-smi` runs"
         )
     if index >= count:
         found = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(count))
-        raise DeviceError(f"device {name!r} was requested; found: {found}")
+        raise DeviceError(f'device="{name}" was requested; found: {found}')
 
 
 def set_threads(count: int) -> None:
@@ -78,10 +78,10 @@ def resolve_compute_type(name: str, device: torch.device) -> tuple[torch.dtype, 
     """
     import torch
 
-    check.one_of("compute type", name, COMPUTE_TYPES)
+    check.one_of("compute_type", name, COMPUTE_TYPES)
     if name == "int8" and device.type != "cpu":
         raise OptionError(
-            f"compute type 'int8' runs on CPUs, and the device is {str(device)!r}: give float16"
+            f'compute_type="int8" runs on CPUs, and the device is {str(device)!r}: give float16'
         )
     if device.type == "cpu" and name in ("auto", "float32", "int8"):
         return torch.float32, name
@@ -97,8 +97,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "int8":
         raise OptionError(
-            "compute type 'int8' is for transcription on a CPU, and this runs Transformers' models "
-            f"or compares with them: give one of {', '.join(DTYPES)}; `whisper-flash benchmark "
+            'compute_type="int8" is for transcription on a CPU; this runs models of Transformers '
+            f"or compares with them: give {check.alternatives(DTYPES)}; `whisper-flash benchmark "
             "peers --dtype int8` measures speed and word errors of int8"
         )
     check.one_of("dtype", name, DTYPES)

@@ -129,7 +129,7 @@ def language_code(language: str) -> str:
     near = difflib.get_close_matches(wanted, known, n=1, cutoff=_NEAR)
     hint = f"did you mean {near[0]}? " if near else ""
     raise OptionError(
-        f"unknown language {check.shown(language)}; {hint}"
+        f"language is {check.shown(language)}: {hint}"
         f"Whisper knows {len(LANGUAGES)}, by name ('german', 'deutsch') or code ('de', 'de-AT')"
     )
 

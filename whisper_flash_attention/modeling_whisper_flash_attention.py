@@ -17,6 +17,8 @@ from typing import Any, Self
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, WhisperConfig
 
+from whisper_flash_attention import validation as check
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.memory_plan import MemoryPlan, PlanRequest, make_plan
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
 from whisper_flash_attention.engine.weights import collect_weights
@@ -46,7 +48,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     own loop; the logger `whisper_flash_attention` logs the reason. In a dictionary that `generate`
     returns, the key/value cache is computed on first access.
 
-    Four things are new:
+    Five things are new:
 
     - `attn_implementation` also accepts the back-ends of this package: "auto" (the default: the
       first that can run the call), "reference", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient",
@@ -54,6 +56,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
     - `from_pretrained` also reads OpenAI's `.pt` files and faster-whisper (CTranslate2) folders.
     - `cross_attention` selects what the engine's cross-attention reads.
     - `plan` computes the memory of a call before it is made, or the batch that fits a budget.
+    - `release` gives back the memory that is kept between calls.
 
     Calls from several threads are safe: they run one after another.
 
@@ -157,11 +160,7 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
 
     @cross_attention.setter
     def cross_attention(self, value: str) -> None:
-        if value not in CROSS_ATTENTION:
-            raise OptionError(
-                f"unknown cross_attention {value!r}; possible: {', '.join(CROSS_ATTENTION)}"
-            )
-        self._cross_attention = value
+        self._cross_attention = check.one_of("cross_attention", value, CROSS_ATTENTION)
 
     def plan(
         self,
@@ -188,7 +187,8 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
                 on the meta device, without weights.
 
         Returns:
-            A `MemoryPlan`; its `total` is the allocator's peak in bytes.
+            A `MemoryPlan`; its `total` is the allocator's peak in bytes, and its `driver` what the
+            driver will count for the process, on a GPU that is present.
 
         Raises:
             OptionError: not exactly one of `batch_size` and `memory_gb`, a number out of range, a
@@ -206,6 +206,14 @@ class WhisperFlashAttentionForConditionalGeneration(StockWhisper):
             dtype=self.dtype if dtype is None else dtype,
         )
         return make_plan(collect_weights(self), wanted, batch_size=batch_size, memory_gb=memory_gb)
+
+    def release(self) -> None:
+        """Give back the device memory that is kept between calls of `generate`, but not the model.
+
+        Buffers and recorded graphs of the largest call so far are kept for the next one, which
+        makes them anew after this. PyTorch's allocator gives back what it holds free.
+        """
+        Engine.release_of(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Stock `generate`, with all its options; the attention back-end is kept.

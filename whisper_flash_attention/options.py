@@ -51,8 +51,8 @@ class Option:
         kind: its values.
         help: what it does, in a sentence or two.
         flags: of the command line; empty stands for the name with dashes.
-        aliases: other names, of openai-whisper or faster-whisper, that Python and the command line
-            take as well.
+        aliases: other names, of openai-whisper or faster-whisper, that the command line takes as
+            well; those of `DecodeOptions` also in Python.
         panel: heading of the group in `--help`; empty for the first group.
         commands: that take it.
     """
@@ -158,7 +158,7 @@ class ModelOptions:
     local_files_only: bool = option(
         False,
         kinds.flag(),
-        "Take what was downloaded before, and do without the network.",
+        "Use only what was downloaded before, without the network.",
     )
 
 
@@ -204,18 +204,18 @@ class TranscribeOptions:
         """Raise `OptionError` if a model of these languages (codes) cannot do this."""
         if self.task == "translate" and set(languages) == {"en"}:
             raise OptionError(
-                "task 'translate' needs a multilingual model, and this one is English-only; "
+                'task="translate" needs a multilingual model, and this one is English-only; '
                 "take one without '.en' in its name"
             )
         if self.language is None or self.language in languages:
             return
         if set(languages) == {"en"}:
             raise OptionError(
-                f"language {self.language!r} needs a multilingual model, and this one is "
+                f'language="{self.language}" needs a multilingual model, and this one is '
                 "English-only; take one without '.en' in its name"
             )
         raise OptionError(
-            f"this model does not know language {self.language!r}; "
+            f'this model does not know language="{self.language}"; '
             f"it knows {', '.join(sorted(languages))}"
         )
 
@@ -319,7 +319,7 @@ class DecodeOptions:
         "sequential",
         kinds.choice(*MODES),
         "sequential (OpenAI's algorithm, window after window), or batched (chunks of speech side "
-        "by side, without previous text; needs the extra vad, or --no-vad).",
+        "by side, without previous text; needs the extra vad, or vad_filter=False).",
         panel=DECODING_PANEL,
     )
     temperature: float | tuple[float, ...] = option(
@@ -416,7 +416,7 @@ class DecodeOptions:
         panel=DECODING_PANEL,
     )
     without_timestamps: bool = option(
-        False, kinds.flag(), "Text alone: a segment is a window of 30 s.", panel=DECODING_PANEL
+        False, kinds.flag(), "Only text: a segment is a window of 30 s.", panel=DECODING_PANEL
     )
     max_initial_timestamp: float | None = option(
         1.0,
@@ -454,7 +454,7 @@ class DecodeOptions:
     clip_timestamps: tuple[float, ...] = option(
         (),
         kinds.ascending_seconds(),
-        "Read parts alone: start,end,start,end ... The last end may be left out.",
+        "Read only these parts: start,end,start,end ... The last end may be left out.",
         panel=DECODING_PANEL,
     )
     word_timestamps: bool = option(
@@ -599,6 +599,9 @@ _ELSEWHERE = {
     "chunk_length": "give vad_parameters={'max_speech_duration_s': ...} and mode=\"batched\"",
     "language_detection_segments": "give multilingual=True, or language",
     "language_detection_threshold": "give multilingual=True, or language",
+    "prompt_reset_on_temperature": "it is fixed at 0.5; condition_on_previous_text=False never "
+    "gives previous text",
+    "preset": 'give options=preset("fast"), of whisper_flash_attention.options',
 }
 
 

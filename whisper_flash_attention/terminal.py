@@ -193,7 +193,9 @@ class _Teller(logging.Handler):
         self._tell(f"{level}{record.getMessage()}")
 
 
-LONGEST_BAR = 20  # characters
+# Characters.
+LONGEST_BAR = 20
+ENOUGH_OF_NAMES = 16
 UPDATE_SECONDS = 0.1
 
 
@@ -278,26 +280,45 @@ class FileProgress:
                 if self._bar is not None and not self._asides:
                     self._bar.start()
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Say that a model is loaded, without the bar: a download has one of its own."""
+        with self.aside():
+            if self._bar is not None:
+                self._bar.console.print("loading the model", end="\r")
+            yield
+
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
         with self.aside():
             print_line(self._console, line)
 
-    def state(self) -> str:
-        """How far it is, in one line: audio of all files, speed, time left, files under way."""
+    def state(self, room: float = math.inf) -> str:
+        """How far it is, in one line: audio of all files, speed, time left, files under way.
+
+        Where there is room for fewer characters, the speed, the audio and the time left give way in
+        this order to the end of a name.
+        """
         done, total = self._done_and_total()
         took = 0.0 if self._since is None else self._clock() - self._since
-        parts = []
+        audio = speed = left = ""
         if self._seconds:
-            parts.append(f"{clock_time(done)} of {clock_time(total)}")
+            audio = f"{clock_time(done)} of {clock_time(total)}, "
         if took > 0 and done > 0:
-            if self._seconds:
-                parts.append(f"{done / took:.1f} x real time")
-            parts.append(f"{clock_time(took * (total - done) / done)} left")
+            speed = f"{done / took:.1f} x real time, " if self._seconds else ""
+            left = f"{clock_time(took * (total - done) / done)} left, "
         names = [file for file, share in self._shares.items() if share < 1] or [self._opening]
+        names = [printable(name) for name in names]
         several = len(self._files) > 1
         place = f"{self._finished()}/{len(self._files)} done: " if several else ""
-        return printable(", ".join([*parts, place + ", ".join(names)]))
+        least = min(ENOUGH_OF_NAMES, len(", ".join(names)))
+        fits = (
+            head
+            for head in (audio + speed + left, audio + left, left, "")
+            if len(head + place) + least <= room
+        )
+        head = next(fits, "") + place
+        return head + _shortened(names, room - len(head))
 
     def _update(self) -> None:
         if self._bar is None:
@@ -313,7 +334,7 @@ class FileProgress:
         # What precedes it takes the percentage, the bar and the blanks between.
         width = self._bar.console.width
         room = width - min(LONGEST_BAR, width // 6) - 7
-        state = Text(self.state())
+        state = Text(self.state(max(room, 0)))
         state.truncate(max(room, 0), overflow="ellipsis")
         share = done / total if total else 0.0
         self._bar.update(self._bar.task_ids[0], completed=share, state=state.plain)
@@ -327,6 +348,23 @@ class FileProgress:
         usual = sum(known) / len(known) if known else 1.0
         done = sum(share * self._seconds.get(file, usual) for file, share in self._shares.items())
         return done, sum(self._seconds.get(file, usual) for file in self._files)
+
+
+def _shortened(names: Sequence[str], room: float) -> str:
+    """Names with commas between, or the first one's end, which tells it from its neighbours."""
+    from rich.cells import cell_len
+
+    whole = ", ".join(names)
+    if cell_len(whole) <= room:
+        return whole
+    more = f" + {len(names) - 1}" if len(names) > 1 else ""
+    shown = max(int(room) - len(more), 1)
+    if cell_len(names[0]) <= shown:
+        return names[0] + more
+    end = names[0][-shown:]
+    while end and cell_len(end) >= shown:
+        end = end[1:]
+    return f"…{end}{more}"
 
 
 def _new_bar(console: Console) -> Progress:

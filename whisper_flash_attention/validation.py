@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -97,11 +97,16 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
-def one_of(name: str, value: Any, possible: tuple[str, ...]) -> str:
+def one_of(name: str, value: Any, possible: Collection[str]) -> str:
     """Return one of several names."""
     if isinstance(value, str) and value in possible:
         return str(value)
-    raise OptionError(f"unknown {name} {shown(value)}; possible: {', '.join(possible)}")
+    raise OptionError(f"{name} is {shown(value)}: give {alternatives([*possible])}")
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def instance(name: str, value: Any, kind: type[Value]) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from tests.audio.encoding import write_silence, write_wave
 from whisper_flash_attention.audio import audio_source as module
 from whisper_flash_attention.audio import bundled_recordings, load_audio
 from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource, ChannelSources
-from whisper_flash_attention.audio.container import Source
+from whisper_flash_attention.audio.container import Shared, Source
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.opener import THREADS, AudioOpener, OpenedAudio
 from whisper_flash_attention.audio.samples import Samples
@@ -181,6 +182,27 @@ def test_a_long_recording_stays_in_its_file(
                 blocks = list(source.blocks(seconds))
                 assert [each.size for each in blocks[:-1]] == [seconds * 16_000] * (len(blocks) - 1)
                 np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_bytes_and_open_files_of_known_size_are_decoded_in_processes(
+    tmp_path: Path, paths: list[Path]
+) -> None:
+    long = write_silence(tmp_path / "long.wav", 100)
+    shared = Shared(io.BytesIO(paths[1].read_bytes()), "upload.flac")
+    sources = [paths[0].read_bytes(), shared, b"", long.read_bytes(), Shared(io.BytesIO(b"?"), "x")]
+    with AudioOpener(DecoderPool(2), held_seconds=60.0, least_bytes=0) as opener:
+        found = list(opener.open_each(map(AudioInput, sources)))
+        first, second = (each.result() for each in found[:2])
+        for audio, path in ((first, paths[0]), (second, paths[1])):
+            assert isinstance(audio, AudioSource)
+            np.testing.assert_array_equal(audio.samples, load_audio(path))
+        assert str(found[2].error) == "<bytes>: the file is empty (0 bytes)"
+        assert str(found[4].error).startswith("x: ")
+        left = found[3].result()
+        assert isinstance(left, AudioSource) and left.samples is None and left.name == "<bytes>"
+        for _ in range(2):
+            assert sum(map(len, left.blocks())) == 100 * 16_000
+    assert not threads()
 
 
 def test_many_long_recordings_are_read_side_by_side(tmp_path: Path) -> None:

@@ -35,15 +35,21 @@ def invoke(*arguments: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--setting", "huge"], "settings: default, large, small"),
-        (["--checkpoint", "huge"], "checkpoint 'huge' is unknown"),
+        (["--setting", "huge"], "--setting is 'huge': give default, large or small"),
+        (["--checkpoint", "huge"], "--checkpoint is 'huge': give tiny, base"),
         (["--checkpoint", "tiny", "--decoder-layers", "24"], "nothing to measure for tiny"),
-        (["--batches", "0", "--setting", "small"], "batches 0: give a whole number"),
-        (["--new-tokens", "500", "--setting", "small"], "new tokens 500: give 1 to 444"),
-        (["--timeout", "0"], "timeout 0: give a number of seconds above 0"),
-        (["--system", "fast", "--device", "cpu"], "system 'fast' is unknown"),
-        (["--dtype", "int8", "--device", "cpu"], "'int8' is for transcription on a CPU"),
-        (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--batches", "0", "--setting", "small"], "--batches is 0: give a whole number"),
+        (
+            ["--new-tokens", "500", "--setting", "small"],
+            "--new-tokens is 500: give a whole number, 1",
+        ),
+        (["--timeout", "0"], "--timeout is 0: give a number of seconds above 0"),
+        (["--system", "fast", "--device", "cpu"], "--system is 'fast': give orig, sdpa"),
+        (
+            ["--dtype", "int8", "--device", "cpu"],
+            "--compute-type int8 is for transcription",
+        ),
+        (["--device", "abacus"], "--device is 'abacus': give auto"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:

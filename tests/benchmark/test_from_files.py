@@ -58,12 +58,12 @@ def test_rows_have_the_entry_the_container_and_shares(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--entry", "cloud"), "entry 'cloud' is unknown"),
-        (("--mode", "both"), "mode 'both' is unknown"),
-        (("--container", "xyz"), "container 'xyz' is unknown"),
-        (("--length", "long"), "length 'long': give seconds"),
+        (("--entry", "cloud"), "--entry is 'cloud': give memory"),
+        (("--mode", "both"), "--mode is 'both': give "),
+        (("--container", "xyz"), "--container is 'xyz': give wav"),
+        (("--length", "long"), "--length is 'long': give seconds"),
         (("--recordings", "0"), "recordings"),
-        (("--from", "tape"), "tape"),
+        (("--from", "tape"), "--from is 'tape': give memory or files"),
     ],
 )
 def test_misuse_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:

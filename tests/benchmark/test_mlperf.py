@@ -181,9 +181,9 @@ def test_without_the_load_generator_one_line_tells_how_to_install_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch-size", "-1"), "batch size -1"),
-        (("--seconds", "0"), "seconds 0"),
-        (("--target-qps", "nan"), "target qps nan"),
+        (("--batch-size", "-1"), "--batch-size is -1"),
+        (("--seconds", "0"), "--seconds is 0"),
+        (("--target-qps", "nan"), "--target-qps is nan"),
         (("--no-accuracy", "--no-performance"), "nothing to measure"),
         (("--random-weights", "tiny", "--no-performance"), "random weights have no accuracy"),
     ],

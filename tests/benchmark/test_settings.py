@@ -55,10 +55,14 @@ def test_decoder_layers_narrow_the_rows() -> None:
     assert select_rows((), [24, 12]) == [Row("small", 12), Row("medium", 24)]
 
 
+def test_an_unknown_checkpoint_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(OptionError, match="checkpoint is 'huge': give tiny, base, small"):
+        select_rows(["huge"])
+
+
 @pytest.mark.parametrize(
     ("checkpoints", "layers", "blamed"),
     [
-        (["huge"], [], "'huge' is unknown"),
         (["tiny"], [24], "nothing to measure for tiny, 24 layers"),
         (["tiny", "base"], [6], "nothing to measure for tiny"),
         (["base"], [6, 5], "nothing to measure for 5 layers"),
@@ -111,7 +115,7 @@ def test_sizes_given_replace_the_settings_own() -> None:
 
 
 def test_an_unknown_setting_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(OptionError, match=r"'huge' is unknown; settings: default, large, small"):
+    with pytest.raises(OptionError, match="setting is 'huge': give default, large or small"):
         select_settings(["huge"])
 
 
@@ -131,7 +135,7 @@ def test_jobs_keep_what_the_setting_prescribes_beside_what_is_run() -> None:
 
 
 def test_an_unknown_dtype_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(OptionError, match="dtypes: float16, bfloat16, float32"):
+    with pytest.raises(OptionError, match="dtype is 'int8': give float16, bfloat16 or float32"):
         plan_jobs(select_settings(["small"]), select_rows(), ["orig"], device="cpu", dtype="int8")
 
 

@@ -64,11 +64,11 @@ def test_rows_tell_how_much_faster_than_real_time(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--checkpoint", "huge"), "checkpoint 'huge' is unknown"),
-        (("--system", "orig"), "system 'orig' is unknown; possible: flash, sdpa"),
-        (("--batch-size", "0"), "batch size 0"),
-        (("--new-tokens", "500"), "new tokens 500: give 2 to 444"),
-        (("--minutes", "0.2"), "minutes 0.2"),
+        (("--checkpoint", "huge"), "--checkpoint is 'huge': give tiny, base"),
+        (("--system", "orig"), "--system is 'orig': give flash or sdpa"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+        (("--new-tokens", "500"), "--new-tokens is 500: give a whole number, 2 to 444"),
+        (("--minutes", "0.2"), "--minutes is 0.2"),
         (("--output", "nowhere/rows.json"), "there is no folder nowhere"),
     ],
 )

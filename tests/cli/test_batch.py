@@ -40,7 +40,7 @@ def test_errors_of_some_are_exit_code_1(archive: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "error: 002.wav: this one cannot be heard" in output
     assert "1 RuntimeError" in output
-    assert "--retry-errors does again what failed" in output
+    assert "--retry-errors retries what failed" in output
     assert len(list((tmp_path / "out" / "subtitles").iterdir())) == 4
     (archive / "002.wav").unlink()
     code, output = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")

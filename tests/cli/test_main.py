@@ -91,11 +91,12 @@ def test_a_misused_benchmark_is_exit_code_2() -> None:
     assert_one_line_error(call("benchmark", "--no-such-option"), "no such option")
 
 
-@pytest.mark.parametrize(
-    "command", ["transcribe", "batch", "serve", "parity", "doctor", "benchmark"]
-)
+PARTS = [f"benchmark {part}" for part in ("throughput", "mlperf", "serve", "peers")]
+
+
+@pytest.mark.parametrize("command", [*(str(each.name) for each in COMMANDS), *PARTS])
 def test_help_has_whole_names_and_no_markup_and_a_short_flag(command: str) -> None:
-    outcome = call(command, "-h")
+    outcome = call(*command.split(), "-h")
     assert outcome.code == 0 and outcome.stderr == ""
     assert "…" not in outcome.stdout and "[b]" not in outcome.stdout
     for line in outcome.stdout.splitlines():
@@ -120,10 +121,18 @@ def test_usage_errors_are_one_line_and_suggest() -> None:
     outcome = call("transcribe", "a.wav", "--model")
     assert_one_line_error(outcome, "requires an argument (whisper-flash transcribe --help")
     outcome = call("transcribe", "a.wav", "--chunk_size", "30")
-    assert_one_line_error(outcome, "no such option: --chunk-size; the length of chunks is --vad")
+    assert_one_line_error(outcome, "no such option: --chunk-size; the length of chunks is --mode")
+    outcome = call("transcribe", "a.wav", "--vad_min_silence_duration_ms", "300")
+    assert_one_line_error(outcome, "it is --vad --vad-parameters min_silence_duration_ms=VALUE")
     assert_one_line_error(
         call("batch", "a", "-o", "b", "--workers", "x"), "--workers", "valid integer"
     )
+
+
+def test_a_recording_in_place_of_a_command_is_shown_where_it_belongs(clip: BundledClip) -> None:
+    outcome = call(clip.path, "--model", "small")
+    assert_one_line_error(outcome, f"to transcribe it: whisper-flash transcribe {clip.path}")
+    assert "transcribe [OPTIONS] FILE...\n" in call("transcribe", "-h").stdout
 
 
 def test_messages_name_flags_on_the_command_line(clip: BundledClip) -> None:
@@ -268,12 +277,16 @@ def test_a_text_and_an_empty_recording_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "wrong", "expected"),
     [
-        ("--language", "germn", "unknown language 'germn'; did you mean german"),
-        ("--task", "summarise", "unknown task 'summarise'; possible: transcribe, translate"),
-        ("--output-format", "doc", "unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv"),
-        ("--device", "gpu", "unknown device 'gpu'; possible: auto, cpu"),
-        ("--compute-type", "fp16", "unknown compute type 'fp16'; possible: auto, float32"),
-        ("--attention", "sdpa_flsh", "unknown attention back-end 'sdpa_flsh'; did you mean sdpa_f"),
+        ("--language", "germn", "--language is 'germn': did you mean german"),
+        ("--task", "summarise", "--task is 'summarise': give transcribe or translate"),
+        ("--mode", "foo", "--mode is 'foo': give sequential or batched"),
+        ("--preset", "foo", "--preset is 'foo': give fast, balanced or accurate"),
+        ("--channel", "foo", "--channel is 'foo': give mix, each, or the number of a channel"),
+        ("--batch-size", "foo", "--batch-size is 'foo': give a whole number, 1 to "),
+        ("--output-format", "doc", "--output-format is 'doc': give txt, json, srt, vtt, ass, tsv"),
+        ("--device", "gpu", "--device is 'gpu': give auto, cpu"),
+        ("--compute-type", "fp16", "--compute-type is 'fp16': give auto, float32"),
+        ("--attention", "sdpa_flsh", "--attention is 'sdpa_flsh': give auto, "),
         ("--model", "./no/such/folder", "no/such/folder: does not exist"),
     ],
 )
@@ -281,6 +294,26 @@ def test_an_unknown_value_is_one_line_that_says_what_is_possible(
     clip: BundledClip, option: str, wrong: str, expected: str
 ) -> None:
     assert_one_line_error(call("transcribe", clip.path, option, wrong), expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("batch a -o b --engine foo", "--engine is 'foo': give local or ray"),
+        ("batch a -o b --format foo", "--format is 'foo': give jsonl or parquet"),
+        ("batch a -o b --subtitles foo", "--subtitles is 'foo': give srt, vtt or ass"),
+        (
+            "parity -m small --audio a --mode foo",
+            "--mode is 'foo': give greedy, timestamps, beams or",
+        ),
+        ("benchmark throughput --from foo", "--from is 'foo': give memory or files"),
+        ("benchmark throughput --system foo", "--system is 'foo': give flash or sdpa"),
+        ("benchmark --setting foo", "--setting is 'foo': give default, large or small"),
+        ("benchmark --system foo", "--system is 'foo': give orig, sdpa, static, flash, flash:"),
+    ],
+)
+def test_other_commands_name_their_flags(command: str, expected: str) -> None:
+    assert_one_line_error(call(*command.split()), expected)
 
 
 def test_an_unknown_model_says_where_else_models_are(clip: BundledClip) -> None:
@@ -291,13 +324,13 @@ def test_an_unknown_model_says_where_else_models_are(clip: BundledClip) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 def test_a_missing_gpu_is_told(clip: BundledClip) -> None:
     outcome = call("transcribe", clip.path, "--device", "cuda")
-    assert_one_line_error(outcome, "device 'cuda' was requested", "use 'cpu'")
+    assert_one_line_error(outcome, "--device cuda was requested", "use 'cpu'")
 
 
 def test_an_english_only_model_refuses_german(tiny_en: str, clip: BundledClip) -> None:
     arguments = ("--model", tiny_en, "--device", "cpu", "--language", "de")
     outcome = call("transcribe", clip.path, *arguments)
-    assert_one_line_error(outcome, "'de' needs a multilingual model")
+    assert_one_line_error(outcome, "--language de needs a multilingual model")
 
 
 def test_subtitles_of_several_files_need_a_folder() -> None:

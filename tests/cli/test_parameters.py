@@ -154,7 +154,7 @@ def test_every_option_is_a_keyword_argument_of_python() -> None:
             "give --word-timestamps and --task translate",
         ),
         ("mode is 5: give text", "--mode is 5: give text"),
-        ("unknown task 'x'", "unknown task 'x'"),
+        ("no task is 'x'", "no task is 'x'"),
         ("talks/word_timestamps.wav: is no file", "talks/word_timestamps.wav: is no file"),
         ("unknown language 'beam_size'", "unknown language 'beam_size'"),
         ("the mode of a language", "the mode of a language"),

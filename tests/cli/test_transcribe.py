@@ -22,6 +22,8 @@ from whisper_flash_attention.transcribe import Segment, Transcription, Word, out
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Output
 
+SKIPPED = "recordings skipped: the files are there already (--overwrite replaces them)"
+
 
 class Outcome(NamedTuple):
     code: int
@@ -40,9 +42,12 @@ def call(*arguments: str | Path, stdin: bytes | None = None) -> Outcome:
 @pytest.fixture
 def transcriber(monkeypatch: pytest.MonkeyPatch) -> FakeTranscriber:
     fake = FakeTranscriber()
-    monkeypatch.setattr(
-        transcribe.Transcriber, "from_pretrained", classmethod(lambda cls, source, **options: fake)
-    )
+
+    def from_pretrained(cls: type, **options: Any) -> FakeTranscriber:
+        fake.loaded = options
+        return fake
+
+    monkeypatch.setattr(transcribe.Transcriber, "from_pretrained", classmethod(from_pretrained))
     return fake
 
 
@@ -97,7 +102,7 @@ def test_recordings_of_one_name_are_kept_apart(
     assert outcome.code == 0
     expected = ["one/talk.srt", "two/talk.srt", "z.mp3.srt", "z.wav.srt"]
     assert files_in(tmp_path / "out") == expected
-    assert call(talks, "-f", "srt", "-o", tmp_path / "out").stderr == "4 were there already\n"
+    assert call(talks, "-f", "srt", "-o", tmp_path / "out").stderr == f"4 {SKIPPED}\n"
 
 
 def test_the_same_command_does_only_what_is_missing(
@@ -110,9 +115,9 @@ def test_the_same_command_does_only_what_is_missing(
     outcome = call(*arguments)
     assert outcome.code == 0
     assert len(transcriber.calls) == 4
-    assert outcome.stderr.splitlines()[-2] == "2 were there already"
+    assert outcome.stderr.splitlines()[-2] == f"2 {SKIPPED}"
     outcome = call(*arguments)
-    assert outcome == Outcome(0, "", "3 were there already\n")
+    assert outcome == Outcome(0, "", f"3 {SKIPPED}\n")
     (out / "z.txt").write_text("old")
     assert call(*arguments, "--overwrite").code == 0
     assert len(transcriber.calls) == 7
@@ -176,7 +181,7 @@ def test_decoding_options_reach_the_transcriber(transcriber: FakeTranscriber, ta
         clip_timestamps=(0.5, 2.0),
     )
     outcome = call(talks / "z.wav", "--preset", "best")
-    assert outcome.code == 2 and "possible: fast, balanced, accurate" in outcome.stderr
+    assert outcome == Outcome(2, "", "error: --preset is 'best': give fast, balanced or accurate\n")
 
 
 def test_json_lines_are_one_per_segment(transcriber: FakeTranscriber, talks: Path) -> None:
@@ -231,7 +236,7 @@ def test_recordings_are_delivered_as_they_are_done(
     assert files_in(tmp_path / "out") == ["one/talk.txt", "two/talk.txt", "z.txt"]
     assert transcriber.calls[0]["batch_size"] == 4
     outcome = call(talks, "--batch-size", "0")
-    assert outcome.code == 2 and "batch size is 0: give a whole number" in outcome.stderr
+    assert outcome.code == 2 and "--batch-size is 0: give a whole number" in outcome.stderr
 
 
 def test_a_file_that_cannot_be_written_does_not_stop_the_others(
@@ -344,6 +349,15 @@ def test_spellings_of_other_tools_are_taken(transcriber: FakeTranscriber, talks:
     fallback = ("--temperature", "0.4", "--temperature_increment_on_fallback", "None")
     assert call(talks / "z.wav", *fallback, "--verbose", "False").code == 0
     assert transcriber.calls[-1]["options"].temperatures == (0.4,)
+    model = ("--model_dir", "models", "--local_files_only", "True", "--compute_type", "float16")
+    cues = ("--output_format", "srt", "--max_words_per_line", "1", "--highlight_words", "False")
+    place = ("--output_dir", str(talks / "out"), "--threads", "4", "--device", "cpu")
+    assert call(talks / "z.wav", *model, *cues, *place).code == 0
+    names = ("download_root", "local_files_only", "compute_type", "threads")
+    assert [transcriber.loaded[name] for name in names] == ["models", True, "float16", 4]
+    assert (talks / "out" / "z.srt").is_file()
+    assert call(talks / "z.wav", "--cpu_threads", "2", "--fp16", "False").code == 0
+    assert (transcriber.loaded["threads"], transcriber.loaded["compute_type"]) == (2, "float32")
     outcome = call(talks / "z.wav", "--temperature_increment_on_fallback", "x")
     assert outcome.stderr.startswith("error: --temperature-increment-on-fallback is 'x': give")
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, WhisperForConditiona
 from whisper_flash_attention.engine import beam, encoder
 from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
 from whisper_flash_attention.engine.engine import Buffers
-from whisper_flash_attention.engine.layout import Layout
+from whisper_flash_attention.engine.layout import Layout, SharedArena
 from whisper_flash_attention.engine.logits_processors import LogitsProcessors, NoRepeatNgram
 from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request
 from whisper_flash_attention.engine.torch_decoder import TorchDecoder
@@ -159,7 +159,14 @@ def make_bench(small_model: WhisperForConditionalGeneration) -> Bench:
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(CLIPS, 80, 200, generator=generator).double()
     states = encoder.encode(weights.encoder, features)
-    bench = Bench(stock, rounded, weights, Buffers(weights, GraphRecorder()), features, states)
+    bench = Bench(
+        stock,
+        rounded,
+        weights,
+        Buffers(weights, GraphRecorder(), SharedArena(weights.device)),
+        features,
+        states,
+    )
     found = bench.search(request_of(num_return_sequences=3, eos=(), rules=(NoRepeatNgram(1),)))
     bench.likely = list(dict.fromkeys(found.sequences[:, len(PROMPT) :].T.flatten().tolist()))
     assert len(bench.likely) > 8

@@ -12,8 +12,8 @@ from transformers import WhisperForConditionalGeneration
 
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
 from whisper_flash_attention.engine.cuda_graphs import GraphRecorder
-from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Buffers
-from whisper_flash_attention.engine.layout import Layout, state_bytes
+from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Buffers, decoder_bytes
+from whisper_flash_attention.engine.layout import Layout, SharedArena, cache_bytes, state_bytes
 from whisper_flash_attention.engine.triton_layers import workspace_bytes
 from whisper_flash_attention.engine.weights import Weights, collect_weights
 
@@ -25,7 +25,7 @@ def weights(small_model: WhisperForConditionalGeneration) -> Weights:
 
 @pytest.fixture
 def kept(weights: Weights) -> Buffers:
-    return Buffers(weights, GraphRecorder())
+    return Buffers(weights, GraphRecorder(), SharedArena(weights.device))
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def layout(weights: Weights, slots: int = 1, positions: int = 8, **sizes: Any) -
 
 
 def block(kept: Buffers) -> torch.Tensor:
-    assert kept._arena is not None
-    return kept._arena._block
+    assert kept._memory._arena is not None
+    return kept._memory._arena._block
 
 
 def test_nothing_is_taken_before_it_is_needed(kept: Buffers) -> None:
-    assert kept._arena is None
+    assert kept._memory._arena is None
 
 
 def test_the_arena_has_the_size_of_the_largest_call(kept: Buffers, weights: Weights) -> None:
@@ -116,6 +116,36 @@ def test_a_prepared_decoder_finds_nothing_of_others(kept: Buffers, weights: Weig
         assert tensor is not None and not tensor.any()
 
 
+def test_the_encoder_has_its_turn_before_a_decode(
+    weights: Weights, prepared: list[CudaDecoder]
+) -> None:
+    """It takes the caches' place, and leaves what a decoder keeps from call to call."""
+    memory = SharedArena(weights.device)
+    kept = Buffers(weights, GraphRecorder(), memory, lambda clips: 40_960 * clips)
+    wanted = layout(weights, 2)
+    assert cache_bytes(wanted) < 81_920
+    decoder = kept.cuda_decoder(wanted)
+    size = len(block(kept))
+    assert size == decoder_bytes(wanted, 81_920)
+    assert size < state_bytes(wanted) + workspace_bytes(wanted) + 81_920
+    decoder._work.settings.fill_(7)
+    decoder.state.finished.fill_(True)
+    for used, times in ((81_920, 1), (81_921, 2), (300, 2)):
+        memory.of(used)._block[: min(used, 81_920)].fill_(255)
+        memory.overwritten = used
+        assert kept.cuda_decoder(wanted) is decoder and len(prepared) == times
+        assert decoder.state.finished.all()
+        assert bool((decoder._work.settings == 7).all()) == (times == 1)
+    assert decoder.state.keys.isnan().all()
+
+
+def test_a_larger_encoder_takes_the_decoders_away(kept: Buffers, weights: Weights) -> None:
+    held, old = weakref.ref(kept.cuda_decoder(layout(weights))), weakref.ref(block(kept))
+    kept._memory.of(len(block(kept)) + 1)
+    # At once: what is still held when the larger one is taken counts twice.
+    assert held() is None and old() is None and not kept._decoders
+
+
 def test_the_layout_that_was_not_used_for_longest_is_dropped(
     kept: Buffers, weights: Weights
 ) -> None:
@@ -139,6 +169,6 @@ def test_release_gives_everything_back(
     kept.release()
     gc.collect()
     assert [reference() for reference in held] == [None, None]
-    assert kept._arena is None and not kept._decoders
+    assert kept._memory._arena is None and not kept._decoders
     assert kept.cuda_decoder(wanted) is prepared[0]
     assert len(block(kept)) == state_bytes(wanted) + workspace_bytes(wanted)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import beam, cuda_decoder
+from whisper_flash_attention.engine import beam, cuda_decoder, triton_layers
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
@@ -35,7 +35,7 @@ from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS, Workspace, workspace_bytes
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.errors import NotFinite
-from whisper_flash_attention.kernels import absorbed_projections, linear, logits
+from whisper_flash_attention.kernels import absorbed_projections, launch, linear, logits, matmul
 from whisper_flash_attention.kernels.launch import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs Triton's interpreter")
@@ -122,6 +122,36 @@ def expected(
 def check_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert found.shape == wanted.shape and found.dtype is torch.float32
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("slots", [4, RECORDED_CLIPS + 1])
+def test_a_kernel_writes_cross_keys_and_values(
+    weights: DecoderWeights, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On hardware that has it; the interpreter runs it for these weights, too."""
+    inputs = clips(3, 2)
+    request = Request(LogitsProcessors(), 4, (), 0, want_logits=True)
+    wanted = expected(weights, inputs, request, False)
+    monkeypatch.setattr(triton_layers, "has_encoder_kernels", lambda device, dtype: True)
+    monkeypatch.setattr(triton_layers, "fill_cross", None)
+    overlaps = []
+
+    def product(*arguments: Any) -> None:
+        overlaps.append(launch._switches.overlap)
+        matmul.matmul(*arguments)
+
+    monkeypatch.setattr(triton_layers, "matmul", product)
+    decoder, graphs = on_kernels(weights, absorbed=False, raw=True, slots=slots)
+    found = choose_tokens(decoder, *inputs, request)
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert len(overlaps) == 2 * len(weights.layers)
+    # A pass that is recorded right after it ran must find the kernels that it loaded.
+    launch.set_pdl(launch.Overlap.LATE)
+    graphs.launches[graphs.keys[0]]()
+    assert len(overlaps) == 2 * len(weights.layers) * (2 if slots <= RECORDED_CLIPS else 1)
+    assert set(overlaps) == {launch.Overlap.NONE}
+    for one, other in zip(found.logits or (), wanted.logits or (), strict=True):
+        check_close(one, other)
 
 
 @FORMS

@@ -22,17 +22,35 @@ def test_a_pass_runs_once_for_every_call_on_the_numbers_of_then() -> None:
     def add() -> None:
         x.add_(y * 2)
 
-    for count, value in ((1, 1.0), (2, 1.0), (3, 5.0)):
+    for value, total in ((1.0, 2.0), (1.0, 4.0), (5.0, 14.0), (0.5, 15.0)):
         y.fill_(value)
         graphs.run("add", add)
-        assert x.tolist() == [{1: 2.0, 2: 4.0, 3: 14.0}[count]] * 4
+        assert x.tolist() == [total] * 4
+
+
+def test_a_pass_is_recorded_when_it_comes_again() -> None:
+    recorder, x = GraphRecorder(), torch.zeros(1, device="cuda")
+    launches: list[int] = []
+
+    def add() -> None:
+        launches.append(len(recorder._alive))
+        x.add_(1)
+
+    graphs = GraphCache(recorder)
+    for _ in range(4):
+        graphs.run("add", add)
+    assert x.item() == 4 and launches == [0, 0] and len(recorder._alive) == 1
+    warm = GraphCache(recorder, is_warm=True)
+    warm.run("add", add)
+    warm.run("add", add)
+    assert x.item() == 6 and len(launches) == 3
 
 
 def test_passes_of_other_names_are_others() -> None:
     graphs, x = GraphCache(GraphRecorder()), torch.zeros(1, device="cuda")
-    for name, step in (("one", 1), ("ten", 10), ("one", 1), ("ten", 10)):
+    for name, step in (("one", 1), ("ten", 10)) * 3:
         graphs.run(name, lambda step=step: x.add_(step))  # type: ignore[misc]
-    assert x.item() == 22
+    assert x.item() == 33
 
 
 def test_recordings_share_a_stream_and_their_memory() -> None:
@@ -78,6 +96,7 @@ def test_an_error_in_a_pass_leaves_nothing_recorded() -> None:
 
     with pytest.raises(RuntimeError, match="no"):
         graphs.run("pass", fail)
-    graphs.run("pass", lambda: x.add_(1))  # type: ignore[arg-type, return-value]
+    for _ in range(2):
+        graphs.run("pass", lambda: x.add_(1))  # type: ignore[arg-type, return-value]
     graphs.run("pass", fail)
-    assert x.item() == 2
+    assert x.item() == 3

@@ -217,7 +217,7 @@ def test_the_engine_goes_with_its_model(small_model: WhisperForConditionalGenera
     model = copy.deepcopy(small_model)
     engine = Engine.of(model)
     answer(engine)
-    kept = weakref.ref(model), weakref.ref(engine), weakref.ref(engine._buffers._arena)
+    kept = weakref.ref(model), weakref.ref(engine), weakref.ref(engine._buffers._memory._arena)
     del engine, model
     gc.collect()
     assert [reference() for reference in kept] == [None] * 3
@@ -246,7 +246,7 @@ def test_forget(model) -> None:
 def test_release_gives_the_buffers_back(model) -> None:
     engine = Engine.of(model)
     wanted = answer(engine)
-    arena = weakref.ref(engine._buffers._arena)
+    arena = weakref.ref(engine._buffers._memory._arena)
     engine.release()
     gc.collect()
     assert arena() is None
@@ -254,18 +254,27 @@ def test_release_gives_the_buffers_back(model) -> None:
     check_same(answer(engine), wanted)
 
 
+def test_only_an_engine_that_is_there_is_released(model) -> None:
+    Engine.forget(model)
+    Engine.release_of(model)
+    assert model not in Engine._engines
+    answer(Engine.of(model))
+    Engine.release_of(model)
+    assert Engine.of(model)._buffers._memory._arena is None
+
+
 def test_calls_of_mixed_sizes_share_the_memory_of_the_largest(model) -> None:
     engine = Engine.of(model)
     answer(engine, batch=3)
-    arena = engine._buffers._arena
+    arena = engine._buffers._memory._arena
     for batch in (1, 3, 2):
         check_same(
             answer(engine, batch, seed=batch),
             answer(Engine(collect_weights(model)), batch, seed=batch),
         )
-        assert engine._buffers._arena is arena
+        assert engine._buffers._memory._arena is arena
     answer(engine, batch=4)
-    assert engine._buffers._arena is not arena
+    assert engine._buffers._memory._arena is not arena
 
 
 @pytest.fixture

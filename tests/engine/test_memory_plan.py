@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from whisper_flash_attention.engine import engine as engine_module
+from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine import memory_plan
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.layout import ABSORBED_FROM_CLIPS, BATCH_BUCKETS, Arena
@@ -100,7 +100,7 @@ def test_the_state_that_a_decode_allocates_is_the_one_planned(
             super().__init__(device, capacity)
             allocated.append(self._block.nbytes)
 
-    monkeypatch.setattr(engine_module, "Arena", Counted)
+    monkeypatch.setattr(layouts, "Arena", Counted)
     engine = Engine(collect_weights(small_model))
     request = Request(
         processors=LogitsProcessors(),
@@ -273,7 +273,7 @@ def test_a_gpu_has_workspaces_and_recordings_of_small_batches(weights: Weights) 
         ({"num_beams": True}, "num_beams is True: give a whole number from 1 on"),
         (
             {"cross_attention": "half"},
-            "unknown cross_attention 'half'; possible: auto, projected, absorbed",
+            "cross_attention is 'half': give auto, projected or absorbed",
         ),
         (
             {"dtype": torch.int8},

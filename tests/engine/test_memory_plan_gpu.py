@@ -11,7 +11,11 @@ import torch
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration as Ours
 from whisper_flash_attention.benchmark.random_weights import build_model
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES
+from whisper_flash_attention.engine.device_memory import release_cached, used_bytes
 from whisper_flash_attention.engine.engine import MOST_LAYOUTS, Engine
+from whisper_flash_attention.engine.layout import SharedArena
+from whisper_flash_attention.engine.logits_processors import LogitsProcessors
+from whisper_flash_attention.engine.request import Request
 
 pytestmark = pytest.mark.gpu
 MIB = 2**20
@@ -22,8 +26,9 @@ def model_of(size: str, layers: int) -> Any:
 
 
 def features_of(batch: int) -> torch.Tensor:
-    generator = torch.Generator("cuda").manual_seed(batch)
-    return torch.randn(batch, 80, 3000, generator=generator, device="cuda").half()
+    """Drawn on the host: in float32 they would take memory of the device that no call takes."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.randn(batch, 80, 3000, generator=generator).half().cuda()
 
 
 def held() -> tuple[int, int]:
@@ -39,8 +44,7 @@ def without_engines() -> int:
     for engine in list(Engine._engines.values()):
         engine.release()
     gc.collect()
-    torch._C._cuda_clearCublasWorkspaces()
-    torch.cuda.empty_cache()
+    release_cached(torch.device("cuda", 0), workspaces=True)
     return torch.cuda.memory_allocated()
 
 
@@ -89,6 +93,83 @@ def test_memory_goes_with_the_model_or_when_it_is_released() -> None:
     gc.collect()
     assert not Engine._engines
     assert without_engines() - empty <= MIB
+
+
+def test_encoder_and_decodes_take_turns_in_one_arena() -> None:
+    """Whatever the order of their sizes, a call gives what it gives alone."""
+    model = model_of("tiny", 2)
+    options = {"max_new_tokens": 12, "min_new_tokens": 12}
+    alone = {}
+    for batch in (1, 3, 6, 37):
+        alone[batch] = model.generate(features_of(batch), **options)
+        Engine.of(model).release()
+    for batch in (1, 1, 3, 1, 37, 1, 1, 6, 37, 37, 3, 6, 6, 1):
+        assert torch.equal(model.generate(features_of(batch), **options), alone[batch]), batch
+
+
+def test_an_arena_that_grows_gives_its_memory_back_first() -> None:
+    without_engines()
+    before = torch.cuda.memory_reserved()
+    memory = SharedArena(torch.device("cuda", 0))
+    for size in (16, 64, 32, 80):
+        memory.of(size * MIB)
+    assert torch.cuda.memory_reserved() - before == 80 * MIB
+    memory.release()
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_the_encoders_arena_is_not_kept_beside_the_decodes() -> None:
+    without_engines()
+    model = model_of("base", 6)
+    model.generate(features_of(1), max_new_tokens=25)
+    pools = [each for each in torch.cuda.memory_snapshot() if each["segment_pool_id"] != (0, 0)]
+    assert sum(each["allocated_size"] for each in pools) > 20 * MIB
+    assert sum(each["total_size"] - each["allocated_size"] for each in pools) <= 4 * MIB
+
+
+def test_a_callback_of_a_decode_may_encode() -> None:
+    engine = Engine.of(model_of("tiny", 2))
+    states, other = engine.encode(features_of(2)), engine.encode(features_of(9))
+    prompt = torch.tensor([[50258, 50259, 50359, 50363]] * 2, device="cuda")
+    request = Request(LogitsProcessors(), 40, (), 50257)
+    wanted = engine.decode(states, prompt, request).sequences
+    found: list[torch.Tensor] = []
+    again = engine.decode(
+        states, prompt, request, meanwhile=lambda: found.append(engine.encode(features_of(9)))
+    )
+    assert torch.equal(again.sequences, wanted) and torch.equal(found[0], other)
+
+
+def test_one_clip_takes_no_workspace_of_cublas() -> None:
+    without_engines()
+    model = model_of("tiny", 2)
+    before = torch.cuda.memory_allocated()
+    model.generate(features_of(1), max_new_tokens=10)
+    assert torch.cuda.memory_allocated() - before < 32 * MIB
+
+
+def test_release_leaves_the_weights() -> None:
+    model = model_of("tiny", 2)
+    model.generate(features_of(1), max_new_tokens=3)
+    model.release()
+    loaded = torch.cuda.memory_reserved()
+    for batch in (1, 6, 33):
+        for _ in range(3):
+            model.generate(features_of(batch), max_new_tokens=30)
+    gc.collect()
+    assert torch.cuda.memory_reserved() - loaded > 100 * MIB
+    model.release()
+    assert torch.cuda.memory_reserved() <= loaded
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_the_plan_is_what_the_driver_counts(batch: int) -> None:
+    model = model_of("medium", 24)
+    without_engines()
+    planned = model.plan(batch_size=batch, max_new_tokens=128).driver
+    for _ in range(3):
+        model.generate(features_of(batch), max_new_tokens=128, min_new_tokens=128)
+    assert planned == pytest.approx(used_bytes(model.device)[0], rel=0.03)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 32])

@@ -19,7 +19,7 @@ from tests.engine.test_cuda_decoder import Replayed, few_programs
 from whisper_flash_attention.engine import cuda_slots, memory_plan
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
-from whisper_flash_attention.engine.engine import Buffers, Engine
+from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.layout import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
     LogitsProcessors,
@@ -65,7 +65,7 @@ def plain_twin(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine on the same weights that takes the plain path."""
     monkeypatch.setattr(layouts, "has_kernels", lambda device: False)
     twin = copy.copy(engine)
-    twin._buffers = Buffers(engine.weights, engine._recorder)
+    twin._buffers = engine._new_buffers()
     return twin
 
 
@@ -122,8 +122,8 @@ def check(found: Sequence[FinishedJob], engine: Engine, jobs: Sequence[DecodeJob
 def spoil(engine: Engine) -> None:
     """Fill what is kept between calls with signalling NaN and impossible numbers."""
     for kept in (engine._buffers, *engine._idle):
-        assert kept._arena is not None
-        kept._arena._block.view(torch.int32).fill_(0x7FA00000)
+        assert kept._memory._arena is not None
+        kept._memory._arena._block.view(torch.int32).fill_(0x7FA00000)
         kept._last = None
 
 
@@ -171,7 +171,7 @@ def test_the_memory_is_what_was_planned(
     entry = layouts.prefill_layout(decoder, slots, clips=1, prompt=2)
     used = (slots, entry) if kernels else (slots,)
     planned = [state_bytes(each) + memory_plan.kernel_bytes(each) for each in used]
-    arenas = [each._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
+    arenas = [each._memory._arena for each in (on_kernels._idle[0], on_kernels._buffers)]
     assert planned == [arena.capacity for arena in arenas if arena is not None]
 
 
@@ -280,9 +280,9 @@ def test_no_jobs(engine: Engine) -> None:
 def test_a_stream_leaves_its_memory_to_the_next(engine: Engine) -> None:
     stream(engine, jobs_of(MIXED), 3)
     [kept] = engine._idle
-    arena = kept._arena
+    arena = kept._memory._arena
     stream(engine, jobs_of(MIXED[:2]), 2)
-    assert engine._idle == [kept] and kept._arena is arena
+    assert engine._idle == [kept] and kept._memory._arena is arena
     unfinished = engine.decode_stream(lambda count: jobs_of(MIXED[:count]), 2, max_length=MOST)
     next(unfinished)
     assert engine._idle == []

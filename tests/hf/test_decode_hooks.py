@@ -371,6 +371,6 @@ def test_both_kinds_of_cross_attention(twins: Twins, agree, features, counts, ch
     assert twins.ours.cross_attention == choice
     agree(features, language="en")
     assert counts.decodes == 2
-    with pytest.raises(OptionError, match="possible: auto, projected, absorbed"):
+    with pytest.raises(OptionError, match="give auto, projected or absorbed"):
         twins.ours.cross_attention = "sideways"
     assert twins.ours.cross_attention == choice

@@ -66,6 +66,15 @@ def test_the_residual_may_be_the_result(device, dtype) -> None:
     assert_close(out, expected)
 
 
+@pytest.mark.parametrize("clips", [1, 2])
+def test_columns_apart_by_heads(device, clips) -> None:
+    x, weights, biases = operands(37, 48, 72, 1, torch.float16, device, clips=clips)
+    room = torch.full((clips, 3, 40, 16), 7.0, dtype=torch.float16, device=device)
+    matmul(x, weights, biases, room[:, :, :37], config=SMALL)
+    assert_close(room[:, :, :37].transpose(1, 2).flatten(2), wanted(x, weights, biases))
+    assert (room[:, :, 37:] == 7.0).all()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_is_a_product_of_overlapping_rows(device, stride) -> None:
     channels, times, dtype = 24, 41, torch.float16

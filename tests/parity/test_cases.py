@@ -36,12 +36,12 @@ def test_a_tolerance_is_for_every_dtype() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"modes": ("fast",)}, "unknown mode 'fast'; possible: greedy, timestamps"),
-        ({"batch_size": 0}, "batch size 0: give a whole number"),
-        ({"limit": 0}, "limit 0: give a whole number"),
-        ({"tolerance": -1.0}, "tolerance -1: give a gap"),
-        ({"tolerance": float("nan")}, "tolerance nan: give a gap"),
-        ({"seed": -1}, "seed -1: give a whole number"),
+        ({"modes": ("fast",)}, "mode is 'fast': give greedy, timestamps"),
+        ({"batch_size": 0}, "batch_size is 0: give a whole number"),
+        ({"limit": 0}, "limit is 0: give a whole number"),
+        ({"tolerance": -1.0}, "tolerance is -1.0: give a gap"),
+        ({"tolerance": float("nan")}, "tolerance is nan: give a gap"),
+        ({"seed": -1}, "seed is -1: give a whole number"),
     ],
 )
 def test_impossible_values_are_refused(values: dict[str, object], message: str) -> None:

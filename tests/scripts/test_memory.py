@@ -65,6 +65,19 @@ def test_a_summary_has_parts_and_shares_of_stock() -> None:
     assert "of_driver" not in stock and row["planned_peak"] == 140
 
 
+def test_what_is_left_after_a_release_is_compared_with_a_fresh_process(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fresh = account("flash", 800, 130, None)
+    later = fresh | {"phases": [dict(each) for each in fresh["phases"]]}
+    for name, process in (("before", 1500), ("before, released", 760)):
+        later["phases"].append(later["phases"][-1] | {"phase": name, "process": process * 10**6})
+    summary = memory.compared([memory.summary(each) for each in (fresh, later)])
+    assert summary[1]["of_fresh"] == 0.95 and "of_fresh" not in summary[0]
+    memory.show({"summary": summary, "failures": []}, memory.RELEASE_COLUMNS)
+    assert "95.0%" in capsys.readouterr().out
+
+
 def test_rows_are_shown_as_they_come_and_failures_with_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +126,7 @@ def test_an_account_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
     monkeypatch.setattr(memory.Events, "install", lambda _: None)
     patched: list[str] = []
-    variant = memory.DENSE
+    variant = memory.CUBLAS
     monkeypatch.setattr(memory.Account, "patch", lambda _: patched.append(variant))
     task = memory.Task("tiny", 1, "flash", variant, new_tokens=2, calls=1, before=(2, 3))
     found = memory.account(task)

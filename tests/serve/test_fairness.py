@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import wave
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from whisper_flash_attention.audio.container import Shared
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import ModelOptions
-from whisper_flash_attention.serve.scheduler import LONG_BYTES, Job, Scheduler
+from whisper_flash_attention.serve.jobs import LONG_BYTES, Job
+from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
@@ -89,6 +93,18 @@ def write_noise(path: Path, seconds: int) -> Path:
     return path
 
 
+def test_uploads_are_decoded_by_processes_where_threads_would_cost_a_gpu_its_time(
+    transcriber: Transcriber, clip: bytes
+) -> None:
+    with started(transcriber, 2) as scheduler:
+        scheduler._start_decoders()
+        good = Waiting(scheduler, Shared(io.BytesIO(clip), "clip"), SHORT)
+        bad = Waiting(scheduler, Shared(io.BytesIO(b"RIFF"), "bad"), SHORT)
+        assert good.wait().text == transcriber.transcribe(clip, **SHORT).text
+        with pytest.raises(AudioError, match="bad: "):
+            bad.wait()
+
+
 @pytest.mark.parametrize(
     ("slots", "seconds"),
     [
@@ -150,7 +166,7 @@ def test_beams_take_turns_with_the_slots(
 
 
 def test_jobs_under_way_end_with_the_scheduler(transcriber: Transcriber, clip: bytes) -> None:
-    from whisper_flash_attention.serve.scheduler import Cancelled
+    from whisper_flash_attention.serve.jobs import Cancelled
 
     with started(transcriber, 1) as scheduler:
         jobs = [Waiting(scheduler, clip, SHORT) for _ in range(12)]

@@ -187,7 +187,10 @@ def test_all_recordings_have_the_texts_of_transcribe(
     [
         ({"beam_sise": "3"}, 400, "beam_sise", "did you mean 'beam_size'"),
         ({"beam_size": "x"}, 400, "beam_size", "a whole number, 1 to 100"),
-        ({"beam_size": "0"}, 400, None, "beam_size is 0"),
+        ({"beam_size": "0"}, 400, "beam_size", "beam_size is 0: give a whole number, 1 to 100"),
+        ({"mode": "parallel"}, 400, "mode", "mode is 'parallel': give sequential or batched"),
+        ({"channel": "left"}, 400, "channel", "channel is 'left': give mix, each, or"),
+        ({"vad_parameters[treshold]": "1"}, 400, "vad_parameters", "VAD parameter 'treshold'"),
         ({"temperature": "hot"}, 400, "temperature", "numbers from 0 to 2"),
         ({"language": "germn"}, 400, "language", "did you mean german"),
         ({"language": "de"}, 400, None, "needs a multilingual model"),
@@ -263,7 +266,7 @@ def test_models_and_health(live: Live) -> None:
 def test_translations_need_a_multilingual_model(live: Live, clip: bytes) -> None:
     response = live.post(clip, "translations", model=MODEL)
     assert response.status_code == 400
-    assert "'translate' needs a multilingual model" in response.json()["error"]["message"]
+    assert 'task="translate" needs a multilingual model' in response.json()["error"]["message"]
 
 
 def test_the_document_describes_every_field(live: Live) -> None:

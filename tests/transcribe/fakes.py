@@ -20,6 +20,7 @@ class FakeTranscriber:
         bad: lengths of recordings, in seconds, that cannot be transcribed, and why.
         language: of every recording, and its probability.
         side_by_side: how many recordings are taken before the first of them is done.
+        loaded: arguments of `from_pretrained`.
     """
 
     before: Callable[[int], None] = lambda count: None
@@ -28,6 +29,7 @@ class FakeTranscriber:
     bad: dict[float, Exception] = field(default_factory=dict)
     language: tuple[str, float | None] = ("en", None)
     side_by_side: int = 1
+    loaded: dict[str, Any] = field(default_factory=dict)
 
     def running_engine(self) -> None:
         """It has none."""

@@ -86,9 +86,9 @@ def test_once_is_enough_otherwise(multilingual: Transcriber, clip, german_second
 
 
 def test_what_makes_no_sense_is_refused(transcriber: Transcriber, multilingual, clip) -> None:
-    with pytest.raises(OptionError, match="multilingual needs a multilingual model"):
+    with pytest.raises(OptionError, match="multilingual=True needs a multilingual model"):
         transcriber.transcribe(clip, multilingual=True)
-    with pytest.raises(OptionError, match="but language 'de' is given: give one of the two"):
+    with pytest.raises(OptionError, match='but language="de" is given: give one of the two'):
         multilingual.transcribe(clip, multilingual=True, language="de")
 
 

@@ -117,7 +117,9 @@ def test_compute_types(folder: Path, compute_type: str) -> None:
 
 
 def test_int8_where_it_cannot_run(folder: Path) -> None:
-    with pytest.raises(OptionError, match="'int8' needs the engine, which cannot run this: "):
+    with pytest.raises(
+        OptionError, match='compute_type="int8" needs the engine, which cannot run this: '
+    ):
         load(str(folder), device="cpu", compute_type="int8", attention="sdpa")
     with pytest.raises(OptionError, match="runs on CPUs, and the device is 'cuda': give float16"):
         resolve_compute_type("int8", torch.device("cuda"))
@@ -228,11 +230,9 @@ def test_a_damaged_transformers_folder_is_a_weights_error(
         load(str(tmp_path))
 
 
-def test_an_unknown_attention_back_end_gets_the_nearest_names() -> None:
-    with pytest.raises(OptionError, match=r"'sdpa_flsh'; did you mean sdpa_flash.*possible: "):
-        check_attention("sdpa_flsh")
-    for name in (1.5, ["auto"], None):
-        with pytest.raises(OptionError, match=r"attention is .*; possible: "):
+def test_an_unknown_attention_back_end_lists_the_known_ones() -> None:
+    for name in ("sdpa_flsh", 1.5, ["auto"], None):
+        with pytest.raises(OptionError, match=r"attention is .*: give auto, .*sdpa_flash"):
             check_attention(name)  # type: ignore[arg-type]
     check_attention("auto")
     check_attention("eager")
@@ -246,7 +246,7 @@ def test_a_source_that_is_neither_text_nor_a_path_is_refused(source: Any) -> Non
 
 
 def test_device_and_attention_are_checked_before_anything_is_read() -> None:
-    with pytest.raises(OptionError, match="unknown attention back-end"):
+    with pytest.raises(OptionError, match="attention is 'nothing': give"):
         load("/there/is/nothing", attention="nothing")
     with pytest.raises((DeviceError, OptionError), match="device"):
         load("/there/is/nothing", device="cuda:99")

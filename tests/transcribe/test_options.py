@@ -185,7 +185,7 @@ def test_a_list_becomes_a_list_and_an_option_may_be_given_beside_others(transcri
         ),
         ({"clip_timestamps": [3.0, 2.0]}, "clip_timestamps is .*each above the one before"),
         ({"clip_timestamps": [-1.0]}, "clip_timestamps is .*give seconds from 0 on"),
-        ({"task": ["transcribe", "translate"]}, "'translate' needs a multilingual model"),
+        ({"task": ["transcribe", "translate"]}, 'task="translate" needs a multilingual model'),
     ],
 )
 def test_what_makes_no_sense_is_one_clear_error(transcriber, clip, arguments, message) -> None:

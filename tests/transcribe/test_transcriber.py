@@ -179,9 +179,9 @@ def test_an_english_only_model_refuses_other_languages_and_translation(
     transcriber: Transcriber, speech: npt.NDArray[np.float32]
 ) -> None:
     assert transcriber.languages == ("en",)
-    with pytest.raises(OptionError, match="'de' needs a multilingual model"):
+    with pytest.raises(OptionError, match='language="de" needs a multilingual model'):
         transcriber.transcribe(speech, language="german")
-    with pytest.raises(OptionError, match="'translate' needs a multilingual model"):
+    with pytest.raises(OptionError, match='task="translate" needs a multilingual model'):
         transcriber.transcribe(speech, task="translate")
 
 

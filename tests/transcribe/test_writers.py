@@ -176,6 +176,13 @@ def test_what_is_written_is_what_is_rendered(tmp_path: Path, output_format: str)
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_in_text_chooses_the_format_by_its_end(tmp_path: Path) -> None:
+    write(SPOKEN, f"{tmp_path}/talk.srt")
+    assert (tmp_path / "talk.srt").read_text("utf-8") == render(SPOKEN, "srt")
+    with pytest.raises(OptionError, match="output_format is '': give txt"):
+        write(SPOKEN, f"{tmp_path}/talk")
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "talk.txt"
     path.mkdir()  # a folder cannot be replaced by a file
@@ -210,7 +217,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_format_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        OptionError, match="unknown format 'doc'; possible: txt, json, srt, vtt, ass, tsv, lrc"
+        OptionError, match="output_format is 'doc': give txt, json, srt, vtt, ass, tsv or lrc"
     ):
         render(SPOKEN, "doc")
 

@@ -17,15 +17,15 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock, Thread, Timer
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from whisper_flash_attention.audio.audio_source import MOST_SECONDS_HELD
-from whisper_flash_attention.audio.container import name_of
+from whisper_flash_attention.audio.container import Shared, name_of
 from whisper_flash_attention.audio.decoder_process import DecoderProcess, ProcessEnded
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, WhisperFlashError
@@ -46,7 +46,8 @@ class DecodeRequest:
     """A recording to decode, with the arguments of `stream_audio`.
 
     Args:
-        source: a path; with `opener`, what that takes.
+        source: a path; or a file that is open, whose bytes the process gets; with `opener`, what
+            that takes.
         opener: name of a function, `package.module:function`, that is called in the decoder process
             with `source`, and returns a context manager that gives a file open for reading bytes.
         start, end, sampling_rate, track, most_seconds: as for `stream_audio`; at most as much as
@@ -57,7 +58,7 @@ class DecodeRequest:
         OptionError: the rate is not positive.
     """
 
-    source: str | Path
+    source: str | Path | Shared
     opener: str | None = None
     start: float = 0.0
     end: float | None = None
@@ -208,7 +209,7 @@ class DecoderPool:
             try:
                 if not process.is_ready:
                     process.wait_until_ready()
-                process.send({"decode": asdict(request) | {"source": str(request.source)}})
+                process.send(*_command(request))
                 process.receive()
                 return process
             except ProcessEnded as error:
@@ -256,6 +257,16 @@ class DecoderPool:
     def _raise_if_closed(self) -> None:
         if self._closed.is_set():
             raise DecoderError("the decoder pool was closed")
+
+
+def _command(request: DecodeRequest) -> tuple[dict[str, Any], bytes]:
+    """What a process gets: a command, and the bytes of an open file."""
+    options = {each.name: getattr(request, each.name) for each in fields(request)}
+    source, contents = request.source, b""
+    if isinstance(source, Shared):
+        contents = source.again().read()
+        options["size"], source = len(contents), source.name
+    return {"decode": options | {"source": str(source)}}, contents
 
 
 def _setting(decode: str, timeout: float) -> tuple[object, ...]:
@@ -311,9 +322,9 @@ _KEPT = _KeptProcesses()
 atexit.register(_KEPT.end_late, after=KEPT_SECONDS)
 
 
-def _rebuilt(fields: dict[str, str]) -> Exception:
+def _rebuilt(failure: dict[str, str]) -> Exception:
     """The exception that was raised in the process."""
-    module, name, message = fields["module"], fields["class"], fields["message"]
+    module, name, message = failure["module"], failure["class"], failure["message"]
     error: Exception | None = None
     if module == "builtins" or module.partition(".")[0] == _PACKAGE:
         kind = getattr(import_module(module), name, None)
@@ -323,5 +334,5 @@ def _rebuilt(fields: dict[str, str]) -> Exception:
     if error is None:
         error = RuntimeError(f"{module}.{name}: {message}")
     if not isinstance(error, WhisperFlashError):
-        error.add_note(f"In the decoder process:\n{fields['traceback']}")
+        error.add_note(f"In the decoder process:\n{failure['traceback']}")
     return error

@@ -5,6 +5,7 @@ standard input, replies leave as such lines, samples through a `SampleRing`. Whe
 ends, the process ends at once, so that no worker outlives its parent.
 
     parent → worker    {"decode": fields of a `DecodeRequest`}   {"taken": true}   {"stop": true}
+                       with "size", that number of bytes follows: the recording
     worker → parent    {"ready": true}   {"begun": true}   {"block": [slot, samples]}   {"log": ...}
                        {"done": channels} {"failed": module, class, message and traceback}
 
@@ -16,6 +17,7 @@ names that outlive a killed process.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import mmap
@@ -37,6 +39,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from whisper_flash_attention.audio.audio_source import chosen_track
+from whisper_flash_attention.audio.container import Shared
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import DecoderError
 
@@ -209,11 +212,11 @@ class DecoderProcess:
         self.receive(max(self._timeout, _START_SECONDS))
         self.is_ready = True
 
-    def send(self, command: dict[str, Any]) -> None:
-        """Send a command; raises `ProcessEnded`."""
+    def send(self, command: dict[str, Any], contents: bytes = b"") -> None:
+        """Send a command, and the bytes that it announces; raises `ProcessEnded`."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.write(json.dumps(command).encode() + b"\n" + contents)
             self._process.stdin.flush()
         except OSError as error:
             raise self._ended() from error
@@ -373,7 +376,11 @@ class _Commands:
         for line in sys.stdin.buffer:
             command = json.loads(line)
             if "decode" in command:
-                self.requests.put(command["decode"])
+                request = command["decode"]
+                if (size := request.pop("size", None)) is not None:
+                    file = io.BytesIO(sys.stdin.buffer.read(size))
+                    request["source"] = Shared(file, request["source"])
+                self.requests.put(request)
             elif "taken" in command:
                 self.free_slots.release()
             else:

@@ -3,8 +3,8 @@
 Decoding is a call of Python for every packet. Threads that decode hold the interpreter's lock in
 turn, and with it the thread that feeds a device; a decoder that crashes ends the program. So files
 that are worth the start of a process (`LEAST_BYTES` together) are decoded by a `DecoderPool`, where
-a crash or a hang costs one recording. What lasts less than that start, and what has no name (bytes,
-open files, pipes), is decoded by threads of this process.
+a crash or a hang costs one recording. Bytes are sent there. What lasts less than that start,
+open files and pipes are decoded by threads of this process.
 
 Memory: what is decoded ahead is at most `AHEAD_SECONDS` of audio, and beyond that one block of 30 s
 for every process and what the oldest recording needs (`HELD_SECONDS`, where longer ones stay in
@@ -14,6 +14,7 @@ number of recordings.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -38,7 +39,7 @@ from whisper_flash_attention.audio.audio_source import (
     join_blocks,
     stream_audio,
 )
-from whisper_flash_attention.audio.container import name_of
+from whisper_flash_attention.audio.container import Shared, name_of
 from whisper_flash_attention.audio.decode import MOST_SECONDS
 from whisper_flash_attention.audio.decoder_pool import (
     DecodeRequest,
@@ -51,6 +52,8 @@ from whisper_flash_attention.errors import AudioError, DecoderError, OptionError
 # Bytes of files from which on processes decode: some minutes of audio, which one thread decodes
 # about as fast as a process starts.
 LEAST_BYTES = 16 * 2**20
+# Bytes that are sent to a process: it holds a copy of them.
+MOST_SENT_BYTES = 256 * 2**20
 # More threads than this wait for one another's calls of Python.
 THREADS = 4
 # Recordings whose decoding has begun and that were not taken, and how long they may be together:
@@ -403,17 +406,27 @@ def _status(each: AudioInput | DecodeRequest) -> os.stat_result | None:
 
 def _size(each: AudioInput | DecodeRequest) -> int:
     status = _status(each)
-    return 0 if status is None else status.st_size
+    if status is not None:
+        return status.st_size
+    source = each.source if isinstance(each, DecodeRequest) else each.audio
+    if isinstance(source, Shared):
+        return source.again().seek(0, os.SEEK_END)
+    return len(source) if isinstance(source, bytes) else 0
 
 
 def _request(each: AudioInput) -> DecodeRequest | None:
-    """What a process gets of a file on disk; None of other files."""
-    status = _status(each)
-    if status is None or not stat.S_ISREG(status.st_mode):
+    """What a process gets of a file on disk, and of bytes; None of other files."""
+    audio = each.audio
+    source: str | Shared
+    if isinstance(audio, bytes | Shared) and _size(each) <= MOST_SENT_BYTES:
+        source = Shared(io.BytesIO(audio), name_of(audio)) if isinstance(audio, bytes) else audio
+    elif (status := _status(each)) is not None and stat.S_ISREG(status.st_mode):
+        assert isinstance(audio, str | os.PathLike)
+        source = os.fsdecode(audio)
+    else:
         return None
-    assert isinstance(each.audio, str | os.PathLike)
     return DecodeRequest(
-        os.fsdecode(each.audio),
+        source,
         channel=None if each.channel == "mix" else each.channel,
         track=each.track,
         most_seconds=MOST_SECONDS,

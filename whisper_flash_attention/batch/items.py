@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.languages import AUTO, language_or_auto
 from whisper_flash_attention.option_kinds import checked_channel, checked_track
@@ -60,8 +61,7 @@ class Item:
             raise OptionError(f"the path holds a NUL, which no path may: {self.path!r}")
         if self.language is not None:
             object.__setattr__(self, "language", _code(self.language))
-        if self.task is not None and self.task not in TASKS:
-            raise OptionError(f"unknown task {self.task!r}; possible: {', '.join(TASKS)}")
+        check.optional(check.one_of, "task", self.task, TASKS)
         if self.channel is not None:
             object.__setattr__(self, "channel", checked_channel(self.channel))
         object.__setattr__(self, "audio_track", checked_track(self.audio_track))

@@ -71,7 +71,7 @@ def remove_temporary(folder: Path, *, deep: bool) -> None:
 
 def check_format(name: str) -> None:
     """Raise `OptionError` or `MissingPackage` if shards of this format cannot be written here."""
-    check.one_of("format", name, FORMATS)
+    check.one_of("output_format", name, FORMATS)
     if name == "parquet":
         _pyarrow()
 

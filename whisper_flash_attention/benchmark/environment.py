@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
@@ -138,34 +137,12 @@ def driver_memory(device: torch.device) -> tuple[float | None, str | None]:
     of a run it is the run's peak. The scope is this process where the driver reports it (not inside
     most containers), else the whole device; (None, None) without a GPU.
     """
-    import torch
+    from whisper_flash_attention.engine.device_memory import used_bytes
 
     if device.type != "cuda":
         return None, None
-    own = _process_memory(device)
-    if own is not None:
-        return own / 1e9, "process (NVML)"
-    free, total = torch.cuda.mem_get_info(device)
-    return (total - free) / 1e9, "whole device (CUDA driver)"
-
-
-def _process_memory(device: torch.device) -> int | None:
-    """Bytes of this process on the device by NVML; None where NVML does not report it."""
-    import torch
-
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    identity = str(torch.cuda.get_device_properties(device).uuid)
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.removeprefix('GPU-')}")
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except pynvml.NVMLError:
-        return None
-    own = [process.usedGpuMemory for process in processes if process.pid == os.getpid()]
-    return own[0] if own else None
+    used, is_own = used_bytes(device)
+    return used / 1e9, "process (NVML)" if is_own else "whole device (CUDA driver)"
 
 
 def _git(root: Path, *arguments: str) -> str | None:

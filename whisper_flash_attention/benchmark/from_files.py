@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool, default_workers
 from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
@@ -82,10 +83,9 @@ class FilesCase:
             ("mode", self.mode, MODES),
             ("container", self.container, tuple(CONTAINERS)),
         ):
-            if value not in known:
-                raise OptionError(f"{name} {value!r} is unknown; possible: {', '.join(known)}")
+            check.one_of(name, value, known)
         if self.workers < 1 or (self.workers > 1 and self.entry != "batch-ray"):
-            raise OptionError(f"workers {self.workers}: more than 1 is for entry 'batch-ray'")
+            raise OptionError(f'workers is {self.workers}: more than 1 needs entry="batch-ray"')
 
     @property
     def options(self) -> DecodeOptions:
@@ -103,9 +103,9 @@ def lengths_of(text: str, count: int) -> list[float]:
         first, *others = (float(part) for part in text.split("-"))
         (last,) = others or [first]
     except ValueError:
-        raise OptionError(f"length {text!r}: give seconds (300), or a range (1-15)") from None
+        raise OptionError(f"length is {text!r}: give seconds (300), or a range (1-15)") from None
     if not 1 <= first <= last <= 86_400:
-        raise OptionError(f"length {text!r}: give 1 s to a day")
+        raise OptionError(f"length is {text!r}: give 1 s to a day")
     spread = np.linspace(first, last, min(count, MOST_ENCODED_CLIPS))
     # Neighbours differ, as in an archive.
     order = np.random.default_rng(0).permutation(len(spread))
@@ -318,7 +318,7 @@ class FilesBenchmark:
         """Recordings, their seconds, and the seconds that they add to a run over a quarter."""
         few = max(1, len(self.paths) // 4)
         if few == len(self.paths):
-            raise OptionError("entry 'batch-ray' is measured with 2 recordings or more")
+            raise OptionError('entry="batch-ray" is measured with 2 recordings or more')
         took = []
         for limit in (few, None):
             with self._timed() as (output, seconds):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.benchmark.environment import driver_memory, package_version
 from whisper_flash_attention.benchmark.measure import GB, peak_rss
 from whisper_flash_attention.benchmark.utterances import Sample
@@ -289,11 +289,9 @@ class MlperfCase:
     performance: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise OptionError(f"batch size {self.batch_size}: give a whole number of 1 or more")
-        for name, number in (("seconds", self.seconds), ("target qps", self.target_qps)):
-            if number is not None and not 0 < number < math.inf:
-                raise OptionError(f"{name} {number:g}: give a number above 0")
+        check.whole_number("batch_size", self.batch_size, least=1)
+        for name, number in (("seconds", self.seconds), ("target_qps", self.target_qps)):
+            check.optional(check.number, name, number, "a number above 0", above=0)
         if self.random_weights and not self.performance:
             raise OptionError("random weights have no accuracy: measure performance")
         if not (self.accuracy or self.performance):

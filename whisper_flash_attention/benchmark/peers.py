@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
@@ -81,11 +82,9 @@ class PeersCase:
 
     def __post_init__(self) -> None:
         for name in self.systems:
-            if name not in SYSTEMS:
-                raise OptionError(f"system {name!r} is unknown; possible: {', '.join(SYSTEMS)}")
-        for name, number in (("batch size", self.batch_size), ("rounds", self.rounds)):
-            if number < 1:
-                raise OptionError(f"{name} {number}: give a whole number of 1 or more")
+            check.one_of("system", name, SYSTEMS)
+        for name, number in (("batch_size", self.batch_size), ("rounds", self.rounds)):
+            check.whole_number(name, number, least=1)
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")
         if self.peers is not None and not self.peers.is_dir():

@@ -158,7 +158,7 @@ def build_model(
         model_class: `WhisperForConditionalGeneration` or a class with the same parameters.
         size: dimensions; the encoder has its full depth.
         decoder_layers: depth of the decoder.
-        device: where the weights are made; nothing of them passes through the host.
+        device: where the weights are made.
         dtype: what the weights, drawn in float32, are rounded to.
         seed: another seed gives other weights.
     """
@@ -168,7 +168,22 @@ def build_model(
     perturb_(model, seed)
     torch.nn.Module.to(model, dtype)  # as `model.to`, whose wrapper has lost its types
     model.train(False)
+    if torch.device(device).type == "cuda":
+        _close_holes(model)
     return model
+
+
+def _close_holes(model: torch.nn.Module) -> None:
+    """Place the weights one after another, as loading does: they lie where float32 ones were.
+
+    The holes between would be memory that the driver counts, and that some systems fill.
+    """
+    placed = [(parameter, parameter.device) for parameter in model.parameters()]
+    for parameter, _ in placed:
+        parameter.data = parameter.data.cpu()
+    torch.cuda.empty_cache()
+    for parameter, device in placed:
+        parameter.data = parameter.data.to(device)
 
 
 LETTERS = "etaoinshrdlucmfwygpbvkxqjz"

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
@@ -49,6 +50,8 @@ LEAD_SECONDS = 0.2
 START_SECONDS, RUN_SECONDS = 300.0, 600.0
 # Requests of each client before a run, which fill caches.
 WARM_UP = 2
+# Of a run that is as fast as it is answered, whatever its seconds: fewer are not counted.
+LEAST_PER_CLIENT = 4
 # Windows of 30 s that are decoded in memory have this many tokens, as those over HTTP.
 LONG_SECONDS, LONG_TOKENS = 30.0, 100
 # Of a live stream: silence before and after speech, sampling rate, and what comes before speech.
@@ -64,7 +67,7 @@ class Load:
     Args:
         clients: connections, each with one request at a time.
         requests: of the run, at most.
-        seconds: after which no request is sent any more.
+        seconds: after which no request is sent any more, once each client has sent some.
         clip_seconds: length of the recordings.
         container: one of `CONTAINERS`.
         rate: requests per second; None sends as fast as they are answered.
@@ -82,10 +85,8 @@ class Load:
     def __post_init__(self) -> None:
         for name in ("clients", "requests", "seconds", "clip_seconds", "rate"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise BenchmarkError(f"{name} is {value}: give more than 0")
-        if self.container not in CONTAINERS:
-            raise BenchmarkError(f"container {self.container!r}: give {' or '.join(CONTAINERS)}")
+            check.optional(check.number, name, value, "more than 0", above=0)
+        check.one_of("container", self.container, CONTAINERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,13 +309,12 @@ class ServerBenchmark:
             self.transcriber.transcribe(files[index % BODIES], **arguments)
             return time.perf_counter() - began
 
+        for index in range(WARM_UP):
+            call(index)
         times: list[float] = []
         bound = time.perf_counter() + load.seconds
-        for index in range(WARM_UP + load.requests):
-            took = call(index)
-            times += [took] if index >= WARM_UP else []
-            if time.perf_counter() > bound:
-                break
+        while len(times) < load.requests and time.perf_counter() < bound:
+            times.append(call(len(times)))
         row = self.measure_load(load) | {"measure": "alone"}
         python = percentiles(times)
         return row | {
@@ -371,6 +371,7 @@ class ServerBenchmark:
             "requests": load.requests,
             "rate": load.rate,
             "seconds": load.seconds,
+            "least": 0 if load.rate else LEAST_PER_CLIENT * load.clients,
         }
         shares = dealt(range(load.clients), count)
         found = run_clients(

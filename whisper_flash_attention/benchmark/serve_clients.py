@@ -39,7 +39,7 @@ class Requests:
         first, step: numbers of the requests of this process: first, first + step ...
         requests: of all processes.
         rate: requests per second of all processes; None sends as fast as they are answered.
-        seconds: after which no request is sent any more.
+        seconds: after which no request is sent any more, but for the first `least`.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class Requests:
         requests: int,
         rate: float | None,
         seconds: float,
+        least: int,
     ) -> None:
         self._bodies = [Path(each).read_bytes() for each in bodies]
         self._numbers = count(first, step)
-        self._requests, self._rate, self._seconds = requests, rate, seconds
+        self._requests, self._rate = requests, rate
+        self._seconds, self._least = seconds, least
         self._lock = threading.Lock()
         self._times: list[tuple[float, float]] = []
         self._failures: list[str] = []
@@ -83,7 +85,8 @@ class Requests:
             with self._lock:
                 number = next(self._numbers)
             due = number / self._rate if self._rate else max(0.0, time.monotonic() - begin)
-            if number >= self._requests or due > self._seconds:
+            is_late = due > self._seconds and number >= self._least
+            if number >= self._requests or is_late:
                 break
             time.sleep(max(0.0, begin + due - time.monotonic()))
             reason = ""

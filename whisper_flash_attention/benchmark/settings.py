@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 
 ENCODER_FRAMES = 3000
@@ -54,15 +55,10 @@ class Setting:
     batches: int
 
     def __post_init__(self) -> None:
-        for label, value in (("batch size", self.batch_size), ("batches", self.batches)):
-            if value < 1:
-                raise OptionError(f"{label} {value}: give a whole number of 1 or more")
+        for name, value in (("batch_size", self.batch_size), ("batches", self.batches)):
+            check.whole_number(name, value, least=1)
         most = DECODER_POSITIONS - PROMPT_TOKENS
-        if not 1 <= self.new_tokens <= most:
-            raise OptionError(
-                f"new tokens {self.new_tokens}: give 1 to {most}; a decoder has "
-                f"{DECODER_POSITIONS} positions, of which the prompt takes {PROMPT_TOKENS}"
-            )
+        check.whole_number("new_tokens", self.new_tokens, least=1, most=most)
 
 
 @dataclass(frozen=True)
@@ -143,8 +139,7 @@ def select_rows(checkpoints: Sequence[str] = (), decoder_layers: Sequence[int] =
         OptionError: a name is unknown, or a name or a depth selects nothing.
     """
     for name in checkpoints:
-        if name not in DECODER_LAYERS:
-            raise OptionError(f"checkpoint {name!r} is unknown; rows: {describe_rows()}")
+        check.one_of("checkpoint", name, DECODER_LAYERS)
     wanted = checkpoints or DEFAULT_CHECKPOINTS
     rows = [
         Row(name, layers)
@@ -178,9 +173,7 @@ def select_settings(
     """
     chosen = []
     for name in dict.fromkeys(names):
-        if name not in SETTINGS:
-            raise OptionError(f"setting {name!r} is unknown; settings: {', '.join(SETTINGS)}")
-        known = SETTINGS[name]
+        known = SETTINGS[check.one_of("setting", name, SETTINGS)]
         chosen.append(
             Setting(
                 name,
@@ -205,8 +198,7 @@ def plan_jobs(
     Raises:
         OptionError: the dtype is unknown.
     """
-    if dtype not in DTYPES:
-        raise OptionError(f"dtype {dtype!r} is unknown; dtypes: {', '.join(DTYPES)}")
+    check.one_of("dtype", dtype, DTYPES)
     return [
         Job(setting, SETTINGS[setting.name].batches, row, system, device, dtype)
         for setting in settings

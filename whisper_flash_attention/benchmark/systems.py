@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.benchmark.settings import ModelSize
-from whisper_flash_attention.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -125,13 +125,8 @@ def named(name: str) -> System:
     Raises:
         OptionError: there is no such system.
     """
-    if name in SYSTEMS:
-        return SYSTEMS[name]
-    family, _, backend = name.partition(":")
-    if family == FLASH and backend in backend_systems():
-        return backend_systems()[backend]
-    known = [*SYSTEMS, *(system.name for system in backend_systems().values())]
-    raise OptionError(f"system {name!r} is unknown; systems: {', '.join(known)}")
+    every = SYSTEMS | {system.name: system for system in backend_systems().values()}
+    return every[check.one_of("system", name, every)]
 
 
 def backend_systems() -> dict[str, System]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.benchmark.environment import driver_memory
@@ -92,16 +93,13 @@ class ThroughputCase:
             ("checkpoint", self.checkpoint, MODEL_SIZES),
             ("system", self.system, SYSTEMS),
         ):
-            if value not in known:
-                raise OptionError(f"{name} {value!r} is unknown; possible: {', '.join(known)}")
-        for name, number in (("batch size", self.batch_size), ("repeats", self.repeats)):
-            if number < 1:
-                raise OptionError(f"{name} {number}: give a whole number of 1 or more")
+            check.one_of(name, value, known)
+        for name, number in (("batch_size", self.batch_size), ("repeats", self.repeats)):
+            check.whole_number(name, number, least=1)
         most = DECODER_POSITIONS - PROMPT_TOKENS
-        if not 2 <= self.new_tokens <= most:
-            raise OptionError(f"new tokens {self.new_tokens}: give 2 to {most}")
+        check.whole_number("new_tokens", self.new_tokens, least=2, most=most)
         if self.word_timestamps and self.system != FLASH:
-            raise OptionError(f"word timestamps are measured with system {FLASH!r} only")
+            raise OptionError(f'word_timestamps=True is measured with system="{FLASH}" only')
 
     @property
     def size(self) -> ModelSize:

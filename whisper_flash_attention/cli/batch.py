@@ -66,6 +66,7 @@ def batch_command(
     address: Annotated[
         str | None,
         typer.Option(
+            metavar="ADDRESS",
             help="Of a Ray cluster, or auto for the one that this machine is part of. Left out: "
             "one on this machine, for this run.",
             rich_help_panel=MACHINES_PANEL,
@@ -75,8 +76,9 @@ def batch_command(
         int | None,
         typer.Option(
             min=1,
+            metavar="N",
             help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
-            "decode recordings ahead (left out: one per core, but one, and at most 16).",
+            "decode recordings ahead (left out: one fewer than there are cores, at most 16).",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -84,6 +86,7 @@ def batch_command(
         float | None,
         typer.Option(
             min=0.0,
+            metavar="N",
             help="ray: GPUs of a model, 0.5 to have two on one. Left out: 1 if there are any.",
             rich_help_panel=MACHINES_PANEL,
         ),
@@ -91,6 +94,7 @@ def batch_command(
     group_hours: Annotated[
         float,
         typer.Option(
+            metavar="N",
             help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
             "one group is made while another is in work), besides up to 2 hours decoded ahead.",
             rich_help_panel=MACHINES_PANEL,
@@ -101,8 +105,8 @@ def batch_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="The most recordings that a model has side by side. Left out: local: as many as "
-            "there is room for; ray: 4 times the windows that are decoded at a time.",
+            help="Largest number of recordings that a model has side by side. Left out: local: as "
+            "many as there is room for; ray: 4 times the windows that are decoded at a time.",
             rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
@@ -125,13 +129,18 @@ def batch_command(
         bool,
         typer.Option(
             "--retry-errors",
-            help="Do recordings again that failed in earlier runs.",
+            help="Retry recordings that failed in earlier runs.",
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="The most recordings of this run.", rich_help_panel=RESULTS_PANEL),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Largest number of recordings in this run.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
     ] = None,
     output_format: Annotated[
         str,
@@ -154,6 +163,7 @@ def batch_command(
         int,
         typer.Option(
             min=1,
+            metavar="N",
             help="Windows or chunks that are decoded at a time.",
             rich_help_panel=DECODING_PANEL,
         ),
@@ -216,4 +226,4 @@ def batch_command(
 def _show(summary: Summary, console: Console) -> None:
     console.print(summary.table())
     if summary.failed:
-        print_line(console, "the same command with --retry-errors does again what failed")
+        print_line(console, "the same command with --retry-errors retries what failed")

@@ -147,7 +147,7 @@ def benchmark_command(
     sizes = {"batch_size": batch_size, "new_tokens": new_tokens, "batches": batches}
     plan.select_settings(setting or (), **sizes)  # mistakes come out before heavy imports
     if timeout <= 0:
-        raise OptionError(f"timeout {timeout:g}: give a number of seconds above 0")
+        raise OptionError(f"timeout is {timeout:g}: give a number of seconds above 0")
 
     from whisper_flash_attention.benchmark.processes import start_server
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
@@ -401,7 +401,7 @@ def throughput_command(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     environment = describe_environment(str(target), commit).as_json()
     keeper = Keeper(output)
-    check.one_of("--from", source, ("memory", "files"))
+    check.one_of("source", source, ("memory", "files"))
     if source == "files":
         from whisper_flash_attention.benchmark.from_files import (
             CONTAINERS,
@@ -451,7 +451,7 @@ def windows_of(case: ThroughputCase, minutes: float | None) -> int:
     if minutes is None:
         return max(LEAST_BATCHES * case.batch_size, LEAST_WINDOWS)
     if minutes < 0.5:
-        raise OptionError(f"minutes {minutes:g}: give 0.5, a window, or more")
+        raise OptionError(f"minutes is {minutes:g}: give 0.5, a window, or more")
     return int(minutes * 2)
 
 
@@ -623,6 +623,7 @@ def mlperf_command(
         load_generator,
         measure_mlperf,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.throughput import ThroughputCase, random_transcriber
     from whisper_flash_attention.benchmark.utterances import read_utterances, repack
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
@@ -630,6 +631,7 @@ def mlperf_command(
 
     model = options_of(ModelOptions, given)
     target = resolve_device(model.device)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights and new_tokens is None:
         new_tokens = RANDOM_TOKENS
     precision = str(resolve_dtype(model.compute_type, target)).removeprefix("torch.")
@@ -776,9 +778,11 @@ def serve_benchmark_command(
         rounded,
         running,
     )
+    from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.devices import resolve_device, resolve_dtype
 
     model = options_of(ModelOptions, given)
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights is None:
         source, device, dtype = model.source, model.device, model.compute_type
     else:

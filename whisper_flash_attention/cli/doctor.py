@@ -274,7 +274,7 @@ def _print_reasons(device: str, rows: list[AttentionFinding], console: Console) 
     from rich.markup import escape
     from rich.table import Table
 
-    title = f"Attention on {device}: who can, of {len(rows)} combinations above"
+    title = f"Attention on {device}: of the {len(rows)} combinations above, how many each can run"
     table = Table("back-end", "can", "why not", title=title, title_justify="left")
     for name in rows[0].reasons:
         refusals = [row.reasons[name] for row in rows if row.reasons[name]]

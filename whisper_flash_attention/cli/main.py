@@ -8,6 +8,7 @@ imported when the command is given, so that `--help` is quick.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -113,14 +114,18 @@ class _Main(Group):
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and os.path.exists(args[0]):
+            ctx.fail(
+                f"no such command {args[0]!r}; to transcribe it: whisper-flash transcribe {args[0]}"
+            )
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except WhisperFlashError as error:
-            from whisper_flash_attention.cli.parameters import in_flags
-
-            message = in_flags(" ".join(str(error).split()))
-            typer.echo(f"error: {printable(message)}", err=True)
+            typer.echo(f"error: {printable(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(EXIT_ERROR) from error
         except KeyboardInterrupt as error:
             from whisper_flash_attention.cli.parameters import EXIT_INTERRUPTED
@@ -132,7 +137,7 @@ class _Main(Group):
 app = typer.Typer(
     cls=_Main,
     name="whisper-flash",
-    help="Whisper with memory-efficient attention: transcribe recordings, and measure how fast.",
+    help="Fast OpenAI Whisper on PyTorch: transcribe, serve, compare and measure.",
     **settings(),
 )
 

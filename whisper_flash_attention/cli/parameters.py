@@ -36,13 +36,6 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 # Python's names of options -> their flags.
 _FLAGS = {each.name: flags_of(each)[0] for group in GROUPS for each, _ in declared(group)}
-# `name=value`, a name that begins a message, or one that can be no other word.
-_VALUE = r"""=(True|False|"[^"]*"|'[^']*'|[\w.+-]+)"""
-_IN_PYTHON = re.compile(
-    rf"(?<![\w/.\\'\"-])(?:(?P<set>{'|'.join(_FLAGS)}){_VALUE}"
-    rf"|(?P<first>^(?:{'|'.join(_FLAGS)})(?= is ))"
-    rf"|(?P<name>{'|'.join(name for name in _FLAGS if '_' in name)}))(?![\w/]|\.\w)"
-)
 
 
 def model_names(incomplete: str) -> list[str]:
@@ -86,7 +79,7 @@ TemperatureIncrement = Annotated[
     typer.Option(
         metavar="NUMBER",
         help="Try the temperatures from --temperature (left out: 0) to 1 in these steps, as "
-        "openai-whisper's option; none: the first alone.",
+        "openai-whisper's option; none: only the first.",
         rich_help_panel=SEARCH_PANEL,
     ),
 ]
@@ -132,21 +125,36 @@ def takes(command: str, *groups: type) -> Callable[[Command], Command]:
     return decorate
 
 
-def in_flags(message: str) -> str:
+def in_flags(message: str, flags: Mapping[str, str] = _FLAGS) -> str:
     """Return a message or a help text with flags in place of Python's options.
 
     `beam_size` becomes `--beam-size`, `vad_filter=False` becomes `--no-vad`.
+
+    Args:
+        message: a line.
+        flags: by the names in Python; `--vad/--no-vad` has an opposite.
     """
-    return _IN_PYTHON.sub(_in_flags, message)
+
+    def in_place_of(found: re.Match[str]) -> str:
+        name = found["set"] or found["first"] or found["name"]
+        positive, _, negative = flags[name].partition("/")
+        value = found[2] if found["set"] else "True"
+        if value == "False":
+            return negative or f"{positive} False"
+        return positive if value == "True" else f"{positive} {value.strip(chr(34) + chr(39))}"
+
+    return _pattern(tuple(flags)).sub(in_place_of, message)
 
 
-def _in_flags(found: re.Match[str]) -> str:
-    name = found["set"] or found["first"] or found["name"]
-    positive, _, negative = _FLAGS[name].partition("/")
-    value = found[2] if found["set"] else "True"
-    if value == "False":
-        return negative or f"{positive} False"
-    return positive if value == "True" else f"{positive} {value.strip(chr(34) + chr(39))}"
+@functools.cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds `name=value`, a name that begins a message, or one that can be no other word."""
+    value = r"""=(True|False|"[^"]*"|'[^']*'|[\w.+-]+)"""
+    every, long = "|".join(names), "|".join(name for name in names if "_" in name) or "(?!)"
+    return re.compile(
+        rf"(?<![\w/.\\'\"-])(?:(?P<set>{every}){value}|(?P<first>^(?:{every})(?= is ))"
+        rf"|(?P<name>{long}))(?![\w/]|\.\w)"
+    )
 
 
 def options_of(group: type[Options], given: Mapping[str, Any]) -> Options:

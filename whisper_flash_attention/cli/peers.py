@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.cli.benchmark import Keeper
 from whisper_flash_attention.cli.parameters import EXIT_FAILED, options_of, takes
-from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import print_line
 
@@ -146,10 +146,7 @@ def peers_command(
     dtype = model.compute_type
     if dtype != "int8":
         dtype = str(resolve_dtype(dtype, target)).removeprefix("torch.")
-    if random_weights is not None and random_weights not in MODEL_SIZES:
-        raise OptionError(
-            f"random weights {random_weights!r}: unknown; possible: {', '.join(MODEL_SIZES)}"
-        )
+    check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     case = PeersCase(
         random_weights or model.source,
         tuple(system or SYSTEMS),

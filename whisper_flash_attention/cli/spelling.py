@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from whisper_flash_attention.options import GROUPS, declared, flags_of
+from whisper_flash_attention.options import GROUPS, VadOptions, declared, flags_of
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 # What is taken for a flag's value as a word of its own; a file may well be called "1".
@@ -33,13 +33,24 @@ _TRANSLATED: Mapping[str, Mapping[str | None, tuple[str, ...]]] = {
     "--batched": {None: ("--mode", "batched"), "true": ("--mode", "batched"), "false": ()},
     "--print-colors": {None: ("--colors",), "true": ("--colors",), "false": ()},
 }
-# Options of whisperX and others that do not exist here, and what serves their purpose.
+_CHUNKS = "the length of chunks is --mode batched --vad-parameters max-speech-duration-s=30"
+_DETECTION = "--multilingual detects the language in every window, and --language gives it"
+# Options of other tools that do not exist here, and what serves their purpose.
 INSTEAD = {
     "--align-model": "words get their times from Whisper itself: --word-timestamps",
-    "--chunk-size": "the length of chunks is --vad --vad-parameters max-speech-duration-s=30",
+    "--chunk-length": _CHUNKS,
+    "--chunk-size": _CHUNKS,
+    "--device-index": "a GPU is chosen by --device cuda:N",
     "--diarize": "speakers are not distinguished; --channel each keeps channels apart",
+    "--language-detection-segments": _DETECTION,
+    "--language-detection-threshold": _DETECTION,
+    "--prompt-reset-on-temperature": "it is fixed at 0.5; --no-condition-on-previous-text never "
+    "gives previous text",
     "--vad-method": "the detector is Silero's: --vad",
     "--vad-onset": "the threshold is --vad --vad-parameters threshold=0.5",
+} | {
+    f"--vad-{each.name.replace('_', '-')}": f"it is --vad --vad-parameters {each.name}=VALUE"
+    for each, _ in declared(VadOptions)
 }
 
 

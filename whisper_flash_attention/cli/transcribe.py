@@ -125,8 +125,8 @@ def transcribe_command(
         bool,
         typer.Option(
             *("--quiet", "-q"),
-            help="Show neither text as it is decoded nor progress nor the last line: errors and "
-            "warnings alone.",
+            help="Show only errors and warnings: no text as it is decoded, no progress and no last "
+            "line.",
         ),
     ] = False,
     **given: Any,
@@ -208,7 +208,8 @@ def _summary(runner: Runner, total: int, todo: int) -> Sequence[str]:
     """Lines that say what was not done, and last the languages, the files and the speed."""
     lines = []
     if todo < total:
-        lines.append(f"{total - todo} {'was' if total - todo == 1 else 'were'} there already")
+        skipped = "1 recording" if total - todo == 1 else f"{total - todo} recordings"
+        lines.append(f"{skipped} skipped: the files are there already (--overwrite replaces them)")
     if runner.failures and total > 1:
         lines.append(f"{runner.failures} of {total} failed")
     if runner.languages:

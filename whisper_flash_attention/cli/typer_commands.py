@@ -7,6 +7,7 @@ markup. What `spelling` knows is respelled before Click parses it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.terminal import printable
 
 EXIT_ERROR = 2
@@ -43,6 +45,18 @@ class Command(TyperCommand):
             error.ctx = error.ctx or ctx
             raise
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WhisperFlashError as error:
+            from whisper_flash_attention.cli.parameters import in_flags
+
+            message = in_flags(" ".join(str(error).split()), _flags(self.get_params(ctx)))
+            raise WhisperFlashError(message) from error
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub("[{}]", "", piece) for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _format_options(self.get_params(ctx), formatter)
 
@@ -67,6 +81,18 @@ class Group(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         return _main(super().main, *args, **extra)
+
+
+def _flags(parameters: Sequence[Any]) -> dict[str, str]:
+    """The flags of a command by the names of their options in Python."""
+    found: dict[str, str] = {}
+    for each in parameters:
+        if isinstance(each, TyperOption):
+            names = [name for name in each.opts if name.startswith("--")]
+            flag = "/".join((names[0], *each.secondary_opts))
+            python_names = (name[2:].replace("-", "_") for name in names)
+            found |= dict.fromkeys((each.name, *python_names), flag)
+    return found
 
 
 def _take_text(parameter: Any) -> None:

@@ -222,7 +222,10 @@ class CudaDecoder:
         state, work = self._state, self._work
         place = None if probe is None else probe[1]
         if not self._compiled:
-            self._compile(min(count, state.layout.prompt), finish)
+            is_short = count <= state.layout.prompt
+            self._compile(
+                count if is_short else state.layout.prompt, finish, states if is_short else None
+            )
         if batch != self._rows:
             self._rows = batch
             work.absent.fill_(True)
@@ -241,12 +244,12 @@ class CudaDecoder:
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
-            torch_decoder.fill_cross(self._weights, states, state)
+            self._step.project_states(states)
 
         def launch() -> None:
             self._reset()
             if work.states is not None:
-                torch_decoder.fill_cross(self._weights, work.states, state)
+                self._step.project_states(work.states)
             state.output[:, :count].copy_(work.prompt[:, :count])
             if ragged:
                 state.positions.copy_(work.first_positions)
@@ -275,12 +278,20 @@ class CudaDecoder:
         self._graphs.run(key, launch)
         set_pdl(Overlap.NONE)
 
-    def _compile(self, count: int, finish: Callable[[int], None]) -> None:
-        """Compile all kernels of a decode in parallel, before the first pass."""
+    def _compile(
+        self, count: int, finish: Callable[[int], None], states: torch.Tensor | None = None
+    ) -> None:
+        """Compile all kernels of a decode in parallel, before the first pass.
+
+        Args:
+            states: those of the encoder, if `project_states` gets them.
+        """
         self._compiled = True
         if interpreted():
             return
         with compiling():
+            if self._step.projects and states is not None:
+                self._step.project_states(states)
             for tokens in {count, 1}:
                 self._step.layers(tokens)
                 finish(tokens)

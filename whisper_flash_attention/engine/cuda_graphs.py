@@ -1,8 +1,8 @@
 """CUDA graphs: a pass of hundreds of kernels launched with one call.
 
-The first run of a pass launches kernel by kernel (which compiles and loads them) and is then
-recorded; later runs replay the graph. Graphs hold the addresses of the state's buffers and of the
-weights, and are valid as long as both.
+The first run of a pass launches kernel by kernel (which compiles and loads them), the second is
+recorded, and later runs replay the graph. A pass that runs once leaves no graph. Graphs hold the
+addresses of the state's buffers and of the weights, and are valid as long as both.
 """
 
 from __future__ import annotations
@@ -36,47 +36,90 @@ class GraphRecorder:
         # torch.cuda.MemPool; its `id` is what capture_begin takes, though the types say otherwise.
         self._pool: Any = None
         self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        # Whether a graph was recorded in the pool.
+        self._is_used = False
 
-    def record(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """Run what `launch` launches, then record it.
+    def launch(self, launch: Callable[[], object]) -> None:
+        """Run what `launch` launches, kernel by kernel.
 
         Tensors that `launch` allocates must not outlive it.
         """
-        # PyTorch records no graph in a pool that outlived all of its graphs.
-        if self._pool is None or not self._alive:
-            self._pool = torch.cuda.MemPool()
+        self._renew_pool()
+        device = torch.cuda.current_device()
+        with recording(torch.device("cuda", device)), torch.cuda.use_mem_pool(self._pool):
+            launch()
+        _launched.add(device)
+
+    def capture(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Record what `launch` launches, which must have run before, without running it."""
+        self._renew_pool()
         graph = torch.cuda.CUDAGraph()
         # torch.cuda.graph would also collect garbage and empty the allocator's cache: too slow.
         with recording(torch.device("cuda", torch.cuda.current_device())):
-            with torch.cuda.use_mem_pool(self._pool):
-                launch()
             graph.capture_begin(self._pool.id, capture_error_mode="thread_local")
             try:
                 launch()
             finally:
                 graph.capture_end()
         self._alive.add(graph)
+        _graphs.add(graph)
+        self._is_used = True
         return graph
+
+    def record(self, launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Run what `launch` launches, then record it."""
+        self.launch(launch)
+        return self.capture(launch)
+
+    def _renew_pool(self) -> None:
+        # PyTorch records no graph in a pool that outlived all of its graphs.
+        if self._pool is None or (self._is_used and not self._alive):
+            self._pool = torch.cuda.MemPool()
+            self._is_used = False
 
     def release(self) -> None:
         """Release the memory pool, which lives as long as its graphs."""
         self._pool = None
 
 
-class GraphCache:
-    """Recorded passes by name."""
+# GPUs, by number, on which a pass has run, and all graphs of this process.
+_launched: set[int] = set()
+_graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
-    def __init__(self, recorder: GraphRecorder) -> None:
+
+def has_launched(device: torch.device) -> bool:
+    """Whether a pass has run on this device, so that the driver has loaded its kernels."""
+    return (device.index or 0) in _launched
+
+
+def is_recorded() -> bool:
+    """Whether a graph of this process may be replayed."""
+    return bool(_graphs)
+
+
+class GraphCache:
+    """Recorded passes by name.
+
+    Args:
+        is_warm: the passes have run before, and are recorded at once.
+    """
+
+    def __init__(self, recorder: GraphRecorder, *, is_warm: bool = False) -> None:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._recorder = recorder
+        self._is_warm = is_warm
+        self._launched: set[Hashable] = set()
 
     def run(self, key: Hashable, launch: Callable[[], None]) -> None:
-        """Run `launch` on the current stream; replay it if its `key` is known."""
+        """Run `launch` on the current stream; replay it from its `key`'s second time on."""
         graph = self._graphs.get(key)
         if graph is None:
-            self._graphs[key] = self._recorder.record(launch)
-        else:
-            graph.replay()
+            if not self._is_warm and key not in self._launched:
+                self._recorder.launch(launch)
+                self._launched.add(key)
+                return
+            graph = self._graphs[key] = self._recorder.capture(launch)
+        graph.replay()
 
 
 @contextmanager

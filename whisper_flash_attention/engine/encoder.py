@@ -163,6 +163,9 @@ class Encoder(Protocol):
     def run(self, features: Tensor) -> Tensor:
         """Encoder states [B, T, D] of features [B, mel bins, 2 T]."""
 
+    def space_bytes(self, clips: int) -> int:
+        """Bytes that it uses at the beginning of the shared arena for a batch of this size."""
+
     def release(self) -> None:
         """Forget recordings, and give back their memory."""
 
@@ -199,6 +202,9 @@ class TorchEncoder:
         recorded.features.copy_(features)
         recorded.graph.replay()
         return recorded.states.clone()
+
+    def space_bytes(self, clips: int) -> int:
+        return 0
 
     def release(self) -> None:
         self._recorded.clear()

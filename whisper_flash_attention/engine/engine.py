@@ -25,12 +25,14 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from whisper_flash_attention.engine import beam
-from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder
+from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, is_recorded
+from whisper_flash_attention.engine.device_memory import release_cached
 from whisper_flash_attention.engine.encoder import Encoder, TorchEncoder
 from whisper_flash_attention.engine.layout import (
-    Arena,
     DecodeState,
     Layout,
+    SharedArena,
+    cache_bytes,
     has_encoder_kernels,
     has_kernels,
     layout_for,
@@ -95,10 +97,14 @@ class Engine:
     def _reset_buffers(self) -> None:
         """Start without buffers and graphs."""
         self._recorder = GraphRecorder()
-        self._buffers = Buffers(self.weights, self._recorder)
+        # Encoder and decodes take turns in one arena. A stream has its own: it encodes meanwhile.
+        memory = SharedArena(self.weights.device)
+        self._encoder = encoder_for(self.weights.encoder, self._recorder, memory)
+        self._buffers = Buffers(self.weights, self._recorder, memory, self._encoder.space_bytes)
         # Buffers of finished streams; those of a running stream are not shared.
         self._idle: list[Buffers] = []
-        self._encoder = encoder_for(self.weights.encoder, self._recorder)
+        # Where a decode calls back, and the callback encodes.
+        self._is_decoding = False
 
     @classmethod
     def of(cls, model: Any) -> Engine:
@@ -111,6 +117,14 @@ class Engine:
                 engine = cls(collect_weights(model), WeightsSnapshot(model))
                 cls._engines[model] = engine
             return engine
+
+    @classmethod
+    def release_of(cls, model: Any) -> None:
+        """Give back what the model's engine keeps, if it has one."""
+        with cls._registry_lock:
+            engine = cls._engines.get(model)
+        if engine is not None:
+            engine.release()
 
     @classmethod
     def forget(cls, model: Any) -> None:
@@ -137,7 +151,10 @@ class Engine:
         """Encoder states [B, 1500, D] of log-mel features [B, mel bins, 3000]."""
         features = features.to(self.weights.dtype)
         with self._lock, self._on_device():
-            return self._encoder.run(features)
+            if not self._is_decoding:
+                return self._encoder.run(features)
+            memory = SharedArena(self.weights.device)
+            return encoder_for(self.weights.encoder, self._recorder, memory).run(features)
 
     def language_logits(
         self, states: torch.Tensor, start: int, languages: torch.Tensor
@@ -178,18 +195,31 @@ class Engine:
             OptionError: the rows do not form whole beam searches.
         """
         with self._lock, self._on_device():
-            layout = layout_for(self.weights.decoder, states, prompt, request)
-            decoder: beam.BranchingDecoder
-            if not layout.kernels:
-                decoder = TorchDecoder(self.weights.decoder, self._buffers.state(layout))
-            else:
-                decoder = on_device = self._buffers.cuda_decoder(layout)
-                if not layout.raw:
-                    return on_device.greedy(states, prompt, request, meanwhile)
-            meanwhile()
-            if request.beams is not None:
-                return beam.search(decoder, states, prompt, request)
-            return choose_tokens(decoder, states, prompt, request)
+            before, self._is_decoding = self._is_decoding, True
+            try:
+                return self._decode(states, prompt, request, meanwhile)
+            finally:
+                self._is_decoding = before
+
+    def _decode(
+        self,
+        states: torch.Tensor,
+        prompt: torch.Tensor,
+        request: Request,
+        meanwhile: Callable[[], None],
+    ) -> DecodeOutput:
+        layout = layout_for(self.weights.decoder, states, prompt, request)
+        decoder: beam.BranchingDecoder
+        if not layout.kernels:
+            decoder = TorchDecoder(self.weights.decoder, self._buffers.state(layout))
+        else:
+            decoder = on_device = self._buffers.cuda_decoder(layout)
+            if not layout.raw:
+                return on_device.greedy(states, prompt, request, meanwhile)
+        meanwhile()
+        if request.beams is not None:
+            return beam.search(decoder, states, prompt, request)
+        return choose_tokens(decoder, states, prompt, request)
 
     def decode_stream(
         self,
@@ -257,12 +287,15 @@ class Engine:
     def _stream_buffers(self) -> Iterator[Buffers]:
         """Lend buffers to one stream; those of one finished stream are kept."""
         with self._lock:
-            buffers = self._idle.pop() if self._idle else Buffers(self.weights, self._recorder)
+            buffers = self._idle.pop() if self._idle else self._new_buffers()
         try:
             yield buffers
         finally:
             with self._lock:
                 self._idle = [buffers]
+
+    def _new_buffers(self) -> Buffers:
+        return Buffers(self.weights, self._recorder, SharedArena(self.weights.device))
 
     def _on_device(self) -> AbstractContextManager[Any]:
         """Make the weights' device current, where kernels are launched."""
@@ -270,12 +303,18 @@ class Engine:
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def release(self) -> None:
-        """Free the buffers and graphs that are kept between calls."""
+        """Give back the buffers and graphs that are kept between calls.
+
+        On a GPU they go to the driver, with what PyTorch's allocator holds free, and with the
+        workspaces of cuBLAS unless another engine has recorded their use.
+        """
         with self._lock:
             self._buffers.release()
             self._idle.clear()
             self._encoder.release()
             self._recorder.release()
+            if self.weights.device.type == "cuda":
+                release_cached(self.weights.device, workspaces=not is_recorded())
 
 
 if hasattr(os, "register_at_fork"):
@@ -286,57 +325,82 @@ if TYPE_CHECKING:
 
 
 class Buffers:
-    """Provide states and decoders for one decode at a time; each call invalidates the last."""
+    """Provide states and decoders for one decode at a time; each call invalidates the last.
 
-    def __init__(self, weights: Weights, recorder: GraphRecorder) -> None:
+    The caches of a state lie where the encoder works, which has its turn before. Everything else
+    lies beyond that, and a decoder finds it as it was left.
+
+    Args:
+        encoder_bytes: what the encoder uses of the arena for a number of clips.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        recorder: GraphRecorder,
+        memory: SharedArena,
+        encoder_bytes: Callable[[int], int] = lambda clips: 0,
+    ) -> None:
         self._weights = weights
         self._recorder = recorder
-        self._arena: Arena | None = None
+        self._memory = memory
+        self._encoder_bytes = encoder_bytes
         self._decoders: OrderedDict[Layout, CudaDecoder] = OrderedDict()
         self._last: Layout | None = None
+        memory.tell(self._forget)
 
     def state(self, layout: Layout) -> DecodeState:
         """Return a state of this layout for `TorchDecoder`."""
-        return DecodeState.allocate(layout, self._arena_for(layout, state_bytes(layout)))
+        return DecodeState.allocate(layout, self._memory.of(state_bytes(layout)))
 
     def cuda_decoder(self, layout: Layout) -> CudaDecoder:
         """Return a decoder of this layout on kernels, with its recorded graphs."""
         from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
-        from whisper_flash_attention.engine.triton_layers import Workspace, workspace_bytes
+        from whisper_flash_attention.engine.triton_layers import Workspace
 
-        arena = self._arena_for(layout, state_bytes(layout) + workspace_bytes(layout))
+        rest = self._rest(layout)
+        arena = self._memory.of(decoder_bytes(layout, self._encoder_bytes(layout.clips)))
         decoder = self._decoders.get(layout)
         if decoder is None:
-            state = DecodeState.allocate(layout, arena)
+            state = DecodeState.allocate(layout, arena, rest)
             work = Workspace.allocate(layout, arena)
             decoder = CudaDecoder(self._weights.decoder, state, work, GraphCache(self._recorder))
             self._decoders[layout] = decoder
             while len(self._decoders) > MOST_LAYOUTS:
                 self._decoders.popitem(last=False)
         self._decoders.move_to_end(layout)
-        if layout != self._last:
-            # Another layout may have overwritten this one's tables.
+        if layout != self._last or self._memory.overwritten > rest:
+            # Another layout, or the encoder with more clips, may have overwritten its tables.
             decoder.prepare()
             self._last = layout
+        self._memory.overwritten = 0
         return decoder
 
     def release(self) -> None:
         """Give all memory back."""
+        self._memory.release()
+
+    def _forget(self) -> None:
         self._decoders.clear()
-        self._arena = None
         self._last = None
 
-    def _arena_for(self, layout: Layout, size: int) -> Arena:
-        if self._arena is None or self._arena.capacity < size:
-            self.release()
-            self._arena = Arena(layout.device, size)
-        return self._arena
+    def _rest(self, layout: Layout) -> int:
+        """Where in the arena everything but the caches begins."""
+        return max(cache_bytes(layout), self._encoder_bytes(layout.clips))
 
 
-def encoder_for(weights: EncoderWeights, recorder: GraphRecorder) -> Encoder:
+def decoder_bytes(layout: Layout, encoder: int) -> int:
+    """Device memory of a decoder, of whose arena the encoder uses `encoder` bytes."""
+    from whisper_flash_attention.engine.triton_layers import workspace_bytes
+
+    caches = cache_bytes(layout)
+    return max(caches, encoder) + state_bytes(layout) - caches + workspace_bytes(layout)
+
+
+def encoder_for(weights: EncoderWeights, recorder: GraphRecorder, memory: SharedArena) -> Encoder:
     """Return the fastest encoder for the device and dtype of these weights."""
     if has_encoder_kernels(weights.positions.device, weights.positions.dtype):
         from whisper_flash_attention.engine.triton_encoder import TritonEncoder
 
-        return TritonEncoder(weights, recorder)
+        return TritonEncoder(weights, recorder, memory)
     return TorchEncoder(weights, recorder)

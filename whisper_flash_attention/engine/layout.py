@@ -8,12 +8,15 @@ largest call so far: calls of mixed shapes share it, and memory does not grow wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from weakref import WeakMethod
 
 import torch
 
+from whisper_flash_attention.engine.device_memory import LARGE, segment_bytes
 from whisper_flash_attention.engine.request import Request, stays_on_device
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, DecoderWeights
 
@@ -107,6 +110,11 @@ class Layout:
         return (*outer, width, keys) if self.transposed_keys else (*outer, keys, width)
 
 
+def block_bytes(device: torch.device, size: int) -> int:
+    """What an arena of this size takes: on a GPU a segment that nobody else gets a part of."""
+    return segment_bytes(max(size, LARGE)) if device.type == "cuda" else size
+
+
 class Arena:
     """One block of device memory, allocated in aligned parts.
 
@@ -114,19 +122,29 @@ class Arena:
     the encoder has just freed and soon needs again, and then reserve that twice.
     """
 
-    def __init__(self, device: torch.device, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.capacity = block_bytes(device, size)
         self._used = 0
-        if device.type == "cuda":
-            self._pool = torch.cuda.MemPool()
-            with torch.cuda.use_mem_pool(self._pool, device):
-                self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
-        else:
-            self._block = torch.empty(capacity, dtype=torch.uint8, device=device)
+        self._pool = torch.cuda.MemPool() if device.type == "cuda" else None
+        with torch.cuda.use_mem_pool(self._pool, device) if self._pool else nullcontext():
+            self._block = torch.empty(self.capacity, dtype=torch.uint8, device=device)
+
+    def free(self) -> None:
+        """Give the memory back to the driver, if no tensor is left in it.
+
+        Without this call PyTorch keeps it: an arena may go in the midst of a recording, during
+        which nothing may be given back.
+        """
+        del self._block  # first: a pool that goes gives back only what is free in it
+        del self._pool
 
     def restart(self) -> None:
         """Allocate from the beginning again; earlier tensors are overwritten."""
         self._used = 0
+
+    def skip_to(self, offset: int) -> None:
+        """Leave everything before `offset` as it is, which is a multiple of `ALIGNMENT`."""
+        self._used = max(self._used, offset)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Allocate an uninitialised tensor."""
@@ -134,6 +152,42 @@ class Arena:
         piece = self._block[self._used : self._used + math.prod(shape) * dtype.itemsize]
         self._used += size
         return piece.view(dtype).view(shape)
+
+
+class SharedArena:
+    """The arena of all that take turns in it, from its beginning; it only grows.
+
+    When it does, everyone forgets what lay in it, so that the driver has its memory back before it
+    gives more.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._arena: Arena | None = None
+        # Weak: the memory must go with the engine, without waiting for the garbage collector.
+        self._forget: list[WeakMethod[Callable[[], None]]] = []
+        # Bytes, from the beginning, that were overwritten since a decoder last had its turn.
+        self.overwritten = 0
+
+    def tell(self, forget: Callable[[], None]) -> None:
+        """Call this bound method before the arena goes."""
+        self._forget.append(WeakMethod(forget))
+
+    def of(self, size: int) -> Arena:
+        """The arena, which has at least this number of bytes."""
+        if self._arena is None or self._arena.capacity < size:
+            self.release()
+            self._arena = Arena(self._device, size)
+        return self._arena
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for reference in self._forget:
+            if forget := reference():
+                forget()
+        if self._arena is not None:
+            self._arena.free()
+            self._arena = None
 
 
 def aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -149,6 +203,11 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 # Prompts of more rows use matrix products instead of the kernels.
 KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
+# Up to this width all of the encoder's products are ours, and of few clips up to a larger one. For
+# one clip cuBLAS takes as much memory (its handle, workspaces, modules) as everything else of a
+# call; at width 1280 it is faster.
+OWN_PRODUCT_WIDTH = 512
+OWN_PRODUCT_CLIPS, OWN_PRODUCT_CLIPS_WIDTH = 4, 1024
 # From this number of clips on, reading encoder states is faster than projected keys and values.
 ABSORBED_FROM_CLIPS = 24
 
@@ -317,12 +376,21 @@ SLOT_AXIS = {"keys": 1, "values": 1, "cross_keys": 1, "cross_values": 1}
 POSITION_AXIS = {"keys": 3, "values": 3, "output": 1}
 
 
+def caches(layout: Layout) -> dict[str, Spec]:
+    """Name, shape and dtype of the large buffers, of which a decode reads only what it wrote."""
+    shapes = {"keys": layout.past_shape(), "values": layout.past_shape()}
+    if layout.absorbed:
+        shapes["states"] = layout.cross_shape()
+    else:
+        shapes["cross_keys"] = layout.cross_keys_shape()
+        shapes["cross_values"] = layout.cross_shape()
+    return {name: (shape, layout.dtype) for name, shape in shapes.items()}
+
+
 def buffers(layout: Layout) -> dict[str, Spec]:
-    """Name, shape and dtype of every buffer of a state."""
+    """Name, shape and dtype of every buffer of a state, the caches first."""
     slots, positions = layout.slots, layout.positions
-    specs: dict[str, Spec] = {
-        "keys": (layout.past_shape(), layout.dtype),
-        "values": (layout.past_shape(), layout.dtype),
+    return caches(layout) | {
         "output": ((slots, positions), torch.int64),
         "tokens": ((slots,), torch.int64),
         "positions": ((slots,), torch.int32),
@@ -332,17 +400,16 @@ def buffers(layout: Layout) -> dict[str, Spec]:
         "sum_logprobs": ((slots,), torch.float32),
         "ancestors": ((slots, positions), torch.int32),
     }
-    if layout.absorbed:
-        specs["states"] = (layout.cross_shape(), layout.dtype)
-    else:
-        specs["cross_keys"] = (layout.cross_keys_shape(), layout.dtype)
-        specs["cross_values"] = (layout.cross_shape(), layout.dtype)
-    return specs
 
 
 def state_bytes(layout: Layout) -> int:
     """Device memory that a state of this layout takes, in bytes."""
     return sum(aligned_bytes(*spec) for spec in buffers(layout).values())
+
+
+def cache_bytes(layout: Layout) -> int:
+    """Device memory of the caches alone, in bytes."""
+    return sum(aligned_bytes(*spec) for spec in caches(layout).values())
 
 
 @dataclass
@@ -370,10 +437,14 @@ class DecodeState:
     branching: bool = False
 
     @classmethod
-    def allocate(cls, layout: Layout, arena: Arena) -> DecodeState:
-        """A state whose buffers lie in the arena, from its beginning."""
+    def allocate(cls, layout: Layout, arena: Arena, rest: int = 0) -> DecodeState:
+        """A state whose caches lie at the arena's beginning, and other buffers from `rest` on."""
         arena.restart()
-        tensors = {name: arena.take(*spec) for name, spec in buffers(layout).items()}
+        tensors = {name: arena.take(*spec) for name, spec in caches(layout).items()}
+        arena.skip_to(rest)
+        for name, spec in buffers(layout).items():
+            if name not in tensors:
+                tensors[name] = arena.take(*spec)
         return cls(layout, **tensors)  # type: ignore[arg-type]
 
     def rows(self, begin: int, end: int) -> DecodeState:

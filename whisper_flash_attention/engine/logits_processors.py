@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.errors import OptionError
 
 # Bits of a token in `KernelProcessors.flags`; `KernelProcessors.limits` selects the active ones.
@@ -437,12 +439,10 @@ class KernelProcessors:
 
     def flags(self, vocabulary: int, eos: tuple[int, ...], device: torch.device) -> Tensor:
         """Per token the bits SUPPRESSED ... ENDS, uint8 [V]; the ids in `eos` end a slot."""
-        ids = torch.arange(vocabulary, device=device)
-        flags = torch.zeros(vocabulary, dtype=torch.uint8, device=device)
+        flags = np.zeros(vocabulary, np.uint8)
         for bit, tokens in self.token_bits(eos):
-            wanted = torch.tensor(tokens, dtype=torch.int64, device=device)
-            flags += torch.isin(ids, wanted).to(torch.uint8) * bit
-        return flags
+            flags[[token for token in tokens if 0 <= token < vocabulary]] |= bit
+        return to_device(flags, device)
 
     def settings(self, vocabulary: int, max_length: int) -> tuple[int, ...]:
         """One slot's row of the kernels' `settings` [B, 8] int32.

@@ -13,14 +13,25 @@ from typing import Any
 
 import torch
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.engine import encoder
+from whisper_flash_attention.engine.cuda_graphs import has_launched
+from whisper_flash_attention.engine.device_memory import (
+    CUBLAS_BYTES,
+    SMALL_SEGMENT,
+    has_cublas,
+    reserved_bytes,
+    used_bytes,
+)
 from whisper_flash_attention.engine.layout import (
     ABSORBED_FROM_CLIPS,
     HALF_DTYPES,
     Layout,
     Sizes,
     aligned_bytes,
+    block_bytes,
     buffers,
+    cache_bytes,
     has_encoder_kernels,
     has_kernels,
     is_absorbed,
@@ -32,10 +43,11 @@ from whisper_flash_attention.errors import MissingPackage, OptionError
 
 # PyTorch's allocator rounds up to multiples of this on CUDA devices.
 ALLOCATION = 512
-# PyTorch's workspace of cuBLAS per stream: on devices of capability 9.0 and 10.x, and on others
-# (`CUBLAS_WORKSPACE_CONFIG` in PyTorch's notes on CUDA).
-CUBLAS_BYTES = 32 * 2**20
-SMALL_CUBLAS_BYTES = 2 * 4096 * 2**10 + 8 * 16 * 2**10
+# What an NVIDIA H100's driver adds for the kernels and graphs of a first call, and for a handle of
+# cuBLAS (`benchmarks/memory.py rows`); what passes reserve for small tensors.
+FIRST_CALL_BYTES = 4_200_000
+CUBLAS_HANDLE_BYTES = 69_200_000
+RECORDER_BYTES = 2 * SMALL_SEGMENT
 # Copies of the float32 logits [slots, V] that choosing tokens in PyTorch holds at a time.
 SCORE_COPIES = 3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -71,11 +83,7 @@ class PlanRequest:
             raise OptionError("the model is on the meta device: give the device it would run on")
         if self.dtype not in DTYPES:
             raise OptionError(f"dtype is {self.dtype!r}: give one of {', '.join(map(str, DTYPES))}")
-        if self.cross_attention not in CROSS_ATTENTION:
-            raise OptionError(
-                f"unknown cross_attention {self.cross_attention!r}; "
-                f"possible: {', '.join(CROSS_ATTENTION)}"
-            )
+        check.one_of("cross_attention", self.cross_attention, CROSS_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,12 @@ class MemoryPlan:
         self_attention_cache: keys and values of the tokens, and the tokens themselves.
         cross_attention_state: projected keys and values, or the encoder's states.
         workspace: of kernels and matrix products.
-        encoder: features, the encoder's states, and the largest temporaries: the encoder's, or
-            those of the decoder's passes in PyTorch.
+        encoder: features, the encoder's states, what the encoder needs beyond the place of the
+            caches, and the largest temporaries of PyTorch's operations.
+        cublas_streams: streams with products of cuBLAS.
+        driver: what the driver will count, context and modules included, where the GPU is present:
+            for this process, or for all of the GPU where it tells no more. It is computed from what
+            it counts now.
     """
 
     batch_size: int
@@ -105,13 +117,15 @@ class MemoryPlan:
     cross_attention_state: int
     workspace: int
     encoder: int
+    cublas_streams: int
+    driver: int | None = None
 
     @property
     def total(self) -> int:
         """The peak that PyTorch's allocator counts during the call, weights and features included.
 
-        The driver counts more: the CUDA context, recorded graphs, and memory that the allocator
-        reserves.
+        The driver counts more: the CUDA context, modules, graphs, and memory that the allocator
+        reserves: `driver`.
         """
         return (
             self.weights
@@ -132,14 +146,16 @@ class MemoryPlan:
             f"{self.precision or str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"{self.cross_attention} cross-attention: {self.total / 1e9:.2f} GB"
         )
-        names = (
+        names = [
             "weights",
             "self_attention_cache",
             "cross_attention_state",
             "workspace",
             "encoder",
             "total",
-        )
+        ]
+        if self.driver is not None:
+            names.append("driver")
         rows = [f"  {n.replace('_', ' '):<22}{getattr(self, n) / 2**20:>12,.1f} MiB" for n in names]
         return "\n".join([head, *rows])
 
@@ -155,12 +171,37 @@ def make_plan(
     if (batch_size is None) == (memory_gb is None):
         raise OptionError("give either batch_size, or memory_gb for the most clips that fit")
     if batch_size is not None:
-        return plan_memory(weights, wanted, batch_size)
+        return with_driver(plan_memory(weights, wanted, batch_size), weights)
     assert memory_gb is not None
     is_number = isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool)
     if not is_number or not 0 < memory_gb < math.inf:
         raise OptionError(f"memory_gb is {memory_gb!r}: give a number above 0")
-    return largest_plan(weights, wanted, int(memory_gb * 1e9))
+    return with_driver(largest_plan(weights, wanted, int(memory_gb * 1e9)), weights)
+
+
+def with_driver(plan: MemoryPlan, weights: Weights) -> MemoryPlan:
+    """The plan with what the driver will count, if its GPU is present."""
+    device = plan.device
+    if not _is_here(device):
+        return plan
+    states = plan.batch_size * weights.encoder.positions.numel() * plan.dtype.itemsize
+    bins = weights.encoder.conv1.weight.shape[1]
+    features = states // weights.encoder.positions.shape[1] * 2 * bins
+    new = [features, states]
+    where = weights.device
+    is_loaded = where.type == "cuda" and (where.index or 0) == (device.index or 0)
+    if not is_loaded or weights.dtype != plan.dtype:
+        new.append(plan.weights)
+    # Beyond what is reserved the driver counts the context and modules: PyTorch's, with a kernel.
+    torch.ones(1, device=device).add_(1)
+    torch.cuda.synchronize(device)
+    outside = used_bytes(device)[0] - torch.cuda.memory_reserved(device)
+    if not has_launched(device):
+        outside += FIRST_CALL_BYTES
+    if plan.cublas_streams and not has_cublas(device):
+        outside += CUBLAS_HANDLE_BYTES
+    pools = plan.total - plan.weights - features - states + RECORDER_BYTES
+    return replace(plan, driver=outside + reserved_bytes(device, new) + pools)
 
 
 def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> MemoryPlan:
@@ -180,9 +221,14 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
     )
     state = {name: aligned_bytes(*spec) for name, spec in buffers(layout).items()}
     cross = sum(size for name, size in state.items() if name in CROSS_BUFFERS)
-    clips = _Clips(weights, wanted, batch_size)
-    # Either all products are recorded, on a stream of their own, or none, except long prompts.
-    is_long = sizes.kernels and sizes.prompt != layout.prompt
+    held = sum(state.values())
+    # The encoder works where the caches are.
+    is_fused = _has_encoder_kernels(wanted)
+    space = max(_space_bytes(weights, wanted, clips) for clips in (batch_size, layout.clips))
+    beyond = max(0, space - cache_bytes(layout)) if is_fused else 0
+    arena = block_bytes(wanted.device, held + beyond + kernel_bytes(layout))
+    on_gpu = wanted.device.type == "cuda"
+    streams = _cublas_streams(weights, wanted, layout, sizes) if on_gpu else set()
     return MemoryPlan(
         batch_size=batch_size,
         max_new_tokens=wanted.max_new_tokens,
@@ -192,11 +238,11 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
         dtype=wanted.dtype,
         precision=weights.precision,
         weights=weight_bytes(weights, wanted),
-        self_attention_cache=sum(state.values()) - cross,
+        self_attention_cache=held - cross,
         cross_attention_state=cross,
-        workspace=kernel_bytes(layout)
-        + _cublas_bytes(wanted.device, streams=1 + (clips.are_recorded and is_long)),
-        encoder=clips.peak_bytes(_pass_bytes(layout, sizes)),
+        workspace=arena - held - beyond + _cublas_bytes(wanted.device, len(streams)),
+        encoder=beyond + _clip_bytes(weights, wanted, layout, sizes),
+        cublas_streams=len(streams),
     )
 
 
@@ -257,40 +303,73 @@ def _planned_sizes(weights: Weights, wanted: PlanRequest, batch_size: int) -> Si
     )
 
 
-class _Clips:
-    """Memory of the clips: their features and states, and the encoder's temporaries."""
-
-    def __init__(self, weights: Weights, wanted: PlanRequest, batch_size: int) -> None:
-        keys, width = weights.encoder.positions.shape
-        bins = weights.encoder.conv1.weight.shape[1]
-        few = batch_size <= encoder.MOST_GRAPH_CLIPS
-        self._is_fused = _has_encoder_kernels(wanted)
-        self.are_recorded = self._is_fused or (wanted.device.type == "cuda" and few)
-        # A graph of PyTorch operations has features and states of its own.
-        copies = 2 if self.are_recorded and not self._is_fused else 1
-        each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
-        self._kept = copies * batch_size * each
-        self._encoder = _encoder_bytes(weights, wanted, batch_size, self._is_fused)
-
-    def peak_bytes(self, decoder: int) -> int:
-        """The peak, given that of the decoder's operations."""
-        # The fused encoder's space stays allocated; temporaries of PyTorch's operations do not.
-        both = self._encoder + decoder if self._is_fused else max(self._encoder, decoder)
-        return self._kept + both
+def _clip_bytes(weights: Weights, wanted: PlanRequest, layout: Layout, sizes: Sizes) -> int:
+    """Features, the encoder's states, and the largest temporaries of PyTorch's operations."""
+    keys, width = weights.encoder.positions.shape
+    bins = weights.encoder.conv1.weight.shape[1]
+    each = (2 * keys * bins + keys * width) * wanted.dtype.itemsize
+    passes = _pass_bytes(layout, sizes, projects=_projects(wanted, layout, sizes))
+    if _has_encoder_kernels(wanted):
+        return sizes.clips * each + passes
+    # A graph of PyTorch operations has features and states of its own.
+    is_recorded = wanted.device.type == "cuda" and sizes.clips <= encoder.MOST_GRAPH_CLIPS
+    copies = 2 if is_recorded else 1
+    return copies * sizes.clips * each + max(_space_bytes(weights, wanted, sizes.clips), passes)
 
 
-def _encoder_bytes(weights: Weights, wanted: PlanRequest, batch_size: int, is_fused: bool) -> int:
+def _space_bytes(weights: Weights, wanted: PlanRequest, batch_size: int) -> int:
     """Temporaries of the encoder."""
     own, size = weights.dtype.itemsize, wanted.dtype.itemsize
-    if is_fused:
+    if _has_encoder_kernels(wanted):
         from whisper_flash_attention.engine import triton_encoder
 
-        budget = triton_encoder.BUDGET * own // size
-        clips = triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
+        clips = _part_clips(weights, wanted, batch_size)
         return triton_encoder.space_bytes(weights.encoder, clips) // own * size
     clip = encoder.temporary_bytes(weights.encoder) // own * size
     budget = encoder.GPU_BUDGET if wanted.device.type == "cuda" else encoder.CPU_BUDGET
     return min(batch_size, max(1, budget // clip)) * clip
+
+
+def _part_clips(weights: Weights, wanted: PlanRequest, batch_size: int) -> int:
+    """Clips that the encoder's kernels take at a time."""
+    from whisper_flash_attention.engine import triton_encoder
+
+    budget = triton_encoder.BUDGET * weights.dtype.itemsize // wanted.dtype.itemsize
+    return triton_encoder.clips_per_part(weights.encoder, batch_size, budget)
+
+
+def _is_long(layout: Layout, sizes: Sizes) -> bool:
+    """Whether the prompt runs through PyTorch's products."""
+    return not layout.kernels or sizes.prompt != layout.prompt
+
+
+def _projects(wanted: PlanRequest, layout: Layout, sizes: Sizes) -> bool:
+    """Whether a kernel projects cross keys and values."""
+    is_absent = layout.absorbed or _is_long(layout, sizes)
+    return not is_absent and _has_encoder_kernels(wanted)
+
+
+def _cublas_streams(
+    weights: Weights, wanted: PlanRequest, layout: Layout, sizes: Sizes
+) -> set[str]:
+    """The streams with products of cuBLAS: that of recordings, and the caller's."""
+    streams = set()
+    if _has_encoder_kernels(wanted):
+        from whisper_flash_attention.engine.triton_encoder import has_own_products
+
+        width = weights.encoder.positions.shape[1]
+        if not has_own_products(_part_clips(weights, wanted, sizes.clips), width):
+            streams.add("recordings")
+    else:
+        few = sizes.clips <= encoder.MOST_GRAPH_CLIPS
+        streams.add("recordings" if few else "caller")
+    if _is_long(layout, sizes):
+        streams.add("caller")
+    elif not layout.absorbed and not _projects(wanted, layout, sizes):
+        from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS
+
+        streams.add("recordings" if layout.clips <= RECORDED_CLIPS else "caller")
+    return streams
 
 
 def _has_encoder_kernels(wanted: PlanRequest) -> bool:
@@ -299,10 +378,10 @@ def _has_encoder_kernels(wanted: PlanRequest) -> bool:
     return wanted.dtype in HALF_DTYPES and _would_have_kernels(wanted.device)
 
 
-def _pass_bytes(layout: Layout, sizes: Sizes) -> int:
+def _pass_bytes(layout: Layout, sizes: Sizes, *, projects: bool) -> int:
     """Peak of the temporaries of the decoder's operations in PyTorch."""
     size = layout.dtype.itemsize
-    states = 0 if layout.absorbed else sizes.clips * layout.keys * layout.width * size
+    states = 0 if layout.absorbed or projects else sizes.clips * layout.keys * layout.width * size
     choosing = 0
     if sizes.raw or not layout.kernels:
         choosing = SCORE_COPIES * layout.slots * layout.vocabulary * 4
@@ -321,7 +400,7 @@ def _cublas_bytes(device: torch.device, streams: int) -> int:
     if device.type != "cuda":
         return 0
     major = torch.cuda.get_device_capability(device)[0] if _is_here(device) else 9
-    return streams * (CUBLAS_BYTES if major in (9, 10) else SMALL_CUBLAS_BYTES)
+    return streams * CUBLAS_BYTES[0 if major in (9, 10) else 1]
 
 
 def _would_have_kernels(device: torch.device) -> bool:

@@ -60,7 +60,7 @@ def pack(weights: Weights, precision: str) -> Weights:
     encoder, decoder = weights.encoder, weights.decoder
     if precision == "int8" and not has_int8():
         raise OptionError(
-            "compute type 'int8' needs PyTorch's quantised products, which this build has not for "
+            "compute_type='int8' needs PyTorch's quantised products, which this build lacks for "
             "this processor: give float32"
         )
     pack_layer = quantised if precision == "int8" else exact

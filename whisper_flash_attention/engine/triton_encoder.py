@@ -20,9 +20,10 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from whisper_flash_attention.engine import layout
 from whisper_flash_attention.engine.cuda_graphs import GraphCache, GraphRecorder, recording
 from whisper_flash_attention.engine.encoder import HALF_LIMIT
-from whisper_flash_attention.engine.layout import Arena, Spec, aligned_bytes
+from whisper_flash_attention.engine.layout import Arena, SharedArena, Spec, aligned_bytes
 from whisper_flash_attention.engine.weights import HEAD_WIDTH, EncoderLayer, EncoderWeights, Norm
 from whisper_flash_attention.kernels.encoder_attention import attention
 from whisper_flash_attention.kernels.launch import Overlap, compiling, interpreted, set_pdl
@@ -82,6 +83,12 @@ def _buffers(weights: EncoderWeights, clips: int) -> dict[str, Spec]:
         "shifts": ((2 * len(weights.layers) + 1, width), torch.float32),
         "features": ((clips, bins, 2 * length), dtype),
     }
+
+
+def has_own_products(clips: int, width: int) -> bool:
+    """Whether a pass over this number of clips does without cuBLAS."""
+    is_few = clips <= layout.OWN_PRODUCT_CLIPS and width <= layout.OWN_PRODUCT_CLIPS_WIDTH
+    return is_few or width <= layout.OWN_PRODUCT_WIDTH
 
 
 class EncoderPass:
@@ -177,13 +184,20 @@ class EncoderPass:
                 _product(self._normed, weight, bias, each)
             q, k, v = room.view(3, self._clips, -1, *heads).unbind()
         attention(q, k, v, self._normed.view(q.shape), scale=HEAD_WIDTH**-0.5)
-        self._x.addmm_(self._normed, part.out.weight.t())
+        self._add(self._normed, part.out.weight)
 
     def _feed_forward(self, layer: EncoderLayer, products: int) -> None:
         self._normalize(layer.ffn_norm, self._normed, products)
         hidden = _cut(self._wide, 1, len(self._x), layer.fc1.weight.shape[0])
         matmul(self._normed[None], [layer.fc1.weight], [layer.fc1.bias], hidden, gelu=True)
-        self._x.addmm_(hidden[0], layer.fc2.weight.t())
+        self._add(hidden[0], layer.fc2.weight)
+
+    def _add(self, x: Tensor, weight: Tensor) -> None:
+        """Add x weight^T to the stream."""
+        if has_own_products(self._clips, self._x.shape[1]):
+            matmul(x[None], [weight], [None], self._x[None], residual=self._x[None])
+        else:
+            self._x.addmm_(x, weight.t())
 
     def _normalize(self, norm: Norm, out: Tensor, products: int) -> None:
         """Normalise the stream, to which `count` products have been added without their biases."""
@@ -223,16 +237,21 @@ def _windows(x: Tensor, stride: int) -> Tensor:
 
 
 class TritonEncoder:
-    """Encodes a batch in parts, by graphs that share one space.
+    """Encodes a batch in parts, by graphs that share one space, at the beginning of `memory`.
 
     The last norm of many clips is not recorded, and writes directly into the result.
     """
 
-    def __init__(self, weights: EncoderWeights, recorder: GraphRecorder) -> None:
+    def __init__(
+        self, weights: EncoderWeights, recorder: GraphRecorder, memory: SharedArena
+    ) -> None:
         self._weights = weights
         self._recorder = recorder
-        self._space: Arena | None = None
+        self._memory = memory
         self._parts: OrderedDict[int, tuple[EncoderPass, GraphCache]] = OrderedDict()
+        # Sizes of parts whose kernels were compiled and have run.
+        self._warm: set[int] = set()
+        memory.tell(self.release)
 
     def run(self, features: Tensor) -> Tensor:
         states = features.new_empty(len(features), *self._weights.positions.shape)
@@ -250,20 +269,25 @@ class TritonEncoder:
                 part.store(out)
         return states
 
+    def space_bytes(self, clips: int) -> int:
+        return space_bytes(self._weights, clips_per_part(self._weights, clips))
+
     def _part(self, clips: int) -> tuple[EncoderPass, GraphCache]:
         """A pass over this number of clips, and its graph."""
+        size = space_bytes(self._weights, clips)
+        arena = self._memory.of(size)
+        self._memory.overwritten = max(self._memory.overwritten, size)
         found = self._parts.get(clips)
         if found is None:
-            size = space_bytes(self._weights, clips)
-            if self._space is None or self._space.capacity < size:
-                self.release()
-                self._space = Arena(self._weights.positions.device, size)
-            self._space.restart()
-            part = EncoderPass(self._weights, clips, self._space)
-            set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
-            with recording(self._weights.positions.device):
-                part.compile()
-            found = self._parts[clips] = part, GraphCache(self._recorder)
+            arena.restart()
+            part = EncoderPass(self._weights, clips, arena)
+            graphs = GraphCache(self._recorder, is_warm=clips in self._warm)
+            if clips not in self._warm:
+                set_pdl(Overlap.EARLY if clips <= FEW_CLIPS else Overlap.NONE)
+                with recording(self._weights.positions.device):
+                    part.compile()
+                self._warm.add(clips)
+            found = self._parts[clips] = part, graphs
             while len(self._parts) > MOST_PARTS:
                 self._parts.popitem(last=False)
         self._parts.move_to_end(clips)
@@ -271,4 +295,3 @@ class TritonEncoder:
 
     def release(self) -> None:
         self._parts.clear()
-        self._space = None

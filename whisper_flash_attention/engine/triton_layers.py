@@ -14,8 +14,15 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from whisper_flash_attention.engine.layout import Arena, DecodeState, Layout, Spec, aligned_bytes
-from whisper_flash_attention.engine.torch_decoder import SCALE
+from whisper_flash_attention.engine.layout import (
+    Arena,
+    DecodeState,
+    Layout,
+    Spec,
+    aligned_bytes,
+    has_encoder_kernels,
+)
+from whisper_flash_attention.engine.torch_decoder import SCALE, fill_cross
 from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
 from whisper_flash_attention.kernels import logits as logits_kernel
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
@@ -34,10 +41,10 @@ from whisper_flash_attention.kernels.cross_attention import (
 )
 from whisper_flash_attention.kernels.launch import Overlap, set_pdl
 from whisper_flash_attention.kernels.linear import linear, qkv
+from whisper_flash_attention.kernels.matmul import matmul
 from whisper_flash_attention.kernels.self_attention import self_attention
 
-# Up to this number of clips, the recorded pass includes the projection of keys and values: a graph
-# keeps its temporaries, which are small then.
+# Up to this number of clips, the recorded pass includes the projection of keys and values.
 RECORDED_CLIPS = 4
 
 
@@ -210,6 +217,11 @@ class TritonLayers:
         self._state = state
         self._work = work
         self._overlaps = Overlaps.of(state.layout.slots)
+        # Whether a kernel projects cross keys and values, into the cache and without cuBLAS, where
+        # the encoder's kernels run.
+        self.projects = not state.layout.absorbed and has_encoder_kernels(
+            state.layout.device, state.layout.dtype
+        )
 
     def embed(self, tokens: torch.Tensor, *, ragged: bool = False) -> None:
         """Write the residual rows of tokens [slots, P], each slot from its own position.
@@ -229,6 +241,22 @@ class TritonLayers:
     def residual(self, count: int) -> torch.Tensor:
         """The residual stream [slots * P, D] of a pass with P = `count` tokens a slot."""
         return self._work.x[: self._state.layout.slots * count]
+
+    def project_states(self, states: torch.Tensor) -> None:
+        """Write what cross-attention reads of the encoder's states [clips, S, D]."""
+        state = self._state
+        if not self.projects:
+            fill_cross(self._weights, states, state)
+            return
+        assert state.cross_keys is not None and state.cross_values is not None
+        # The end of a pass leaves another choice behind, with which a recording would have to load
+        # another kernel, which it must not. And a kernel cannot overlap with the copies before.
+        set_pdl(Overlap.NONE)
+        clips = len(states)
+        for index, layer in enumerate(self._weights.layers):
+            k, v = layer.cross_attention.k, layer.cross_attention.v
+            matmul(states, [k.weight], [k.bias], state.cross_keys[index, :clips])
+            matmul(states, [v.weight], [v.bias], state.cross_values[index, :clips])
 
     def layers(self, count: int) -> None:
         """Run the residual rows of `count` tokens a slot through all layers, in place.

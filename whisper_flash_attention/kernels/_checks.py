@@ -165,9 +165,10 @@ def check_matmul(
     clips, rows, k = x.shape
     n = weights[0].shape[0]
     result = (clips, rows, n * parts)
+    by_heads = out.ndim == 4 and parts == 1 and residual is None and n % out.shape[1] == 0
     expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         ("x", x, (clips, rows, k)),
-        ("out", out, result),
+        ("out", out, (clips, out.shape[1], rows, n // out.shape[1]) if by_heads else result),
         *(("a weight", weight, (n, k)) for weight in weights),
         *(("a bias", bias, (n,)) for bias in biases),
         ("residual", residual, result),

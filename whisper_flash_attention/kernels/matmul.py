@@ -84,7 +84,8 @@ def matmul(
             overlap.
         weights: one to three [N, K], contiguous; float16, bfloat16 or float32, like all tensors.
         biases: as many, [N] or None.
-        out: [B, R, N * len(weights)], written; the last axis dense.
+        out: [B, R, N * len(weights)], written; the last axis dense. Or, of a single weight and
+            without a residual, [B, H, R, N / H]: columns apart by heads.
         gelu: apply the exact GELU.
         residual: [B, R, N * len(weights)], the last axis dense; may be `out` itself. Clips may
             share it (an expanded first axis).
@@ -97,6 +98,7 @@ def matmul(
     clips, rows, k = x.shape
     n, parts = weights[0].shape[0], len(weights)
     config = config or choose(clips * rows, n, parts=parts, gelu=gelu)
+    head = out.shape[-1] if out.ndim == 4 else 0
     tiles = clips * triton.cdiv(rows, config.block_m) * parts * triton.cdiv(n, config.block_n)
     launch(matmul_kernel, (min(tiles, config.programs or tiles),))(
         _box(x, config.block_m, config.block_k),
@@ -107,13 +109,15 @@ def matmul(
         out,
         rows,
         out.stride(0),
-        out.stride(1),
+        out.stride(-2),
+        out.stride(1) if head else 0,
         0 if residual is None else residual.stride(0),
         0 if residual is None else residual.stride(1),
         tiles,
         N=n,
         K=k,
         PARTS=parts,
+        HEAD=head,
         GELU=gelu,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
@@ -155,12 +159,14 @@ def matmul_kernel(
     rows,
     out_clip,
     out_row,
+    out_head,
     residual_clip,
     residual_row,
     tiles,
     N: tl.constexpr,
     K: tl.constexpr,
     PARTS: tl.constexpr,
+    HEAD: tl.constexpr,
     GELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -168,7 +174,8 @@ def matmul_kernel(
     PERSISTENT: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A single weight is the descriptor `w0`; several weights are pointers.
+    """A single weight is the descriptor `w0`; several weights are pointers. `HEAD` columns of `out`
+    are adjacent, all if 0.
 
     Tiles of one block of rows are adjacent in the grid, so that its rows are read once.
     """
@@ -206,6 +213,8 @@ def matmul_kernel(
         if residual is not None:
             before = residual + clip.to(tl.int64) * residual_clip + r * residual_row + at
             sums += tl.load(before, mask=inside, other=0.0)
+        if HEAD:
+            at = (n // HEAD * out_head + n % HEAD)[None, :]
         after = out + clip.to(tl.int64) * out_clip + r * out_row + at
         tl.store(after, sums.to(out.dtype.element_ty), mask=inside)
 

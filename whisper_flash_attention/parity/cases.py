@@ -5,7 +5,6 @@ Nothing here imports PyTorch or Transformers, so that `--help` and refusals are 
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import AudioError, MissingPackage, OptionError
 
 TEMPERATURE = 0.7
@@ -100,15 +100,12 @@ class ParityOptions:
 
     def __post_init__(self) -> None:
         for name in self.modes:
-            if name not in MODES:
-                raise OptionError(f"unknown mode {name!r}; possible: {', '.join(MODES)}")
-        for what, value in (("batch size", self.batch_size), ("limit", self.limit)):
-            if value is not None and value < 1:
-                raise OptionError(f"{what} {value}: give a whole number from 1 on")
-        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
-            raise OptionError(f"tolerance {self.tolerance:g}: give a gap in logits, from 0 on")
-        if self.seed < 0:
-            raise OptionError(f"seed {self.seed}: give a whole number from 0 on")
+            check.one_of("mode", name, MODES)
+        check.whole_number("batch_size", self.batch_size, least=1)
+        check.optional(check.whole_number, "limit", self.limit, least=1)
+        gap = "a gap in logits, 0 or more"
+        check.optional(check.number, "tolerance", self.tolerance, gap, least=0)
+        check.whole_number("seed", self.seed, least=0)
 
     def chosen_modes(self) -> tuple[Mode, ...]:
         """The modes to run, each once."""

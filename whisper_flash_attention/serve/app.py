@@ -29,6 +29,7 @@ from whisper_flash_attention.serve.fields import (
     parse_fields,
     unknown_field,
 )
+from whisper_flash_attention.serve.jobs import Job
 from whisper_flash_attention.serve.live import LiveJob, to_request_error
 from whisper_flash_attention.serve.metrics import Metrics
 from whisper_flash_attention.serve.realtime import Session
@@ -38,7 +39,7 @@ from whisper_flash_attention.serve.responses import (
     dumps,
     server_sent,
 )
-from whisper_flash_attention.serve.scheduler import Job, Scheduler
+from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.serve.turns import Voices
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Transcription

@@ -284,14 +284,15 @@ def _schema(each: Field[Any], about: Option) -> dict[str, Any]:
 def _parser(each: Field[Any], about: Option) -> Callable[[Any], Any]:
     def parse(given: Any) -> Any:
         if isinstance(given, Mapping):
-            return {name: float(value) for name, value in given.items()}
+            return about.kind.check(each.name, {name: float(given[name]) for name in given})
         text = given if isinstance(given, str) else ",".join(given)
         if is_optional(each) and text.strip().lower() in ("none", "null"):
             return None
         try:
-            return _flag(text) if about.kind.parse is None else about.kind.parse(text)
+            value = _flag(text) if about.kind.parse is None else about.kind.parse(text)
         except ValueError as error:
             raise OptionError(f"give {about.kind.expected}") from error
+        return about.kind.check(each.name, value)
 
     return parse
 
@@ -451,8 +452,9 @@ def _parsed(about: FormField, value: Any) -> Any:
         reason = str(error)
         if value == "diarized_json":
             reason = "this server does not distinguish speakers; take verbose_json"
-        shown = printable(str(value)[:MOST_SHOWN])
-        raise invalid_value(about.name, f"{about.name} is {shown!r}: {reason}") from error
+        if not reason.startswith(f"{about.name} is "):
+            reason = f"{about.name} is {printable(str(value)[:MOST_SHOWN])!r}: {reason}"
+        raise invalid_value(about.name, reason) from error
 
 
 def form_schema() -> dict[str, Any]:

@@ -16,7 +16,8 @@ from whisper_flash_attention.errors import (
     WeightsError,
 )
 from whisper_flash_attention.serve.fields import RequestError
-from whisper_flash_attention.serve.scheduler import Cancelled, Job, Scheduler, TooLong
+from whisper_flash_attention.serve.jobs import Cancelled, Job, TooLong
+from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.transcribe.recording import Recording
 from whisper_flash_attention.transcribe.results import Segment
 

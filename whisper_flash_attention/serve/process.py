@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import threading
@@ -63,6 +64,9 @@ def run_server(
             failures.append(error)
             server.should_exit = True
             return
+        # What is there now stays: collections that visit it would hold up all requests.
+        gc.collect()
+        gc.freeze()
         assert first.transcriber is not None
         seconds = time.monotonic() - began
         report(f"{first.name}: {first.transcriber.describe()}; {first.slots} slots")

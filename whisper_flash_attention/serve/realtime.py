@@ -27,8 +27,9 @@ from whisper_flash_attention.errors import WhisperFlashError
 from whisper_flash_attention.languages import language_or_auto
 from whisper_flash_attention.options import VadOptions
 from whisper_flash_attention.serve.fields import RequestError, invalid_value
+from whisper_flash_attention.serve.jobs import Job
 from whisper_flash_attention.serve.live import LiveJob, to_request_error
-from whisper_flash_attention.serve.scheduler import Job, Scheduler
+from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.serve.turns import LiveFormat, SpeechDetector, StableText
 from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments

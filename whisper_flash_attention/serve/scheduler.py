@@ -18,10 +18,10 @@ import logging
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from threading import Condition, Event, Thread
 from typing import Any
@@ -29,17 +29,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.audio_source import Audio, AudioInput, AudioSource
+from whisper_flash_attention.audio.audio_source import (
+    AudioInput,
+    AudioSource,
+    ChannelSources,
+)
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
-from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.engine.cuda_graphs import preparation_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import DecodeJob
-from whisper_flash_attention.errors import AudioError, WhisperFlashError
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
+from whisper_flash_attention.serve.jobs import (
+    BoundedSource,
+    Cancelled,
+    Entry,
+    Job,
+    check_length,
+    take_window,
+)
 from whisper_flash_attention.transcribe.arguments import (
     CallOptions,
-    RecordingOptions,
     TranscribeArguments,
     automatic_batch_size,
 )
@@ -56,8 +67,6 @@ from whisper_flash_attention.transcribe.transcriber import Reader, Transcriber
 from whisper_flash_attention.transcribe.window_decoder import SLOTS_PER_FALLBACK, DecodingResult
 
 LOG = logging.getLogger(__name__)
-# Uploads of more bytes are prepared by threads of their own, and fewer of them at a time.
-LONG_BYTES = 2 * 2**20
 # Jobs that are prepared or have begun, per slot.
 SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
 # Threads that prepare short recordings, at most, and long ones.
@@ -67,9 +76,11 @@ SHORT_THREADS, LONG_THREADS = 8, 2
 # fewer.
 WIDTHS = (8, 32)
 FEW_IN_USE = 1 / 8
+# A full stream on a GPU waits until a quarter of its slots is free: each prompt delays them all.
+SLOTS_PER_REFILL = 4
 # Windows that are encoded together on a GPU are 1, 2, 4 ... up to this number, since each number
 # has a graph of its own.
-MOST_ENCODED = 16
+MOST_ENCODED = 32
 # A pass is launched first, and recorded when it runs again; buffers may have grown meanwhile.
 RECORDING_ROUNDS = 3
 # Options whose readers are kept.
@@ -88,120 +99,6 @@ def prepared_aside(device: torch.device) -> AbstractContextManager[Any]:
     if device.type != "cuda":
         return nullcontext()
     return torch.cuda.stream(preparation_stream(device))
-
-
-class Cancelled(WhisperFlashError):
-    """Nobody waits for the result of a job any more."""
-
-
-class TooLong(AudioError):
-    """A recording is longer than the server takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundedSource(AudioSource):
-    """A recording that is not held, up to a length; reading it ends once nobody waits for it."""
-
-    most_seconds: float = float("inf")
-    stop: Event = field(default_factory=Event)
-
-    def blocks(self, seconds: float = 30.0) -> Iterator[Samples]:
-        done = 0
-        # `super()` without arguments does not know the class that `slots=True` makes.
-        for block in AudioSource.blocks(self, seconds):
-            done += block.size
-            if self.stop.is_set():
-                raise Cancelled(f"{self.name}: is not needed any more")
-            check_length(self.name, done / SAMPLING_RATE, self.most_seconds)
-            yield block
-
-
-def check_length(name: str, seconds: float, most_seconds: float) -> None:
-    """Raise `TooLong` if a recording is longer than `most_seconds`."""
-    if seconds > most_seconds:
-        raise TooLong(f"{name}: is longer than {most_seconds:g} s, the most that this server takes")
-
-
-@dataclass(eq=False)
-class Job:
-    """One recording to transcribe.
-
-    Args:
-        audio: what is transcribed.
-        arguments: as `Transcriber.transcribe` takes them, but `batch_size`.
-        languages: codes of those among which the language is detected; empty for all.
-        size: bytes of the upload.
-        most_seconds: a longer recording is refused.
-        on_segments: called with the segments of every window, and their recording.
-        on_end: called once, with the transcription or the error.
-        on_close: called once, when `audio` is not read any more.
-
-    Attributes:
-        decode, options: of the arguments, checked against the model.
-        recordings: once it is prepared, its channels that are transcribed.
-        cancelled: set by whoever does not want the result any more.
-        began: when it was submitted, in seconds of `time.monotonic`.
-    """
-
-    audio: Audio
-    arguments: TranscribeArguments
-    on_end: Callable[[Transcription | BaseException], None]
-    on_segments: Callable[[Recording, Sequence[Segment]], None] = lambda *_: None
-    on_close: Callable[[], None] = lambda: None
-    languages: tuple[str, ...] = ()
-    size: int = 0
-    most_seconds: float = float("inf")
-    cancelled: Event = field(default_factory=Event)
-    began: float = field(default_factory=time.monotonic)
-    recordings: list[Recording] = field(default_factory=list)
-    decode: DecodeOptions = field(default_factory=DecodeOptions)
-    options: RecordingOptions = field(default_factory=RecordingOptions)
-    has_ended: bool = False
-
-    @property
-    def is_long(self) -> bool:
-        return self.size > LONG_BYTES
-
-    def end(self, result: Transcription | BaseException) -> None:
-        """Release the recording, and report the result."""
-        self.audio = b""
-        self.on_close()
-        self.on_end(result)
-
-
-@dataclass(eq=False)
-class Entry:
-    """A recording of a job that waits for its turn, or is in a slot.
-
-    Args:
-        steps: yields the segments of one chunk after the other, where it is decoded by itself.
-        is_alone: whether it is decoded alone because a failure among others is to be located.
-        window: features of its next window, where a `SequentialReader` decodes it.
-        states, prompt, results: of that window, once it was encoded.
-    """
-
-    job: Job
-    recording: Recording
-    reader: Reader
-    steps: Iterator[tuple[Recording, tuple[Segment, ...]]] | None = None
-    is_alone: bool = False
-    window: Tensor | None = None
-    states: Tensor | None = None
-    prompt: Sequence[int] = ()
-    results: list[DecodingResult] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"the window at {self.recording.seek / 100:.1f} s"
-
-
-def take_window(entry: Entry) -> None:
-    """Take the next window of a recording; silence before it has no window."""
-    recording, reader = entry.recording, entry.reader
-    entry.window = None
-    while isinstance(reader, SequentialReader) and entry.window is None and not recording.is_done:
-        [entry.window] = reader.take_windows([recording])
-        if entry.window is None:
-            recording.add_window((), recording.seek)
 
 
 class Scheduler:
@@ -249,6 +146,7 @@ class Scheduler:
         self._ready: deque[Entry] = deque()
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
+        self._opener: AudioOpener | None = None
         # Work beside a stream may go on at this time, of `time.monotonic`.
         self._aside_from = 0.0
         self._pools = {
@@ -295,6 +193,8 @@ class Scheduler:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        if self._opener is not None:
+            self._opener.close()
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
         jobs = [job for each in (*self._coming.values(), *self._begun.values()) for job in each]
@@ -403,8 +303,16 @@ class Scheduler:
         if engine is not None:
             self._device = engine.weights.device
         if engine is not None and engine.has_kernels:
+            self._start_decoders()
             self._widths = (*(each for each in WIDTHS if each < self._slots), self._slots)
             self._record(engine, transcriber)
+
+    def _start_decoders(self) -> None:
+        """Have processes decode: threads would keep the lock from the one that feeds the GPU."""
+        self._opener = AudioOpener(DecoderPool(short_threads() + LONG_THREADS), least_bytes=0)
+        clip = AudioInput(bundled_recordings()[0].path)
+        for _ in range(short_threads()):
+            self._pools[False].submit(self._opened, clip, Event())
 
     def _record(self, engine: Engine, transcriber: Transcriber) -> None:
         """Have graphs of all sizes recorded, the largest first: the others fit into its buffers."""
@@ -422,6 +330,7 @@ class Scheduler:
                     lambda _, coming=coming: next(coming, []),  # type: ignore[misc]
                     width,
                     max_length=decoder.max_length,
+                    refill=self._refill(width),
                 ):
                     pass
 
@@ -431,6 +340,9 @@ class Scheduler:
         LOG.info("model %s is unloaded", self.name)
         self.transcriber = None
         self._readers.clear()
+        if self._opener is not None:
+            self._opener.close()
+            self._opener = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -503,19 +415,27 @@ class Scheduler:
 
     def _open(self, job: Job) -> None:
         options = job.options
-        audio = AudioInput(job.audio, options.channel, options.audio_track).open(job.cancelled)
+        audio = self._opened(
+            AudioInput(job.audio, options.channel, options.audio_track), job.cancelled
+        )
         job.recordings = recordings_of(audio, options, 0)
         for recording in job.recordings:
             source = recording.source
             assert source is not None
             if source.seconds is None:
                 recording.source = BoundedSource(
-                    *(None, source.source, source.channel, source.track),
+                    *(None, source.source, source.channel, source.track, source.reader),
                     most_seconds=job.most_seconds,
                     stop=job.cancelled,
                 )
             else:
                 check_length(source.name, source.seconds, job.most_seconds)
+
+    def _opened(self, audio: AudioInput, stop: Event) -> AudioSource | ChannelSources:
+        if self._opener is None or not audio.is_file:
+            return audio.open(stop)
+        with closing(self._opener.open_each([audio], ahead=1)) as opened:
+            return next(opened).result()
 
     # Turns.
 
@@ -604,7 +524,10 @@ class Scheduler:
                 width = self._width = self._width_for(len(self._ready))
                 most = max(1, width // SLOTS_PER_FALLBACK)
                 for finished in engine.decode_stream(
-                    lambda count: self._jobs(count, key), width, max_length=decoder.max_length
+                    lambda count: self._jobs(count, key),
+                    width,
+                    max_length=decoder.max_length,
+                    refill=self._refill(width),
                 ):
                     has_any = True
                     entry: Entry = finished.job.tag
@@ -639,6 +562,10 @@ class Scheduler:
     def _width_for(self, windows: int) -> int:
         """Slots of a stream for this number of windows."""
         return next((each for each in self._widths if each >= windows), self._widths[-1])
+
+    def _refill(self, width: int) -> int:
+        """Free slots from which on windows join a stream."""
+        return 1 if len(self._widths) == 1 else max(1, width // SLOTS_PER_REFILL)
 
     def _fits_better(self, windows: int) -> bool:
         """Whether a stream of another width should follow, for which this one must end."""

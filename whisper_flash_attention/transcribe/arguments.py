@@ -212,13 +212,13 @@ def _recording_options(
 def _check_multilingual(options: RecordingOptions, languages: Collection[str]) -> None:
     if set(languages) == {"en"}:
         raise OptionError(
-            "multilingual needs a multilingual model, and this one is English-only; take one "
+            "multilingual=True needs a multilingual model, and this one is English-only; take one "
             "without '.en' in its name"
         )
     if options.language is not None:
         raise OptionError(
-            f"multilingual detects the language in every window, but language "
-            f"{options.language!r} is given: give one of the two"
+            f'multilingual=True detects the language in every window, but language="'
+            f'{options.language}" is given: give one of the two'
         )
 
 
@@ -246,7 +246,7 @@ def parse_batch_size(text: str) -> int | None:
     expected = f"a whole number, 1 to {MOST_WINDOWS}, or auto"
     # Longer ones are out of range; `int` has a limit of digits, too.
     given = int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else text
-    return check.whole_number("batch size", given, least=1, most=MOST_WINDOWS, expected=expected)
+    return check.whole_number("batch_size", given, least=1, most=MOST_WINDOWS, expected=expected)
 
 
 def automatic_batch_size(engine: Engine | None, mode: str, beams: int = 1) -> int:

@@ -7,7 +7,6 @@ it, is loaded as `WhisperFlashAttentionForConditionalGeneration`, and the log sa
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,11 +15,11 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.devices import resolve_compute_type, resolve_device, set_threads
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary
-from whisper_flash_attention.validation import shown
 from whisper_flash_attention.weights.hub import Hub
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def load(
     if isinstance(found, EngineModel):
         return found, None
     if checked.precision == "int8":
-        raise OptionError(f"compute type 'int8' needs the engine, which cannot run this: {found}")
+        raise OptionError(f'compute_type="int8" needs the engine, which cannot run this: {found}')
     logger.info("%s is loaded with Transformers: %s", source, found)
     return load_model(checked), load_processor(checked)
 
@@ -257,14 +256,7 @@ def check_attention(name: str) -> None:
     from whisper_flash_attention.flash_attention import backend_names
 
     known = (*backend_names(), *STOCK_ATTENTION)
-    if not isinstance(name, str):
-        raise OptionError(f"attention is {shown(name)}; possible: {', '.join(known)}")
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise OptionError(
-            f"unknown attention back-end {name!r}; {hint}possible: {', '.join(known)}"
-        )
+    check.one_of("attention", name, known)
 
 
 def check_complete(source: str, report: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.terminal import StandardOutput, json_line, printable
 from whisper_flash_attention.transcribe.inputs import Input
@@ -31,9 +32,7 @@ def chosen_formats(values: Sequence[str]) -> tuple[str, ...]:
     """
     chosen: list[str] = []
     for name in (part.strip() for value in values for part in value.split(",")):
-        if name != "all" and name not in FORMATS:
-            possible = ", ".join(FORMATS)
-            raise OptionError(f"unknown format {name!r}; possible: {possible}, or all of them: all")
+        check.one_of("output_format", name, (*FORMATS, "all"))
         chosen += FORMATS if name == "all" else [name]
     return tuple(dict.fromkeys(chosen)) or ("txt",)
 

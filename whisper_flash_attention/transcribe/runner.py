@@ -91,7 +91,7 @@ class Runner:
             first = next(waiting, None)
             if first is None:
                 return
-            with self.progress.aside():  # a download has a bar of its own
+            with self.progress.loading():
                 self.transcriber = open_model()
             if self.batch_size is None:
                 self.batch_size = _automatic(self.transcriber, self.decode)

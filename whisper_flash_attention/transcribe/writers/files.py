@@ -5,6 +5,7 @@ Some file systems take two names for one: `A.srt` and `a.srt`, or two forms of `
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,8 +20,8 @@ from whisper_flash_attention.transcribe.writers.formats import render
 
 def write(
     transcription: Transcription,
-    path: Path,
-    output_format: str,
+    path: str | os.PathLike[str],
+    output_format: str | None = None,
     *,
     options: SubtitleOptions | None = None,
     overwrite: bool = False,
@@ -30,7 +31,7 @@ def write(
     Args:
         transcription: of one recording.
         path: in a folder that exists.
-        output_format: one of `FORMATS`.
+        output_format: one of `FORMATS`; None is that which the name ends in.
         options: the layout of subtitles.
         overwrite: replace a file that is there.
 
@@ -38,12 +39,13 @@ def write(
         OptionError: the format is unknown, the file is there already and not to be overwritten, or
             it cannot be written.
     """
-    text = render(transcription, output_format, options)
+    path = Path(path)
+    text = render(transcription, output_format or path.suffix.removeprefix("."), options)
     # Short, as the file's own name may be as long as the file system allows.
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         if not overwrite and path.is_file():
-            raise OptionError(f"{path}: exists already; overwrite was not requested")
+            raise OptionError(f"{path}: exists already; overwrite=True replaces it")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:

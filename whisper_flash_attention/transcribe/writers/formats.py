@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.options import SubtitleOptions
 from whisper_flash_attention.terminal import json_line, printable
 from whisper_flash_attention.transcribe.results import Segment, Transcription, Word
@@ -40,8 +40,7 @@ def render(
     Raises:
         OptionError: the format is unknown.
     """
-    if output_format not in FORMATS:
-        raise OptionError(f"unknown format {output_format!r}; possible: {', '.join(FORMATS)}")
+    check.one_of("output_format", output_format, FORMATS)
     return FORMATS[output_format](transcription, options or SubtitleOptions())
 
 
