@@ -103,8 +103,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "int8":
         raise OptionError(
-            'compute_type="int8" is for transcription on a CPU; Transformers, with which this '
-            f"compares, does not have it: give {check.alternatives(DTYPES)}"
+            'compute_type="int8" is for transcription on a CPU; this runs models of Transformers '
+            f"or compares with them: give {check.alternatives(DTYPES)}; `whisper-flash benchmark "
+            "peers --dtype int8` measures speed and word errors of int8"
         )
     check.one_of("dtype", name, DTYPES)
     if name == "auto":

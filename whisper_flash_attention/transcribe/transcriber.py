@@ -17,6 +17,7 @@ from whisper_flash_attention.transcribe.arguments import (
     CallOptions,
     TranscribeArguments,
     shows_options,
+    windows_request,
 )
 from whisper_flash_attention.transcribe.loading import (
     EngineModel,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.memory_plan import MemoryPlan
 
 
 class Transcriber:
@@ -215,6 +217,41 @@ class Transcriber:
                 attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
         computes_in = precision or str(dtype).removeprefix("torch.")
         return f"{self.engine}; attention: {attention}; {device}, {computes_in}"
+
+    def plan(
+        self,
+        *,
+        batch_size: int | None = None,
+        memory_gb: float | None = None,
+        beam_size: int = 1,
+    ) -> MemoryPlan:
+        """Compute the memory that windows of the longest texts will need.
+
+            print(transcriber.plan(batch_size=4))
+            transcriber.plan(memory_gb=2).batch_size    # the windows that fit 2 GB
+
+        Args:
+            batch_size: windows side by side; or else
+            memory_gb: a budget in units of 1e9 bytes, weights included: plan the most windows that
+                fit.
+            beam_size: beams of every window.
+
+        Returns:
+            A `MemoryPlan`; weights count as they are held, in 8 bits where they are int8.
+
+        Raises:
+            OptionError: not exactly one of `batch_size` and `memory_gb`, a number out of range, a
+                budget too small for one window, or a model that runs on Transformers.
+        """
+        engine = self.running_engine()
+        if engine is None:
+            raise OptionError(
+                "this model runs on Transformers' generate, whose memory is not planned"
+            )
+        from whisper_flash_attention.engine.memory_plan import make_plan
+
+        wanted = windows_request(engine, beam_size)
+        return make_plan(engine.weights, wanted, batch_size=batch_size, memory_gb=memory_gb)
 
     @property
     def languages(self) -> tuple[str, ...]:
