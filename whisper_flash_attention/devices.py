@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import DeviceError, OptionError
-from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS
+from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,12 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda"):
         _check_cuda(name, index=int(match[1] or 0))
     return torch.device(name)
+
+
+def device_and_dtype(options: ModelOptions) -> tuple[torch.device, str]:
+    """Return the device of a model, and the name of its dtype, as `resolve_dtype` finds them."""
+    device = resolve_device(options.device)
+    return device, str(resolve_dtype(options.compute_type, device)).removeprefix("torch.")
 
 
 def _check_cuda(name: str, index: int) -> None:

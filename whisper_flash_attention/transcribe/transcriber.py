@@ -21,10 +21,12 @@ from whisper_flash_attention.transcribe.arguments import (
 )
 from whisper_flash_attention.transcribe.loading import (
     EngineModel,
+    announce_compilation,
     check_features,
     load,
     load_model,
     load_processor,
+    warm_up_calls,
 )
 from whisper_flash_attention.transcribe.notebook import notebook_bar
 from whisper_flash_attention.transcribe.recording import (
@@ -38,7 +40,6 @@ from whisper_flash_attention.transcribe.recording import (
 )
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
-from whisper_flash_attention.transcribe.warm_up import announce_compilation, warm_up_calls
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Transcriber:
         Of the model, this and `GenerateReader` alone use more than its configuration.
         """
         if isinstance(self._model, EngineModel):
-            from whisper_flash_attention.engine.interception import intercepted_by
+            from whisper_flash_attention.engine.engine import intercepted_by
 
             engine = self._model.engine
             if intercepted_by(engine.weights.device) is None:
