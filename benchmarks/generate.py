@@ -65,11 +65,11 @@ from whisper_flash_attention.benchmark.roofline import Workload, step_seconds
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, MODEL_SIZES, Setting
 from whisper_flash_attention.engine import cuda_decoder, triton_layers
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.greedy import GreedyChooser
 from whisper_flash_attention.engine.layout import Arena, DecodeState, layout_for, state_bytes
 from whisper_flash_attention.engine.logits_processors import KernelProcessors, LogitsProcessors
 from whisper_flash_attention.engine.packing import PRECISIONS, pack
 from whisper_flash_attention.engine.request import Request
+from whisper_flash_attention.engine.sampling import GreedyChooser
 from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.kernels.launch import Overlap, pdl, set_pdl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ except ImportError:  # `tools/matrix.py --without-pytorch` runs the tests that n
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
+
+    from whisper_flash_attention.transcribe import Transcriber
 
 # Read when huggingface_hub is first imported, which must therefore not happen above.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -90,6 +93,41 @@ def bundled_recordings() -> tuple[object, ...]:
     from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 
     return bundled_recordings()
+
+
+@pytest.fixture(scope="session")
+def transcriber(tiny_en: str) -> Transcriber:
+    from whisper_flash_attention.transcribe import Transcriber
+
+    return Transcriber.from_pretrained(tiny_en, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def multilingual(base: str) -> Transcriber:
+    from whisper_flash_attention.transcribe import Transcriber
+
+    return Transcriber.from_pretrained(base, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def without_engine(tiny_en: str) -> Transcriber:
+    """A transcriber whose model the engine does not run."""
+    from whisper_flash_attention.transcribe import Transcriber
+
+    return Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
+
+
+@pytest.fixture(scope="module")
+def windows_are_encoded_once() -> Iterator[None]:
+    """On a CPU, our encoder computes each window once for all modules with this fixture."""
+    if torch is None:
+        yield
+        return
+    from tests.remembered import encode_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        encode_once(patch)
+        yield
 
 
 @pytest.fixture

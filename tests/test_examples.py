@@ -15,6 +15,7 @@ from whisper_flash_attention.audio import BundledClip
 
 EXAMPLES = REPOSITORY / "examples"
 MOST_LINES = 40
+pytestmark = pytest.mark.usefixtures("windows_are_encoded_once")
 
 
 @pytest.fixture

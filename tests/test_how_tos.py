@@ -14,17 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.documents import commands, page, python_blocks
-from tests.remembered import encode_once
 from whisper_flash_attention.audio import BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.transcribe import Transcriber, loading, transcriber
 
-
-@pytest.fixture(scope="module", autouse=True)
-def clips_are_encoded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        encode_once(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("windows_are_encoded_once")
 
 
 @pytest.fixture(scope="module")

@@ -163,8 +163,8 @@ def test_every_print_goes_through_one_function() -> None:
     allowed = {"cli/__init__.py", "cli/main.py", "cli/typer_commands.py", "terminal.py"}
     # Fixed text, tables made of printable text, and transcripts, which `one_line` has been over.
     fixed = {
-        *("transcribe/output.py", "cli/doctor.py", "cli/benchmark.py"),
-        *("parity/report.py", "cli/batch.py", "cli/peers.py"),
+        *("transcribe/output.py", "cli/doctor.py", "cli/benchmark.py", "cli/throughput.py"),
+        *("parity/report.py", "cli/batch.py", "cli/peers.py", "cli/serving.py"),
         # Processes of the benchmark, whose lines another one reads.
         *("benchmark/serve_clients.py", "benchmark/serve_random.py"),
     }

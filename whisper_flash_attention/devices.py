@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.errors import DeviceError, OptionError
-from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS
+from whisper_flash_attention.options import COMPUTE_TYPES, DTYPES, MOST_THREADS, ModelOptions
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,12 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda"):
         _check_cuda(name, index=int(match[1] or 0))
     return torch.device(name)
+
+
+def device_and_dtype(options: ModelOptions) -> tuple[torch.device, str]:
+    """Return the device of a model, and the name of its dtype, as `resolve_dtype` finds them."""
+    device = resolve_device(options.device)
+    return device, str(resolve_dtype(options.compute_type, device)).removeprefix("torch.")
 
 
 def _check_cuda(name: str, index: int) -> None:
@@ -97,8 +103,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == "int8":
         raise OptionError(
-            'compute_type="int8" is for transcription on a CPU; Transformers, with which this '
-            f"compares, does not have it: give {check.alternatives(DTYPES)}"
+            'compute_type="int8" is for transcription on a CPU; this runs models of Transformers '
+            f"or compares with them: give {check.alternatives(DTYPES)}; `whisper-flash benchmark "
+            "peers --dtype int8` measures speed and word errors of int8"
         )
     check.one_of("dtype", name, DTYPES)
     if name == "auto":

@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from whisper_flash_attention import option_kinds as kinds
@@ -29,8 +30,12 @@ COMPUTE_TYPES = (*DTYPES, "int8")
 MOST_THREADS = 4096
 # Commands that take most options.
 TRANSCRIBING = ("transcribe", "batch")
+WITH_A_DEVICE = (
+    *TRANSCRIBING,
+    *("serve", "parity", "benchmark", "throughput", "mlperf", "serving", "peers"),
+)
 DECODING_PANEL, SEARCH_PANEL = "Decoding", "Search and thresholds"
-SUBTITLE_PANEL = "Subtitles (srt, vtt, ass)"
+SUBTITLE_PANEL, LIMIT_PANEL = "Subtitles (srt, vtt, ass)", "Limits"
 
 # Marks that belong to the word after them, and to the word before them (openai-whisper's).
 PREPENDED = "\"'“¿([{-"
@@ -68,6 +73,13 @@ class Option:
 def option(default: Any, kind: Kind, help: str, **about: Any) -> Any:
     """Declare an option as a field of a dataclass. `about` are further fields of `Option`."""
     return field(default=default, metadata={"option": Option(kind, help, **about)})
+
+
+decoding = partial(option, panel=DECODING_PANEL)
+search = partial(option, panel=SEARCH_PANEL)
+subtitle = partial(option, panel=SUBTITLE_PANEL)
+serving = partial(option, commands=("serve",))
+limit = partial(serving, panel=LIMIT_PANEL)
 
 
 def declared(options: Any) -> list[tuple[Field[Any], Option]]:
@@ -119,10 +131,7 @@ class ModelOptions:
         "auto",
         replace(kinds.text(), metavar="NAME"),
         "auto, cpu, cuda, cuda:N or mps.",
-        commands=(
-            *TRANSCRIBING,
-            *("serve", "parity", "benchmark", "throughput", "mlperf", "serving", "peers"),
-        ),
+        commands=WITH_A_DEVICE,
     )
     compute_type: str = option(
         "auto",
@@ -130,10 +139,7 @@ class ModelOptions:
         "auto (float16 on CUDA, float32 elsewhere, int8 on a CPU if the checkpoint holds that), "
         "float32, float16, bfloat16, int8 (transcription on a CPU).",
         flags=("--compute-type", "--dtype"),
-        commands=(
-            *TRANSCRIBING,
-            *("serve", "parity", "benchmark", "throughput", "mlperf", "serving", "peers"),
-        ),
+        commands=WITH_A_DEVICE,
     )
     threads: int | None = option(
         None,
@@ -315,183 +321,143 @@ class DecodeOptions:
         OptionError: an impossible value, alone or with another.
     """
 
-    mode: str = option(
+    mode: str = decoding(
         "sequential",
         kinds.choice(*MODES),
         "sequential (OpenAI's algorithm, window after window), or batched (chunks of speech side "
         "by side, without previous text; needs the extra vad, or vad_filter=False).",
-        panel=DECODING_PANEL,
     )
-    temperature: float | tuple[float, ...] = option(
+    temperature: float | tuple[float, ...] = search(
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         kinds.temperatures(),
         "0 decodes greedily or with beams, above 0 samples. Of several, the next one is tried "
         "where a result fails a threshold.",
-        panel=SEARCH_PANEL,
     )
-    compression_ratio_threshold: float | None = option(
+    compression_ratio_threshold: float | None = search(
         2.4,
         kinds.number("a number, or None"),
         "A result whose text compresses better than this repeats itself and is decoded again at "
         "the next temperature.",
-        panel=SEARCH_PANEL,
     )
-    logprob_threshold: float | None = option(
+    logprob_threshold: float | None = search(
         -1.0,
         kinds.number("a number, or None"),
         "A result whose average log-probability is below this is decoded again at the next "
         "temperature.",
         aliases=("log_prob_threshold",),
-        panel=SEARCH_PANEL,
     )
-    no_speech_threshold: float | None = option(
+    no_speech_threshold: float | None = search(
         0.6,
         kinds.number("a probability, 0 to 1", least=0, most=1),
         "A window is silence if the model's probability of no speech is above this and its result "
         "fails `logprob_threshold`.",
-        panel=SEARCH_PANEL,
     )
-    beam_size: int | None = option(
-        None,
-        kinds.whole_number(1, MOST_BEAMS),
-        "Number of beams at temperature 0; 1 is greedy.",
-        panel=SEARCH_PANEL,
+    beam_size: int | None = search(
+        None, kinds.whole_number(1, MOST_BEAMS), "Number of beams at temperature 0; 1 is greedy."
     )
-    best_of: int | None = option(
+    best_of: int | None = search(
         None,
         kinds.whole_number(1, MOST_BEAMS),
         "Number of samples at temperatures above 0; the likeliest is kept.",
-        panel=SEARCH_PANEL,
     )
-    patience: float | None = option(
+    patience: float | None = search(
         None,
         kinds.number("a number above 0, at most 100", above=0, most=100),
         "With beams: a window is done when this number times `beam_size` results have ended "
         "(openai-whisper's patience). Left out: when as many as there are beams have.",
-        panel=SEARCH_PANEL,
     )
-    length_penalty: float = option(
+    length_penalty: float = search(
         1.0,
         kinds.number("a number from -10 to 10", least=-10, most=10),
         "Beams and samples are ranked by the sum of their log-probabilities, divided by their "
         "length to this power.",
-        panel=SEARCH_PANEL,
     )
-    repetition_penalty: float = option(
+    repetition_penalty: float = search(
         1.0,
         kinds.number("a number above 0, at most 10", above=0, most=10),
         "Above 1, tokens that the result already holds become less likely; 1 disables.",
-        panel=SEARCH_PANEL,
     )
-    no_repeat_ngram_size: int = option(
+    no_repeat_ngram_size: int = search(
         0,
         kinds.whole_number(0, MOST_TOKENS),
         "Forbid repeating any n-gram of this size; 0 disables.",
-        panel=SEARCH_PANEL,
     )
-    suppress_tokens: tuple[int, ...] = option(
+    suppress_tokens: tuple[int, ...] = search(
         (-1,),
         kinds.token_ids(),
         "Ids of tokens that are never generated; -1 stands for the checkpoint's list. Tokens that "
         "steer the model (tasks, <|startoftranscript|> and the like) never are.",
-        panel=SEARCH_PANEL,
     )
-    suppress_blank: bool = option(
-        True,
-        kinds.flag(),
-        "A result begins neither with a blank nor with its end.",
-        panel=SEARCH_PANEL,
+    suppress_blank: bool = search(
+        True, kinds.flag(), "A result begins neither with a blank nor with its end."
     )
-    min_new_tokens: int | None = option(
+    min_new_tokens: int | None = decoding(
         None,
         kinds.whole_number(0, MOST_TOKENS),
         "Least number of tokens of a window's result, without prefix and end.",
-        panel=DECODING_PANEL,
     )
-    max_new_tokens: int | None = option(
+    max_new_tokens: int | None = decoding(
         None,
         kinds.whole_number(1, MOST_TOKENS),
         "Largest number of tokens of a window's result, without prefix and end. Left out: what the "
         "model has positions for.",
-        panel=DECODING_PANEL,
     )
-    without_timestamps: bool = option(
-        False, kinds.flag(), "Only text: a segment is a window of 30 s.", panel=DECODING_PANEL
+    without_timestamps: bool = decoding(
+        False, kinds.flag(), "Only text: a segment is a window of 30 s."
     )
-    max_initial_timestamp: float | None = option(
+    max_initial_timestamp: float | None = decoding(
         1.0,
         kinds.number("seconds from 0 to 30", "SECONDS", least=0, most=30),
         "Latest time within a window at which its first segment may begin.",
-        panel=DECODING_PANEL,
     )
-    condition_on_previous_text: bool = option(
-        True,
-        kinds.flag(),
-        "Give each window the previous text as context (sequential mode).",
-        panel=DECODING_PANEL,
+    condition_on_previous_text: bool = decoding(
+        True, kinds.flag(), "Give each window the previous text as context (sequential mode)."
     )
-    initial_prompt: str | tuple[int, ...] | None = option(
+    initial_prompt: str | tuple[int, ...] | None = decoding(
         None,
         kinds.prompt(),
         "Context of the first window, in batched mode of every chunk: names, style, punctuation.",
-        panel=DECODING_PANEL,
     )
-    carry_initial_prompt: bool = option(
-        False,
-        kinds.flag(),
-        "Give every window the initial prompt, before the previous text.",
-        panel=DECODING_PANEL,
+    carry_initial_prompt: bool = decoding(
+        False, kinds.flag(), "Give every window the initial prompt, before the previous text."
     )
-    hotwords: str | None = option(
-        None, kinds.text(), "Words to expect; part of every window's context.", panel=DECODING_PANEL
+    hotwords: str | None = decoding(
+        None, kinds.text(), "Words to expect; part of every window's context."
     )
-    prefix: str | None = option(
+    prefix: str | None = decoding(
         None,
         kinds.text(),
         "Text that the result of the first window begins with; that window gets no hotwords.",
-        panel=DECODING_PANEL,
     )
-    clip_timestamps: tuple[float, ...] = option(
+    clip_timestamps: tuple[float, ...] = decoding(
         (),
         kinds.ascending_seconds(),
         "Read only these parts: start,end,start,end ... The last end may be left out.",
-        panel=DECODING_PANEL,
     )
-    word_timestamps: bool = option(
-        False,
-        kinds.flag(),
-        "Give words their times: in json, and for subtitles.",
-        panel=DECODING_PANEL,
+    word_timestamps: bool = decoding(
+        False, kinds.flag(), "Give words their times: in json, and for subtitles."
     )
-    prepend_punctuations: str = option(
-        PREPENDED,
-        kinds.text(),
-        "Marks that join the word after them, with word timestamps.",
-        panel=DECODING_PANEL,
+    prepend_punctuations: str = decoding(
+        PREPENDED, kinds.text(), "Marks that join the word after them, with word timestamps."
     )
-    append_punctuations: str = option(
-        APPENDED,
-        kinds.text(),
-        "Marks that join the word before them, with word timestamps.",
-        panel=DECODING_PANEL,
+    append_punctuations: str = decoding(
+        APPENDED, kinds.text(), "Marks that join the word before them, with word timestamps."
     )
-    hallucination_silence_threshold: float | None = option(
+    hallucination_silence_threshold: float | None = decoding(
         None,
         kinds.number("seconds, 0 or more", "SECONDS", least=0),
         "Skip silence longer than this beside words that look hallucinated; needs word timestamps "
         "and sequential mode.",
-        panel=DECODING_PANEL,
     )
-    vad_filter: bool | None = option(
+    vad_filter: bool | None = decoding(
         None,
         kinds.flag(),
         "Read only speech, found by Silero's detector (extra vad), or everything. Left out: speech "
         "in batched mode, everything in sequential mode. Batched mode without the detector cuts "
         "recordings where they are quietest.",
         flags=("--vad/--no-vad",),
-        panel=DECODING_PANEL,
     )
-    vad_parameters: VadOptions | None = option(  # noqa: RUF009 (a field, as `field` returns)
+    vad_parameters: VadOptions | None = decoding(  # noqa: RUF009 (a field, as `field` returns)
         None,
         Kind(
             lambda name, value: vad_options(value),
@@ -501,14 +467,12 @@ class DecodeOptions:
             is_list=True,
         ),
         f"Of the detector: {_VAD_NAMES}.",
-        panel=DECODING_PANEL,
     )
-    multilingual: bool = option(
+    multilingual: bool = decoding(
         False,
         kinds.flag(),
         "Detect the language in every window, not only in the first; segments then carry their "
         "language.",
-        panel=DECODING_PANEL,
     )
 
     def __post_init__(self) -> None:
@@ -615,36 +579,31 @@ class SubtitleOptions:
             `max_line_width` that makes lines.
     """
 
-    max_line_width: int | None = option(
+    max_line_width: int | None = subtitle(
         None,
         kinds.whole_number(1),
         "Largest number of characters of a line. A longer word has a line of its own.",
-        panel=SUBTITLE_PANEL,
     )
-    max_line_count: int | None = option(
+    max_line_count: int | None = subtitle(
         None,
         kinds.whole_number(1),
         "Largest number of lines of a cue; needs the line width. With word timestamps, cues then "
         "continue from one segment into the next, as openai-whisper's do.",
-        panel=SUBTITLE_PANEL,
     )
-    max_gap: float | None = option(
+    max_gap: float | None = subtitle(
         3.0,
         kinds.number("seconds, 0 or more", "SECONDS", least=0),
         "Silence between words that have times, above which a new cue starts.",
-        panel=SUBTITLE_PANEL,
     )
-    highlight_words: bool = option(
+    highlight_words: bool = subtitle(
         False,
         kinds.flag(),
         "Underline each word while it is spoken; the command line then gives words their times.",
-        panel=SUBTITLE_PANEL,
     )
-    max_words_per_line: int | None = option(
+    max_words_per_line: int | None = subtitle(
         None,
         kinds.whole_number(1),
         "Largest number of words that have times in a cue; not beside the line width.",
-        panel=SUBTITLE_PANEL,
     )
 
     def __post_init__(self) -> None:
@@ -659,8 +618,6 @@ class SubtitleOptions:
 GROUPS = (ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
 
 
-SERVE = ("serve",)
-LIMIT_PANEL = "Limits"
 API_KEY_VARIABLE = "WHISPER_FLASH_API_KEY"
 
 
@@ -673,74 +630,55 @@ class ServeOptions:
         OptionError: a value is out of its range.
     """
 
-    host: str = option(
+    host: str = serving(
         "127.0.0.1",
         replace(kinds.text(), metavar="ADDRESS"),
         "Address to listen on; 0.0.0.0 is every one of this machine.",
-        commands=SERVE,
     )
-    port: int = option(8000, kinds.whole_number(0, 65535), "0 takes a free one.", commands=SERVE)
-    api_key: str | None = option(
+    port: int = serving(8000, kinds.whole_number(0, 65535), "0 takes a free one.")
+    api_key: str | None = serving(
         None,
         kinds.text(),
         f"What clients must send as their key. Left out: that of the environment variable "
         f"{API_KEY_VARIABLE}; without it, no key is needed.",
-        commands=SERVE,
     )
-    cors_origin: str | None = option(
+    cors_origin: str | None = serving(
         None,
         replace(kinds.text(), metavar="ORIGIN"),
         "Pages of this origin may call the server from a browser (https://example.org, or *).",
-        commands=SERVE,
     )
-    slots: int | None = option(
+    slots: int | None = limit(
         None,
         kinds.whole_number(1, 10_000),
         "Windows that are decoded side by side, per model. Left out: what suits the device.",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
-    idle_unload: float | None = option(
+    idle_unload: float | None = limit(
         None,
         kinds.number("seconds, more than 0", "SECONDS", above=0),
         "Drop a model after this long without a request; the next one loads it again.",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
-    max_upload_mb: float = option(
+    max_upload_mb: float = limit(
         1024.0,
         kinds.number("megabytes, more than 0", "MB", above=0),
         "Refuse a larger request (413).",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
-    memory_upload_mb: float = option(
+    memory_upload_mb: float = limit(
         4.0,
         kinds.number("megabytes, 0 or more", "MB", least=0),
         "Keep an upload in memory up to this size, and a larger one in a temporary file.",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
-    max_seconds: float = option(
+    max_seconds: float = limit(
         43_200.0,
         kinds.number("seconds, more than 0", "SECONDS", above=0),
         "Refuse a longer recording (413).",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
-    max_requests: int = option(
-        512,
-        kinds.whole_number(1),
-        "Refuse a request while this many are in progress (429).",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
+    max_requests: int = limit(
+        512, kinds.whole_number(1), "Refuse a request while this many are in progress (429)."
     )
-    timeout: float = option(
+    timeout: float = limit(
         3600.0,
         kinds.number("seconds, more than 0", "SECONDS", above=0),
         "Give up a request that takes longer (504).",
-        panel=LIMIT_PANEL,
-        commands=SERVE,
     )
 
     def __post_init__(self) -> None:

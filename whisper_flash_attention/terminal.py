@@ -88,6 +88,14 @@ def error_console() -> AnyConsole:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def table_console() -> Console:
+    """Standard output; where it has no width of its own, as a file or a pipe, wide enough."""
+    from rich.console import Console
+
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=220)
+
+
 def print_line(console: AnyConsole, text: object) -> None:
     """Print the printable form of `text` as one line, without wrapping and markup."""
     if isinstance(console, PlainConsole):

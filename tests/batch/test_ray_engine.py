@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.ray_engine import Pool
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
+from whisper_flash_attention.batch.stages import Work
 from whisper_flash_attention.errors import BatchError, OptionError
 from whisper_flash_attention.options import TranscribeOptions
 
@@ -36,6 +39,7 @@ pytestmark = [
 
 FEW_AT_A_TIME = RunOptions(batch_size=1)  # four recordings a group
 COUNT = 10
+ENGLISH, GERMAN = FakeModel(languages=("en",)), RunOptions(TranscribeOptions("de"))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +69,15 @@ def expected() -> dict[str, str | None]:
 
 
 def run(archive: Path, out: Path, model: FakeModel, **options: Any) -> Any:
+    """With one decoding task at a time, of which every one is a process that takes seconds."""
     wanted = {"engine": "ray", "workers": 1, "run_options": FEW_AT_A_TIME} | options
-    return run_batch(archive, out, model=model, **wanted)
+
+    def shared_out(*arguments: Any) -> Pool:
+        return replace(Pool.of(*arguments), decode_cpus=0.9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_engine, "Pool", SimpleNamespace(of=shared_out))
+        return run_batch(archive, out, model=model, **wanted)
 
 
 def same_but_for_time(rows: dict[str, Any]) -> dict[str, Any]:
@@ -172,10 +183,18 @@ def test_a_full_disk_loses_nothing(
     assert texts(out) == expected()
 
 
+@pytest.mark.slow
 def test_what_would_be_the_same_for_all_is_raised(ray: Any, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="English-only"):
-        model, run_options = FakeModel(languages=("en",)), RunOptions(TranscribeOptions("de"))
-        run(archive, tmp_path / "out", model, run_options=run_options)
+        run(archive, tmp_path / "out", ENGLISH, run_options=GERMAN)
+
+
+def test_a_worker_gives_the_driver_what_would_be_the_same_for_all() -> None:
+    pytest.importorskip("pyarrow", reason="blocks are of pyarrow, which Ray Data brings")
+    worker = ray_engine.TranscribeActor(Work(ENGLISH, GERMAN), None, attempts=None)
+    block = worker(ray_engine._packed([]))
+    with pytest.raises(OptionError, match="English-only"):
+        ray_engine._raise_if_fatal(block.column("fatal").to_pylist())
 
 
 def test_a_cluster_is_shared_out() -> None:

@@ -24,11 +24,11 @@ from whisper_flash_attention.benchmark.mlperf import (
     word_error_rate,
 )
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
-from whisper_flash_attention.benchmark.utterances import (
+from whisper_flash_attention.benchmark.spoken import (
     PAUSE_SAMPLES,
     Sample,
-    Utterance,
-    read_utterances,
+    Spoken,
+    read_manifest,
     repack,
 )
 from whisper_flash_attention.cli import app
@@ -52,7 +52,7 @@ def test_consecutive_recordings_of_one_source_are_joined_up_to_30_s() -> None:
     def load(path: Path) -> np.ndarray[Any, Any]:
         return np.full(round(seconds[path.stem] * SECOND), 0.5, np.float32)
 
-    utterances = [Utterance(Path(f"{name}.flac"), name) for name in seconds]
+    utterances = [Spoken(Path(f"{name}.flac"), "en", name) for name in seconds]
     found = repack(utterances, load)
     # 12 + 0.5 + 12 + 0.5 + 5.25 s are too long; so is 3 + 0.5 + 26.5 s not.
     assert [(sample.transcript, sample.seconds) for sample in found] == [
@@ -75,11 +75,11 @@ def test_manifests_are_lists_or_lines_with_a_path_and_a_transcript(tmp_path: Pat
     path = tmp_path / "manifest.json"
     for text in (json.dumps(rows, indent=1), "\n".join(map(json.dumps, rows))):
         path.write_text(text)
-        assert read_utterances(path) == [
-            Utterance(tmp_path / f"{name}.wav", words)
+        assert read_manifest(path) == [
+            Spoken(tmp_path / f"{name}.wav", "en", words)
             for name, words in (("a", "one"), ("b", "two"), ("c", "three"))
         ]
-    assert [each.path.suffix for each in read_utterances(None)] == [".wav"] * 5
+    assert [each.path.suffix for each in read_manifest(None)] == [".wav"] * 5
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_manifest_that_is_none_is_an_error(tmp_path: Path, text: str, message:
     path = tmp_path / "manifest.json"
     path.write_text(text)
     with pytest.raises(BenchmarkError, match=message):
-        read_utterances(path)
+        read_manifest(path)
 
 
 def test_responses_are_logged_as_the_reference_logs_them(tmp_path: Path) -> None:

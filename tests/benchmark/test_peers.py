@@ -29,12 +29,14 @@ from whisper_flash_attention.benchmark.peer_systems import (
     OPENAI,
     SYSTEMS,
     TRANSFORMERS,
+    Call,
     PeerCheckpoint,
     Setup,
     Texts,
     clips_of,
+    peak_of_tree,
+    serve_calls,
 )
-from whisper_flash_attention.benchmark.peer_worker import Call, peak_of_tree, serve_calls
 from whisper_flash_attention.benchmark.peers import (
     INDEX,
     PeerFailed,

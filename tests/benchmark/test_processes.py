@@ -90,7 +90,7 @@ def test_a_process_that_will_not_end_is_killed(
 ) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 0.5)
     with pytest.raises(ProcessFailed, match="took longer"):
-        workers.call(children.ignore_sigterm_and_sleep, timeout=3)
+        workers.call(children.ignore_sigterm_and_sleep, timeout=1)
     assert not multiprocessing.active_children()
 
 

@@ -27,6 +27,7 @@ from whisper_flash_attention.engine.memory_plan import (
     make_plan,
     plan_memory,
 )
+from whisper_flash_attention.engine.packing import has_int8, pack
 from whisper_flash_attention.engine.request import Beams, Request
 from whisper_flash_attention.engine.weights import Linear, Weights, collect_weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
@@ -151,6 +152,26 @@ def test_weights_are_counted_once_in_the_dtype_planned(
     own = Linear(weights.decoder.projection.weight.clone(), None)
     untied = replace(weights, decoder=replace(weights.decoder, projection=own))
     assert plan_memory(untied, wanted_of(), 1).weights == 4 * (numbers + 300 * 128)
+
+
+def test_laid_out_weights_count_as_they_are_held(
+    small_model: WhisperForConditionalGeneration, weights: Weights
+) -> None:
+    if not has_int8():
+        pytest.skip("PyTorch without 8-bit products")
+    narrow, rest = 0, 0
+    for name, weight in small_model.state_dict().items():
+        is_cross = ".encoder_attn.k_proj." in name or ".encoder_attn.v_proj." in name
+        if weight.dim() == 2 and "embed_" not in name and not is_cross:
+            narrow += weight.numel() + 4 * len(weight)
+            # A bias of zeros where the model has none.
+            rest += 4 * len(weight) * ("k_proj" in name or "proj_out" in name)
+        else:
+            rest += weight.nbytes
+    plan = plan_memory(pack(weights, "int8"), wanted_of(), 1)
+    assert plan.weights == narrow + rest
+    assert "int8 on cpu" in str(plan)
+    assert plan_memory(pack(weights, "float32"), wanted_of(), 1).weights > 2 * plan.weights
 
 
 def test_beams_share_their_clips_states_and_features(weights: Weights) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,7 +31,9 @@ class Pair:
         return dict(inputs)
 
 
+@cache
 def load_pair(source: str) -> Pair:
+    """One pair for all tests of a process, which leave it as it is."""
     checkpoint = read_checkpoint(source)
     assert checkpoint is not None
     stock = Stock.from_pretrained(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jiwer
@@ -12,14 +11,7 @@ import pytest
 import torch
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from tests.remembered import encode_once
-
-
-@pytest.fixture(scope="module", autouse=True)
-def clips_are_encoded_once() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        encode_once(patch)
-        yield
+pytestmark = pytest.mark.usefixtures("windows_are_encoded_once")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "word_times": (),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),
+    "short_windows": (),
     "start": (),
     "tables": ("readme", "scale"),
 }

@@ -20,20 +20,9 @@ if any(find_spec(name) is None for name in NEEDED):
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(autouse=True)
-def windows_are_encoded_once() -> Iterator[None]:
-    from tests.remembered import encode_once
-
-    with pytest.MonkeyPatch.context() as patch:
-        encode_once(patch)
-        yield
-
-
-@pytest.fixture(scope="session")
-def transcriber(tiny_en: str) -> Transcriber:
-    from whisper_flash_attention.transcribe import Transcriber
-
-    return Transcriber.from_pretrained(tiny_en, device="cpu")
+@pytest.fixture(autouse=True, scope="module")
+def remembered(windows_are_encoded_once: None) -> None:
+    """The encoder computes each window once for all tests of this folder."""
 
 
 @pytest.fixture(scope="session")

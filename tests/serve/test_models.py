@@ -16,11 +16,6 @@ from whisper_flash_attention.transcribe import Transcriber
 
 
 @pytest.fixture(scope="module")
-def multilingual(base: str) -> Transcriber:
-    return Transcriber.from_pretrained(base, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def several(transcriber: Transcriber, multilingual: Transcriber, tiny_en: str) -> Iterator[Live]:
     """English, multilingual, and one that is loaded with its first request and dropped soon."""
     schedulers = {

@@ -17,7 +17,7 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.errors import AudioError, NotFinite
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe import Transcriber, batched
+from whisper_flash_attention.transcribe import batched
 from whisper_flash_attention.transcribe.batched import BatchedReader
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 
@@ -143,9 +143,8 @@ def test_recordings_are_taken_as_there_is_room_and_let_go(transcriber, snippets)
     assert [reference() for reference in taken] == [None] * 4
 
 
-def test_a_model_that_the_engine_does_not_run_gives_them_in_order(tiny_en, snippets) -> None:
-    slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
-    found = list(slow.transcribe_each(snippets[:1] * 2, options=ONCE))
+def test_a_model_that_the_engine_does_not_run_gives_them_in_order(without_engine, snippets) -> None:
+    found = list(without_engine.transcribe_each(snippets[:1] * 2, options=ONCE))
     assert [index for index, _ in found] == [0, 1]
     assert "Dashwood" in found[1][1].text
 

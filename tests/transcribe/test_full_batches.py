@@ -13,7 +13,7 @@ import torch
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe import batched, warm_up
+from whisper_flash_attention.transcribe import batched, loading
 from whisper_flash_attention.transcribe.batched import padded_rows
 
 
@@ -101,12 +101,12 @@ def test_the_first_use_says_once_that_kernels_are_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "cache"
-    monkeypatch.setattr(warm_up, "_folder", lambda: folder)
-    warm_up.announce_compilation("cpu")
+    monkeypatch.setattr(loading, "_folder", lambda: folder)
+    loading.announce_compilation("cpu")
     assert not caplog.records
-    warm_up.announce_compilation("cuda")
+    loading.announce_compilation("cuda")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and str(folder) in record.getMessage()
     (folder / "kernel").mkdir(parents=True)
-    warm_up.announce_compilation("cuda")
+    loading.announce_compilation("cuda")
     assert len(caplog.records) == 1

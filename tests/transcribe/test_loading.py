@@ -108,6 +108,12 @@ def test_compute_types(folder: Path, compute_type: str) -> None:
     transcriber = Transcriber.from_pretrained(str(folder), device="cpu", compute_type=compute_type)
     assert transcriber.describe().endswith(f"cpu, {compute_type}")
     assert transcriber.runs_on_engine
+    plan = transcriber.plan(batch_size=2)
+    assert f"{compute_type} on cpu" in str(plan)
+    assert transcriber.plan(memory_gb=(plan.total + 1) / 1e9).batch_size == 2
+    transcriber.model.set_attn_implementation("eager")
+    with pytest.raises(OptionError, match="runs on Transformers' generate"):
+        transcriber.plan(batch_size=2)
 
 
 def test_int8_where_it_cannot_run(folder: Path) -> None:

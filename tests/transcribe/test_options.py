@@ -193,18 +193,18 @@ def test_what_makes_no_sense_is_one_clear_error(transcriber, clip, arguments, me
         transcriber.transcribe_many([clip, clip], **arguments)
 
 
-def test_what_only_the_engine_can_do_is_refused_without_it(tiny_en, clip) -> None:
-    slow = Transcriber.from_pretrained(tiny_en, device="cpu", attention="sdpa_flash")
+def test_what_only_the_engine_can_do_is_refused_without_it(without_engine, clip) -> None:
     with pytest.raises(OptionError, match="hotwords 'Istio' needs the decode engine"):
-        slow.transcribe(clip, hotwords="Istio")
+        without_engine.transcribe(clip, hotwords="Istio")
     with pytest.raises(OptionError, match="word_timestamps True needs the decode engine"):
-        slow.transcribe(clip, word_timestamps=True)
-    found = slow.transcribe(clip, beam_size=3, temperature=0.0)
-    assert found.text == slow.transcribe(clip).text
+        without_engine.transcribe(clip, word_timestamps=True)
+    found = without_engine.transcribe(clip, beam_size=3, temperature=0.0)
+    assert found.text == without_engine.transcribe(clip).text
 
 
-def test_languages_and_tasks_are_mixed_in_one_batch(base: str, bundled_recordings) -> None:
-    multilingual = Transcriber.from_pretrained(base, device="cpu")
+def test_languages_and_tasks_are_mixed_in_one_batch(
+    multilingual: Transcriber, bundled_recordings
+) -> None:
     path = bundled_recordings[4].path
     found = multilingual.transcribe(
         [path, path, path], language=["en", "german", None], task="transcribe", temperature=0.0

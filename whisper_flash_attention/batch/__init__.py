@@ -1,7 +1,7 @@
 """Transcription of whole archives that resumes after interruptions, on one machine or on many.
 
 `run.py` is one run from start to end. `manifest.py` and `storage.py` find the recordings;
-`stages.py` decodes and transcribes them under `local_engine.py` or `ray_engine.py`; `sink.py`
+`stages.py` decodes and transcribes them in `run.py` or under `ray_engine.py`; `sink.py`
 writes rows to `shards.py`, and files of subtitles, in the folder that `results.py` prepares;
 `progress.py` says how far a run is, and what it came to. Only `model.py` calls `Transcriber`. Ray
 and pyarrow are optional, and imported where they are used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any, cast
 from rich.console import Console
 
 from whisper_flash_attention import validation as check
-from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT
+from whisper_flash_attention.audio.decoder_pool import DECODE_TIMEOUT, DecoderPool
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item, longest_first
-from whisper_flash_attention.batch.local_engine import run_local
 from whisper_flash_attention.batch.manifest import Archive, read_archive
 from whisper_flash_attention.batch.model import Model, Opener, RunOptions
 from whisper_flash_attention.batch.progress import ArchiveProgress, Summary, summarize
@@ -22,9 +22,16 @@ from whisper_flash_attention.batch.results import held, prepare
 from whisper_flash_attention.batch.rows import Row
 from whisper_flash_attention.batch.shards import check_format
 from whisper_flash_attention.batch.sink import Sink
-from whisper_flash_attention.batch.stages import ENGINES, Work
+from whisper_flash_attention.batch.stages import (
+    ENGINES,
+    DeviceLost,
+    TranscribeStage,
+    Work,
+    alike_together,
+    decode,
+)
 from whisper_flash_attention.batch.storage import check_protocols, is_url
-from whisper_flash_attention.errors import OptionError, is_bug
+from whisper_flash_attention.errors import DeviceError, OptionError, is_bug
 from whisper_flash_attention.options import SubtitleOptions, TranscribeOptions
 from whisper_flash_attention.terminal import print_line
 from whisper_flash_attention.transcribe.writers import SUBTITLES
@@ -232,3 +239,30 @@ def _report_rejected(archive: Archive, console: Console) -> None:
         tell(f"error: row {each.row} of the manifest: {each.reason}")
     if len(archive.rejected) > SHOWN_REJECTED:
         tell(f"error: {len(archive.rejected) - SHOWN_REJECTED} more rows cannot be read")
+
+
+def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
+    """The engine `local`: give the row of each recording as soon as it is done.
+
+    One model in this process transcribes side by side what other processes decode.
+
+    Memory holds what is transcribed (`Work.most_seconds`), and what `AudioOpener.open_each` decodes
+    ahead.
+
+    Raises:
+        DecoderError: the processes that decode cannot be started.
+        WhisperFlashError: what would be the same for every recording.
+    """
+    stage = TranscribeStage(work.opener, work.run_options)
+    items = alike_together(items, lambda item: item, work.run_options)
+    pool = DecoderPool(work.workers, timeout=work.decode_timeout, decode=work.decode, reuse=True)
+    with (
+        AudioOpener(pool) as opener,
+        closing(decode(items, opener)) as decoded,
+        closing(stage.stream(decoded, work)) as rows,
+    ):
+        try:
+            for row in rows:
+                yield [row]
+        except DeviceLost as error:
+            raise DeviceError(f"the GPU failed ({error}); the same command goes on") from error

@@ -43,6 +43,7 @@ from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Transcription
 
 ENGINES = ("local", "ray")
+Each = TypeVar("Each")
 # Of a small archive, too, every model gets a share, and none waits long for the last one.
 GROUPS_EACH = 4
 
@@ -213,16 +214,7 @@ def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
     Groups are made of this by true lengths, so that nothing rests on the guess but how many
     recordings there are; and the same on every engine, so that models see the same batches.
     """
-    some: list[Item] = []
-    length = 0.0
-    for item in items:
-        some.append(item)
-        length += item.expected_seconds or 0.0
-        if len(some) >= work.most_files or length >= work.most_seconds:
-            yield some
-            some, length = [], 0.0
-    if some:
-        yield some
+    return _groups(items, work, lambda item: item.expected_seconds or 0.0)
 
 
 def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:
@@ -230,11 +222,17 @@ def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:
 
     A group that has as much audio as it may is complete; so it has at most one recording more.
     """
-    group: list[Decoded] = []
+    return _groups(decoded, work, lambda each: each.seconds)
+
+
+def _groups(
+    recordings: Iterable[Each], work: Work, seconds_of: Callable[[Each], float]
+) -> Iterator[list[Each]]:
+    group: list[Each] = []
     length = 0.0
-    for each in decoded:
+    for each in recordings:
         group.append(each)
-        length += each.seconds
+        length += seconds_of(each)
         if len(group) >= work.most_files or length >= work.most_seconds:
             yield group
             group, length = [], 0.0
@@ -350,9 +348,6 @@ class TranscribeStage:
             raise error
         if isinstance(error, OptionError) and run_options == self._asked:
             raise error  # no recording has options of its own
-
-
-Each = TypeVar("Each")
 
 
 def alike_together(

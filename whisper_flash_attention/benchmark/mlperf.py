@@ -24,7 +24,7 @@ import torch
 from whisper_flash_attention import validation as check
 from whisper_flash_attention.benchmark.environment import driver_memory, package_version
 from whisper_flash_attention.benchmark.measure import GB, peak_rss
-from whisper_flash_attention.benchmark.utterances import Sample
+from whisper_flash_attention.benchmark.spoken import Sample
 from whisper_flash_attention.errors import BenchmarkError, MissingPackage, OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors

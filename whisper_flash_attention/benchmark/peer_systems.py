@@ -1,16 +1,22 @@
 """Systems that turn recordings into text, each set up as its documentation recommends.
 
-A loader runs in the process that its system has for itself, and imports what that system needs and
-no more, as memory is measured there. All decode greedily, with their own defaults otherwise. A
+Each has a process for itself (`serve_calls`), in which its loader imports what it needs and no
+more, as memory is measured there. All decode greedily, with their own defaults otherwise. A
 forced number of tokens, which is for random weights, makes all of them decode every window of 30 s
 once, to that many tokens.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 from whisper_flash_attention.audio.audio_source import load_audio
@@ -25,8 +31,17 @@ WINDOW = 30  # seconds
 CPU, GPU = "cpu", "cuda"
 FLOATS = ("float32", "float16", "bfloat16")
 OURS = "ours"
+GB = 1e9
+_PACKAGE = "whisper-flash-attention"
 # Of systems that would start the command ffmpeg for every file.
-READER = {"files_read_by": "whisper-flash-attention"}
+READER = {"files_read_by": _PACKAGE}
+# With forced tokens: every window is decoded once, whatever comes out.
+ONCE: dict[str, Any] = {
+    "temperature": 0.0,
+    "without_timestamps": True,
+    "condition_on_previous_text": False,
+    **dict.fromkeys(("compression_ratio_threshold", "no_speech_threshold")),
+}
 
 
 @dataclass(frozen=True)
@@ -124,10 +139,10 @@ class System:
         distribution, module: the package, and what it is imported as.
         install: how to get it.
         formats: of checkpoints, by dtype; one that is missing is not supported.
+        load: its loader.
         devices: kinds of devices.
         is_batched: whether it takes several chunks at a time.
         can_force: whether it can decode windows to a given number of tokens.
-        load: its loader.
     """
 
     name: str
@@ -135,10 +150,10 @@ class System:
     module: str
     install: str
     formats: dict[str, str]
-    devices: tuple[str, ...]
-    is_batched: bool
-    can_force: bool
     load: Callable[[Setup], Loaded]
+    devices: tuple[str, ...] = (CPU, GPU)
+    is_batched: bool = False
+    can_force: bool = True
 
     def why_not(self, device: str, dtype: str, new_tokens: int | None) -> str | None:
         """Why it cannot do this work; None if it can."""
@@ -168,11 +183,7 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
     if mode == "batched":
         settings["batch_size"] = setup.batch_size
     if setup.new_tokens is not None:
-        settings |= {"temperature": 0.0, "without_timestamps": True, "vad_filter": False}
-        settings["condition_on_previous_text"] = False
-        settings |= dict.fromkeys(
-            ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
-        )
+        settings |= ONCE | {"logprob_threshold": None, "vad_filter": False}
         settings |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
 
     def transcribe(path: str, language: str | None, texts: Texts) -> None:
@@ -237,11 +248,7 @@ def load_openai_whisper(setup: Setup) -> Loaded:
     model = whisper.load_model(setup.checkpoint.files[OPENAI], device=setup.device)
     settings: dict[str, Any] = {"fp16": setup.dtype == "float16"}
     if setup.new_tokens is not None:
-        settings |= {"temperature": 0.0, "without_timestamps": True}
-        settings |= {"condition_on_previous_text": False, "sample_len": setup.new_tokens}
-        settings |= dict.fromkeys(
-            ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
-        )
+        settings |= ONCE | {"logprob_threshold": None, "sample_len": setup.new_tokens}
     suppressed = {} if setup.new_tokens is None else {"suppress_tokens": setup.beyond_text}
 
     def transcribe(path: str, language: str | None, texts: Texts) -> None:
@@ -269,14 +276,10 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         settings["batch_size"] = setup.batch_size
     suppressed = {}
     if setup.new_tokens is not None:
-        settings |= {"temperature": 0.0, "without_timestamps": True}
         # CTranslate2 stops at half of the greatest length, in which the prompt counts.
         prompt = 4 if model.model.is_multilingual else 2
-        settings |= {"condition_on_previous_text": False}
-        settings |= {"max_new_tokens": 2 * setup.new_tokens - prompt}
-        settings |= dict.fromkeys(
-            ("compression_ratio_threshold", "log_prob_threshold", "no_speech_threshold")
-        )
+        most = 2 * setup.new_tokens - prompt
+        settings |= ONCE | {"log_prob_threshold": None, "max_new_tokens": most}
         suppressed = {"suppress_tokens": setup.beyond_text}
 
     def transcribe(path: str, language: str | None, texts: Texts) -> None:
@@ -392,108 +395,102 @@ def load_vllm(setup: Setup) -> Loaded:
     return transcribe, settings | {"max_num_seqs": setup.batch_size} | READER
 
 
-_BOTH = (CPU, GPU)
-_OURS = (
-    "whisper-flash-attention",
-    "whisper_flash_attention",
-    "pip install whisper-flash-attention",
-)
-_STOCK = ("transformers", "transformers", "pip install transformers")
-_FASTER = ("faster-whisper", "faster_whisper", "pip install faster-whisper")
 _INT8 = (*FLOATS, "int8")
+# The first fields of `System`, after the name.
+_OURS = (
+    *(_PACKAGE, "whisper_flash_attention", f"pip install {_PACKAGE}"),
+    dict.fromkeys(_INT8, TRANSFORMERS),
+)
+_STOCK = (
+    *("transformers", "transformers", "pip install transformers"),
+    dict.fromkeys(FLOATS, TRANSFORMERS),
+)
+_OPENAI = (
+    *("openai-whisper", "whisper", "pip install openai-whisper"),
+    dict.fromkeys(("float32", "float16"), OPENAI),
+)
+_FASTER = (
+    *("faster-whisper", "faster_whisper", "pip install faster-whisper"),
+    dict.fromkeys(_INT8, CTRANSLATE2),
+)
+_CPP = (
+    *("pywhispercpp", "_pywhispercpp", "pip install pywhispercpp"),
+    {"float32": GGML, "int8": GGML_8_BITS},
+)
+_WHISPERX = (
+    *("whisperx", "whisperx", "pip install whisperx, which needs PyTorch 2.8"),
+    dict.fromkeys(_INT8, CTRANSLATE2),
+)
+_VLLM = ("vllm", "vllm", "pip install 'vllm[audio]'", dict.fromkeys(FLOATS, TRANSFORMERS))
 
 SYSTEMS = {
     system.name: system
     for system in (
-        System(
-            f"{OURS}-sequential",
-            *_OURS,
-            dict.fromkeys(_INT8, TRANSFORMERS),
-            _BOTH,
-            is_batched=False,
-            can_force=True,
-            load=lambda setup: load_ours(setup, "sequential"),
-        ),
-        System(
-            f"{OURS}-batched",
-            *_OURS,
-            dict.fromkeys(_INT8, TRANSFORMERS),
-            _BOTH,
-            is_batched=True,
-            can_force=True,
-            load=lambda setup: load_ours(setup, "batched"),
-        ),
-        System(
-            "stock-long-form",
-            *_STOCK,
-            dict.fromkeys(FLOATS, TRANSFORMERS),
-            _BOTH,
-            is_batched=False,
-            can_force=True,
-            load=lambda setup: load_stock(setup, chunked=False),
-        ),
-        System(
-            "stock-chunked",
-            *_STOCK,
-            dict.fromkeys(FLOATS, TRANSFORMERS),
-            _BOTH,
-            is_batched=True,
-            can_force=True,
-            load=lambda setup: load_stock(setup, chunked=True),
-        ),
-        System(
-            "openai-whisper",
-            *("openai-whisper", "whisper", "pip install openai-whisper"),
-            dict.fromkeys(("float32", "float16"), OPENAI),
-            _BOTH,
-            is_batched=False,
-            can_force=True,
-            load=load_openai_whisper,
-        ),
-        System(
-            "faster-whisper-sequential",
-            *_FASTER,
-            dict.fromkeys(_INT8, CTRANSLATE2),
-            _BOTH,
-            is_batched=False,
-            can_force=True,
-            load=lambda setup: load_faster_whisper(setup, batched=False),
-        ),
+        System(f"{OURS}-sequential", *_OURS, partial(load_ours, mode="sequential")),
+        System(f"{OURS}-batched", *_OURS, partial(load_ours, mode="batched"), is_batched=True),
+        System("stock-long-form", *_STOCK, partial(load_stock, chunked=False)),
+        System("stock-chunked", *_STOCK, partial(load_stock, chunked=True), is_batched=True),
+        System("openai-whisper", *_OPENAI, load_openai_whisper),
+        System("faster-whisper-sequential", *_FASTER, partial(load_faster_whisper, batched=False)),
         System(
             "faster-whisper-batched",
-            *_FASTER,
-            dict.fromkeys(_INT8, CTRANSLATE2),
-            _BOTH,
+            *(*_FASTER, partial(load_faster_whisper, batched=True)),
             is_batched=True,
-            can_force=True,
-            load=lambda setup: load_faster_whisper(setup, batched=True),
         ),
-        System(
-            "whisper.cpp",
-            *("pywhispercpp", "_pywhispercpp", "pip install pywhispercpp"),
-            {"float32": GGML, "int8": GGML_8_BITS},
-            (CPU,),
-            is_batched=False,
-            can_force=False,
-            load=load_whisper_cpp,
-        ),
-        System(
-            "whisperx",
-            *("whisperx", "whisperx", "pip install whisperx, which needs PyTorch 2.8"),
-            dict.fromkeys(_INT8, CTRANSLATE2),
-            _BOTH,
-            is_batched=True,
-            can_force=False,
-            load=load_whisperx,
-        ),
-        System(
-            "vllm",
-            *("vllm", "vllm", "pip install 'vllm[audio]'"),
-            dict.fromkeys(FLOATS, TRANSFORMERS),
-            (GPU,),
-            is_batched=True,
-            can_force=True,
-            load=load_vllm,
-        ),
+        System("whisper.cpp", *_CPP, load_whisper_cpp, devices=(CPU,), can_force=False),
+        System("whisperx", *_WHISPERX, load_whisperx, is_batched=True, can_force=False),
+        System("vllm", *_VLLM, load_vllm, devices=(GPU,), is_batched=True),
     )
 }
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call took and gave; memory in units of 1e9 bytes, of the process so far."""
+
+    seconds: float
+    first_seconds: float | None
+    text: str
+    tokens: int | None
+    rss_gb: float
+
+
+def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | None) -> None:
+    """In a process of its own: load, then a recording for every message."""
+    if peers is not None:
+        sys.path.append(peers)
+    try:
+        start = time.perf_counter()
+        transcribe, settings = SYSTEMS[name].load(setup)
+        connection.send((settings, time.perf_counter() - start))
+        while message := connection.recv():
+            path, language = message
+            texts = Texts()
+            start = time.perf_counter()
+            transcribe(path, language, texts)
+            took = time.perf_counter() - start
+            call = Call(took, texts.first_seconds, texts.text, texts.tokens, peak_of_tree())
+            connection.send(call)
+    except Exception as error:  # of a package that is not ours: its row says what it was
+        traceback.print_exc()
+        connection.send(f"{type(error).__name__}: {error}"[:300])
+
+
+def peak_of_tree() -> float:
+    """Peak resident memory of this process and of those that it started, of each by itself.
+
+    Unlike `peak_rss`, it does not begin with the memory of the process that started this one.
+    """
+    return sum(_peaks(os.getpid())) / GB
+
+
+def _peaks(process: int) -> Iterator[int]:
+    home = Path(f"/proc/{process}")
+    try:
+        lines = (home / "status").read_text().splitlines()
+        children = (home / f"task/{process}/children").read_text().split()
+    except OSError:  # it has ended meanwhile
+        return
+    yield from (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    for child in children:
+        yield from _peaks(int(child))

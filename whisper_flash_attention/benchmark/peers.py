@@ -28,14 +28,16 @@ from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
 from whisper_flash_attention.benchmark.peer_systems import (
+    GB,
     OURS,
     SYSTEMS,
     WINDOW,
+    Call,
     PeerCheckpoint,
     Setup,
     System,
+    serve_calls,
 )
-from whisper_flash_attention.benchmark.peer_worker import GB, Call, serve_calls
 from whisper_flash_attention.benchmark.processes import start_workers
 from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
 from whisper_flash_attention.errors import OptionError

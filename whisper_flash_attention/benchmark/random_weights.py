@@ -16,6 +16,7 @@ no timestamp but <|0.00|>, so that every window is one segment of a given number
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 from zlib import crc32
 
@@ -214,14 +215,15 @@ def special_tokens(size: ModelSize) -> SpecialTokens:
     return tokens
 
 
-def text_names(count: int) -> list[str]:
+@cache
+def text_names(count: int) -> tuple[str, ...]:
     """Distinct names of `count` text tokens: letters, and words of two to eight of them."""
     draw = random.Random(0)
     names = dict.fromkeys(LETTERS)
     while len(names) < count:
         word = "".join(draw.choices(LETTERS, k=draw.randint(2, 8)))
         names.setdefault(BLANK + word if draw.random() < 0.7 else word)
-    return list(names)
+    return tuple(names)
 
 
 def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:

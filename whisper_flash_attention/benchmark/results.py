@@ -23,6 +23,12 @@ from whisper_flash_attention.errors import BenchmarkError
 # Incremented when earlier rows are not comparable any more.
 SCHEMA = 1
 
+# What makes two rows stand for the same thing: the newer one is kept.
+CASE_FIELDS = (
+    *("setting", "checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
+    *("device", "dtype", "entry", "mode", "container", "workers", "recordings", "threads"),
+)
+
 Status = Literal["ok", "failed", "skipped"]
 Slot = tuple[str | int, ...]
 
@@ -169,6 +175,35 @@ class Store:
         ]
         equal: int = sum(a == b for a, b in pairs)
         return equal / len(pairs)
+
+
+class Keeper:
+    """Rows in a JSON file, written anew with each one.
+
+    Raises:
+        BenchmarkError: the file is there and holds something else, or its folder is not there.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        if path is None:
+            return
+        if not path.parent.is_dir():
+            raise BenchmarkError(f"output {path}: there is no folder {path.parent}")
+        if path.exists():
+            try:
+                self._rows = json.loads(path.read_text())["rows"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BenchmarkError(f"output {path} is there and holds no rows") from error
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Add a row, or replace that of the same case."""
+        slot = [row.get(name) for name in CASE_FIELDS]
+        kept = [each for each in self._rows if [each.get(name) for name in CASE_FIELDS] != slot]
+        self._rows = [*kept, row]
+        if self._path is not None:
+            self._path.write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
 
 
 def as_json(rows: Iterable[ResultRow]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -18,14 +19,17 @@ import numpy as np
 import torch
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.log_mel import log_mel
 from whisper_flash_attention.audio.vad import Chunk
 from whisper_flash_attention.benchmark.environment import driver_memory
 from whisper_flash_attention.benchmark.features import (
     CLIP_SAMPLES,
+    MOST_CLIPS,
     SAMPLING_RATE,
     SECONDS_PER_CLIP,
     Samples,
+    bundled_clips,
 )
 from whisper_flash_attention.benchmark.measure import GB, peak_rss, synchronize
 from whisper_flash_attention.benchmark.random_weights import (
@@ -60,6 +64,8 @@ from whisper_flash_attention.transcribe.words import WordAligner
 THROUGHPUT = "throughput"
 STOCK = "sdpa"
 SYSTEMS = (FLASH, STOCK)
+# Enough batches for host and device to work side by side.
+LEAST_BATCHES, LEAST_WINDOWS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -232,6 +238,30 @@ def measure_throughput(
     )
 
 
+def windows_of(case: ThroughputCase, minutes: float | None) -> int:
+    """How many windows of 30 s a case transcribes.
+
+    Raises:
+        OptionError: it is less than one.
+    """
+    if minutes is None:
+        return max(LEAST_BATCHES * case.batch_size, LEAST_WINDOWS)
+    if minutes < 0.5:
+        raise OptionError(f"minutes is {minutes:g}: give 0.5, a window, or more")
+    return int(minutes * 2)
+
+
+def speech(files: list[Path], windows: int) -> tuple[Samples, str]:
+    """This many windows of recordings, repeated as needed, and a description of them."""
+    if files:
+        loop = np.concatenate([load_audio(path) for path in files])
+        origin = f"{len(files)} recordings of {loop.size / SAMPLING_RATE:.1f} s, repeated"
+    else:
+        clips, made_of = bundled_clips(min(windows, MOST_CLIPS))
+        loop, origin = np.concatenate(clips), f"bundled: {made_of}"
+    return np.resize(loop, windows * CLIP_SAMPLES), origin
+
+
 def random_transcriber(case: ThroughputCase) -> Transcriber:
     """Our model of the case's size with random weights, and a processor that fits."""
     from whisper_flash_attention.modeling_whisper_flash_attention import (
@@ -251,7 +281,6 @@ def random_transcriber(case: ThroughputCase) -> Transcriber:
 
 
 def _flash(case: ThroughputCase, samples: Samples) -> System:
-
     transcriber = random_transcriber(case)
 
     # Each a recording of its own: a longer one is cut where it is quiet, not every 30 s.

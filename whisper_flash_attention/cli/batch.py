@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,8 @@ from whisper_flash_attention.options import (
 )
 from whisper_flash_attention.terminal import print_line, report_warnings
 
-RESULTS_PANEL, MACHINES_PANEL = "Results", "Machines"
+result = partial(typer.Option, rich_help_panel="Results")
+machine = partial(typer.Option, rich_help_panel="Machines")
 
 
 @takes("batch", ModelOptions, TranscribeOptions, DecodeOptions, SubtitleOptions)
@@ -57,106 +59,85 @@ def batch_command(
     *,
     engine: Annotated[
         str,
-        typer.Option(
+        machine(
             metavar="NAME",
             help="local: one model in this process. ray: any number, by Ray Data (extra ray).",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
+        machine(
             metavar="ADDRESS",
             help="Of a Ray cluster, or auto for the one that this machine is part of. Left out: "
             "one on this machine, for this run.",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
+        machine(
             min=1,
             metavar="N",
             help="ray: models (left out: one per GPU, or per 4 cores). local: processes that "
             "decode recordings ahead (left out: one fewer than there are cores, at most 16).",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(
+        machine(
             min=0.0,
             metavar="N",
             help="ray: GPUs of a model, 0.5 to have two on one. Left out: 1 if there are any.",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
     group_hours: Annotated[
         float,
-        typer.Option(
+        machine(
             metavar="N",
             help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
             "one group is made while another is in work), besides up to 2 hours decoded ahead.",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = 4.0,
     group_files: Annotated[
         int | None,
-        typer.Option(
+        machine(
             min=1,
             metavar="N",
             help="Largest number of recordings that a model has side by side. Left out: local: as "
             "many as there is room for; ray: 4 times the windows that are decoded at a time.",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = None,
     decode_timeout: Annotated[
         float,
-        typer.Option(
+        machine(
             metavar="SECONDS",
             help="Give up a recording whose decoder makes no progress for this long.",
-            rich_help_panel=MACHINES_PANEL,
         ),
     ] = DECODE_TIMEOUT,
     resume: Annotated[
         bool,
-        typer.Option(
-            help="Keep what is finished. Otherwise earlier results are moved to a folder in DIR.",
-            rich_help_panel=RESULTS_PANEL,
+        result(
+            help="Keep what is finished. Otherwise earlier results are moved to a folder in DIR."
         ),
     ] = True,
     retry_errors: Annotated[
         bool,
-        typer.Option(
-            "--retry-errors",
-            help="Retry recordings that failed in earlier runs.",
-            rich_help_panel=RESULTS_PANEL,
-        ),
+        result("--retry-errors", help="Retry recordings that failed in earlier runs."),
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Largest number of recordings in this run.",
-            rich_help_panel=RESULTS_PANEL,
-        ),
+        result(min=1, metavar="N", help="Largest number of recordings in this run."),
     ] = None,
     output_format: Annotated[
         str,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="Of the shards: jsonl, or parquet (extra parquet).",
-            rich_help_panel=RESULTS_PANEL,
+        result(
+            "--format", metavar="NAME", help="Of the shards: jsonl, or parquet (extra parquet)."
         ),
     ] = "jsonl",
     subtitles: Annotated[
         str | None,
-        typer.Option(
+        result(
             metavar="NAMES",
             help="srt, vtt, ass, or several with commas: files in DIR/subtitles beside the shards.",
-            rich_help_panel=RESULTS_PANEL,
         ),
     ] = None,
     batch_size: Annotated[

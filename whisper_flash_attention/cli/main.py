@@ -95,9 +95,9 @@ COMMANDS = (
         "benchmark",
         "Measure this package against stock Whisper, row by row.",
         _Home("benchmark", "benchmark_command"),
-        throughput=_Home("benchmark", "throughput_command"),
-        mlperf=_Home("benchmark", "mlperf_command"),
-        serve=_Home("benchmark", "serve_benchmark_command"),
+        throughput=_Home("throughput", "throughput_command"),
+        mlperf=_Home("mlperf", "mlperf_command"),
+        serve=_Home("serving", "serve_benchmark_command"),
         peers=_Home("peers", "peers_command"),
     ),
 )

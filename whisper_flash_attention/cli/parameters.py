@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -82,6 +83,28 @@ TemperatureIncrement = Annotated[
         "openai-whisper's option; none: only the first.",
         rich_help_panel=SEARCH_PANEL,
     ),
+]
+
+
+# Declare an option by what its value is called in `--help`.
+number, named, file, folder = (
+    functools.partial(typer.Option, metavar=metavar) for metavar in ("N", "NAME", "FILE", "FOLDER")
+)
+# Of several benchmarks.
+Commit = Annotated[
+    str | None, typer.Option(metavar="ID", help="Commit to record instead of git's.")
+]
+RandomWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Random weights instead of a checkpoint: tiny, base, small, medium, large-v3 or "
+        "large-v3-turbo.",
+    ),
+]
+RowsOutput = Annotated[
+    Path | None,
+    file("--output", "-o", help="JSON file for the rows; rows that it has of other cases stay."),
 ]
 
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from whisper_flash_attention.cli.parameters import EXIT_FAILED, model_names, options_of, takes
+from whisper_flash_attention.cli.parameters import (
+    EXIT_FAILED,
+    Commit,
+    file,
+    model_names,
+    named,
+    number,
+    options_of,
+    takes,
+)
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.parity.cases import ParityOptions
@@ -48,21 +57,17 @@ def parity_command(
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Instead of recordings: an .npz file of log-mel features, [mel, 3000] each.",
-        ),
+        file(help="Instead of recordings: an .npz file of log-mel features, [mel, 3000] each."),
     ] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
+        named(
             help="greedy, timestamps, beams (5) or sampled (float32 on a CPU). Repeatable. Left "
-            "out: all.",
+            "out: all."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Recordings per call.")] = 8,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="At most N recordings.")] = None,
+    batch_size: Annotated[int, number(help="Recordings per call.")] = 8,
+    limit: Annotated[int | None, number(help="At most N recordings.")] = None,
     language: Annotated[
         str,
         typer.Option(
@@ -79,15 +84,11 @@ def parity_command(
             "float16, 0.7 in bfloat16, or more where stock itself errs more.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random numbers of sampled.")] = 0,
+    seed: Annotated[int, number(help="Of the random numbers of sampled.")] = 0,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write everything there, as JSON."),
+        Path | None, file("--output", "-o", help="Write everything there, as JSON.")
     ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(metavar="HASH", help="The commit to write there, instead of git's."),
-    ] = None,
+    commit: Commit = None,
     **given: Any,
 ) -> None:
     """Compare our tokens with those of stock Transformers.

@@ -12,14 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
-from whisper_flash_attention.cli.benchmark import Keeper
-from whisper_flash_attention.cli.parameters import EXIT_FAILED, options_of, takes
+from whisper_flash_attention.benchmark.results import Keeper
+from whisper_flash_attention.cli.parameters import (
+    EXIT_FAILED,
+    Commit,
+    RandomWeights,
+    RowsOutput,
+    folder,
+    named,
+    number,
+    options_of,
+    takes,
+)
 from whisper_flash_attention.options import ModelOptions
-from whisper_flash_attention.terminal import print_line
+from whisper_flash_attention.terminal import error_console, print_line, table_console
 
 # Chunks at a time that faster-whisper documents, on a CPU and on a GPU.
 CPU_BATCH, GPU_BATCH = 8, 16
@@ -38,36 +47,27 @@ def peers_command(
         ),
     ] = None,
     *,
-    random_weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Random weights instead of a checkpoint: tiny, base, small, medium, large-v3 or "
-            "large-v3-turbo; with --new-tokens.",
-        ),
-    ] = None,
+    random_weights: RandomWeights = None,
     new_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Tokens of every window. Left out: the model decides."),
+        number(help="Tokens of every window; random weights need it. Left out: the model decides."),
     ] = None,
     system: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
+        named(
             help="ours-sequential, ours-batched, stock-long-form, stock-chunked, openai-whisper, "
             "faster-whisper-sequential, faster-whisper-batched, whisper.cpp, whisperx or vllm. "
-            "Repeatable. Left out: all.",
+            "Repeatable. Left out: all."
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        number(
             help="Chunks at a time, of systems that take several. Left out: 8 on a CPU, 16 on a "
-            "GPU.",
+            "GPU."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(metavar="N", help="Timed passes over all files.")] = 3,
+    rounds: Annotated[int, number(help="Timed passes over all files.")] = 3,
     join: Annotated[
         float | None,
         typer.Option(
@@ -81,19 +81,16 @@ def peers_command(
     ] = "en",
     peers: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
+        folder(
             help="Where the other packages are, if not beside this one (pip install --target "
             "FOLDER --no-deps ...). What both have is taken from beside this one, so that all "
-            "share one PyTorch.",
+            "share one PyTorch."
         ),
     ] = None,
     checkpoints: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the checkpoint's files stay for the next run. Left out: a temporary "
-            "folder.",
+        folder(
+            help="Where the checkpoint's files stay for the next run. Left out: a temporary folder."
         ),
     ] = None,
     turns: Annotated[
@@ -105,18 +102,8 @@ def peers_command(
             show_default=False,
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            *("--output", "-o"),
-            metavar="FILE",
-            help="JSON file for the rows; rows that it has of other cases stay.",
-        ),
-    ] = None,
-    commit: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Commit to record instead of git's."),
-    ] = None,
+    output: RowsOutput = None,
+    commit: Commit = None,
     **given: Any,
 ) -> None:
     """Measure this package beside others, from recordings on disk to text.
@@ -138,14 +125,14 @@ def peers_command(
     from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
-    from whisper_flash_attention.devices import resolve_device, resolve_dtype
+    from whisper_flash_attention.devices import device_and_dtype, resolve_device
 
     model = options_of(ModelOptions, given)
-    target = resolve_device(model.device)
+    if model.compute_type == "int8":
+        target, dtype = resolve_device(model.device), "int8"
+    else:
+        target, dtype = device_and_dtype(model)
     on_cpu = target.type == "cpu"
-    dtype = model.compute_type
-    if dtype != "int8":
-        dtype = str(resolve_dtype(dtype, target)).removeprefix("torch.")
     check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     case = PeersCase(
         random_weights or model.source,
@@ -161,7 +148,7 @@ def peers_command(
         peers,
     )
     keeper = Keeper(output)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = error_console()
     environment = describe_environment(str(target), commit).as_json()
     environment["threads"] = case.threads
     rows: dict[str, dict[str, Any]] = {}
@@ -172,15 +159,14 @@ def peers_command(
         print_line(console, in_a_line(row))
 
     with tempfile.TemporaryDirectory(prefix="whisper-flash-") as name:
-        folder = Path(name)
+        temporary = Path(name)
         spoken = find_spoken(files, language) if files else bundled_spoken()
         if join is not None:
-            joined = join_spoken(spoken, join, folder)
+            joined = join_spoken(spoken, join, temporary)
             spoken = [*spoken, joined] if files else [joined]
-        measure_peers(case, spoken, checkpoints or folder, keep)
+        measure_peers(case, spoken, checkpoints or temporary, keep)
     found = [rows[each] for each in case.systems]
-    terminal = Console()
-    out = terminal if terminal.is_terminal else Console(width=200)
+    out = table_console()
     if any(row["status"] == "ok" for row in found):
         out.print(as_table(found))
     for row in found:

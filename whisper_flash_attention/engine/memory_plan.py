@@ -6,8 +6,8 @@ Sizes come from the layouts of the decode, and from the encoder and the kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -38,7 +38,7 @@ from whisper_flash_attention.engine.layout import (
     make_layout,
 )
 from whisper_flash_attention.engine.request import CROSS_ATTENTION
-from whisper_flash_attention.engine.weights import Weights
+from whisper_flash_attention.engine.weights import PackedLinear, Weights
 from whisper_flash_attention.errors import MissingPackage, OptionError
 
 # PyTorch's allocator rounds up to multiples of this on CUDA devices.
@@ -92,7 +92,8 @@ class MemoryPlan:
 
     Args:
         cross_attention: the form chosen, "projected" or "absorbed".
-        weights: the model's parameters.
+        precision: in which weights are laid out for a CPU; None where they have the dtype.
+        weights: the model's parameters, as they are held.
         self_attention_cache: keys and values of the tokens, and the tokens themselves.
         cross_attention_state: projected keys and values, or the encoder's states.
         workspace: of kernels and matrix products.
@@ -110,6 +111,7 @@ class MemoryPlan:
     cross_attention: str
     device: torch.device
     dtype: torch.dtype
+    precision: str | None
     weights: int
     self_attention_cache: int
     cross_attention_state: int
@@ -141,7 +143,7 @@ class MemoryPlan:
         beams = f", {self.num_beams} beams" if self.num_beams > 1 else ""
         head = (
             f"batch {self.batch_size}, {self.max_new_tokens} new tokens{beams}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, "
+            f"{self.precision or str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"{self.cross_attention} cross-attention: {self.total / 1e9:.2f} GB"
         )
         names = [
@@ -234,6 +236,7 @@ def plan_memory(weights: Weights, wanted: PlanRequest, batch_size: int) -> Memor
         cross_attention="absorbed" if absorbed else "projected",
         device=wanted.device,
         dtype=wanted.dtype,
+        precision=weights.precision,
         weights=weight_bytes(weights, wanted),
         self_attention_cache=held - cross,
         cross_attention_state=cross,
@@ -417,9 +420,12 @@ def _is_here(device: torch.device) -> bool:
 
 
 def weight_bytes(weights: Weights, wanted: PlanRequest) -> int:
-    sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
     decoder = weights.decoder
-    if _is_shared(decoder.projection.weight, decoder.embedding):
+    is_tied = _is_shared(decoder.projection.weight, decoder.embedding)
+    if weights.precision is not None:
+        return _held_bytes(weights) - (decoder.embedding.nbytes if is_tied else 0)
+    sizes = [tensor.numel() * wanted.dtype.itemsize for tensor in _tensors(weights)]
+    if is_tied:
         sizes.remove(decoder.projection.weight.numel() * wanted.dtype.itemsize)
     if wanted.device.type != "cuda":
         return sum(sizes)
@@ -435,12 +441,23 @@ def _tensors(part: Any) -> Iterator[torch.Tensor]:
     """All tensors in weights' dataclasses."""
     if isinstance(part, torch.Tensor):
         yield part
-    elif isinstance(part, tuple):
-        for each in part:
-            yield from _tensors(each)
-    elif hasattr(part, "__dataclass_fields__"):
-        for field in fields(part):
-            yield from _tensors(getattr(part, field.name))
+    for each in _inside(part):
+        yield from _tensors(each)
+
+
+def _held_bytes(part: Any) -> int:
+    """Bytes of laid-out weights; tensors on the meta device are their shapes."""
+    if isinstance(part, torch.Tensor):
+        return 0 if part.is_meta else part.nbytes
+    layout = part.nbytes if isinstance(part, PackedLinear) else 0
+    return layout + sum(map(_held_bytes, _inside(part)))
+
+
+def _inside(part: Any) -> Iterable[Any]:
+    """The parts of a part of weights' dataclasses."""
+    if isinstance(part, tuple):
+        return part
+    return (getattr(part, name) for name in getattr(part, "__dataclass_fields__", ()))
 
 
 def _check_count(name: str, value: int) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from whisper_flash_attention.engine import torch_decoder
-from whisper_flash_attention.engine.greedy import GreedyChooser, are_finite
 from whisper_flash_attention.engine.layout import DecodeState, length_bucket
 from whisper_flash_attention.engine.logits_processors import KernelProcessors
+from whisper_flash_attention.engine.sampling import GreedyChooser, are_finite
 from whisper_flash_attention.engine.scheduler import (
     DecodeJob,
     FinishedJob,

@@ -28,8 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 import transformers
 
-from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.interception import operation_mode
+from whisper_flash_attention.engine.engine import Engine, operation_mode
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.errors import EngineBypassed
 from whisper_flash_attention.hf import stock_modules

@@ -28,6 +28,7 @@ from whisper_flash_attention.options import (
 
 if TYPE_CHECKING:
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.memory_plan import PlanRequest
 
 # One for all recordings, or one for each.
 Texts = str | None | Sequence[str | None]
@@ -260,17 +261,9 @@ def automatic_batch_size(engine: Engine | None, mode: str, beams: int = 1) -> in
         return ON_CPU
     import torch
 
-    from whisper_flash_attention.engine.memory_plan import PlanRequest, largest_plan, weight_bytes
+    from whisper_flash_attention.engine.memory_plan import largest_plan, weight_bytes
 
-    weights = engine.weights
-    request = PlanRequest(
-        max_new_tokens=weights.decoder.positions.shape[0] - PROMPT_TOKENS,
-        prompt_tokens=PROMPT_TOKENS,
-        num_beams=beams,
-        cross_attention="auto",
-        device=weights.device,
-        dtype=weights.dtype,
-    )
+    weights, request = engine.weights, windows_request(engine, beams)
     free, _ = torch.cuda.mem_get_info(weights.device)
     budget = weight_bytes(weights, request) + int(SHARE_OF_FREE * free)
     try:
@@ -278,3 +271,21 @@ def automatic_batch_size(engine: Engine | None, mode: str, beams: int = 1) -> in
     except OptionError:  # hardly any memory is left
         return ON_CPU
     return min(plan.batch_size, MOST_ON_GPU[mode])
+
+
+def windows_request(engine: Engine, beams: int) -> PlanRequest:
+    """Windows of the longest texts, to be planned.
+
+    Raises `OptionError` if `beams`, the number per window, is below 1.
+    """
+    from whisper_flash_attention.engine.memory_plan import PlanRequest
+
+    weights = engine.weights
+    return PlanRequest(
+        max_new_tokens=weights.decoder.positions.shape[0] - PROMPT_TOKENS,
+        prompt_tokens=PROMPT_TOKENS,
+        num_beams=beams,
+        cross_attention="auto",
+        device=weights.device,
+        dtype=weights.dtype,
+    )

@@ -2,7 +2,8 @@
 
 The engine needs no class of Transformers, whose import takes longer than loading a small model:
 weights and tokenizer are read from their files. What only Transformers can read, and what runs on
-it, is loaded as `WhisperFlashAttentionForConditionalGeneration`, and the log says why.
+it, is loaded as `WhisperFlashAttentionForConditionalGeneration`, and the log says why. At the end,
+what warms a loaded model up.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.bundled_clips import bundled_recordings
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.devices import resolve_compute_type, resolve_device, set_threads
 from whisper_flash_attention.errors import OptionError, WeightsError
 from whisper_flash_attention.terminal import quiet_transformers
@@ -301,3 +308,43 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+# What a first call takes that later ones do not: compiling kernels, recording graphs, buffers.
+
+
+def warm_up_calls(batch_size: int) -> Iterator[list[Samples]]:
+    """Recordings of real speech for calls that meet the shapes of a batch size.
+
+    A full batch, its halves down to one, and one more than a batch, which has a rest.
+    """
+    speech = load_audio(bundled_recordings()[0].path)
+    speech = np.resize(speech, 20 * SAMPLING_RATE)
+    counts = {batch_size + 1}
+    while batch_size > 1:
+        counts.add(batch_size)
+        batch_size = (batch_size + 1) // 2
+    for count in sorted(counts | {1}, reverse=True):
+        yield [speech] * count
+
+
+def announce_compilation(device_type: str) -> None:
+    """Say once that kernels are compiled, where none of an earlier run are kept."""
+    if device_type != "cuda" or _kernels_are_kept():
+        return
+    logger.warning(
+        "first use on this machine: kernels for the GPU are compiled, which takes up to some "
+        "minutes; they are kept in %s",
+        _folder(),
+    )
+
+
+def _folder() -> Path:
+    from triton import knobs
+
+    return Path(knobs.cache.dir)
+
+
+def _kernels_are_kept() -> bool:
+    folder = _folder()
+    return folder.is_dir() and any(folder.iterdir())

@@ -17,13 +17,16 @@ from whisper_flash_attention.transcribe.arguments import (
     CallOptions,
     TranscribeArguments,
     shows_options,
+    windows_request,
 )
 from whisper_flash_attention.transcribe.loading import (
     EngineModel,
+    announce_compilation,
     check_features,
     load,
     load_model,
     load_processor,
+    warm_up_calls,
 )
 from whisper_flash_attention.transcribe.notebook import notebook_bar
 from whisper_flash_attention.transcribe.recording import (
@@ -37,13 +40,13 @@ from whisper_flash_attention.transcribe.recording import (
 )
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.tokenizer import Detokenizer, Vocabulary, WordSplitter
-from whisper_flash_attention.transcribe.warm_up import announce_compilation, warm_up_calls
 from whisper_flash_attention.validation import shown
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
     from whisper_flash_attention.engine.engine import Engine
+    from whisper_flash_attention.engine.memory_plan import MemoryPlan
 
 
 class Transcriber:
@@ -164,7 +167,7 @@ class Transcriber:
         Of the model, this and `GenerateReader` alone use more than its configuration.
         """
         if isinstance(self._model, EngineModel):
-            from whisper_flash_attention.engine.interception import intercepted_by
+            from whisper_flash_attention.engine.engine import intercepted_by
 
             engine = self._model.engine
             if intercepted_by(engine.weights.device) is None:
@@ -214,6 +217,41 @@ class Transcriber:
                 attention += f", decoder {' and '.join(dict.fromkeys(decoder))}"
         computes_in = precision or str(dtype).removeprefix("torch.")
         return f"{self.engine}; attention: {attention}; {device}, {computes_in}"
+
+    def plan(
+        self,
+        *,
+        batch_size: int | None = None,
+        memory_gb: float | None = None,
+        beam_size: int = 1,
+    ) -> MemoryPlan:
+        """Compute the memory that windows of the longest texts will need.
+
+            print(transcriber.plan(batch_size=4))
+            transcriber.plan(memory_gb=2).batch_size    # the windows that fit 2 GB
+
+        Args:
+            batch_size: windows side by side; or else
+            memory_gb: a budget in units of 1e9 bytes, weights included: plan the most windows that
+                fit.
+            beam_size: beams of every window.
+
+        Returns:
+            A `MemoryPlan`; weights count as they are held, in 8 bits where they are int8.
+
+        Raises:
+            OptionError: not exactly one of `batch_size` and `memory_gb`, a number out of range, a
+                budget too small for one window, or a model that runs on Transformers.
+        """
+        engine = self.running_engine()
+        if engine is None:
+            raise OptionError(
+                "this model runs on Transformers' generate, whose memory is not planned"
+            )
+        from whisper_flash_attention.engine.memory_plan import make_plan
+
+        wanted = windows_request(engine, beam_size)
+        return make_plan(engine.weights, wanted, batch_size=batch_size, memory_gb=memory_gb)
 
     @property
     def languages(self) -> tuple[str, ...]:

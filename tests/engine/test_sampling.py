@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisper_flash_attention.engine.greedy import GreedyChooser
 from whisper_flash_attention.engine.logits_processors import (
     History,
     LogitsProcessor,
@@ -18,6 +17,7 @@ from whisper_flash_attention.engine.logits_processors import (
     SuppressAtBegin,
     Timestamps,
 )
+from whisper_flash_attention.engine.sampling import GreedyChooser
 
 VOCABULARY, STAMPS, EOS = 60, 40, 30
 NO_STAMPS = STAMPS - 1
