@@ -79,7 +79,7 @@ def test_a_row_that_fails_has_its_reason_and_the_run_goes_on(
     row = rows_by_system(first_run[0])["flash:nonsense"]
     assert row.status == "failed"
     assert row.error is not None
-    assert "OptionError: system 'flash:nonsense' is unknown" in row.error
+    assert "OptionError: system is 'flash:nonsense': give orig" in row.error
     assert row.seconds_per_batch is None
     log = (folder / "failures.log").read_text()
     assert "=== small tiny 2 flash:nonsense" in log
