@@ -204,13 +204,36 @@ def test_every_setting_gets_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "plot-default.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_systems_and_their_numbers_are_written_on_it(tmp_path: Path) -> None:
+def test_a_system_alone_has_its_numbers_written_on_it(tmp_path: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        draw_plots([make_row("orig", 0.0812), make_row("flash", 0.0123)], tmp_path)
+        draw_plots([make_row("orig", 0.0812)], tmp_path)
     picture = (tmp_path / "plot-default.svg").read_text()
-    for words in ("Orig", "Flash", "0.0812", "0.0123", "VRAM, driver (GB)", "4 layers"):
+    for words in ("Orig", "0.0812", "VRAM, driver (GB)", "4 layers"):
+        assert words in picture
+
+
+def test_two_systems_are_shown_by_their_ratio(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_plots(
+            [
+                make_row("orig", 0.0812, vram_driver_gb=2.0),
+                make_row("flash", 0.0123, vram_driver_gb=1.5),
+                make_row("orig", decoder_layers=2),
+            ],
+            tmp_path,
+        )
+    picture = (tmp_path / "plot-default.svg").read_text()
+    for words in (
+        "times as fast as stock",
+        ">6.6<",
+        "VRAM, driver, of stock",
+        ">0.75<",
+        "4 layers",
+    ):
         assert words in picture
 
 

@@ -364,18 +364,57 @@ def _draw(rows: Sequence[ResultRow], folder: Path, name: str) -> list[Path]:
         f"{first.setting}: batch {first.batch_size}, {first.new_tokens} new tokens, {first.dtype}\n"
         f"{first.environment['device_name']}"
     )
-    _bars(time, rows, models, lambda row: row.seconds_per_batch, "seconds per batch (median)")
+
+    def seconds(row: ResultRow) -> float | None:
+        return row.seconds_per_batch
+
+    def gigabytes(row: ResultRow) -> float | None:
+        return row.vram_driver_gb if on_gpu else row.rss_peak_gb
+
     on_gpu = first.device.startswith("cuda")
-    if on_gpu:
-        _bars(memory, rows, models, lambda row: row.vram_driver_gb, "VRAM, driver (GB)")
+    kind = "VRAM, driver" if on_gpu else "peak RSS"
+    if {row.system for row in rows} == set(STYLES):
+        _ratios(time, rows, models, lambda stock, ours: _over(seconds(stock), seconds(ours)))
+        time.set_ylabel("times as fast as stock")
+        _ratios(memory, rows, models, lambda stock, ours: _over(gigabytes(ours), gigabytes(stock)))
+        memory.set_ylabel(f"{kind}, of stock's")
+        memory.axhline(1.0, color="black", linewidth=0.8, linestyle="dashed")
     else:
-        _bars(memory, rows, models, lambda row: row.rss_peak_gb, "peak RSS (GB)")
-    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _bars(time, rows, models, seconds, "seconds per batch (median)")
+        _bars(memory, rows, models, gigabytes, f"{kind} (GB)")
+        figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     files = [folder / f"{name}.{form}" for form in FORMATS]
     for path in files:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)
     return files
+
+
+def _over(above: float | None, below: float | None) -> float:
+    return above / below if above and below else 0.0
+
+
+def _ratios(
+    axes: Axes,
+    rows: Sequence[ResultRow],
+    models: Sequence[tuple[str, int]],
+    ratio: Callable[[ResultRow, ResultRow], float],
+) -> None:
+    """A bar for each model that both systems ran, with its ratio on it."""
+    found = {(row.system, row.checkpoint, row.decoder_layers): row for row in rows}
+    heights: list[float] = []
+    for model in models:
+        stock, ours = (found.get((system, *model)) for system in STYLES)
+        heights.append(ratio(stock, ours) if stock and ours else 0.0)
+    drawn = axes.bar(range(len(models)), heights, 2 * BAR, **list(STYLES.values())[1])
+    axes.bar_label(drawn, [f"{each:.3g}" if each else "" for each in heights], padding=2)
+    _label_models(axes, models)
+
+
+def _label_models(axes: Axes, models: Sequence[tuple[str, int]]) -> None:
+    axes.set_xticks(range(len(models)), [f"{name}\n{layers} layers" for name, layers in models])
+    axes.margins(y=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _bars(
@@ -395,10 +434,8 @@ def _bars(
         positions = [position + offset for position in heights]
         drawn = axes.bar(positions, list(heights.values()), BAR, **style)
         axes.bar_label(drawn, fmt="{:.3g}", fontsize=7, padding=2)
-    axes.set_xticks(range(len(models)), [f"{name}\n{layers} layers" for name, layers in models])
     axes.set_ylabel(label)
-    axes.margins(y=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
+    _label_models(axes, models)
 
 
 def write_outputs(rows: Sequence[ResultRow], folder: Path, console: Console) -> list[Path]:
