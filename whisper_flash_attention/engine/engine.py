@@ -349,7 +349,7 @@ class Buffers:
         self._encoder_bytes = encoder_bytes
         self._decoders: OrderedDict[Layout, CudaDecoder] = OrderedDict()
         self._last: Layout | None = None
-        memory.tell(self._forget)
+        memory.on_release(self._drop)
 
     def state(self, layout: Layout) -> DecodeState:
         """Return a state of this layout for `TorchDecoder`."""
@@ -382,7 +382,7 @@ class Buffers:
         """Give all memory back."""
         self._memory.release()
 
-    def _forget(self) -> None:
+    def _drop(self) -> None:
         self._decoders.clear()
         self._last = None
 

@@ -157,21 +157,21 @@ class Arena:
 class SharedArena:
     """The arena of all that take turns in it, from its beginning; it only grows.
 
-    When it does, everyone forgets what lay in it, so that the driver has its memory back before it
-    gives more.
+    Before it grows, its users drop their tensors in it, so that the driver has the old memory back
+    before it gives more.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._arena: Arena | None = None
         # Weak: the memory must go with the engine, without waiting for the garbage collector.
-        self._forget: list[WeakMethod[Callable[[], None]]] = []
+        self._callbacks: list[WeakMethod[Callable[[], None]]] = []
         # Bytes, from the beginning, that were overwritten since a decoder last had its turn.
         self.overwritten = 0
 
-    def tell(self, forget: Callable[[], None]) -> None:
-        """Call this bound method before the arena goes."""
-        self._forget.append(WeakMethod(forget))
+    def on_release(self, drop: Callable[[], None]) -> None:
+        """Call this bound method, which drops tensors in the arena, before it is freed."""
+        self._callbacks.append(WeakMethod(drop))
 
     def of(self, size: int) -> Arena:
         """The arena, which has at least this number of bytes."""
@@ -182,9 +182,9 @@ class SharedArena:
 
     def release(self) -> None:
         """Give the memory back."""
-        for reference in self._forget:
-            if forget := reference():
-                forget()
+        for reference in self._callbacks:
+            if drop := reference():
+                drop()
         if self._arena is not None:
             self._arena.free()
             self._arena = None
@@ -205,7 +205,7 @@ KERNEL_PROMPT_ROWS = 1024
 KERNEL_PROMPT_TOKENS = 8
 # Up to this width all of the encoder's products are ours, and of few clips up to a larger one. For
 # one clip cuBLAS takes as much memory (its handle, workspaces, modules) as everything else of a
-# call; at width 1280 it is faster.
+# call. Beside the weights of wider models that is little.
 OWN_PRODUCT_WIDTH = 512
 OWN_PRODUCT_CLIPS, OWN_PRODUCT_CLIPS_WIDTH = 4, 1024
 # From this number of clips on, reading encoder states is faster than projected keys and values.

@@ -251,7 +251,7 @@ class TritonEncoder:
         self._parts: OrderedDict[int, tuple[EncoderPass, GraphCache]] = OrderedDict()
         # Sizes of parts whose kernels were compiled and have run.
         self._warm: set[int] = set()
-        memory.tell(self.release)
+        memory.on_release(self.release)
 
     def run(self, features: Tensor) -> Tensor:
         states = features.new_empty(len(features), *self._weights.positions.shape)

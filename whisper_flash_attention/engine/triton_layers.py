@@ -249,8 +249,8 @@ class TritonLayers:
             fill_cross(self._weights, states, state)
             return
         assert state.cross_keys is not None and state.cross_values is not None
-        # The end of a pass leaves another choice behind, with which a recording would have to load
-        # another kernel, which it must not. And a kernel cannot overlap with the copies before.
+        # A pass ends with another overlap set. A capture would then load a kernel that has not run,
+        # which CUDA forbids, and this kernel would start before the copies that precede it end.
         set_pdl(Overlap.NONE)
         clips = len(states)
         for index, layer in enumerate(self._weights.layers):

@@ -20,6 +20,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class RequestBuilder:
     def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
         self._vocabulary = vocabulary
         self._options = options
-        self._suppressed = _suppressed(vocabulary, options.suppress_tokens)
+        self._suppress = Suppress(_suppressed(vocabulary, options.suppress_tokens))
 
     def width(self, temperature: float) -> int:
         """How many rows of a prompt each window takes at a temperature."""
@@ -138,7 +139,7 @@ class RequestBuilder:
             rules.append(RepetitionPenalty(options.repetition_penalty, begin))
         if options.no_repeat_ngram_size:
             rules.append(NoRepeatNgram(options.no_repeat_ngram_size, begin))
-        rules.append(Suppress(self._suppressed))
+        rules.append(self._suppress)
         if options.suppress_blank:
             rules.append(SuppressAtBegin(self._vocabulary.at_begin, begin))
         if options.min_new_tokens:
@@ -329,13 +330,13 @@ class WindowDecoder:
         is_last = len(results) == len(self._options.temperatures)
         return is_last or not self.needs_fallback(results[-1])
 
-    @property
+    @cached_property
     def fits_slots(self) -> bool:
         """Whether first results can share slots, and end after different numbers of tokens."""
         least, most = self._options.min_new_tokens, self._options.max_new_tokens
         return stays_on_device(self._any_request) and (most is None or (least or 0) < most)
 
-    @property
+    @cached_property
     def stream_key(self) -> tuple[object, ...]:
         """What decoders whose windows share slots have in common; it must have `fits_slots`."""
         request = self._any_request
