@@ -154,9 +154,10 @@ def _one_line(error: Any) -> str:
     """A usage error, what may have been meant, and where the options are listed."""
     message = printable(" ".join(error.message.split()) or error.format_message())
     # Imported here: a command without a mistake needs nothing of it.
-    from whisper_flash_attention.cli.spelling import INSTEAD
+    from whisper_flash_attention.cli.spelling import INSTEAD, TOO_MANY
 
-    if instead := INSTEAD.get(getattr(error, "option_name", "")):
+    command = error.ctx.info_name if "unexpected extra argument" in message else None
+    if instead := INSTEAD.get(getattr(error, "option_name", "")) or TOO_MANY.get(command):
         message += f"; {instead}"
     elif near := sorted(getattr(error, "possibilities", None) or ()):
         message += f"; did you mean {' or '.join(near)}?"
