@@ -156,7 +156,7 @@ def _one_line(error: Any) -> str:
     # Imported here: a command without a mistake needs nothing of it.
     from whisper_flash_attention.cli.spelling import INSTEAD, TOO_MANY
 
-    command = error.ctx.info_name if "unexpected extra argument" in message else None
+    command = error.ctx.info_name if "unexpected extra argument" in message else ""
     if instead := INSTEAD.get(getattr(error, "option_name", "")) or TOO_MANY.get(command):
         message += f"; {instead}"
     elif near := sorted(getattr(error, "possibilities", None) or ()):
