@@ -27,9 +27,10 @@ PLAIN = {
 
 @pytest.fixture(scope="module")
 def speech(bundled_recordings) -> Samples:
-    """34 s: more than one window."""
-    parts = [load_audio(recording.path) for recording in bundled_recordings]
-    return np.concatenate([*parts, *parts])[: 34 * 16_000]
+    """34 s, more than one window: speech for 10 s, and from 31 s on."""
+    clips = [load_audio(bundled_recordings[index].path) for index in (0, 1, 4)]
+    pause = np.zeros(34 * 16_000 - sum(clip.size for clip in clips), np.float32)
+    return np.concatenate([*clips[:2], pause, clips[2]])
 
 
 @pytest.fixture(scope="module")
