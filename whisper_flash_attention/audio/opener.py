@@ -331,11 +331,7 @@ class _Reader:
 
 
 class _Room:
-    """Bounds the samples that processes have decoded ahead.
-
-    Args:
-        most: samples, beyond which only the oldest recording that is not done is decoded on.
-    """
+    """Has only the oldest recording decoded on, once processes are `most` samples ahead."""
 
     def __init__(self, most: float) -> None:
         self._most = most

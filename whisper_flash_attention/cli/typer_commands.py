@@ -104,12 +104,7 @@ def _take_text(parameter: Any) -> None:
 
 @dataclass(frozen=True)
 class _TextCoercion:
-    """Turns what was given for a parameter into a value of its kind.
-
-    Args:
-        kind: the parameter's annotation.
-        usual: makes Typer's own object for it.
-    """
+    """Turns what was given into a value of a parameter's `kind`, if need be by Typer's `usual`."""
 
     kind: Any
     usual: Callable[[], Any]
