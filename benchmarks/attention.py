@@ -80,14 +80,30 @@ ABSORBED_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1280: 20}
 ABSORBED_COLD_BYTES = 200e6
 C = AttentionConfig
 ABSORBED_CONFIGS = {
-    384: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3), C("wgmma", 16, 64, 4, 4)),
-    512: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3)),
-    768: (C("rows", 16, 16, 4, 3), C("wgmma", 16, 64, 4, 2)),
-    1024: (C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3)),
+    384: (
+        C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3), C("wgmma", 16, 64, 4, 4),
+        C("slices", 16, 32, 4, 3), C("slices", 16, 32, 8, 3),
+    ),
+    512: (
+        C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3),
+        C("slices", 16, 32, 4, 3), C("slices", 16, 32, 8, 3),
+    ),
+    768: (
+        C("rows", 16, 16, 4, 3), C("wgmma", 16, 64, 4, 2),
+        C("slices", 16, 16, 4, 3), C("slices", 16, 32, 4, 3), C("slices", 16, 32, 8, 3),
+    ),
+    1024: (
+        C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3),
+        C("slices", 16, 16, 4, 3), C("slices", 16, 16, 8, 3), C("slices", 16, 16, 8, 4),
+        C("slices", 16, 32, 8, 3),
+    ),
     1280: (
-        C("rows", 32, 16, 8, 3), C("rows", 32, 32, 8, 2), C("rows", 32, 16, 16, 4),
-        C("rows", 10, 16, 4, 2), C("rows", 10, 16, 4, 3), C("rows", 10, 16, 8, 2),
-        C("rows", 10, 32, 4, 2), C("wgmma", 10, 64, 8, 1),
+        C("rows", 32, 32, 8, 2), C("rows", 10, 16, 4, 2), C("wgmma", 10, 64, 8, 1),
+        C("slices", 32, 16, 8, 2), C("slices", 32, 16, 8, 3), C("slices", 32, 16, 8, 4),
+        C("slices", 32, 32, 8, 2), C("slices", 32, 16, 16, 3),
+        C("slices", 10, 16, 4, 2), C("slices", 10, 16, 4, 3), C("slices", 10, 16, 8, 3),
+        C("slices", 10, 16, 8, 4), C("slices", 10, 32, 8, 2), C("slices", 10, 32, 8, 3),
+        C("slices", 10, 16, 16, 3),
     ),
 }  # fmt: skip
 
@@ -461,7 +477,7 @@ def splits_to_try(batch: int, only_chosen: bool) -> list[int]:
 
 
 def show_absorbed(rows: list[dict[str, Any]]) -> None:
-    """Print, per D, configurations by batches, with the best number of splits each."""
+    """Print, per D, a line per configuration, by its time at the first batch; best splits each."""
     for d in dict.fromkeys(row["d"] for row in rows):
         lines: dict[str, dict[str, Any]] = {}
         for row in (row for row in rows if row["d"] == d):
@@ -478,13 +494,17 @@ def show_absorbed(rows: list[dict[str, Any]]) -> None:
             share = best and f"({best['share_of_copy']:.0%}, {best['splits']})"
             return best and f"{best['microseconds']:.1f} {share}"
 
+        def first_time(line: Mapping[str, Any], batch: int = rows[0]["batch"]) -> float:
+            best = line["best"].get(batch)
+            return best["microseconds"] if best else math.inf
+
         columns = {"configuration": lambda row: row["name"] + (" *" if row["chosen"] else "")}
         columns |= {
             str(each): partial(cell, each) for each in dict.fromkeys(r["batch"] for r in rows)
         }
         columns["error"] = lambda row: (row["failure"] or f"{row['error']:.1e}")[:50]
         title = f"D {d}: microseconds (share of copy bandwidth, splits); * is chosen"
-        print_rows(title, lines.values(), columns)
+        print_rows(title, sorted(lines.values(), key=first_time), columns)
 
 
 def absorbed(
