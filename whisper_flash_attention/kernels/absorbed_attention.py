@@ -12,14 +12,12 @@ its keys: scores of a block of keys, online softmax, weighted sum of the same bl
 the roles of the operands of the matrix product:
 
     rows      queries are the rows of plain 2-D products; every warp needs every query
-    slices    each warp has a slice of the columns, of the queries, states and means: batched
-              products, whose scores are then summed over the warps
     wgmma     keys and columns are rows of warp-group products, operands in shared memory, 64 keys
     blocks    any dtype and small tiles: a program computes one block of output columns and reads
               all columns for the scores
 
-`wgmma` loads through tensor descriptors (the tensor memory accelerator of CUDA capability 9.0 and
-above); the others through pointers.
+`rows` and `blocks` load through pointers; `wgmma` through tensor descriptors (the tensor memory
+accelerator of CUDA capability 9.0 and above).
 
 D is one or two powers of two, `D0 + D1` (D1 may be 0): Triton's tiles are powers of two.
 Statistics are in base 2: partial_stats holds max(s) and sum(2^(s - max)) of s = log2(e) * scores;
@@ -52,7 +50,7 @@ from whisper_flash_attention.kernels.launch import (
     wait,
 )
 
-Formulation = Literal["rows", "slices", "wgmma", "blocks"]
+Formulation = Literal["rows", "wgmma", "blocks"]
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 MOST_SPLITS = 8
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -97,7 +95,7 @@ def choose_config(
     if d <= 768:
         return AttentionConfig("wgmma", queries=16, keys=64, warps=4, stages=2)
     if d <= 1024:
-        return AttentionConfig("rows", queries=16, keys=16, warps=4, stages=3)
+        return AttentionConfig("rows", queries=16, keys=32, warps=4, stages=3)
     return AttentionConfig("rows", queries=32, keys=32, warps=8, stages=2)
 
 
@@ -210,10 +208,6 @@ def absorbed_attention(
     grid = (programs, splits)
     if config.formulation == "rows":
         launch(rows_kernel, grid)(states=states, M=_padded(width, 16), **arguments)
-        return
-    if config.formulation == "slices":
-        arguments |= {"states": states, "M": _padded(width, 16), "SLICES": config.warps}
-        launch(slices_kernel, grid)(**arguments)
         return
     arguments |= _descriptors(states, config.keys, d0, d1)
     launch(wgmma_kernel, grid)(M=_padded(width, 8), **arguments)
@@ -388,105 +382,6 @@ def rows_kernel(
     store_mean(mean0 * inverse, partial_out, start, 0, count, 0, D)
     if D1 > 0:
         store_mean(mean1 * inverse, partial_out, start, 0, count, D0, D)
-    store_stats(highest, total, partial_stats, start, 0, count)
-
-
-@triton.jit
-def slices_of(rows, SLICES: tl.constexpr):
-    """[M, C] as [SLICES, M, C / SLICES]."""
-    M: tl.constexpr = rows.shape[0]
-    C: tl.constexpr = rows.shape[1]
-    return tl.permute(tl.reshape(rows, (M, SLICES, C // SLICES)), (1, 0, 2))
-
-
-@triton.jit
-def rows_of(slices):
-    """The inverse of `slices_of`."""
-    M: tl.constexpr = slices.shape[1]
-    C: tl.constexpr = slices.shape[0] * slices.shape[2]
-    return tl.reshape(tl.permute(slices, (1, 0, 2)), (M, C))
-
-
-@triton.jit
-def slice_offsets(key, first: tl.constexpr, D: tl.constexpr, C: tl.constexpr, SLICES: tl.constexpr):
-    """Offsets [SLICES, keys, C / SLICES] of the states of C columns from `first` on."""
-    WIDTH: tl.constexpr = C // SLICES
-    column = tl.arange(0, SLICES)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
-    return key[None, :, None] * D + first + column
-
-
-@triton.jit(do_not_specialize=["n_keys", "n_queries"])
-def slices_kernel(
-    queries,
-    states,
-    partial_out,
-    partial_stats,
-    finished,
-    n_keys,
-    n_queries,
-    CLIP_QUERIES: tl.constexpr,
-    HEADS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    TILES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    M: tl.constexpr,
-    D0: tl.constexpr,
-    D1: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
-    FINISHED: tl.constexpr,
-    BACKWARDS: tl.constexpr,
-    PDL: tl.constexpr,
-    SLICES: tl.constexpr,
-):
-    """Formulation `slices`: scores [SLICES, keys, M], mean [SLICES, M, D / SLICES].
-
-    Triton spreads warps over the first axis of a 3-D product: one slice each. The states are the
-    left operand of one product and the right operand of the other, hence transposed in neither:
-    Triton copies what is transposed in 3-D through registers instead of in the background.
-    """
-    D: tl.constexpr = D0 + D1
-    release(PDL)
-    wait(PDL)
-    clip, start, count, first, last = tile_bounds(
-        tl.program_id(0), finished, n_keys, CLIP_QUERIES, HEADS, TOKENS, TILES, WIDTH, M, KEYS,
-        FINISHED,
-    )  # fmt: skip
-    q0 = slices_of(load_queries(queries, start, 0, count, 0, D, D0, M), SLICES)
-    q0 = tl.permute(q0, (0, 2, 1))
-    mean0 = tl.zeros((SLICES, M, D0 // SLICES), tl.float32)
-    q1 = q0
-    mean1 = tl.zeros((1, 1, 1), tl.float32)
-    if D1 > 0:
-        q1 = slices_of(load_queries(queries, start, 0, count, D0, D, D1, M), SLICES)
-        q1 = tl.permute(q1, (0, 2, 1))
-        mean1 = tl.zeros((SLICES, M, D1 // SLICES), tl.float32)
-    highest = tl.full((M,), -float("inf"), tl.float32)
-    total = tl.zeros((M,), tl.float32)
-    key = tl.arange(0, KEYS)
-    clip_states = states + clip.to(tl.int64) * n_keys * D
-    for block in tl.range(first, last, KEYS, num_stages=STAGES):
-        k = key_block(block, first, last, KEYS, BACKWARDS)
-        seen = k + key < last
-        mask = seen[None, :, None]
-        at = clip_states + k * D
-        e0 = tl.load(at + slice_offsets(key, 0, D, D0, SLICES), mask=mask, other=0.0)
-        scores = tl.dot(e0, q0)
-        if D1 > 0:
-            e1 = tl.load(at + slice_offsets(key, D0, D, D1, SLICES), mask=mask, other=0.0)
-            scores = tl.dot(e1, q1, scores)
-        weights, decay, highest, total = softmax_step(tl.sum(scores, 0), seen, highest, total, 1)
-        weights = tl.trans(weights.to(e0.dtype))[None]
-        weights = tl.broadcast_to(weights, (SLICES, M, KEYS))
-        mean0 = tl.dot(weights, e0, mean0 * decay[None, :, None])
-        if D1 > 0:
-            mean1 = tl.dot(weights, e1, mean1 * decay[None, :, None])
-    release_late(PDL)
-    inverse = inverse_sum(total)[None, :, None]
-    start += tl.program_id(1) * n_queries
-    store_mean(rows_of(mean0 * inverse), partial_out, start, 0, count, 0, D)
-    if D1 > 0:
-        store_mean(rows_of(mean1 * inverse), partial_out, start, 0, count, D0, D)
     store_stats(highest, total, partial_stats, start, 0, count)
 
 
