@@ -448,7 +448,11 @@ class AbsorbedCase:
         def values(i: int) -> None:
             project_values(parts, stats, weights[i, 0], vector, out)
 
-        launches = {"query": query, "linear_and_fold": linear_and_fold, "values": values}
+        launches: dict[str, Callable[[int], None]] = {
+            "query": query,
+            "linear_and_fold": linear_and_fold,
+            "values": values,
+        }
         for each in launches.values():
             each(0)
         return launches
@@ -488,14 +492,16 @@ def show_absorbed(rows: list[dict[str, Any]]) -> None:
 
         def cell(batch: int, line: Mapping[str, Any]) -> str | None:
             best = line["best"].get(batch)
-            share = best and f"({best['share_of_copy']:.0%}, {best['splits']})"
-            return best and f"{best['microseconds']:.1f} {share}"
+            if best is None:
+                return None
+            share = f"({best['share_of_copy']:.0%}, {best['splits']})"
+            return f"{best['microseconds']:.1f} {share}{' *' if best['chosen'] else ''}"
 
         def first_time(line: Mapping[str, Any], batch: int = rows[0]["batch"]) -> float:
             best = line["best"].get(batch)
             return best["microseconds"] if best else math.inf
 
-        columns = {"configuration": lambda row: row["name"] + (" *" if row["chosen"] else "")}
+        columns = {"configuration": lambda row: row["name"]}
         columns |= {
             str(each): partial(cell, each) for each in dict.fromkeys(r["batch"] for r in rows)
         }
@@ -522,9 +528,16 @@ def absorbed(
     sizes = size or ([1024, 1280] if quick else list(ABSORBED_HEADS))
     batches = batch or ([32, 128] if quick else [8, 32, 64, 128])
     capability = torch.cuda.get_device_capability()
-    chosen = {d: choose_config(ABSORBED_HEADS[d], d, precision, capability) for d in sizes}
+    chosen = {
+        (d, clips): choose_config(ABSORBED_HEADS[d], d, precision, capability, clips=clips)
+        for d in sizes
+        for clips in batches
+    }
     tried = {d: () if chosen_only else ABSORBED_CONFIGS[d] for d in sizes}
-    configs = {d: tuple(dict.fromkeys((*tried[d], chosen[d]))) for d in sizes}
+    configs = {
+        d: tuple(dict.fromkeys((*tried[d], *(chosen[d, clips] for clips in batches))))
+        for d in sizes
+    }
     jobs = [(d, config) for d in sizes for config in configs[d]]
     checks = check_all_absorbed(jobs, batches, precision, processes)
     rate = measure_ceilings("cuda", dtype).bytes_per_second
@@ -538,7 +551,7 @@ def absorbed(
                 for splits in splits_to_try(one_batch, quick or chosen_only):
                     error, failure = checks[d, config]
                     row = {"kernel": "attention", "d": d, "batch": one_batch, "splits": splits}
-                    row |= {"config": asdict(config), "chosen": config == chosen[d]}
+                    row |= {"config": asdict(config), "chosen": config == chosen[d, one_batch]}
                     row |= {"error": error, "failure": failure}
                     row |= {"microseconds": None, "share_of_copy": None}
                     rows.append(row)

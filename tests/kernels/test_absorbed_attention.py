@@ -225,6 +225,8 @@ def test_choices_fit_whisper_and_other_devices() -> None:
         assert choose_config(rows * heads, d, torch.float32).formulation == "blocks"
         assert choose_config(rows * heads, d, torch.float16, (8, 0)).formulation == "rows"
     assert choose_config(14, 896, torch.float16).formulation == "blocks"
+    few, many = (choose_config(20, 1280, torch.float16, clips=clips) for clips in (8, 32))
+    assert (few.formulation, many.formulation) == ("wgmma", "rows")
 
 
 def test_splits_fill_the_device_and_no_more() -> None:
