@@ -67,13 +67,13 @@ def test_a_report_needs_rows(tmp_path: Path) -> None:
 
 
 def test_the_committed_results_make_their_report_again(tmp_path: Path) -> None:
-    committed = ROOT / "benchmarks" / "results" / "h100"
-    shutil.copytree(committed, tmp_path / "h100")
-    code, text = invoke("--report", "--output", str(tmp_path / "h100"))
+    committed = ROOT / "benchmarks" / "results" / "h200"
+    shutil.copytree(committed, tmp_path / "h200")
+    code, text = invoke("--report", "--output", str(tmp_path / "h200"))
     assert code == 0
     assert "large: batch 32, 256 new tokens" in text
     report = "results.md"
-    assert (tmp_path / "h100" / report).read_text() == (committed / report).read_text()
+    assert (tmp_path / "h200" / report).read_text() == (committed / report).read_text()
 
 
 def test_an_unknown_option_is_exit_code_2() -> None:
