@@ -87,13 +87,13 @@ def choose_config(
     """A configuration for `clip_queries` queries per clip (rows x heads) of width `d`.
 
     Args:
-        capability: the device's CUDA compute capability; below 9.0 there are no tensor descriptors
-            in hardware, hence `rows`.
+        capability: the device's CUDA compute capability; others than 9.x and 10.x have less than
+            half of their shared memory, or no tensor descriptors in hardware, hence `rows`.
         clips: of the launch. With few, a program's latency decides rather than the reads of all.
     """
     if dtype == torch.float32 or split_columns(d) is None:
         return AttentionConfig("blocks", queries=16, keys=16, warps=4, stages=2)
-    if capability < (9, 0):
+    if capability[0] not in (9, 10):
         warps = 4 if d <= 512 else 8
         return AttentionConfig("rows", queries=16, keys=16, warps=warps, stages=2)
     if d <= 512:
