@@ -491,11 +491,7 @@ class WindowDecoder:
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
     ) -> list[_DecodedRow]:
-        """Decode the windows `indices`, in that order.
-
-        Args:
-            silence: of each, the probability that there is no speech, if it is known.
-        """
+        """Decode the windows `indices`, in that order; `silence` where it is known."""
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
         width = self._requests.width(temperature)
