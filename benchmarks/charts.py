@@ -74,14 +74,14 @@ def _read(name: str) -> Any:
 
 # Checkpoints with all of their decoder layers.
 WHOLE = {"tiny": 4, "base": 6, "small": 12, "medium": 24}
-LARGE = "32 clips of 30 s, 256 tokens each (NVIDIA H100, float16)"
+LARGE = "32 clips of 30 s, 256 tokens each (NVIDIA H200, float16)"
 
 
 def _whole_calls(field: str, unit: str, what: str) -> list[tuple[str, list[Bar]]]:
     """Stock and this package in the large setting."""
     rows = {
         (row["checkpoint"], row["decoder_layers"], row["system"]): row[field]
-        for row in _read("h100/results.json")["rows"]
+        for row in _read("h200/results.json")["rows"]
         if row["setting"] == "large" and row["status"] == "ok"
     }
     groups = []

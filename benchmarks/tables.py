@@ -127,7 +127,7 @@ def read_results() -> Results:
     """Measured rows of whole calls, by (setting, checkpoint, decoder layers, system)."""
     return {
         (row["setting"], row["checkpoint"], row["decoder_layers"], row["system"]): row
-        for row in read_json("h100/results.json")["rows"]
+        for row in read_json("h200/results.json")["rows"]
         if row["status"] == "ok"
     }
 
@@ -185,7 +185,7 @@ def headline() -> str:
     stock, ours = _seconds("large", "medium", 24)
     return (
         f"**{stock / ours:.3g} times as fast as stock Transformers**: {ours:.2g} s instead of "
-        f"{stock:.3g} s for 32 clips of 30 s with\nWhisper medium on an NVIDIA H100 (float16, 256 "
+        f"{stock:.3g} s for 32 clips of 30 s with\nWhisper medium on an NVIDIA H200 (float16, 256 "
         "tokens per clip, stock with eager attention)."
     )
 
@@ -199,7 +199,7 @@ def summary() -> str:
         ("large", "medium", 24, "medium, 32 clips, 256 tokens each"),
     ]
     rows = [
-        [f"{label}; H100, float16", *_times(*_seconds(setting, checkpoint, layers))]
+        [f"{label}; H200, float16", *_times(*_seconds(setting, checkpoint, layers))]
         for setting, checkpoint, layers, label in cases
     ]
     (cpu,) = (row for row in read_json("cpu.json")["rows"] if row["model"] == "package:base")
@@ -295,7 +295,7 @@ def files_sentence() -> str:
     return (
         f"From files: the command turns {row['recordings']} flac files, "
         f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
-        f"large-v3-turbo on the same GPU: {row['realtime_factor']:,.0f} times real time, "
+        f"large-v3-turbo on an H100: {row['realtime_factor']:,.0f} times real time, "
         f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window)."
     )
 
@@ -396,7 +396,7 @@ def parity() -> str:
 
 # Results that README.md and docs/benchmarks.md show.
 SOURCES = (
-    "h100/results.json",
+    "h200/results.json",
     "encoder-h100.json",
     THROUGHPUT,
     FILES,

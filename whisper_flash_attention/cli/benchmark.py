@@ -111,7 +111,7 @@ def benchmark_command(
       whisper-flash benchmark   # both tables of a GPU, or the small one of a CPU
       whisper-flash benchmark --setting default --checkpoint tiny --checkpoint base
       whisper-flash benchmark --system orig --system flash:sdpa_flash --dtype bfloat16
-      whisper-flash benchmark --report --output benchmarks/results/h100
+      whisper-flash benchmark --report --output benchmarks/results/h200
       whisper-flash benchmark --list
       whisper-flash benchmark throughput --help   # from samples in memory to text
       whisper-flash benchmark mlperf --help   # MLPerf's load generator, unofficially

@@ -538,11 +538,9 @@ class WindowDecoder:
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
     ) -> list[_DecodedRow]:
-        """Decode the windows `indices`, in that order.
+        """Decode the windows `indices`, in that order; `silence` where it is known.
 
-        Args:
-            temperature: None is 0 with descriptions of sounds.
-            silence: of each, the probability that there is no speech, if it is known.
+        At temperature None it is greedy, with descriptions of sounds.
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
