@@ -117,7 +117,8 @@ class RequestBuilder:
             length: of the prompt.
         """
         end = self._vocabulary.end
-        rows = [_up_to(end, row) for row in decoded.sequences[:, length:].tolist()]
+        sequences = decoded.sequences[:, length:].tolist()
+        rows = [row[: row.index(end)] if end in row else row for row in sequences]
         penalty = self._options.length_penalty
         if decoded.beam_indices is not None:
             assert decoded.sequences_scores is not None
@@ -179,10 +180,6 @@ def _suppressed(vocabulary: Vocabulary, given: tuple[int, ...]) -> tuple[int, ..
     """Ids that are never sampled: those given, with the list of the checkpoint in place of -1."""
     always = vocabulary.suppressed if -1 in given else vocabulary.steering
     return tuple(dict.fromkeys((*always, *(each for each in given if each >= 0))))
-
-
-def _up_to(end: int, row: list[int]) -> list[int]:
-    return row[: row.index(end)] if end in row else row
 
 
 def _nothing() -> None:
