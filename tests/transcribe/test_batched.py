@@ -173,7 +173,7 @@ class Scripted:
             while some := jobs(slots):
                 yield from some
 
-        def encode(reader, clips):
+        def encode(reader, chunks, clips):
             return torch.zeros(len(clips), 1, 1)
 
         def result(decoder, finished):
