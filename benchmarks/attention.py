@@ -55,9 +55,14 @@ from whisper_flash_attention.kernels.absorbed_attention import (
     choose_splits,
     workspace_shapes,
 )
-from whisper_flash_attention.kernels.absorbed_projections import absorb_query, project_values
+from whisper_flash_attention.kernels.absorbed_projections import (
+    absorb_query,
+    fold_queries,
+    project_values,
+)
 from whisper_flash_attention.kernels.encoder_attention import Config, attention, choose
 from whisper_flash_attention.kernels.launch import compiling
+from whisper_flash_attention.kernels.linear import linear
 
 POSITIONS, HEAD_DIM = 1500, 64
 SCALE = HEAD_DIM**-0.5
@@ -82,12 +87,14 @@ C = AttentionConfig
 ABSORBED_CONFIGS = {
     384: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3), C("wgmma", 16, 64, 4, 4)),
     512: (C("rows", 16, 32, 4, 3), C("wgmma", 16, 64, 4, 3)),
-    768: (C("rows", 16, 16, 4, 3), C("wgmma", 16, 64, 4, 2)),
-    1024: (C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3)),
+    768: (C("rows", 16, 16, 4, 3), C("wgmma", 16, 64, 4, 2), C("wgmma", 16, 64, 4, 1)),
+    1024: (
+        C("rows", 16, 16, 4, 3), C("rows", 16, 32, 4, 3),
+        C("wgmma", 16, 64, 4, 1), C("wgmma", 16, 64, 8, 1),
+    ),
     1280: (
-        C("rows", 32, 16, 8, 3), C("rows", 32, 32, 8, 2), C("rows", 32, 16, 16, 4),
-        C("rows", 10, 16, 4, 2), C("rows", 10, 16, 4, 3), C("rows", 10, 16, 8, 2),
-        C("rows", 10, 32, 4, 2), C("wgmma", 10, 64, 8, 1),
+        C("rows", 32, 32, 8, 2), C("rows", 10, 16, 4, 2),
+        C("wgmma", 10, 64, 4, 1), C("wgmma", 10, 64, 8, 1),
     ),
 }  # fmt: skip
 
@@ -427,21 +434,31 @@ class AbsorbedCase:
         parts, stats = workspace(self.batch, d, splits, self.dtype)
         parts.normal_()
         stats.fill_(1.0)
-        absorbed, out = torch.empty_like(self.queries), torch.empty_like(x)
+        absorbed, projected, out = map(torch.empty_like, (self.queries, x, x))
 
         def query(i: int) -> None:
             first, second = weights[i]
             absorb_query(x, vector, vector, first, vector, second, absorbed, scale=0.125)
 
+        def linear_and_fold(i: int) -> None:
+            first, second = weights[i]
+            linear(x, first, vector, projected, norm_weight=vector, norm_bias=vector)
+            fold_queries(projected, second, absorbed, scale=0.125)
+
         def values(i: int) -> None:
             project_values(parts, stats, weights[i, 0], vector, out)
 
-        query(0)
-        values(0)
-        return {"query": query, "values": values}
+        launches: dict[str, Callable[[int], None]] = {
+            "query": query,
+            "linear_and_fold": linear_and_fold,
+            "values": values,
+        }
+        for each in launches.values():
+            each(0)
+        return launches
 
     def measure_around(self) -> dict[str, Any]:
-        """Microseconds of `absorb_query` and `project_values` in their default configuration."""
+        """Microseconds of the kernels before (one, or two) and after, in default configurations."""
         entry: dict[str, Any] = {"d": self.d, "batch": self.batch}
         layers = cold_sets(2 * self.d**2 * self.dtype.itemsize, ABSORBED_COLD_BYTES, least=2)
         try:
@@ -461,7 +478,7 @@ def splits_to_try(batch: int, only_chosen: bool) -> list[int]:
 
 
 def show_absorbed(rows: list[dict[str, Any]]) -> None:
-    """Print, per D, configurations by batches, with the best number of splits each."""
+    """Print, per D, a line per configuration, by its time at the first batch; best splits each."""
     for d in dict.fromkeys(row["d"] for row in rows):
         lines: dict[str, dict[str, Any]] = {}
         for row in (row for row in rows if row["d"] == d):
@@ -475,16 +492,22 @@ def show_absorbed(rows: list[dict[str, Any]]) -> None:
 
         def cell(batch: int, line: Mapping[str, Any]) -> str | None:
             best = line["best"].get(batch)
-            share = best and f"({best['share_of_copy']:.0%}, {best['splits']})"
-            return best and f"{best['microseconds']:.1f} {share}"
+            if best is None:
+                return None
+            share = f"({best['share_of_copy']:.0%}, {best['splits']})"
+            return f"{best['microseconds']:.1f} {share}{' *' if best['chosen'] else ''}"
 
-        columns = {"configuration": lambda row: row["name"] + (" *" if row["chosen"] else "")}
+        def first_time(line: Mapping[str, Any], batch: int = rows[0]["batch"]) -> float:
+            best = line["best"].get(batch)
+            return best["microseconds"] if best else math.inf
+
+        columns = {"configuration": lambda row: row["name"]}
         columns |= {
             str(each): partial(cell, each) for each in dict.fromkeys(r["batch"] for r in rows)
         }
         columns["error"] = lambda row: (row["failure"] or f"{row['error']:.1e}")[:50]
         title = f"D {d}: microseconds (share of copy bandwidth, splits); * is chosen"
-        print_rows(title, lines.values(), columns)
+        print_rows(title, sorted(lines.values(), key=first_time), columns)
 
 
 def absorbed(
@@ -505,9 +528,16 @@ def absorbed(
     sizes = size or ([1024, 1280] if quick else list(ABSORBED_HEADS))
     batches = batch or ([32, 128] if quick else [8, 32, 64, 128])
     capability = torch.cuda.get_device_capability()
-    chosen = {d: choose_config(ABSORBED_HEADS[d], d, precision, capability) for d in sizes}
+    chosen = {
+        (d, clips): choose_config(ABSORBED_HEADS[d], d, precision, capability, clips=clips)
+        for d in sizes
+        for clips in batches
+    }
     tried = {d: () if chosen_only else ABSORBED_CONFIGS[d] for d in sizes}
-    configs = {d: tuple(dict.fromkeys((*tried[d], chosen[d]))) for d in sizes}
+    configs = {
+        d: tuple(dict.fromkeys((*tried[d], *(chosen[d, clips] for clips in batches))))
+        for d in sizes
+    }
     jobs = [(d, config) for d in sizes for config in configs[d]]
     checks = check_all_absorbed(jobs, batches, precision, processes)
     rate = measure_ceilings("cuda", dtype).bytes_per_second
@@ -521,7 +551,7 @@ def absorbed(
                 for splits in splits_to_try(one_batch, quick or chosen_only):
                     error, failure = checks[d, config]
                     row = {"kernel": "attention", "d": d, "batch": one_batch, "splits": splits}
-                    row |= {"config": asdict(config), "chosen": config == chosen[d]}
+                    row |= {"config": asdict(config), "chosen": config == chosen[d, one_batch]}
                     row |= {"error": error, "failure": failure}
                     row |= {"microseconds": None, "share_of_copy": None}
                     rows.append(row)

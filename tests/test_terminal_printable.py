@@ -71,7 +71,7 @@ def check_printable(text: str) -> None:
         assert undone == text
 
 
-@settings(deadline=None, max_examples=2_000)
+@settings(deadline=None, max_examples=300)
 @given(text=ANY_TEXT)
 def test_any_text_has_a_printable_form(text: str) -> None:
     check_printable(text)
@@ -85,7 +85,7 @@ def test_any_text_has_a_printable_form_at_length(text: str) -> None:
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=50)
 @given(text=ANY_TEXT)
 def test_no_text_of_a_model_acts_on_a_terminal(output_format: str, text: str) -> None:
     segments = (Segment(0.0, 1.0, text), Segment(1.0, 2.0, "then"))

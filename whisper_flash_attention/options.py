@@ -352,6 +352,13 @@ class DecodeOptions:
         "A window is silence if the model's probability of no speech is above this and its result "
         "fails `logprob_threshold`.",
     )
+    check_speech: bool = search(
+        True,
+        kinds.flag(),
+        "Decode a window whose result fails a threshold once more with descriptions of sounds, "
+        "such as [Music], which otherwise are suppressed: where that gives no words, nobody "
+        "speaks. False does as openai-whisper.",
+    )
     beam_size: int | None = search(
         None, kinds.whole_number(1, MOST_BEAMS), "Number of beams at temperature 0; 1 is greedy."
     )

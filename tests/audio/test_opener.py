@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import shutil
 import threading
@@ -171,7 +172,7 @@ def test_a_long_recording_stays_in_its_file(
     samples[1, 8_000:] = 0
     write_wave(tmp_path / "long.wav", samples, 8_000)
     inputs = [AudioInput(tmp_path / "long.wav", "each"), AudioInput(paths[0])]
-    with AudioOpener(held_seconds=60.0, least_bytes=least_bytes) as opener:
+    with AudioOpener(held_seconds=60.0, long_seconds=0.0, least_bytes=least_bytes) as opener:
         long, short = (each.result() for each in opener.open_each(inputs))
         assert isinstance(short, AudioSource) and short.samples is not None
         assert isinstance(long, ChannelSources) and long.seconds is None
@@ -184,13 +185,51 @@ def test_a_long_recording_stays_in_its_file(
                 np.testing.assert_array_equal(np.concatenate(blocks), whole)
 
 
+@pytest.mark.parametrize("least_bytes", [0, 1 << 40], ids=["processes", "threads"])
+def test_long_recordings_are_decoded_once_where_memory_has_room(
+    tmp_path: Path, least_bytes: int
+) -> None:
+    """Room for one of 100 s; the next stays in its file, and one after the first is gone fits."""
+    paths = [write_silence(tmp_path / f"{number}.wav", 100) for number in range(3)]
+    with AudioOpener(held_seconds=60.0, long_seconds=200.0, least_bytes=least_bytes) as opener:
+        opening = opener.open_each(map(AudioInput, paths), ahead=1)
+        for is_held in (True, False, True):
+            source = next(opening).result()
+            assert isinstance(source, AudioSource)
+            blocks = list(source.blocks())
+            assert [each.size // 16_000 for each in blocks] == [30, 30, 30, 10]
+            Path(source.name).unlink()
+            if is_held:
+                whole = np.concatenate(blocks)
+                blocks[0][:] = 0.5  # the reader's own
+                np.testing.assert_array_equal(source.whole(), whole)
+                first = source
+            else:
+                with pytest.raises(AudioError, match="there is no such file"):
+                    source.whole()
+                del first
+                gc.collect()
+
+
+def test_a_recording_that_is_longer_than_its_container_states_is_not_held(tmp_path: Path) -> None:
+    budget = module.SampleBudget(120.0)
+    held = module.HeldBlocks(write_silence(tmp_path / "40.wav", 40), 30.0, budget)
+    minute = np.zeros(60 * 16_000, np.float32)
+    assert [held.add(minute), held.add(minute)] == [True, False]
+    assert held.size == 0 and not list(held())
+    whole = write_silence(tmp_path / "90.wav", 90)
+    assert budget.take(whole) == 0
+    del held
+    assert budget.take(whole) == 120 * 16_000
+
+
 def test_bytes_and_open_files_of_known_size_are_decoded_in_processes(
     tmp_path: Path, paths: list[Path]
 ) -> None:
     long = write_silence(tmp_path / "long.wav", 100)
     shared = Shared(io.BytesIO(paths[1].read_bytes()), "upload.flac")
     sources = [paths[0].read_bytes(), shared, b"", long.read_bytes(), Shared(io.BytesIO(b"?"), "x")]
-    with AudioOpener(DecoderPool(2), held_seconds=60.0, least_bytes=0) as opener:
+    with AudioOpener(DecoderPool(2), held_seconds=60.0, long_seconds=0.0, least_bytes=0) as opener:
         found = list(opener.open_each(map(AudioInput, sources)))
         first, second = (each.result() for each in found[:2])
         for audio, path in ((first, paths[0]), (second, paths[1])):
@@ -208,7 +247,7 @@ def test_bytes_and_open_files_of_known_size_are_decoded_in_processes(
 def test_many_long_recordings_are_read_side_by_side(tmp_path: Path) -> None:
     """More than there are processes: the first reading of each is in a process in any case."""
     paths = [write_silence(tmp_path / f"{number}.wav", 100) for number in range(4)]
-    with AudioOpener(DecoderPool(1), held_seconds=30.0, least_bytes=0) as opener:
+    with AudioOpener(DecoderPool(1), held_seconds=30.0, long_seconds=0.0, least_bytes=0) as opener:
         found = [each.result() for each in opener.open_each(map(AudioInput, paths))]
         sources = [each for each in found if isinstance(each, AudioSource)]
         for _ in range(2):
@@ -224,7 +263,7 @@ def test_what_waits_for_room_does_not_keep_a_reader_from_its_process(tmp_path: P
     paths = [
         write_silence(tmp_path / f"{number}.wav", 100 if number < 1 else 50) for number in range(6)
     ]
-    with AudioOpener(DecoderPool(2), held_seconds=60.0, least_bytes=0) as opener:
+    with AudioOpener(DecoderPool(2), held_seconds=60.0, long_seconds=0.0, least_bytes=0) as opener:
         found = opener.open_each(map(AudioInput, paths), ahead_seconds=0.0)
         long = next(found).result()
         assert isinstance(long, AudioSource)

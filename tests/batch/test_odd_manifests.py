@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("manifests")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(rows=ROWS)
 def test_any_rows_are_read_or_refused(rows: list[dict[str, Any]], folder: Path) -> None:
     check_rows(rows, folder)

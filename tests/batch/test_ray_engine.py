@@ -159,9 +159,17 @@ def test_a_driver_that_is_killed_and_a_shard_that_is_damaged(
     assert summary.run_files == COUNT - len(before) + int(aside.name.split("-")[2])
 
 
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_full_disk_loses_nothing(
-    ray: Any, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
 ) -> None:
+    """The same sink writes what either engine gives."""
+    if engine == "ray":
+        request.getfixturevalue("ray")
     out = tmp_path / "out"
     sync, synced = os.fsync, []
 
@@ -175,7 +183,7 @@ def test_a_full_disk_loses_nothing(
         patch.setattr(os, "fsync", fill)
         patch.setitem(Sink.__init__.__kwdefaults__, "shard_seconds", 0.0)
         with pytest.raises(BatchError, match=r"No space left.*the same command goes on"):
-            run(archive, out, FakeModel())
+            run(archive, out, FakeModel(), engine=engine)
     before = texts(out)
     assert 0 < len(before) < COUNT
     # An engine goes on with what the other began.

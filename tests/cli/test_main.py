@@ -135,6 +135,18 @@ def test_a_recording_in_place_of_a_command_is_shown_where_it_belongs(clip: Bundl
     assert "transcribe [OPTIONS] FILE...\n" in call("transcribe", "-h").stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        ("batch a.flac b.flac -o c", "(b.flac); give one folder, manifest or quoted pattern"),
+        ("parity -m tiny.en a.flac", "(a.flac); each recording or folder is given with --audio"),
+        ("serve tiny.en", "(tiny.en); the model is given with --model"),
+    ],
+)
+def test_an_argument_too_many_is_refused_with_what_to_do(command: str, instead: str) -> None:
+    assert_one_line_error(call(*command.split()), "got unexpected extra argument", instead)
+
+
 def test_messages_name_flags_on_the_command_line(clip: BundledClip) -> None:
     given = ("--hallucination-silence-threshold", "2")
     outcome = call("transcribe", clip.path, *given)
@@ -353,7 +365,7 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(
     tmp_path: Path, tiny_en: str, clip: BundledClip
 ) -> None:
     long = tmp_path / "long.wav"
-    write_wave(long, np.tile(read_wave(clip.path), 200)[None], 16_000)
+    write_wave(long, np.tile(read_wave(clip.path), 30)[None], 16_000)
     arguments = ["transcribe", str(clip.path), str(long), "--model", tiny_en, "--device", "cpu"]
     arguments += ["--batch-size", "1"]  # the second begins when the first is done
     with subprocess.Popen(

@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "compression_ratio_threshold": (["--compression-ratio-threshold", "none"], None),
     "logprob_threshold": (["--logprob-threshold", "-0.5"], -0.5),
     "no_speech_threshold": (["--no-speech-threshold", "None"], None),
+    "check_speech": (["--no-check-speech"], False),
     "beam_size": (["--beam-size", "3"], 3),
     "best_of": (["--best-of", "2"], 2),
     "patience": (["--beam-size", "3", "--patience", "1.5"], 1.5),

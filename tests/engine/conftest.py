@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from tests.interpreter import patch_language_once as patch_language_once
+from tests.interpreter import quick_interpreter as quick_interpreter
 from tests.random_whisper import perturbed, small_whisper_config
 
 

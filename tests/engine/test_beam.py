@@ -124,7 +124,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(options=requests(), form=st.sampled_from(FORMS), clips=st.integers(1, 3))
 def test_any_options(bench: Bench, options: dict[str, Any], form: str, clips: int) -> None:
     """Also where many continuations tie, and where beams are drawn: as often as stock draws."""

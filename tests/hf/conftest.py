@@ -34,7 +34,7 @@ def small_generation_config(**changes: Any) -> GenerationConfig:
         "eos_token_id": END,
         "pad_token_id": END,
         "bos_token_id": END,
-        "max_length": 24,
+        "max_length": 16,
         "suppress_tokens": [*SPECIAL, *range(FIRST_TIMESTAMP, VOCABULARY)],
         "begin_suppress_tokens": [220, END],
         "no_timestamps_token_id": NO_TIMESTAMPS,

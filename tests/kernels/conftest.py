@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.interpreter import patch_language_once as patch_language_once
+from tests.interpreter import quick_interpreter as quick_interpreter
 
 # Triton looks at this when it is imported, and again when a kernel's module is.
 TOO_LATE = "triton" in sys.modules and "TRITON_INTERPRET" not in os.environ

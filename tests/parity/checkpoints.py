@@ -15,7 +15,7 @@ FRAMES = 200
 ENGLISH_ONLY, MULTILINGUAL = 51864, 51865
 
 
-def write_checkpoint(folder: Path, vocab_size: int, *, longest: int = 20) -> Path:
+def write_checkpoint(folder: Path, vocab_size: int, *, longest: int = 14) -> Path:
     """A Transformers folder with perturbed weights, whose texts are `longest` ids at most."""
     tokens = SpecialTokens.of_vocabulary(vocab_size)
     assert tokens is not None

@@ -18,11 +18,10 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.serve.live_server import Live
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-
 
 def fuzz(live: Live, examples: int) -> int:
     """Send requests drawn from the OpenAPI document; return how many."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
     sent = 0
 

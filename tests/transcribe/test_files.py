@@ -33,7 +33,7 @@ def paths(bundled_recordings, tmp_path_factory: pytest.TempPathFactory) -> list[
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """All files are decoded by processes; those of more than 30 s stay in their files."""
-    opener = partial(AudioOpener, least_bytes=0, held_seconds=30.0)
+    opener = partial(AudioOpener, least_bytes=0, held_seconds=30.0, long_seconds=0.0)
     monkeypatch.setattr(module, "AudioOpener", opener)
 
 

@@ -93,6 +93,26 @@ def test_music_is_hardly_taken_for_speech(transcriber) -> None:
 
 
 @pytest.mark.parametrize("mode", ["sequential", "batched"])
+def test_a_sound_that_the_model_can_describe_has_no_text(transcriber, mode: str) -> None:
+    tone = (0.2 * np.sin(2 * np.pi * 440 * np.arange(10 * RATE) / RATE)).astype(np.float32)
+    options = {"mode": mode, "vad_filter": False, "temperature": 0.0}
+    assert transcriber.transcribe(tone, **options).text == ""
+    assert transcriber.transcribe(tone, **options, check_speech=False).text != ""
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batched"])
+def test_words_leave_out_the_pauses_beside_them(transcriber, clip, mode: str) -> None:
+    speech = read_wave(clip.path) / np.float32(32768)
+    samples = np.concatenate([np.zeros(2 * RATE, np.float32), speech, np.zeros(2 * RATE)])
+    found = transcriber.transcribe(
+        samples.astype(np.float32), mode=mode, vad_filter=False, word_timestamps=True
+    )
+    [segment] = found.segments
+    assert segment.start == segment.words[0].start == pytest.approx(2.0, abs=0.3)
+    assert segment.end == segment.words[-1].end == pytest.approx(2 + clip.seconds, abs=0.4)
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batched"])
 def test_a_tenth_of_a_second_is_at_most_a_word(transcriber, clip, mode: str) -> None:
     torch.manual_seed(0)
     speech = read_wave(clip.path)[RATE : RATE + 1600] / np.float32(32768)

@@ -27,9 +27,10 @@ PLAIN = {
 
 @pytest.fixture(scope="module")
 def speech(bundled_recordings) -> Samples:
-    """34 s: more than one window."""
-    parts = [load_audio(recording.path) for recording in bundled_recordings]
-    return np.concatenate([*parts, *parts])[: 34 * 16_000]
+    """34 s, more than one window: speech for 10 s, and from 31 s on."""
+    clips = [load_audio(bundled_recordings[index].path) for index in (0, 1, 4)]
+    pause = np.zeros(34 * 16_000 - sum(clip.size for clip in clips), np.float32)
+    return np.concatenate([*clips[:2], pause, clips[2]])
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,8 @@ def test_segments_come_as_windows_are_read(transcriber, speech, with_context) ->
     stream = transcriber.stream(speech, options=options)
     first = next(stream)
     assert first.start < 2 and first.no_speech_prob is None and first.temperature == 0
-    assert (first, *stream) == with_context.segments
+    # Scores may differ in their last bits, by where their memory lies.
+    assert list(map(timed, (first, *stream))) == list(map(timed, with_context.segments))
 
 
 def test_windows_without_sound_have_no_text(transcriber, speech) -> None:

@@ -23,7 +23,7 @@ def tokenizers(base: str, tiny_en: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["package:base", "package:tiny.en"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_text_is_that_of_the_tokenizer(source: str, data: st.DataObject) -> None:
     tokenizer, quick = TOKENIZERS[source]

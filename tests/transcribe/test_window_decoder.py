@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,12 @@ from tests.transcribe.test_segmentation import WORDS
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe.window_decoder import WindowDecoder, compression_ratio
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
+from whisper_flash_attention.transcribe.window_decoder import (
+    WindowDecoder,
+    compression_ratio,
+    has_words,
+)
 
 GOOD, REPEATS, UNLIKELY = 1, 2, 3
 
@@ -58,16 +63,20 @@ class ScriptedEngine:
 
 
 class Tokenizer:
-    """Token 7 repeats itself, others do not."""
+    """Token 7 repeats itself, 8 describes a sound."""
 
     def decode(self, tokens: list[int], **_: Any) -> str:
         if 7 in tokens:
             return " the same" * 40
+        if 8 in tokens:
+            return " [Music] (wind"
         return "words " + "".join(chr(65 + token % 26) for token in tokens)
 
 
-def decoder(engine: ScriptedEngine, **options: Any) -> WindowDecoder:
-    return WindowDecoder(engine, WORDS, Tokenizer(), DecodeOptions(**options))  # type: ignore[arg-type]
+def decoder(
+    engine: ScriptedEngine, vocabulary: Vocabulary = WORDS, **options: Any
+) -> WindowDecoder:
+    return WindowDecoder(engine, vocabulary, Tokenizer(), DecodeOptions(**options))  # type: ignore[arg-type]
 
 
 def states(*kinds: int) -> torch.Tensor:
@@ -136,6 +145,102 @@ def test_silence_is_not_decoded_again() -> None:
     assert [result.temperature for result in results] == [0.0, 0.0]
     assert [windows.is_silent(result) for result in results] == [True, False]
     assert results[0].no_speech_prob == pytest.approx(0.9, abs=1e-3)
+
+
+# Unlike `WORDS`, a vocabulary with descriptions of sounds, which are suppressed.
+DESCRIBING = replace(WORDS, suppressed=(3, *WORDS.steering))
+SOUND = 4
+SOUNDS = SCRIPT | {SOUND: [(9, -2.0), (8, -0.5)], REPEATS: [(7, -0.2), (9, -0.3), (9, -0.4)]}
+
+
+@pytest.mark.parametrize("temperature", [0.0, (0.0, 0.2, 0.4)])
+def test_a_window_whose_result_is_doubtful_and_that_has_no_words_is_silent(
+    temperature: Any,
+) -> None:
+    engine = ScriptedEngine(SOUNDS)
+    windows = decoder(engine, DESCRIBING, temperature=temperature)
+    prompt = WORDS.prompt("de", "transcribe", [5, 6])
+    sound, speech, good = windows.decode(states(SOUND, REPEATS, GOOD), [prompt] * 3)
+    assert [windows.is_silent(each) for each in (sound, speech, good)] == [True, False, False]
+    asked_again, *others = engine.requests[1:]
+    assert asked_again == (0.0, [SOUND, REPEATS])
+    assert others == ([] if temperature == 0.0 else [(0.2, [REPEATS])])
+    # What was written with descriptions is no result.
+    assert speech.tokens == ((7,) * 5 if temperature == 0.0 else (9,) * 5)
+    assert not windows.needs_fallback(sound)
+
+
+@pytest.mark.parametrize(
+    ("mean", "silence", "is_silent"),
+    [(-0.2, 0.5, False), (-0.2, 0.7, True), (-2.0, 0.06, True), (-2.0, 0.04, False)],
+)
+def test_a_result_is_doubtful_by_one_threshold_unless_there_is_certainly_speech(
+    mean: float, silence: float, is_silent: bool
+) -> None:
+    engine = ScriptedEngine({SOUND: [(9, mean), (8, -0.5)]}, silence=silence)
+    windows = decoder(engine, DESCRIBING, temperature=0.0)
+    [result] = windows.decode(states(SOUND), [[WORDS.start]])
+    assert windows.is_silent(result) == is_silent
+    assert len(engine.requests) == 1 + is_silent
+
+
+def test_certain_speech_falls_back_without_being_checked() -> None:
+    engine = ScriptedEngine(SOUNDS, silence=0.01)
+    [result] = decoder(engine, DESCRIBING).decode(states(UNLIKELY), [[WORDS.start]])
+    assert (result.temperature, len(engine.requests)) == (0.4, 3)
+
+
+def test_descriptions_are_looked_for_in_english_without_context() -> None:
+    prompts: list[list[int]] = []
+
+    class Engine(ScriptedEngine):
+        def decode(
+            self, states: torch.Tensor, prompt: torch.Tensor, request: Request, meanwhile: Any
+        ) -> DecodeOutput:
+            prompts.append(prompt[0].tolist())
+            suppressed = request.processors.kernel_processors
+            assert suppressed is not None
+            assert (3 in suppressed.suppress) == (len(prompts) == 1)
+            return super().decode(states, prompt, request, meanwhile)
+
+    first = WORDS.prompt("de", "translate", [5, 6])
+    decoder(Engine(SOUNDS), DESCRIBING).decode(states(SOUND), [first])
+    assert prompts == [first, WORDS.prompt("en", "transcribe")]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "options"),
+    [
+        (DESCRIBING, {"check_speech": False}),
+        (DESCRIBING, {"suppress_tokens": ()}),
+        (WORDS, {}),
+        (DESCRIBING, {"no_speech_threshold": None}),
+    ],
+    ids=["off", "descriptions are wanted", "none are suppressed", "nothing is silence"],
+)
+def test_descriptions_are_not_always_looked_for(
+    vocabulary: Vocabulary, options: dict[str, Any]
+) -> None:
+    engine = ScriptedEngine(SOUNDS)
+    decoder(engine, vocabulary, temperature=0.0, **options).decode(states(SOUND), [[WORDS.start]])
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("[Music] (wind howling) ♪♪", False),
+        ("[", False),
+        ("(音楽) *sighs* [BLANK_AUDIO", False),
+        ("[Music] Yes.", True),
+        ("(speaking in foreign language)", True),
+        ("[INAUDIBLE]", True),
+        ("広州", True),
+    ],
+)
+def test_descriptions_of_sounds_are_no_words(text: str, expected: bool) -> None:
+    assert has_words(text) is expected
 
 
 def test_windows_with_prompts_of_one_length_are_decoded_together() -> None:

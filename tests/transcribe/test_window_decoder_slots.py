@@ -67,7 +67,7 @@ def in_slots(
     ids=["once", "some again", "all again"],
 )
 def test_results_are_those_of_batches(transcriber, engine, states, options, slots: int) -> None:
-    decoder = decoder_of(transcriber, engine, **options)
+    decoder = decoder_of(transcriber, engine, max_new_tokens=16, **options)
     assert decoder.fits_slots
     prompts = prompts_of(transcriber)
     wanted = decoder.decode(states, prompts)
@@ -84,7 +84,9 @@ def test_results_are_those_of_batches(transcriber, engine, states, options, slot
 
 def test_windows_that_wait_for_results_are_decoded(transcriber, engine, states) -> None:
     """All results are bad, so that the slots are empty whenever the next window is known."""
-    decoder = decoder_of(transcriber, engine, temperature=(0.0, 0.0), logprob_threshold=0.0)
+    decoder = decoder_of(
+        transcriber, engine, temperature=(0.0, 0.0), logprob_threshold=0.0, max_new_tokens=4
+    )
     prompts = prompts_of(transcriber)
     windows = [Window(*each) for each in zip(states, prompts, range(3), strict=False)]
     ready, found = windows[:1], []

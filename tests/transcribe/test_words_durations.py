@@ -11,6 +11,7 @@ from whisper_flash_attention.transcribe.words import (
     fit_to_segment,
     join_punctuation,
     shorten_beside_sentence_ends,
+    trim_pauses,
     usual_duration,
 )
 
@@ -37,6 +38,16 @@ def test_sentence_ends_and_words_after_them_are_shortened() -> None:
     shorten_beside_sentence_ends(some, 0.5)
     # Neither the first word nor one amid a sentence changes.
     assert times(some) == [(0, 3), (3, 4), (7, 8), (8, 11), (11, 11.2)]
+
+
+def test_words_begin_and_end_where_there_is_sound() -> None:
+    levels = [-80.0] * 50 + [-10.0] * 20 + [-60.0] * 9 + [-12.0] * 21 + [-41.0] * 100
+    some = words((" a", 10.0, 10.75), (" pause", 10.75, 11.5), (" soft", 11.5, 12.0))
+    trim_pauses(some, levels, 10.0)
+    # The pauses around 10.75 s are shorter than 0.1 s; the last word has no louder frame.
+    assert times(some) == [(10.5, 10.75), (10.75, 11.0), (11.5, 12.0)]
+    trim_pauses(some, [], 10.0)
+    assert times(some)[0] == (10.5, 10.75)
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def test_every_truncation_is_refused(whole: Path, past_embeddings: int) -> None:
             read_ctranslate2(folder)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_flipped_bytes_give_weights_or_a_clear_error(
     whole: Path, past_embeddings: int, data: st.DataObject

@@ -49,8 +49,8 @@ def test_an_intact_file_is_read(name: str, attacked: dict[str, Loader], tmp_path
 def test_damage_gives_weights_or_a_clear_error(
     name: str, attacked: dict[str, Loader], tmp_path: Path
 ) -> None:
-    outcomes = attack(attacked[name], tmp_path, range(500))
-    assert outcomes["refused"] > 100
+    outcomes = attack(attacked[name], tmp_path, range(200))
+    assert outcomes["refused"] > 40
 
 
 @pytest.mark.slow
@@ -58,4 +58,4 @@ def test_damage_gives_weights_or_a_clear_error(
 def test_much_damage_gives_weights_or_a_clear_error(
     name: str, attacked: dict[str, Loader], tmp_path: Path
 ) -> None:
-    attack(attacked[name], tmp_path, range(500, 22_000))
+    attack(attacked[name], tmp_path, range(200, 22_000))

@@ -281,7 +281,7 @@ def test_every_truncation_is_refused(whole: Path) -> None:
             read_openai(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_flipped_bytes_give_weights_or_a_clear_error(whole: Path, data: st.DataObject) -> None:
     broken = bytearray(whole.read_bytes())
@@ -295,7 +295,7 @@ def test_flipped_bytes_give_weights_or_a_clear_error(whole: Path, data: st.DataO
     read_or_refuse(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(start=st.integers(0, 5000), noise=st.binary(max_size=60))
 def test_a_noisy_pickle_gives_weights_or_a_clear_error(
     whole: Path, start: int, noise: bytes

@@ -72,7 +72,7 @@ def test_a_file_takes_at_most_twice_its_size(
     assert peak < 2 * path.stat().st_size + MARGIN
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(program=st.lists(st.sampled_from(INSTRUCTIONS), max_size=200))
 def test_any_program_is_read_or_refused_in_little_memory(
     program: list[bytes], tmp_path_factory: pytest.TempPathFactory

@@ -2,17 +2,20 @@
 
 `load_audio` and `stream_audio` decode a file of any format through PyAV (FFmpeg) into mono float32
 samples at one rate. An `AudioSource` can be read from its beginning as often as needed: a short
-recording is decoded once and held; a long one is decoded again each time it is read, so that
-memory does not grow with its length. `opener` opens many recordings ahead of use.
+recording is decoded once and held; so is a long one, where a `SampleBudget` has room for it. Others
+are decoded each time they are read, so that memory does not grow with their length. `opener` opens
+many recordings ahead of use.
 """
 
 from __future__ import annotations
 
 import numbers
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from threading import Event
+from functools import partial
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -230,8 +233,8 @@ class AudioSource:
     """Mono float32 samples within [-1, 1] at 16 kHz, or where they come from.
 
     Args:
-        samples: `[T]`, of a recording that is held.
-        source: of one that is not, as `load_audio` takes it; it can be read again.
+        samples: `[T]`, of a short recording.
+        source: of another, as `load_audio` takes it; it can be read again.
         channel, track: what is read of the source, as `stream_audio` takes them.
         reader: gives all samples of the source, in blocks; `stream_audio` if left out.
     """
@@ -249,7 +252,7 @@ class AudioSource:
 
     @property
     def seconds(self) -> float | None:
-        """Its length; None of one that is not held, which is known when it was read."""
+        """Its length; None of a long one, which is known when it was read."""
         return None if self.samples is None else self.samples.size / SAMPLING_RATE
 
     def blocks(self, seconds: float = BLOCK_SECONDS) -> Iterator[Samples]:
@@ -305,10 +308,86 @@ class ChannelSources:
         return None if None in lengths else max(length or 0.0 for length in lengths)
 
 
+class SampleBudget:
+    """Samples that recordings of more than `HELD_SECONDS` have in memory together.
+
+    Args:
+        seconds: of audio, at most.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = round(seconds * SAMPLING_RATE)
+        self._lock = Lock()
+
+    def take(self, source: Source) -> int:
+        """Take room for what a recording's container states as its length, and 30 s; 0 if none."""
+        with open_container(source) as recording:
+            duration = recording.container.duration  # in microseconds
+        if duration is None or duration < 0:
+            return 0
+        size = round((duration / 1e6 + BLOCK_SECONDS) * SAMPLING_RATE)
+        with self._lock:
+            if size > self._left:
+                return 0
+            self._left -= size
+        return size
+
+    def give_back(self, size: int) -> None:
+        """Have room again."""
+        with self._lock:
+            self._left += size
+
+
+class HeldBlocks:
+    """Blocks of a recording as they are decoded, as far as they may stay in memory.
+
+    Called, it is the reader of an `AudioSource`. What it takes of a budget it gives back when
+    nothing refers to it any more.
+
+    Args:
+        source: the recording.
+        seconds: length up to which it is held in any case, at least 30.
+        budget: for longer ones; None has no room.
+
+    Attributes:
+        size: samples that are held.
+    """
+
+    def __init__(self, source: Source, seconds: float, budget: SampleBudget | None) -> None:
+        self._source, self._budget = source, budget
+        self._most = max(seconds, BLOCK_SECONDS) * SAMPLING_RATE
+        self._blocks: list[Samples] = []
+        self._is_long = False
+        self.size = 0
+
+    def __call__(self) -> Iterator[Samples]:
+        return iter(self._blocks)
+
+    def add(self, block: Samples) -> bool:
+        """Keep a block; False, and none is kept, if the recording is too long."""
+        self._blocks.append(block)
+        self.size += block.size
+        if self.size > self._most and not self._is_long and self._budget is not None:
+            self._is_long, self._most = True, self._budget.take(self._source)
+            weakref.finalize(self, self._budget.give_back, self._most)
+        if self.size > self._most:
+            self._blocks.clear()
+            self.size = 0
+            return False
+        return True
+
+    def as_source(self, channel: int | None = None, track: int | str | None = None) -> AudioSource:
+        """The recording in memory, of which this channel and track were decoded."""
+        if self._is_long:  # joined, it would be in memory twice for a while
+            return AudioSource(None, self._source, channel, track, self)
+        return AudioSource(join_blocks(self._blocks))
+
+
 def open_source(
     source: Source,
     *,
     held_seconds: float = HELD_SECONDS,
+    budget: SampleBudget | None = None,
     stop: Event | None = None,
     channel: int | None = None,
     track: int | str | None = None,
@@ -317,6 +396,7 @@ def open_source(
 
     Args:
         source: as for `load_audio`; what cannot be read twice (a pipe) is copied first.
+        budget: where it has room, a longer recording is decoded, too.
         stop: once it is set, the result does not matter any more.
         channel, track: as for `stream_audio`.
 
@@ -325,17 +405,13 @@ def open_source(
             `held_seconds` shows when it is read.
     """
     source = readable(source, stop)
-    most = max(held_seconds, BLOCK_SECONDS) * SAMPLING_RATE
-    blocks: list[Samples] = []
-    held = 0
+    held = HeldBlocks(source, held_seconds, budget)
     for block in stream_audio(source, channel=channel, track=track):
-        blocks.append(block)
-        held += block.size
-        if held > most:
+        if not held.add(block):
             return AudioSource(None, source, channel, track)
         if stop is not None and stop.is_set():
             break
-    return AudioSource(join_blocks(blocks))
+    return held.as_source(channel, track)
 
 
 def open_audio(
@@ -344,6 +420,7 @@ def open_audio(
     channel: int | str = "mix",
     track: int | str | None = None,
     held_seconds: float = HELD_SECONDS,
+    budget: SampleBudget | None = None,
     stop: Event | None = None,
 ) -> AudioSource | ChannelSources:
     """Open a recording as `open_source` does, all channels mixed, one of them, or each.
@@ -356,15 +433,13 @@ def open_audio(
         AudioError: as `open_source`; or there is no such channel or track.
     """
     source = readable(source, stop)
+    opened = partial(
+        open_source, source, held_seconds=held_seconds, budget=budget, stop=stop, track=track
+    )
     if channel == "each":
         count = chosen_track(source, track).channels
-        each = (
-            open_source(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
-            for number in range(1, count + 1)
-        )
-        return ChannelSources(tuple(each))
-    number = None if channel == "mix" else int(channel)
-    return open_source(source, held_seconds=held_seconds, stop=stop, channel=number, track=track)
+        return ChannelSources(tuple(opened(channel=number) for number in range(1, count + 1)))
+    return opened(channel=None if channel == "mix" else int(channel))
 
 
 def source_of_samples(
@@ -425,13 +500,16 @@ class AudioInput:
         return named or hasattr(self.audio, "read")
 
     def open(
-        self, stop: Event | None = None, held_seconds: float = HELD_SECONDS
+        self,
+        stop: Event | None = None,
+        held_seconds: float = HELD_SECONDS,
+        budget: SampleBudget | None = None,
     ) -> AudioSource | ChannelSources:
         """Open the recording.
 
         Args:
             stop: once it is set, the result does not matter any more.
-            held_seconds: as for `open_audio`.
+            held_seconds, budget: as for `open_audio`.
 
         Raises:
             AudioError: the file cannot be read, or samples are not such.
@@ -446,6 +524,7 @@ class AudioInput:
                 channel=self.channel,
                 track=self.track,
                 held_seconds=held_seconds,
+                budget=budget,
                 stop=stop,
             )
         if isinstance(audio, tuple):

@@ -21,7 +21,6 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock, Thread, Timer
-from types import TracebackType
 from typing import Any, Self
 
 from whisper_flash_attention.audio.audio_source import MOST_SECONDS_HELD
@@ -130,12 +129,7 @@ class DecoderPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:

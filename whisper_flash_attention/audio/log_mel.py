@@ -445,6 +445,12 @@ class MelWindows:
         return torch.cat(found, dim=1)[:, start - self._begin : end - self._begin]
 
 
+def frame_levels(features: Tensor) -> Tensor:
+    """The level of every frame `[..., T]` in dB, of features `[..., mel_bins, T]`."""
+    power = (10.0 ** (4 * features.float() - 4)).sum(dim=-2)
+    return 10 * power.log10()
+
+
 def _first(count: int, audio: AudioSource) -> Iterator[Samples]:
     """The next `count` samples, and none beyond: damage there would be reported again."""
     left = count

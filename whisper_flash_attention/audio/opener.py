@@ -7,8 +7,9 @@ a crash or a hang costs one recording. Bytes are sent there. What lasts less tha
 open files and pipes are decoded by threads of this process.
 
 Memory: what is decoded ahead is at most `AHEAD_SECONDS` of audio, and beyond that one block of 30 s
-for every process and what the oldest recording needs (`HELD_SECONDS`, where longer ones stay in
-their files); each process takes about 60 MB and 8 MB of shared memory. None of it grows with the
+for every process and what the oldest recording needs (`HELD_SECONDS`). Longer recordings have
+`LONG_SECONDS` in memory, together and until they are transcribed; the others of them stay in their
+files. Each process takes about 60 MB and 8 MB of shared memory. None of it grows with the
 number of recordings.
 """
 
@@ -18,7 +19,7 @@ import io
 import math
 import os
 import stat
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -26,17 +27,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from threading import BoundedSemaphore, Condition, Event, Lock
-from types import TracebackType
 from typing import Any, Self
 
 from whisper_flash_attention.audio.audio_source import (
-    BLOCK_SECONDS,
     HELD_SECONDS,
     AudioInput,
     AudioSource,
     ChannelSources,
+    HeldBlocks,
+    SampleBudget,
     chosen_track,
-    join_blocks,
     stream_audio,
 )
 from whisper_flash_attention.audio.container import Shared, name_of
@@ -60,6 +60,8 @@ THREADS = 4
 # 0.46 GB. Two batches of 128 windows are 7,680 s.
 AHEAD_FILES = 256
 AHEAD_SECONDS = 7_200.0
+# Of recordings of more than `HELD_SECONDS` that are in memory, in work or ahead: 0.46 GB.
+LONG_SECONDS = 7_200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +90,9 @@ class AudioOpener:
         pool: of decoder processes, which is closed with this object; None is one that is made when
             it is needed, with a process for every core but one; these are kept for some time, for
             the next call.
-        held_seconds: a recording up to this length is held in memory, a longer one stays in its
-            file and is decoded whenever it is read.
+        held_seconds: a recording up to this length is held in memory.
+        long_seconds: longer ones are held up to this length together; beyond it, a recording stays
+            in its file and is decoded whenever it is read.
         least_bytes: size of files, all together, from which on processes decode them.
     """
 
@@ -98,10 +101,12 @@ class AudioOpener:
         pool: DecoderPool | None = None,
         *,
         held_seconds: float = HELD_SECONDS,
+        long_seconds: float = LONG_SECONDS,
         least_bytes: int = LEAST_BYTES,
     ) -> None:
         self._pool = pool
-        self._held_seconds, self._least_bytes = max(held_seconds, BLOCK_SECONDS), least_bytes
+        self._held_seconds, self._least_bytes = held_seconds, least_bytes
+        self._budget = SampleBudget(long_seconds)
         self._bytes = 0  # of files that were taken
         self._threads: ThreadPoolExecutor | None = None
         self._rooms: list[_Room] = []
@@ -112,12 +117,7 @@ class AudioOpener:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -207,12 +207,13 @@ class AudioOpener:
                 open_here = partial(self._opened, each, partial(self._open_here, each, room))
                 return self._executor().submit(open_here).result if each.is_file else open_here
         assert request is not None
-        open_it = partial(self._decode, each, request, room, room.add())
+        number = room.add()
+        open_it = partial(self._decode, each, request, room, number)
         future = self._executor().submit(self._opened, each, open_it)
 
         def result() -> OpenedAudio:
             opened = future.result()
-            room.give_back(_samples_of(opened.audio))
+            room.give_back(number)
             return opened
 
         return result
@@ -255,37 +256,35 @@ class AudioOpener:
 
     def _open_here(self, each: AudioInput, room: _Room) -> AudioSource | ChannelSources:
         """Open a recording in this process; stop early if the opener is closed."""
-        found = each.open(room.stopped, self._held_seconds)
+        found = each.open(room.stopped, self._held_seconds, self._budget)
         self._raise_if_closed()
         return found
 
     def _decode(
         self, each: AudioInput | DecodeRequest, request: DecodeRequest, room: _Room, number: int
     ) -> AudioSource | ChannelSources:
-        """Have a process decode a recording, up to the length that is held."""
-        most = self._held_seconds * SAMPLING_RATE if isinstance(each, AudioInput) else math.inf
-        blocks: list[Samples] = []
-        held, channels = 0, 1
+        """Have a process decode a recording, as far as it may be held."""
+        most = self._held_seconds if isinstance(each, AudioInput) else math.inf
+        budget = None if isinstance(request.channel, str) else self._budget
+        held = HeldBlocks(request.source, most, budget)
+        channels = 1
 
-        def counted() -> Generator[Samples]:
+        def blocks() -> Generator[Samples]:
             nonlocal channels
             channels = yield from self._processes().stream(request)
 
         try:
-            with closing(counted()) as stream:
+            with closing(blocks()) as stream:
                 for block in stream:
-                    blocks.append(block)
-                    held += block.size
-                    if held > most or not room.wait_for_room(number, block.size):
+                    if not held.add(block):
+                        room.give_back(number)
+                        return self._left_in_file(request)
+                    if not room.wait_for_room(number, block.size):
                         break
             self._raise_if_closed()
-            if held > most:
-                room.give_back(held - block.size)  # the last one was not counted
-                held = 0
-                return self._left_in_file(request)
-            return _held(request, join_blocks(blocks), channels)
+            return _held(request, held, channels)
         except BaseException:
-            room.give_back(held)
+            room.give_back(number)
             raise
         finally:
             room.finish(number)
@@ -332,14 +331,11 @@ class _Reader:
 
 
 class _Room:
-    """Bounds the samples that processes have decoded ahead.
-
-    Args:
-        most: samples, beyond which only the oldest recording that is not done is decoded on.
-    """
+    """Has only the oldest recording decoded on, once processes are `most` samples ahead."""
 
     def __init__(self, most: float) -> None:
-        self._most, self._held = most, 0
+        self._most = most
+        self._held: Counter[int] = Counter()  # samples by recording
         self._changed = Condition()
         self._numbers = count()
         self._unfinished: dict[int, None] = {}  # in the order of the recordings
@@ -357,10 +353,10 @@ class _Room:
 
         def may_continue() -> bool:
             is_oldest = next(iter(self._unfinished)) == number
-            return self.stopped.is_set() or is_oldest or self._held <= self._most
+            return self.stopped.is_set() or is_oldest or self._held.total() <= self._most
 
         with self._changed:
-            self._held += size
+            self._held[number] += size
             self._changed.wait_for(may_continue)
             return not self.stopped.is_set()
 
@@ -370,10 +366,10 @@ class _Room:
             del self._unfinished[number]
             self._changed.notify_all()
 
-    def give_back(self, size: int) -> None:
-        """Count samples no more."""
+    def give_back(self, number: int) -> None:
+        """Count a recording's samples no more."""
         with self._changed:
-            self._held -= size
+            self._held.pop(number, None)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -433,18 +429,11 @@ def _request(each: AudioInput) -> DecodeRequest | None:
     )
 
 
-def _held(request: DecodeRequest, samples: Samples, channels: int) -> AudioSource | ChannelSources:
-    if request.channel != "each":
-        return AudioSource(samples)
+def _held(request: DecodeRequest, held: HeldBlocks, channels: int) -> AudioSource | ChannelSources:
+    if not isinstance(request.channel, str):
+        return held.as_source(request.channel, request.track)
+    samples = held.as_source().whole()
     if samples.size % channels:
         name = name_of(request.source)
         raise AudioError(f"{name}: its {channels} channels differ in length")
     return ChannelSources(tuple(map(AudioSource, samples.reshape(channels, -1))))
-
-
-def _samples_of(audio: AudioSource | ChannelSources | None) -> int:
-    """How many samples are held."""
-    if audio is None:
-        return 0
-    sources = audio.sources if isinstance(audio, ChannelSources) else (audio,)
-    return sum(each.samples.size for each in sources if each.samples is not None)

@@ -365,11 +365,7 @@ def alike_together(
 
 
 class _Upcoming:
-    """Recordings to be transcribed, the next of which can be seen; rows of the others.
-
-    Attributes:
-        has_ended_early: whether an error ended the recordings.
-    """
+    """Recordings to be transcribed, the next of which can be seen; rows of the others."""
 
     def __init__(self, decoded: Iterable[Decoded], run_options: RunOptions) -> None:
         self._decoded = iter(decoded)

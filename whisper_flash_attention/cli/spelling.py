@@ -52,6 +52,13 @@ INSTEAD = {
     f"--vad-{each.name.replace('_', '-')}": f"it is --vad --vad-parameters {each.name}=VALUE"
     for each, _ in declared(VadOptions)
 }
+# What to do with an argument too many, by command.
+TOO_MANY = {
+    "batch": "give one folder, manifest or quoted pattern ('talks/*.mp3'), or several files to "
+    "whisper-flash transcribe",
+    "parity": "each recording or folder is given with --audio",
+    "serve": "the model is given with --model",
+}
 
 
 def respelled(arguments: Sequence[str], options: Iterable[Any]) -> list[str]:

@@ -104,12 +104,7 @@ def _take_text(parameter: Any) -> None:
 
 @dataclass(frozen=True)
 class _TextCoercion:
-    """Turns what was given for a parameter into a value of its kind.
-
-    Args:
-        kind: the parameter's annotation.
-        usual: makes Typer's own object for it.
-    """
+    """Turns what was given into a value of a parameter's `kind`, if need be by Typer's `usual`."""
 
     kind: Any
     usual: Callable[[], Any]
@@ -154,9 +149,10 @@ def _one_line(error: Any) -> str:
     """A usage error, what may have been meant, and where the options are listed."""
     message = printable(" ".join(error.message.split()) or error.format_message())
     # Imported here: a command without a mistake needs nothing of it.
-    from whisper_flash_attention.cli.spelling import INSTEAD
+    from whisper_flash_attention.cli.spelling import INSTEAD, TOO_MANY
 
-    if instead := INSTEAD.get(getattr(error, "option_name", "")):
+    command = error.ctx.info_name if "unexpected extra argument" in message else ""
+    if instead := INSTEAD.get(getattr(error, "option_name", "")) or TOO_MANY.get(command):
         message += f"; {instead}"
     elif near := sorted(getattr(error, "possibilities", None) or ()):
         message += f"; did you mean {' or '.join(near)}?"

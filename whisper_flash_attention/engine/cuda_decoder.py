@@ -281,11 +281,7 @@ class CudaDecoder:
     def _compile(
         self, count: int, finish: Callable[[int], None], states: torch.Tensor | None = None
     ) -> None:
-        """Compile all kernels of a decode in parallel, before the first pass.
-
-        Args:
-            states: those of the encoder, if `project_states` gets them.
-        """
+        """Compile all kernels of a decode in parallel, before the first pass."""
         self._compiled = True
         if interpreted():
             return

@@ -77,17 +77,23 @@ def split_columns(d: int) -> tuple[int, int] | None:
 
 
 def choose_config(
-    clip_queries: int, d: int, dtype: torch.dtype, capability: tuple[int, int] = (9, 0)
+    clip_queries: int,
+    d: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int] = (9, 0),
+    *,
+    clips: int = 128,
 ) -> AttentionConfig:
     """A configuration for `clip_queries` queries per clip (rows x heads) of width `d`.
 
     Args:
-        capability: the device's CUDA compute capability; below 9.0 there are no tensor descriptors
-            in hardware, hence `rows`.
+        capability: the device's CUDA compute capability; others than 9.x and 10.x have less than
+            half of their shared memory, or no tensor descriptors in hardware, hence `rows`.
+        clips: of the launch. With few, a program's latency decides rather than the reads of all.
     """
     if dtype == torch.float32 or split_columns(d) is None:
         return AttentionConfig("blocks", queries=16, keys=16, warps=4, stages=2)
-    if capability < (9, 0):
+    if capability[0] not in (9, 10):
         warps = 4 if d <= 512 else 8
         return AttentionConfig("rows", queries=16, keys=16, warps=warps, stages=2)
     if d <= 512:
@@ -95,7 +101,9 @@ def choose_config(
     if d <= 768:
         return AttentionConfig("wgmma", queries=16, keys=64, warps=4, stages=2)
     if d <= 1024:
-        return AttentionConfig("rows", queries=16, keys=16, warps=4, stages=3)
+        return AttentionConfig("rows", queries=16, keys=32, warps=4, stages=3)
+    if clips <= 8 and clip_queries <= 20:
+        return AttentionConfig("wgmma", queries=10, keys=64, warps=8, stages=1)
     return AttentionConfig("rows", queries=32, keys=32, warps=8, stages=2)
 
 
@@ -162,7 +170,8 @@ def absorbed_attention(
     device = states.device
     if config is None:
         capability = torch.cuda.get_device_capability(device) if states.is_cuda else (9, 0)
-        config = choose_config(rows_per_clip * heads, d, states.dtype, capability)
+        clip_queries, clips = rows_per_clip * heads, rows // rows_per_clip
+        config = choose_config(clip_queries, d, states.dtype, capability, clips=clips)
     check_absorbed_attention(
         queries,
         states,

@@ -74,6 +74,7 @@ class TranscribeArguments(TypedDict, total=False):
     logprob_threshold: float | None
     log_prob_threshold: float | None
     no_speech_threshold: float | None
+    check_speech: bool
     beam_size: int | None
     best_of: int | None
     patience: float | None

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.log_mel import log_mel
+from whisper_flash_attention.audio.log_mel import frame_levels, log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
 from whisper_flash_attention.engine.cuda_graphs import copy_stream
@@ -150,6 +150,7 @@ class PendingChunk:
         parts: chunks that its result left.
         is_split: whether these parts are all of the chunk, to replace its result.
         is_decoded: whether `segments` is known.
+        levels: of its frames, in dB, if its words get times.
     """
 
     recording: Recording
@@ -161,6 +162,7 @@ class PendingChunk:
     parts: tuple[PendingChunk, ...] = ()
     is_split: bool = False
     is_decoded: bool = False
+    levels: Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -333,7 +335,7 @@ class BatchedReader:
 
     def _windows(self, chunks: list[PendingChunk], clips: list[Any]) -> list[Window]:
         """Windows of chunks, with their encoder states and prompts."""
-        states = self._encode(clips)
+        states = self._encode(chunks, clips)
         self._detect_languages(chunks, states)
         # States of their own: those of a group would be held until the last of it is done.
         return [
@@ -357,7 +359,7 @@ class BatchedReader:
                 continue
             batch, clips = group
             order.extend(each for each in batch if each.parent is None)
-            states = self._encode(clips)
+            states = self._encode(batch, clips)
             self._detect_languages(batch, states)
             prompts = [self._prompt(each) for each in batch]
             prompts += prompts[-1:] * (len(states) - len(batch))
@@ -405,8 +407,8 @@ class BatchedReader:
             pending.segments, pending.is_decoded = segments, True
         yield True
 
-    def _encode(self, clips: list[Any]) -> Tensor:
-        """Encoder states of clips, and after them of the last one again, as `padded_rows` says."""
+    def _encode(self, chunks: list[PendingChunk], clips: list[Any]) -> Tensor:
+        """Encoder states of chunks, and after them of the last one again, as `padded_rows` says."""
         weights = self._engine.weights
         if weights.device.type in PADDED_DEVICES:
             most = max(self._size, len(clips))
@@ -417,6 +419,9 @@ class BatchedReader:
             device=weights.device,
             dtype=weights.dtype,
         )
+        if self._aligner is not None:
+            for pending, levels in zip(chunks, frame_levels(features), strict=False):
+                pending.levels = levels
         return self._engine.encode(features)
 
     def _detect_languages(self, chunks: list[PendingChunk], states: Tensor) -> None:
@@ -527,6 +532,7 @@ def spoken_window(
         language=pending.spoken_language,
         task=recording.options.task,
         last_speech=chunk.start,
+        levels=pending.levels,
     )
 
 

@@ -25,13 +25,14 @@ from whisper_flash_attention.transcribe.window_decoder import likeliest_first
 
 # Length of the window that the encoder takes.
 WINDOW_SECONDS = 30
-# What `generate` can do; `best_of` and `max_initial_timestamp` it leaves out.
+# What `generate` can do; `best_of`, `max_initial_timestamp` and `check_speech` it leaves out.
 SHARED = frozenset(
     {
         *("temperature", "compression_ratio_threshold", "logprob_threshold"),
         *("no_speech_threshold", "condition_on_previous_text", "initial_prompt"),
         *("beam_size", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
         *("min_new_tokens", "max_new_tokens", "best_of", "max_initial_timestamp"),
+        "check_speech",
     }
 )
 

@@ -99,11 +99,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
 
 
 def _apart(found: dict[str, Input]) -> list[Input]:
-    """The recordings with places and names that no other has.
-
-    Args:
-        found: recordings by their absolute paths.
-    """
+    """The recordings, found by their absolute paths, with places and names that no other has."""
     entries, before = _in_folders(found), found
     while entries != before:  # a longer place may be that of another argument's recording
         entries, before = _in_folders(entries), entries

@@ -231,21 +231,13 @@ def load_processor(source: Source) -> WhisperProcessor:
         return load_processor(source.checkpoint)
 
 
-# What `log_mel` computes, in the words of `WhisperFeatureExtractor`.
-WHISPER_FEATURES = {
-    "sampling_rate": 16_000,
-    "n_fft": 400,
-    "hop_length": 160,
-    "chunk_length": 30,
-    "dither": 0.0,
-}
-
-
 def check_features(extractor: Any, mel_bins: int) -> None:
     """Raise `WeightsError` if a checkpoint was trained on features that `log_mel` does not give."""
-    for name, value in WHISPER_FEATURES.items():
+    from whisper_flash_attention.weights.model_files import FEATURES
+
+    for name, value in FEATURES.items():
         found = getattr(extractor, name)
-        if found != value:
+        if found != value and name != "feature_size":
             raise WeightsError(
                 f"the checkpoint's preprocessor_config.json has {name} {found!r}, but Whisper's "
                 f"features have {value!r}: transcribe with Transformers' own pipeline"

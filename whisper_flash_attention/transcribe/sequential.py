@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from whisper_flash_attention.audio.log_mel import HOP, MelWindows
+from whisper_flash_attention.audio.log_mel import HOP, MelWindows, frame_levels
 from whisper_flash_attention.audio.samples import SHORTEST
 from whisper_flash_attention.audio.vad import find_stretches
 from whisper_flash_attention.engine.engine import Engine
@@ -346,16 +346,18 @@ class SequentialReader:
         self, recording: Recording, states: Tensor, segments: tuple[Segment, ...], start: int
     ) -> SpokenWindow:
         """What aligning words needs of a window that begins at frame `start`."""
-        assert recording.language is not None
+        assert recording.language is not None and recording.features is not None
+        frames = min(self._length, recording.end - start)
         return SpokenWindow(
             states=states,
             segments=segments,
             start=start / FRAMES_PER_SECOND,
-            frames=min(self._length, recording.end - start),
+            frames=frames,
             seconds=recording.frames / FRAMES_PER_SECOND,
             language=recording.language,
             task=recording.options.task,
             last_speech=recording.last_speech,
+            levels=frame_levels(recording.features.window(start, frames)) if segments else None,
         )
 
 

@@ -525,11 +525,7 @@ class Reader(Protocol):
 
 
 class _Progress:
-    """Reports the share of all recordings that is done, whenever it grows; all of it at the end.
-
-    Args:
-        groups: of every recording its channels, once it is open.
-    """
+    """Reports the share of all recordings that is done, whenever it grows; all of it at the end."""
 
     def __init__(
         self, groups: Sequence[list[Recording]], on_progress: Callable[[float], None] | None

@@ -9,6 +9,12 @@ At temperature 0 decoding is greedy or a beam search; above it several results m
 by side on the same encoder states, of which the likeliest is kept. All are compared by the
 log-probabilities of their tokens under the scores after the logits processors.
 
+A first result that fails one threshold alone is doubtful, unless there is certainly speech. Its
+window is decoded once more, greedily and without context, with the tokens of descriptions such as
+"[Music]" or "(wind)"; while these are suppressed, a model has to write words for any sound. Where
+it now writes none, nobody speaks; otherwise the first result stands. It does so in English, in
+which most descriptions are: the language that is detected of noise is any.
+
 First results differ in length and share slots of the engine (`decode_windows`): a window that has
 ended makes room for the next. Windows that need fallback are few; they are put aside with their
 encoder states until some can be decoded together.
@@ -16,6 +22,7 @@ encoder states until some can be decoded together.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,146 +36,21 @@ from torch import Tensor
 
 from whisper_flash_attention.engine.cuda_graphs import to_device
 from whisper_flash_attention.engine.engine import Engine
-from whisper_flash_attention.engine.logits_processors import (
-    LogitsProcessor,
-    LogitsProcessors,
-    MinLength,
-    NoRepeatNgram,
-    Normalise,
-    RepetitionPenalty,
-    Suppress,
-    SuppressAtBegin,
-    Timestamps,
-)
-from whisper_flash_attention.engine.request import Beams, DecodeOutput, Request, stays_on_device
+from whisper_flash_attention.engine.request import Request, stays_on_device
 from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob, stream_key
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe.prompts import PromptBuilder
 from whisper_flash_attention.transcribe.recording import Recording
-from whisper_flash_attention.transcribe.tokenizer import PRECISION, Vocabulary
+from whisper_flash_attention.transcribe.requests import RequestBuilder
+from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 
-# Timestamps from <|0.00|> to <|30.00|>.
-STAMPS = 1501
-
-
-class RequestBuilder:
-    """Builds engine requests from decode options, and selects the best row of what was decoded."""
-
-    def __init__(self, vocabulary: Vocabulary, options: DecodeOptions) -> None:
-        self._vocabulary = vocabulary
-        self._options = options
-        self._suppress = Suppress(_suppressed(vocabulary, options.suppress_tokens))
-
-    def width(self, temperature: float) -> int:
-        """How many rows of a prompt each window takes at a temperature."""
-        wanted = self._options.best_of if temperature > 0 else self._options.beam_size
-        return wanted or 1
-
-    def request(
-        self, begin: int, length: int, temperature: float, probe: tuple[int, int] | None = None
-    ) -> Request:
-        """The request of windows whose prompts have one length.
-
-        Args:
-            begin: where in the prompt the result begins.
-            length: of the prompt.
-            probe: a token id and the position in the prompt at which its probability is read.
-        """
-        words, options = self._vocabulary, self._options
-        most = words.positions
-        if options.max_new_tokens is not None:
-            most = min(most, length + options.max_new_tokens)
-        beams = self._beams() if temperature == 0 and self.width(temperature) > 1 else None
-        rules = self._rules(begin, length)
-        return Request(
-            # Beams add up log-probabilities, which must be those of what the rules left.
-            processors=LogitsProcessors((*rules, Normalise()) if beams else rules),
-            max_length=most,
-            eos=(words.end,),
-            pad=words.end,
-            sample=temperature > 0,
-            temperature=temperature or 1.0,
-            beams=beams,
-            want_logprobs=beams is None,
-            probe=probe,
-        )
-
-    def best(
-        self, decoded: DecodeOutput, windows: int, length: int
-    ) -> list[tuple[list[int], float]]:
-        """The best result of every window: its tokens up to the end, and the sum of the
-        log-probabilities of them and of the end.
-
-        Args:
-            length: of the prompt.
-        """
-        end = self._vocabulary.end
-        rows = [_up_to(end, row) for row in decoded.sequences[:, length:].tolist()]
-        penalty = self._options.length_penalty
-        if decoded.beam_indices is not None:
-            assert decoded.sequences_scores is not None
-            counts = (decoded.beam_indices >= 0).sum(dim=1)
-            sums = (decoded.sequences_scores * counts**penalty).tolist()
-            return list(zip(rows, sums, strict=True))
-        assert decoded.sum_logprobs is not None
-        sums = decoded.sum_logprobs.tolist()
-        draws = len(rows) // windows
-        found = []
-        for first in range(0, len(rows), draws):
-            mine = range(first, first + draws)
-            best = max(mine, key=lambda row: sums[row] / (len(rows[row]) + 1) ** penalty)
-            found.append((rows[best], sums[best]))
-        return found
-
-    def _beams(self) -> Beams:
-        size = self.width(0.0)
-        return Beams(
-            num_beams=size,
-            num_return_sequences=1,
-            length_penalty=self._options.length_penalty,
-            # As openai-whisper, which stops when this number of beams has ended.
-            early_stopping=True,
-            candidates=2 * size,
-            patience=self._options.patience,
-        )
-
-    def _rules(self, begin: int, length: int) -> tuple[LogitsProcessor, ...]:
-        options = self._options
-        rules: list[LogitsProcessor] = []
-        if options.repetition_penalty != 1:
-            rules.append(RepetitionPenalty(options.repetition_penalty, begin))
-        if options.no_repeat_ngram_size:
-            rules.append(NoRepeatNgram(options.no_repeat_ngram_size, begin))
-        rules.append(self._suppress)
-        if options.suppress_blank:
-            rules.append(SuppressAtBegin(self._vocabulary.at_begin, begin))
-        if options.min_new_tokens:
-            rules.append(MinLength(length + options.min_new_tokens, (self._vocabulary.end,)))
-        rules.append(self._timestamps(begin))
-        return tuple(rules)
-
-    def _timestamps(self, begin: int) -> LogitsProcessor:
-        """The grammar of timestamps, or none of them."""
-        words, latest = self._vocabulary, self._options.max_initial_timestamp
-        if self._options.without_timestamps:
-            return Suppress(tuple(range(words.no_timestamps, words.timestamp_begin + STAMPS)))
-        return Timestamps(
-            timestamp_begin=words.timestamp_begin,
-            begin_index=begin,
-            eos=words.end,
-            no_timestamps=words.no_timestamps,
-            max_initial=None if latest is None else round(latest / PRECISION),
-        )
-
-
-def _suppressed(vocabulary: Vocabulary, given: tuple[int, ...]) -> tuple[int, ...]:
-    """Ids that are never sampled: those given, with the list of the checkpoint in place of -1."""
-    always = vocabulary.suppressed if -1 in given else vocabulary.steering
-    return tuple(dict.fromkeys((*always, *(each for each in given if each >= 0))))
-
-
-def _up_to(end: int, row: list[int]) -> list[int]:
-    return row[: row.index(end)] if end in row else row
+# Descriptions of sounds, the last of which may be cut off; and those of speech that is not clear.
+DESCRIPTION = re.compile(r"[\[［【][^\]］】]*[\]］】]?|[(（][^)）]*[)）]?|\*[^*]*\*?")  # noqa: RUF001
+UNCLEAR = re.compile("speak|speech|talk|chatter|foreign|inaudible|indistinct|unintelligible", re.I)
+# Below this probability of no speech there is speech, whatever else is to be heard.
+LEAST_NO_SPEECH = 0.05
+# Tokens of a result with descriptions, at most: one that is longer has words, or repeats itself.
+MOST_DESCRIBING = 64
 
 
 def _nothing() -> None:
@@ -186,6 +68,7 @@ class DecodingResult:
         no_speech_prob: probability that there is no speech; None if it was not computed.
         compression_ratio: length of the text to its length when compressed.
         temperature: at which it was decoded.
+        is_sound: whether the window, decoded with descriptions of sounds, has no words.
     """
 
     tokens: tuple[int, ...]
@@ -194,6 +77,7 @@ class DecodingResult:
     no_speech_prob: float | None
     compression_ratio: float
     temperature: float
+    is_sound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +136,10 @@ class WindowDecoder:
         self._requests = RequestBuilder(vocabulary, options)
         self._prompt_builder = PromptBuilder(vocabulary, tokenizer, options)
         self._probes_no_speech = always_probe_no_speech or options.no_speech_threshold is not None
+        self._describing = self._describing_requests()
+        first, *others = options.temperatures
+        # Temperatures in the order in which they are tried; None is the look for descriptions.
+        self._attempts = (first, *([None] if self._describing else []), *others)
 
     def decode(self, states: Tensor, prompts: Sequence[Sequence[int]]) -> list[DecodingResult]:
         """The first result of every window that needs no fallback; otherwise the likeliest.
@@ -278,9 +166,9 @@ class WindowDecoder:
         Args:
             meanwhile: called once, at a time when the device has work to do.
         """
-        first, *others = self._options.temperatures
+        first = self._options.temperatures[0]
         rows = self._decode_at(first, states, prompts, range(len(prompts)), meanwhile=meanwhile)
-        if not others:
+        if len(self._attempts) == 1:
             return lambda: [self._result(each, first) for each in rows]
         results = self.decode_with_fallback(
             states, prompts, [self._result(each, first) for each in rows]
@@ -292,18 +180,10 @@ class WindowDecoder:
     ) -> list[DecodingResult]:
         """As `decode`, of windows that have their first results."""
         results = [[result] for result in first]
-        waiting = [index for index, result in enumerate(first) if self.needs_fallback(result)]
-        for temperature in self._options.temperatures[1:]:
-            if not waiting:
-                break
-            silence = [first[index].no_speech_prob for index in waiting]
-            for index, each in zip(
-                waiting,
-                self._decode_at(temperature, states, prompts, waiting, silence),
-                strict=True,
-            ):
-                results[index].append(self._result(each, temperature))
-            waiting = [index for index in waiting if self.needs_fallback(results[index][-1])]
+        while waiting := [i for i, each in enumerate(results) if not self.is_settled(each)]:
+            self.decode_again(
+                _rows(states, waiting), [prompts[i] for i in waiting], [results[i] for i in waiting]
+            )
         return [self.best(each) for each in results]
 
     def decode_again(
@@ -312,23 +192,44 @@ class WindowDecoder:
         prompts: Sequence[Sequence[int]],
         results: Sequence[list[DecodingResult]],
     ) -> None:
-        """Decode windows at the temperature that follows the results they have, and add these.
+        """Decode windows as it follows on the results they have, and add these.
 
         Args:
             states: the encoder's, `[B, S, D]`.
             prompts: of every window.
             results: of every window so far, as many of each; none before the first.
         """
-        temperature = self._options.temperatures[len(results[0])]
+        temperature = self._attempts[len(results[0])]
+        if temperature is None:
+            self._describe(states, results)
+            return
         silence = [each[0].no_speech_prob for each in results] if results[0] else None
         rows = self._decode_at(temperature, states, prompts, range(len(prompts)), silence)
         for found, row in zip(results, rows, strict=True):
             found.append(self._result(row, temperature))
 
+    def _describe(self, states: Tensor, results: Sequence[list[DecodingResult]]) -> None:
+        """Add the first results again, with whether their windows are sounds without speech."""
+        doubtful = [i for i, each in enumerate(results) if self._is_doubtful(each[0])]
+        languages = self._vocabulary.languages
+        language = "en" if "en" in languages else next(iter(languages), "en")
+        prompts = [self._vocabulary.prompt(language, "transcribe")] * len(results)
+        silence = [results[index][0].no_speech_prob for index in doubtful]
+        rows = self._decode_at(None, states, prompts, doubtful, silence)
+        sounds = {
+            index
+            for index, row in zip(doubtful, rows, strict=True)
+            if not has_words(self.text(row.tokens))
+        }
+        for index, found in enumerate(results):
+            found.append(replace(found[0], is_sound=index in sounds))
+
     def is_settled(self, results: Sequence[DecodingResult]) -> bool:
         """Whether a window with these results is not decoded again."""
-        is_last = len(results) == len(self._options.temperatures)
-        return is_last or not self.needs_fallback(results[-1])
+        last = results[-1]
+        if len(results) == len(self._attempts):
+            return True
+        return not (self.needs_fallback(last) or (len(results) == 1 and self._is_doubtful(last)))
 
     @cached_property
     def fits_slots(self) -> bool:
@@ -482,35 +383,50 @@ class WindowDecoder:
         chances = logits.double().softmax(dim=-1).tolist()
         return [likeliest_first(zip(known, row, strict=True)) for row in chances]
 
+    def _describing_requests(self) -> RequestBuilder | None:
+        """Requests of results that may describe sounds; None if no window is decoded so.
+
+        That needs windows that may be silence, and descriptions that are suppressed otherwise.
+        """
+        options, words = self._options, self._vocabulary
+        suppressed = set(words.suppressed) if -1 in options.suppress_tokens else set()
+        may_be_silence = options.check_speech and options.no_speech_threshold is not None
+        if not may_be_silence or not suppressed - set(words.steering):
+            return None
+        return RequestBuilder(
+            words, DecodeOptions(suppress_tokens=(), max_new_tokens=MOST_DESCRIBING)
+        )
+
     def _decode_at(
         self,
-        temperature: float,
+        temperature: float | None,
         states: Tensor,
         prompts: Sequence[Sequence[int]],
         indices: Sequence[int],
         silence: Sequence[float | None] | None = None,
         meanwhile: Callable[[], None] = _nothing,
     ) -> list[_DecodedRow]:
-        """Decode the windows `indices`, in that order.
+        """Decode the windows `indices`, in that order; `silence` where it is known.
 
-        Args:
-            silence: of each, the probability that there is no speech, if it is known.
+        At temperature None it is greedy, with descriptions of sounds.
         """
         found: dict[int, _DecodedRow] = {}
         known = None if silence is None else dict(zip(indices, silence, strict=True))
-        width = self._requests.width(temperature)
+        requests = self._requests if temperature is not None else self._describing
+        assert requests is not None
+        width = requests.width(temperature or 0.0)
         for group in self._alike(prompts, indices):
             rows = to_device(np.array([prompts[index] for index in group]), states.device)
             begin, length = self._vocabulary.sample_begin(prompts[group[0]]), rows.shape[1]
             probe = self._probe(prompts[group[0]]) if known is None else None
-            request = self._requests.request(begin, length, temperature, probe)
+            request = requests.request(begin, length, temperature or 0.0, probe)
             rows = rows.repeat_interleave(width, dim=0)
             decoded = self.engine.decode(_rows(states, group), rows, request, meanwhile)
             meanwhile = _nothing
             silent = [None if known is None else known[index] for index in group]
             if decoded.probe_probability is not None:
                 silent = decoded.probe_probability[::width].tolist()
-            best = self._requests.best(decoded, len(group), length)
+            best = requests.best(decoded, len(group), length)
             for index, (tokens, total), probability in zip(group, best, silent, strict=True):
                 found[index] = _DecodedRow(prompts[index][begin:], tokens, total, probability)
         return [found[index] for index in indices]
@@ -575,11 +491,26 @@ class WindowDecoder:
         return is_speech and is_first and result.avg_logprob >= least and not self._repeats(result)
 
     def is_silent(self, result: DecodingResult) -> bool:
-        """Whether the window is silence: by its probability, and its tokens are unlikely."""
-        bound, least = self._options.no_speech_threshold, self._options.logprob_threshold
-        if bound is None or result.no_speech_prob is None or result.no_speech_prob <= bound:
+        """Whether nobody speaks: silence is probable and the tokens are not, or it is a sound."""
+        least = self._options.logprob_threshold
+        is_unlikely = least is None or result.avg_logprob < least
+        return result.is_sound or (self._may_be_silence(result) and is_unlikely)
+
+    def _is_doubtful(self, result: DecodingResult) -> bool:
+        """Whether a first result is to be checked: it fails a threshold, and may be silence."""
+        if self._describing is None or (result.no_speech_prob or 0.0) < LEAST_NO_SPEECH:
             return False
-        return least is None or result.avg_logprob < least
+        fails = self._may_be_silence(result) or self.needs_fallback(result)
+        return fails and not self.is_silent(result)
+
+    def _may_be_silence(self, result: DecodingResult) -> bool:
+        bound, probability = self._options.no_speech_threshold, result.no_speech_prob
+        return bound is not None and probability is not None and probability > bound
+
+
+def has_words(text: str) -> bool:
+    """Whether a text has words, or describes speech; "[Music]" does neither."""
+    return any(each.isalnum() for each in DESCRIPTION.sub("", text)) or bool(UNCLEAR.search(text))
 
 
 def likeliest_first(chances: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -5,7 +5,8 @@ show where each token is (`engine.alignment`). Tokens are split into words, whic
 fitted to their segments: punctuation joins its word, and words that are too long shrink, because
 alignment alone extends a word over the pause beside it. The rules and their order are those of
 `add_word_timestamps` in whisper/timing.py of OpenAI, so that the times agree, whatever attention
-the model itself runs on.
+the model itself runs on. At last words leave out the silence at their edges (`trim_pauses`), which
+OpenAI's do not; where the next window begins does not depend on that.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import APPENDED, PREPENDED, DecodeOptions
 from whisper_flash_attention.transcribe.results import Segment, Word
+from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
 from whisper_flash_attention.transcribe.tokenizer import Vocabulary, WordSplitter
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 # The most that the usual word may last, in seconds; no word should last twice the usual.
 LONGEST_USUAL = 0.7
+# A word begins and ends where there is sound: what is this much softer than its window's loudest
+# frame, in dB, is a pause if it lasts this long, in frames of 0.01 s.
+QUIET, SHORTEST_PAUSE = 30.0, 10
 # A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
 TOLERANCE = 0.5
 
@@ -152,6 +157,26 @@ def fit_to_segment(
         span.end = last.end
 
 
+def trim_pauses(words: Sequence[Timing], levels: Sequence[float], offset: float) -> None:
+    """Let words begin after a pause and end before one, unless they are soft throughout.
+
+    Args:
+        levels: of the window's frames, in dB.
+        offset: where the window begins, in seconds.
+    """
+    bound = max(levels, default=0.0) - QUIET
+    for word in words:
+        first = round((word.start - offset) * FRAMES_PER_SECOND)
+        after = min(round((word.end - offset) * FRAMES_PER_SECOND), len(levels))
+        loud = [frame for frame in range(max(first, 0), after) if levels[frame] > bound]
+        if not loud:
+            continue
+        if loud[0] - first >= SHORTEST_PAUSE:
+            word.start = offset + loud[0] / FRAMES_PER_SECOND
+        if after - 1 - loud[-1] >= SHORTEST_PAUSE:
+            word.end = offset + (loud[-1] + 1) / FRAMES_PER_SECOND
+
+
 def _shorten_after_pause(words: Sequence[Timing], usual: float, last_speech: float) -> None:
     """Cut the first and the second word after a pause to twice the usual duration."""
     longest, first = 2 * usual, words[0]
@@ -183,6 +208,8 @@ class SpokenWindow:
         language: code of the language spoken.
         task: "transcribe" or "translate".
         last_speech: where speech ended before this window, in seconds; 0.0 in the first one.
+        levels: of the frames, in dB, `[frames]`, to tell words from pauses; None does not, as in
+            openai-whisper.
     """
 
     states: Tensor
@@ -193,6 +220,7 @@ class SpokenWindow:
     language: str = "en"
     task: str = "transcribe"
     last_speech: float = 0.0
+    levels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -352,11 +380,16 @@ class WordAligner:
             SegmentTimes(each.start, each.end, len(self._text(each))) for each in window.segments
         ]
         finished, last_speech, last_word_end = [], window.last_speech, None
+        levels = None if window.levels is None else window.levels.tolist()
         for segment, span, mine in zip(window.segments, spans, deal_out(words, spans), strict=True):
             if mine:
                 fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
+                if levels is not None:
+                    trim_pauses(mine, levels, window.start)
+                    span.start = max(span.start, mine[0].start)
+                    span.end = min(span.end, mine[-1].end)
             finished.append(_segment(segment, span, mine, window.seconds))
         if last_word_end is not None:
             last_speech = last_word_end

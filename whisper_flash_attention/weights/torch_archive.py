@@ -20,7 +20,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -404,17 +403,12 @@ class TorchArchive:
         try:
             self._open()
         except BaseException:
-            self._file.__exit__(None, None, None)
+            self._file.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._file.__exit__()
 
     @property
     def size(self) -> int:

@@ -19,7 +19,7 @@ from whisper_flash_attention.engine.logits_processors import (
 )
 from whisper_flash_attention.engine.request import DecodeOutput
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe.window_decoder import RequestBuilder
+from whisper_flash_attention.transcribe.requests import RequestBuilder
 
 LISTED = replace(WORDS, suppressed=(1, 2), at_begin=(220, WORDS.end))
 END = WORDS.end
