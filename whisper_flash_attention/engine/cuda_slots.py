@@ -145,7 +145,7 @@ def ragged_prompts(
             *processors.next_limits(job.prompt, vocabulary),
         )
     prompt, places, settings, limits = torch.split(
-        to_device(table, device), (longest, *RAGGED_COLUMNS), dim=1
+        to_device(table, device), [longest, *RAGGED_COLUMNS], dim=1
     )
     into, first_positions, probe_positions = places.unbind(1)
     return RaggedPrompts(prompt, into, first_positions, probe_positions, settings, limits)
