@@ -22,7 +22,9 @@ from whisper_flash_attention.engine import layout as layouts
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.layout import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
+    History,
     LogitsProcessors,
+    MinLength,
     Suppress,
     SuppressAtBegin,
     Timestamps,
@@ -318,3 +320,54 @@ def test_jobs_that_do_not_go_together_are_refused(
 def test_numbers_that_make_no_sense_are_refused(engine: Engine, slots: int, refill: Any) -> None:
     with pytest.raises(OptionError, match="1 or more"):
         stream(engine, jobs_of(MIXED), slots, refill=refill)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 299), min_size=1, max_size=9),
+            st.integers(0, 9),
+            st.integers(0, 12),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_tables_of_prompts_hold_what_the_processors_compute(
+    rows: list[tuple[list[int], int, int, bool]],
+) -> None:
+    jobs = []
+    for tokens, begin, least, grammar in rows:
+        steps: list[Any] = [Suppress((7,)), SuppressAtBegin((11,), begin), MinLength(least, (END,))]
+        if grammar:
+            steps.append(Timestamps(STAMPS, min(begin, len(tokens)), END, END + 1, 20))
+        found = Request(LogitsProcessors(tuple(steps)), MOST, (END,), 3, probe=(20, begin))
+        jobs.append(DecodeJob(torch.zeros(KEYS, WIDTH), tokens, found, len(jobs)))
+    slots = list(range(10, 10 + len(jobs)))
+    prompts = cuda_slots.ragged_prompts(jobs, slots, 300, torch.device("cpu"))
+    longest = prompts.prompt.shape[1]
+    assert prompts.slots.tolist() == slots
+    for row, job in enumerate(jobs):
+        length = len(job.prompt)
+        processors = cuda_slots.kernel_processors_of(job.request)
+        history = History(torch.tensor([job.prompt]), length)
+        assert prompts.prompt[row].tolist() == [*job.prompt, *[0] * (longest - length)]
+        assert int(prompts.first_positions[row]) == length - longest
+        assert job.request.probe is not None
+        at = longest - length + job.request.probe[1]
+        assert int(prompts.probe_positions[row]) == at
+        assert tuple(prompts.settings[row].tolist()) == processors.settings(300, MOST)
+        assert prompts.limits[row].tolist() == processors.limits(history, 300)[0].tolist()
+
+
+@FORMS
+def test_groups_that_follow_one_another_replay_what_joins_them_to_the_slots(
+    on_kernels: Engine, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Groups of 2 are recorded; one of 3 is not."""
+    jobs = jobs_of([(2, 2)] * 2 + [(2, 3)] * 2 + [(1, 2), (2, 1), (4, 2)], cross_attention=form)
+    coming = iter([jobs[:2], jobs[2:4], jobs[4:]])
+    found = list(on_kernels.decode_stream(lambda _: next(coming, []), 4, max_length=MOST, refill=3))
+    check(found, plain_twin(on_kernels, monkeypatch), jobs)

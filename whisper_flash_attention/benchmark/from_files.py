@@ -3,11 +3,13 @@
 Files are encoded from real speech, a few of them, which are copied under as many names as there are
 recordings. Weights are random, and every window gets the same number of tokens (`throughput`). Each
 entry is what users run: `Transcriber` with arrays or with paths, the command's `Runner`, and
-`run_batch`. Times include writing the text; not loading the model, and of Ray not its start.
+`run_batch`. Times include writing the text; not loading the model, and of Ray not what
+comes before its first group of recordings is done.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -30,8 +32,11 @@ from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPoo
 from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.audio.vad import cut_all
+from whisper_flash_attention.batch.items import longest_first
+from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions, Speech
 from whisper_flash_attention.batch.run import run_batch
+from whisper_flash_attention.batch.stages import Work
 from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, bundled_clips
 from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.benchmark.throughput import Parts, ThroughputCase, random_transcriber
@@ -311,43 +316,39 @@ class FilesBenchmark:
 
     def _batch_local(self, case: FilesCase) -> float:
         with self._timed() as (output, took):
-            self._archive(case, output, OpenModel(self.transcriber))
+            summary = run_batch(
+                self.folder,
+                output,
+                model=OpenModel(self.transcriber),
+                run_options=self._run_options(case),
+            )
+            if summary.failed:
+                raise BenchmarkError(f"{summary.failed} of {len(self.paths)} recordings failed")
         return took()
 
     def _batch_ray(self, case: FilesCase) -> tuple[int, float, float]:
-        """Recordings, their seconds, and the seconds that they add to a run over a quarter."""
-        few = max(1, len(self.paths) // 4)
-        if few == len(self.paths):
-            raise OptionError('entry="batch-ray" is measured with 2 recordings or more')
-        took = []
-        for limit in (few, None):
-            with self._timed() as (output, seconds):
-                self._archive(case, output, RandomModel(case.work), limit)
-            took.append(seconds())
-        share = 1 - few / len(self.paths)
-        return len(self.paths) - few, share * self.audio_seconds, took[1] - took[0]
+        """Recordings after the first group, their seconds, and the seconds that they took."""
+        from whisper_flash_attention.batch.ray_engine import run_on_ray
 
-    def _archive(
-        self,
-        case: FilesCase,
-        output: Path,
-        model: OpenModel | RandomModel,
-        limit: int | None = None,
-    ) -> None:
-        ray = case.entry == "batch-ray"
-        summary = run_batch(
-            self.folder,
-            output,
-            model=model,
-            run_options=RunOptions(
-                TranscribeOptions(language="en"), case.options, case.work.batch_size
-            ),
-            engine="ray" if ray else "local",
-            workers=case.workers if ray else None,
-            limit=limit,
-        )
-        if summary.failed:
-            raise BenchmarkError(f"{summary.failed} of {len(self.paths)} recordings failed")
+        options = self._run_options(case)
+        archive = read_archive(str(self.folder))
+        items = longest_first([options.resolved(item) for item in archive.items])
+        work = Work(RandomModel(case.work), options, workers=case.workers)
+        groups: list[tuple[float, int]] = []
+        with tempfile.TemporaryFile("w") as file:
+            for rows in run_on_ray(items, work, None, None):
+                if any(row["error"] for row in rows):
+                    raise BenchmarkError(f"a recording failed: {rows[0]['error']}")
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                groups.append((time.perf_counter(), len(rows)))
+        (first, few), (last, _) = groups[0], groups[-1]
+        if last <= first:
+            raise OptionError('entry="batch-ray" is measured with more recordings: one group only')
+        count = len(self.paths) - few
+        return count, self.audio_seconds * count / len(self.paths), last - first
+
+    def _run_options(self, case: FilesCase) -> RunOptions:
+        return RunOptions(TranscribeOptions(language="en"), case.options, case.work.batch_size)
 
     def _arguments(self, case: FilesCase) -> dict[str, Any]:
         return {"language": "en", "options": case.options, "batch_size": case.work.batch_size}

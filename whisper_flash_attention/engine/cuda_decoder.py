@@ -8,6 +8,7 @@ operations choose the token.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 
 from whisper_flash_attention.engine import torch_decoder
 from whisper_flash_attention.engine.cuda_graphs import POLL_INTERVAL, CompletionPoll, GraphCache
-from whisper_flash_attention.engine.layout import DecodeState
+from whisper_flash_attention.engine.layout import DecodeState, length_bucket
 from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
 from whisper_flash_attention.engine.request import DecodeOutput, Request
 from whisper_flash_attention.engine.sampling import check_finite
@@ -139,11 +140,9 @@ class CudaDecoder:
         Args:
             processors, request: of any row; the rows differ only in lengths and positions.
         """
-        batch, pad = len(prompts.prompt), request.pad
+        pad = request.pad
         self._set_flags(processors, request.eos)
         self._tables_key = None
-        self._work.settings[:batch].copy_(prompts.settings)
-        self._work.limits[:batch].copy_(prompts.limits)
         self._run_prompt(
             states,
             prompts.prompt,
@@ -159,6 +158,7 @@ class CudaDecoder:
         self._tables_key = None
         self._rows = 0
         self._work.settings.zero_()
+        self._work.adopted_probability.zero_()
         self._work.x.zero_()
         state = self._state
         for tensor in (state.positions, state.limits, state.failed, state.sum_logprobs):
@@ -167,16 +167,33 @@ class CudaDecoder:
         if not self._compiled:
             self._compile(1, lambda count: self._sample(count, request.pad))
 
-    def adopt(self, other: CudaDecoder, slots: torch.Tensor, length: int) -> None:
-        """Continue the first N rows of another decoder, after its `begin`, in `slots` [N] int64.
+    @property
+    def adopted_probability(self) -> torch.Tensor:
+        """Probability of the probe of the row that was adopted in each slot, [slots] float32."""
+        return self._work.adopted_probability
 
-        Args:
-            length: tokens of the longest prompt.
-        """
-        rows = len(slots)
-        self._state.adopt(other._state, slots, length + 1)
-        self._work.settings.index_copy_(0, slots, other._work.settings[:rows])
-        self._step.residual(1).index_copy_(0, slots, other._step.residual(1)[:rows])
+    def adopt(self, other: CudaDecoder, prompts: RaggedPrompts, request: Request) -> None:
+        """Continue the rows of another decoder, after its `begin`, in the slots of `prompts`."""
+        rows, probe, theirs = len(prompts.slots), request.probe, other._work
+        capacity = min(self._state.layout.positions, other._state.layout.positions)
+        length = min(length_bucket(prompts.prompt.shape[1] + 1), capacity)
+        slots = self._work.adopted[:rows]
+        slots.copy_(prompts.slots)
+
+        def launch() -> None:
+            self._state.adopt(other._state, slots, length)
+            self._work.settings.index_copy_(0, slots, theirs.settings[:rows])
+            self._step.residual(1).index_copy_(0, slots, other._step.residual(1)[:rows])
+            if probe is not None:
+                found = torch_decoder.probability(self._weights, theirs.probe_rows[:rows], probe[0])
+                self.adopted_probability.index_copy_(0, slots, found)
+
+        # Recorded for few numbers of rows, and valid as long as both decoders.
+        if rows & (rows - 1):
+            launch()
+        else:
+            token = None if probe is None else probe[0]
+            other._run(("adopt", weakref.ref(self), rows, length, token), launch)
 
     def _set_processors(
         self, processors: KernelProcessors, prompt: torch.Tensor, request: Request
@@ -230,17 +247,18 @@ class CudaDecoder:
             self._rows = batch
             work.absent.fill_(True)
             work.absent[:batch] = False
+            work.first_positions.zero_()
+            work.probe_positions.zero_()
+        if prompts is not None:
+            self._set_tables(prompts)
         if count > state.layout.prompt:
             self._run_long_prompt(states, _padded(prompt, state.layout.slots), place, prompts)
             self._run(("long prompt", variant), lambda: finish(1))
-            self._read_probe(probe, batch)
+            if prompts is None:
+                self._read_probe(probe, batch)
             return
         work.prompt[:batch, :count] = prompt
         ragged = prompts is not None
-        if prompts is not None:
-            work.first_positions.zero_()
-            work.first_positions[:batch] = prompts.lengths - count
-            self._set_probe_positions(prompts.probe_positions + count - prompts.lengths)
         if work.states is not None:
             work.states[: len(states)].copy_(states)
         else:
@@ -266,7 +284,8 @@ class CudaDecoder:
         if place is not None:
             key = (*key, "probe" if ragged else place)
         self._run(key, launch)
-        self._read_probe(probe, batch)
+        if not ragged:
+            self._read_probe(probe, batch)
 
     def _read_probe(self, probe: tuple[int, int] | None, batch: int) -> None:
         """Compute the probe's probability from the residual rows that the prompt pass kept."""
@@ -309,9 +328,10 @@ class CudaDecoder:
         last, probe_probability = rows[:, -1], None if place is None else rows[:, place]
         state.positions.fill_(count - 1)
         if prompts is not None:
-            state.positions[: len(prompts.lengths)] = prompts.lengths - 1
+            # Here all rows begin at the first column.
+            state.positions.add_(self._work.first_positions)
             last = torch_decoder.rows_at(rows, state.positions.long())
-            self._set_probe_positions(prompts.probe_positions)
+            self._work.probe_positions.add_(self._work.first_positions)
             probe_probability = (
                 None if place is None else torch_decoder.rows_at(rows, self._work.probe_positions)
             )
@@ -319,10 +339,14 @@ class CudaDecoder:
         if probe_probability is not None:
             self._work.probe_rows.copy_(probe_probability)
 
-    def _set_probe_positions(self, places: torch.Tensor) -> None:
-        """Store the probe's position of each row in the pass, [B] int64."""
-        self._work.probe_positions.zero_()
-        self._work.probe_positions[: len(places)] = places
+    def _set_tables(self, prompts: RaggedPrompts) -> None:
+        """Store the tables of the first rows."""
+        work, batch = self._work, len(prompts.prompt)
+        tables = (work.first_positions, work.probe_positions, work.settings, work.limits)
+        torch._foreach_copy_(
+            [table[:batch] for table in tables],
+            [prompts.first_positions, prompts.probe_positions, prompts.settings, prompts.limits],
+        )
 
     def _reset(self) -> None:
         state = self._state
@@ -419,14 +443,17 @@ class RaggedPrompts:
 
     Args:
         prompt: [B, P] int64, padded at the ends of rows.
-        lengths: of the rows, [B] int64.
-        probe_positions: position in each prompt of `Request.probe`, [B] int64.
-        settings, limits: [B, 8] and [B, 4] int32, as the kernels `logits` and `greedy_sample` read
+        slots: in which the rows go on, [B] int64.
+        first_positions: of each row in the pass of all, in which they end together: its length - P,
+            [B] int64.
+        probe_positions: the column of the pass at which `Request.probe` is read, [B] int64.
+        settings, limits: [B, 8] and [B, 4] int64, as the kernels `logits` and `greedy_sample` read
             them.
     """
 
     prompt: torch.Tensor
-    lengths: torch.Tensor
+    slots: torch.Tensor
+    first_positions: torch.Tensor
     probe_positions: torch.Tensor
     settings: torch.Tensor
     limits: torch.Tensor

@@ -18,13 +18,12 @@ import torch
 from whisper_flash_attention.engine.cuda_decoder import CudaDecoder, RaggedPrompts
 from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
 from whisper_flash_attention.engine.layout import Layout, prefill_layout
-from whisper_flash_attention.engine.logits_processors import History, KernelProcessors
+from whisper_flash_attention.engine.logits_processors import KernelProcessors
 from whisper_flash_attention.engine.request import Request
 from whisper_flash_attention.engine.scheduler import (
     DecodeJob,
     FinishedJob,
     finish_job,
-    group_by_request,
     not_finite,
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
@@ -32,6 +31,8 @@ from whisper_flash_attention.engine.weights import DecoderWeights
 # Steps between two polls. A finished slot is noticed one to two polls later and idle until then;
 # each poll copies all tokens.
 STEPS_PER_POLL = 4
+# Columns of a table of prompts, after the tokens: places, settings and limits of `RaggedPrompts`.
+RAGGED_COLUMNS = (3, 8, 4)
 
 
 class CudaSlots:
@@ -54,7 +55,6 @@ class CudaSlots:
         self._jobs: list[DecodeJob | None] = [None] * slots
         self._request = first.request
         self._pad = first.request.pad
-        self._probe_probability = torch.zeros(slots, device=decoder.state.tokens.device)
         self._poll: _Poll | None = None
         decoder.clear(kernel_processors_of(first.request), first.request)
 
@@ -78,12 +78,12 @@ class CudaSlots:
             state.failed,
             state.sum_logprobs,
             state.output,
-            self._probe_probability,
+            self._decoder.adopted_probability,
         )
         return _Poll(list(self._jobs), to_host(*held))
 
     def _ended(self, poll: _Poll) -> list[FinishedJob]:
-        finished, failed, *values = poll.wait()
+        finished, failed, sums, output, probe_probability = (each.numpy() for each in poll.wait())
         is_finished, has_failed = finished.tolist(), failed.tolist()
         # A poll may show an earlier job of a slot.
         current = [
@@ -97,7 +97,6 @@ class CudaSlots:
         ended = [(slot, job) for slot, job in current if is_finished[slot]]
         for slot, _ in ended:
             self._jobs[slot] = None
-        sums, output, probe_probability = values
         return [
             finish_job(
                 job, output[slot].tolist(), float(sums[slot]), float(probe_probability[slot])
@@ -110,17 +109,13 @@ class CudaSlots:
         slots = self._decoder.state.layout
         layout = prefill_layout(self._weights, slots, clips=self._refill, prompt=longest)
         prefill = self._prefill(layout)
-        states = torch.stack([job.states for job in jobs])
-        prompts = ragged_prompts(jobs, longest, slots.vocabulary, slots.device)
-        prefill.begin(states, prompts, kernel_processors_of(self._request), self._request)
         free = [slot for slot, job in enumerate(self._jobs) if job is None][: len(jobs)]
+        prompts = ragged_prompts(jobs, free, slots.vocabulary, slots.device)
+        states = torch.stack([job.states for job in jobs])
+        prefill.begin(states, prompts, kernel_processors_of(self._request), self._request)
+        self._decoder.adopt(prefill, prompts, self._request)
         for slot, job in zip(free, jobs, strict=True):
             self._jobs[slot] = job
-        into = to_device(np.array(free), slots.device)
-        self._decoder.adopt(prefill, into, longest)
-        if self._request.probe is not None:
-            assert prefill.probe_probability is not None
-            self._probe_probability[into] = prefill.probe_probability
 
 
 @dataclass(frozen=True)
@@ -132,27 +127,28 @@ class _Poll:
 
 
 def ragged_prompts(
-    jobs: Sequence[DecodeJob], longest: int, vocabulary: int, device: torch.device
+    jobs: Sequence[DecodeJob], slots: Sequence[int], vocabulary: int, device: torch.device
 ) -> RaggedPrompts:
-    """Build the prompts and tables of jobs on the host."""
-    prompt = torch.zeros(len(jobs), longest, dtype=torch.int64)
-    settings = torch.zeros(len(jobs), 8, dtype=torch.int32)
-    limits = torch.zeros(len(jobs), 4, dtype=torch.int32)
-    lengths = [len(job.prompt) for job in jobs]
-    for row, job in enumerate(jobs):
-        prompt[row, : lengths[row]] = torch.tensor(job.prompt)
-    for request, rows in group_by_request(jobs).items():
-        processors = kernel_processors_of(request)
-        history = History(prompt[rows], torch.tensor([lengths[row] for row in rows]))
-        settings[rows] = torch.tensor(
-            processors.settings(vocabulary, request.max_length), dtype=torch.int32
+    """Build the prompts and tables of jobs for `slots` on the host, and copy them at once.
+
+    Each operation of PyTorch gives other threads the interpreter, which then has to be awaited.
+    """
+    longest = max(len(job.prompt) for job in jobs)
+    table = np.zeros((len(jobs), longest + sum(RAGGED_COLUMNS)), np.int64)
+    for row, job, slot in zip(table, jobs, slots, strict=True):
+        request, length = job.request, len(job.prompt)
+        processors, place = kernel_processors_of(request), request.probe[1] if request.probe else 0
+        row[:length] = job.prompt
+        row[longest:] = (
+            *(slot, length - longest, place + longest - length),
+            *processors.settings(vocabulary, request.max_length),
+            *processors.next_limits(job.prompt, vocabulary),
         )
-        limits[rows] = processors.limits(history, vocabulary)
-    probe_positions = torch.tensor(
-        [job.request.probe[1] if job.request.probe else 0 for job in jobs]
+    prompt, places, settings, limits = torch.split(
+        to_device(table, device), [longest, *RAGGED_COLUMNS], dim=1
     )
-    tables = (prompt, torch.tensor(lengths), probe_positions, settings, limits)
-    return RaggedPrompts(*(to_device(each.numpy(), device) for each in tables))
+    into, first_positions, probe_positions = places.unbind(1)
+    return RaggedPrompts(prompt, into, first_positions, probe_positions, settings, limits)
 
 
 def kernel_processors_of(request: Request) -> KernelProcessors:

@@ -481,6 +481,14 @@ class KernelProcessors:
             row = self.timestamps.limits(history, vocabulary)
         return torch.cat([column.expand(batch, 1) for column in (forbid, *row)], dim=1).int()
 
+    def next_limits(self, tokens: Sequence[int], vocabulary: int) -> tuple[int, int, int, int]:
+        """As `limits`, of one row whose tokens the host knows."""
+        forbid = SUPPRESSED + (len(tokens) == self.begin_index) * SUPPRESSED_AT_BEGIN
+        forbid += (len(tokens) < self.min_length) * WAITS_FOR_LENGTH
+        if self.timestamps is None:
+            return forbid, 0, vocabulary, vocabulary
+        return forbid + NO_TIMESTAMPS, *self.timestamps.next_limits(tokens, vocabulary)
+
 
 def check_whole(name: str, value: int, least: int) -> None:
     """Raise `OptionError` unless it is a whole number, `least` or more."""

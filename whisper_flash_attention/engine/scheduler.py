@@ -177,11 +177,3 @@ def finish_job(
     return FinishedJob(
         job, tuple(tokens), sum_logprob, probe_probability if job.request.probe else None
     )
-
-
-def group_by_request(jobs: Sequence[DecodeJob]) -> dict[Request, list[int]]:
-    """Group the indices of jobs by their requests."""
-    found: dict[Request, list[int]] = {}
-    for index, job in enumerate(jobs):
-        found.setdefault(job.request, []).append(index)
-    return found

@@ -80,6 +80,8 @@ def workspace_buffers(layout: Layout) -> dict[str, Spec]:
         "prompt": ((layout.slots, layout.prompt), torch.int64),
         "first_positions": ((layout.slots,), torch.int32),
         "probe_positions": ((layout.slots,), torch.int64),
+        "adopted": ((layout.slots,), torch.int64),
+        "adopted_probability": ((layout.slots,), torch.float32),
         "settings": ((layout.slots, 8), torch.int32),
         "best_values": ((4, layout.slots, blocks), torch.float32),
         "best_ids": ((2, layout.slots, blocks), torch.int32),
@@ -137,6 +139,8 @@ class Workspace:
     prompt: torch.Tensor
     first_positions: torch.Tensor
     probe_positions: torch.Tensor
+    adopted: torch.Tensor
+    adopted_probability: torch.Tensor
     settings: torch.Tensor
     best_values: torch.Tensor
     best_ids: torch.Tensor

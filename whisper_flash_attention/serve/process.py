@@ -46,6 +46,7 @@ def run_server(
         access_log=False,
         backlog=BACKLOG,
         ws="websockets-sansio",
+        ws_per_message_deflate=False,  # sound hardly shrinks, and all requests wait for the thread
     )
     server = uvicorn.Server(config)
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -196,10 +196,12 @@ class SequentialReader:
     def windows(self, recordings: list[Recording], states: Tensor) -> list[Window]:
         """The next windows of recordings, of encoder states `[B, S, D]`."""
         self._detect_languages(recordings, states)
-        # States of their own: those of all would be held until the last of them is done.
+        # States of their own: those of all would be held until the last of them is done. This is
+        # one operation, for each of which other threads get the interpreter.
+        rows = torch._foreach_mul(states.unbind(), 1)
         return [
-            Window(row.clone(), self._prompt(recording), _Position(recording))
-            for row, recording in zip(states, recordings, strict=True)
+            Window(row, self._prompt(recording), _Position(recording))
+            for row, recording in zip(rows, recordings, strict=True)
         ]
 
     def _read_together(
