@@ -19,6 +19,7 @@ from tests.audio import faulty_decoders
 from tests.audio.encoding import write_silence, write_wave
 from whisper_flash_attention.audio import audio_source as module
 from whisper_flash_attention.audio import bundled_recordings, load_audio
+from whisper_flash_attention.audio import opener as opener_module
 from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource, ChannelSources
 from whisper_flash_attention.audio.container import Shared, Source
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
@@ -345,3 +346,14 @@ def test_a_closed_opener_opens_nothing(paths: list[Path], least_bytes: int) -> N
         next(loading)
     with pytest.raises(DecoderError, match="closed"):
         next(opener.open_each([AudioInput(paths[0])]))
+
+
+@pytest.mark.parametrize(
+    ("name", "work"), [("a.wav", 10), ("A.FLAC", 10), ("a.mp3", 40), ("a", 40)]
+)
+def test_codecs_with_loss_take_longer(tmp_path: Path, name: str, work: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(bytes(10))
+    assert opener_module._work(AudioInput(path)) == work
+    assert opener_module._work(AudioInput(str(path))) == work
+    assert opener_module._work(AudioInput(bytes(10))) == 10

@@ -29,7 +29,7 @@ def speech(bundled_recordings) -> npt.NDArray[np.int16]:
 @pytest.fixture(scope="module")
 def call(bundled_recordings) -> npt.NDArray[np.int16]:
     """A telephone call: each channel has a speaker, who waits for the other. `[2, T]`."""
-    first, second = (read_wave(bundled_recordings[each].path)[: 3 * RATE] for each in (4, 0))
+    first, second = (read_wave(bundled_recordings[each].path)[: 3 * RATE] for each in (4, 3))
     quiet = np.zeros(3 * RATE, np.int16)
     return np.stack([np.concatenate([first, quiet]), np.concatenate([quiet, second])])
 

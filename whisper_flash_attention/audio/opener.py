@@ -50,8 +50,10 @@ from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, is_bug
 
 # Bytes of files from which on processes decode: some minutes of audio, which one thread decodes
-# about as fast as a process starts.
+# about as fast as a process starts. Bytes of codecs with loss count more: they take longer.
 LEAST_BYTES = 16 * 2**20
+LOSSLESS = frozenset((".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".w64", ".wav"))
+LOSSY_BYTE = 4
 # Bytes that are sent to a process: it holds a copy of them.
 MOST_SENT_BYTES = 256 * 2**20
 # More threads than this wait for one another's calls of Python.
@@ -181,7 +183,7 @@ class AudioOpener:
                 while len(taken) + len(begun) < most and (not taken or _is_file(taken[-1])):
                     if (each := next(inputs, None)) is None:
                         break
-                    self._bytes += _size(each)
+                    self._bytes += _work(each)
                     taken.append(each)
                 limit = most if self._uses_processes(taken) else min(most, _threads() + 1)
                 while taken and len(begun) < limit and (_is_file(taken[0]) or not begun):
@@ -408,6 +410,15 @@ def _size(each: AudioInput | DecodeRequest) -> int:
     if isinstance(source, Shared):
         return source.again().seek(0, os.SEEK_END)
     return len(source) if isinstance(source, bytes) else 0
+
+
+def _work(each: AudioInput | DecodeRequest) -> int:
+    """How long it takes to decode, as bytes of a lossless codec."""
+    source = each.source if isinstance(each, DecodeRequest) else each.audio
+    is_named = isinstance(source, str | os.PathLike)
+    if is_named and os.path.splitext(os.fsdecode(source))[1].lower() not in LOSSLESS:
+        return LOSSY_BYTE * _size(each)
+    return _size(each)
 
 
 def _request(each: AudioInput) -> DecodeRequest | None:
