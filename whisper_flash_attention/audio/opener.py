@@ -415,10 +415,10 @@ def _size(each: AudioInput | DecodeRequest) -> int:
 def _work(each: AudioInput | DecodeRequest) -> int:
     """How long it takes to decode, as bytes of a lossless codec."""
     source = each.source if isinstance(each, DecodeRequest) else each.audio
-    is_named = isinstance(source, str | os.PathLike)
-    if is_named and os.path.splitext(os.fsdecode(source))[1].lower() not in LOSSLESS:
-        return LOSSY_BYTE * _size(each)
-    return _size(each)
+    if not isinstance(source, str | os.PathLike):
+        return _size(each)
+    suffix = os.path.splitext(os.fsdecode(source))[1].lower()
+    return _size(each) * (1 if suffix in LOSSLESS else LOSSY_BYTE)
 
 
 def _request(each: AudioInput) -> DecodeRequest | None:
