@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Look for no garbage among modules and tests: it takes seconds, and there is none."""
+    """Collect no garbage while modules and tests are imported: it takes seconds and finds none."""
     gc.disable()
     try:
         return (yield)

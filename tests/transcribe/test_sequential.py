@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,8 +161,10 @@ def test_segments_come_as_windows_are_read(transcriber, speech, with_context) ->
     stream = transcriber.stream(speech, options=options)
     first = next(stream)
     assert first.start < 2 and first.no_speech_prob is None and first.temperature == 0
-    # Scores may differ in their last bits, by where their memory lies.
-    assert list(map(timed, (first, *stream))) == list(map(timed, with_context.segments))
+    for found, wanted in zip((first, *stream), with_context.segments, strict=True):
+        # The score alone may differ in its last bits, by how its operands are aligned.
+        assert found == replace(wanted, avg_logprob=found.avg_logprob)
+        assert found.avg_logprob == pytest.approx(wanted.avg_logprob, abs=1e-5)
 
 
 def test_windows_without_sound_have_no_text(transcriber, speech) -> None:

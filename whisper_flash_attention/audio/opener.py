@@ -50,7 +50,7 @@ from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, is_bug
 
 # Bytes of files from which on processes decode: some minutes of audio, which one thread decodes
-# about as fast as a process starts. Bytes of codecs with loss count more: they take longer.
+# about as fast as a process starts. A byte of a lossy codec counts as several: it takes longer.
 LEAST_BYTES = 16 * 2**20
 LOSSLESS = frozenset((".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".w64", ".wav"))
 LOSSY_BYTE = 4

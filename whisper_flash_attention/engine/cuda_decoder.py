@@ -188,7 +188,7 @@ class CudaDecoder:
                 found = torch_decoder.probability(self._weights, theirs.probe_rows[:rows], probe[0])
                 self.adopted_probability.index_copy_(0, slots, found)
 
-        # Recorded for few numbers of rows, and valid as long as both decoders.
+        # A graph holds addresses of both decoders; powers of two bound the number of graphs.
         if rows & (rows - 1):
             launch()
         else:

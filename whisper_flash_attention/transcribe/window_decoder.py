@@ -47,7 +47,7 @@ from whisper_flash_attention.transcribe.tokenizer import Vocabulary
 # Descriptions of sounds, the last of which may be cut off; and those of speech that is not clear.
 DESCRIPTION = re.compile(r"[\[［【][^\]］】]*[\]］】]?|[(（][^)）]*[)）]?|\*[^*]*\*?")  # noqa: RUF001
 UNCLEAR = re.compile("speak|speech|talk|chatter|foreign|inaudible|indistinct|unintelligible", re.I)
-# Below this probability of no speech there is speech, whatever else is to be heard.
+# With a probability of no speech below this, a window is taken to hold speech.
 LEAST_NO_SPEECH = 0.05
 # Tokens of a result with descriptions, at most: one that is longer has words, or repeats itself.
 MOST_DESCRIBING = 64
