@@ -94,7 +94,7 @@ ABSORBED_CONFIGS = {
     ),
     1280: (
         C("rows", 32, 32, 8, 2), C("rows", 10, 16, 4, 2),
-        C("wgmma", 10, 64, 4, 1), C("wgmma", 10, 64, 8, 1),
+        C("wgmma", 10, 64, 8, 1), C("ring", 32, 64, 8),
     ),
 }  # fmt: skip
 
@@ -528,16 +528,9 @@ def absorbed(
     sizes = size or ([1024, 1280] if quick else list(ABSORBED_HEADS))
     batches = batch or ([32, 128] if quick else [8, 32, 64, 128])
     capability = torch.cuda.get_device_capability()
-    chosen = {
-        (d, clips): choose_config(ABSORBED_HEADS[d], d, precision, capability, clips=clips)
-        for d in sizes
-        for clips in batches
-    }
+    chosen = {d: choose_config(ABSORBED_HEADS[d], d, precision, capability) for d in sizes}
     tried = {d: () if chosen_only else ABSORBED_CONFIGS[d] for d in sizes}
-    configs = {
-        d: tuple(dict.fromkeys((*tried[d], *(chosen[d, clips] for clips in batches))))
-        for d in sizes
-    }
+    configs = {d: tuple(dict.fromkeys((*tried[d], chosen[d]))) for d in sizes}
     jobs = [(d, config) for d in sizes for config in configs[d]]
     checks = check_all_absorbed(jobs, batches, precision, processes)
     rate = measure_ceilings("cuda", dtype).bytes_per_second
@@ -551,7 +544,7 @@ def absorbed(
                 for splits in splits_to_try(one_batch, quick or chosen_only):
                     error, failure = checks[d, config]
                     row = {"kernel": "attention", "d": d, "batch": one_batch, "splits": splits}
-                    row |= {"config": asdict(config), "chosen": config == chosen[d, one_batch]}
+                    row |= {"config": asdict(config), "chosen": config == chosen[d]}
                     row |= {"error": error, "failure": failure}
                     row |= {"microseconds": None, "share_of_copy": None}
                     rows.append(row)

@@ -13,11 +13,13 @@ the roles of the operands of the matrix product:
 
     rows      queries are the rows of plain 2-D products; every warp needs every query
     wgmma     keys and columns are rows of warp-group products, operands in shared memory, 64 keys
+    ring      as `wgmma`, for 1280 columns, of which a block of keys does not fit into shared memory
+              (`absorbed_ring`)
     blocks    any dtype and small tiles: a program computes one block of output columns and reads
               all columns for the scores
 
-`rows` and `blocks` load through pointers; `wgmma` through tensor descriptors (the tensor memory
-accelerator of CUDA capability 9.0 and above).
+`rows` and `blocks` load through pointers; `wgmma` and `ring` through tensor descriptors (the tensor
+memory accelerator of CUDA capability 9.0 and above).
 
 D is one or two powers of two, `D0 + D1` (D1 may be 0): Triton's tiles are powers of two.
 Statistics are in base 2: partial_stats holds max(s) and sum(2^(s - max)) of s = log2(e) * scores;
@@ -50,15 +52,21 @@ from whisper_flash_attention.kernels.launch import (
     wait,
 )
 
-Formulation = Literal["rows", "wgmma", "blocks"]
+Formulation = Literal["rows", "wgmma", "ring", "blocks"]
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 MOST_SPLITS = 8
+# Of `ring`: the width, the fewest keys, and the releases of Triton that compile it.
+RING_WIDTH, RING_KEYS, RING_QUERIES = 1280, 64, 32
+RING_TRITON = ((3, 6), (3, 9))
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Tile of one program: at most `queries` queries of one clip, `keys` keys at a time."""
+    """Tile of one program: at most `queries` queries of one clip, `keys` keys at a time.
+
+    `ring` has a tile of its own.
+    """
 
     formulation: Formulation
     queries: int = 16
@@ -82,14 +90,13 @@ def choose_config(
     dtype: torch.dtype,
     capability: tuple[int, int] = (9, 0),
     *,
-    clips: int = 128,
+    keys: int = 1500,
 ) -> AttentionConfig:
     """A configuration for `clip_queries` queries per clip (rows x heads) of width `d`.
 
     Args:
         capability: the device's CUDA compute capability; others than 9.x and 10.x have less than
             half of their shared memory, or no tensor descriptors in hardware, hence `rows`.
-        clips: of the launch. With few, a program's latency decides rather than the reads of all.
     """
     if dtype == torch.float32 or split_columns(d) is None:
         return AttentionConfig("blocks", queries=16, keys=16, warps=4, stages=2)
@@ -102,9 +109,16 @@ def choose_config(
         return AttentionConfig("wgmma", queries=16, keys=64, warps=4, stages=2)
     if d <= 1024:
         return AttentionConfig("rows", queries=16, keys=32, warps=4, stages=3)
-    if clips <= 8 and clip_queries <= 20:
-        return AttentionConfig("wgmma", queries=10, keys=64, warps=8, stages=1)
+    is_ring = d == RING_WIDTH and keys >= RING_KEYS and capability[0] == 9
+    if is_ring and ring_is_available():
+        return AttentionConfig("ring", queries=RING_QUERIES, keys=RING_KEYS, warps=8)
     return AttentionConfig("rows", queries=32, keys=32, warps=8, stages=2)
+
+
+def ring_is_available() -> bool:
+    """Whether this release of Triton compiles `ring`, whose language the interpreter lacks."""
+    release = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return not interpreted() and RING_TRITON[0] <= release <= RING_TRITON[1]
 
 
 def choose_splits(rows: int, keys: int, multiprocessors: int = 132) -> int:
@@ -170,8 +184,9 @@ def absorbed_attention(
     device = states.device
     if config is None:
         capability = torch.cuda.get_device_capability(device) if states.is_cuda else (9, 0)
-        clip_queries, clips = rows_per_clip * heads, rows // rows_per_clip
-        config = choose_config(clip_queries, d, states.dtype, capability, clips=clips)
+        config = choose_config(
+            rows_per_clip * heads, d, states.dtype, capability, keys=states.shape[1]
+        )
     check_absorbed_attention(
         queries,
         states,
@@ -188,7 +203,6 @@ def absorbed_attention(
     tiles = triton.cdiv(clip_queries, width)
     programs = rows // rows_per_clip * tiles
     arguments: dict[str, Any] = {
-        "queries": queries,
         "partial_out": partial_out,
         "partial_stats": partial_stats,
         "finished": queries if finished is None else finished,
@@ -199,10 +213,20 @@ def absorbed_attention(
         "TOKENS": tokens_per_slot,
         "TILES": tiles,
         "WIDTH": width,
-        "KEYS": config.keys,
-        "STAGES": config.stages,
         "FINISHED": finished is not None,
         "BACKWARDS": backwards,
+    }
+    grid = (programs, splits)
+    if config.formulation == "ring":
+        from whisper_flash_attention.kernels.absorbed_ring import attend_ring
+
+        attend_ring(queries, states, grid, {"M": RING_QUERIES, "D": d, **arguments})
+        return
+
+    arguments |= {
+        "queries": queries,
+        "KEYS": config.keys,
+        "STAGES": config.stages,
         "num_warps": config.warps,
         **pdl(device),
     }
@@ -214,7 +238,6 @@ def absorbed_attention(
 
     d0, d1 = split_columns(d) or (d, 0)
     arguments |= {"D0": d0, "D1": d1}
-    grid = (programs, splits)
     if config.formulation == "rows":
         launch(rows_kernel, grid)(states=states, M=_padded(width, 16), **arguments)
         return
@@ -245,6 +268,10 @@ def _formulation_reasons(states: torch.Tensor, d: int, config: AttentionConfig) 
         reasons.append(f"{name} needs a width of one or two powers of two: use blocks")
     if name == "wgmma" and not interpreted() and not states.is_cuda:
         reasons.append(f"{name} needs a CUDA device")
+    if name == "ring" and (d != RING_WIDTH or states.shape[1] < RING_KEYS):
+        reasons.append(f"ring is for a width of {RING_WIDTH} and {RING_KEYS} keys or more")
+    if name == "ring" and not (states.is_cuda and ring_is_available()):
+        reasons.append("ring needs a CUDA device of capability 9.x, and a Triton that compiles it")
     return reasons
 
 
