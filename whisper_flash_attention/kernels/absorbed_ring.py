@@ -222,7 +222,7 @@ def ring_kernel(
     total = gl.full([M], 0.0, gl.float32, gl.SliceLayout(0, SCORES))
     mean = ()
     for _ in gl.static_range(CHUNKS):
-        mean = mean + (gl.full([CHUNK, M], 0.0, gl.float32, MEAN),)  # noqa: RUF005  # type: ignore[assignment]
+        mean = mean + (gl.full([CHUNK, M], 0.0, gl.float32, MEAN),)  # type: ignore[assignment]  # noqa: RUF005
     key = gl.arange(0, KEYS, gl.SliceLayout(1, SCORES))
     for block in range(blocks):
         following = block * LOADS + SLOTS
