@@ -88,7 +88,7 @@ LEAST_LAUNCHES = 24
 STEP_PROMPT = (50258, 50259, 50359, 50363)
 KERNELS = {
     triton_layers: (
-        *("qkv", "self_attention", "linear", "cross_attention", "absorb_query"),
+        *("layer_norm", "qkv", "self_attention", "linear", "cross_attention", "absorb_query"),
         *("fold_queries", "absorbed_attention", "project_values"),
     ),
     cuda_decoder: ("logits", "greedy_sample"),
@@ -491,7 +491,7 @@ def step(
     ] = 256,
     cross_attention: Annotated[list[str] | None, typer.Option(help="Forms; repeatable.")] = None,
     overlap: Annotated[
-        list[bool] | None, typer.Option(help="Layers' kernels overlap their successors, or not.")
+        bool | None, typer.Option(help="Layers' kernels overlap their successors; else both ways.")
     ] = None,
     output: Output = None,
     commit: Commit = None,
@@ -506,7 +506,7 @@ def step(
             work = Workload.of(MODEL_SIZES[size], layers, Setting("", clips, tokens, 1), "float16")
             for form in cross_attention or ("projected", "absorbed"):
                 floor = step_seconds(work, ceilings, 4 + tokens // 2, absorbed=form == "absorbed")
-                for overlaps in overlap or (False, True):
+                for overlaps in (False, True) if overlap is None else (overlap,):
                     found = measure_step(size, layers, clips, tokens, form, overlaps)
                     parts += found
                     title = f"{size} {layers}, batch {clips}, {form}, overlap {overlaps}"

@@ -35,7 +35,14 @@ from whisper_flash_attention.engine.torch_decoder import TorchDecoder
 from whisper_flash_attention.engine.triton_layers import RECORDED_CLIPS, Workspace, workspace_bytes
 from whisper_flash_attention.engine.weights import DecoderWeights, collect_weights
 from whisper_flash_attention.errors import NotFinite
-from whisper_flash_attention.kernels import absorbed_projections, launch, linear, logits, matmul
+from whisper_flash_attention.kernels import (
+    absorbed_projections,
+    launch,
+    layer_norm,
+    linear,
+    logits,
+    matmul,
+)
 from whisper_flash_attention.kernels.launch import interpreted
 
 pytestmark = pytest.mark.skipif(not interpreted(), reason="needs Triton's interpreter")
@@ -212,6 +219,29 @@ def test_logits_token_by_token(weights: DecoderWeights, absorbed: bool, slots: i
         check_close(decoder.advance(tokens), other.advance(tokens))
     step = ("step", "logits", False)
     assert graphs.keys == [("prompt", "logits", 1), step, ("prompt", "logits", 2), step]
+
+
+@FORMS
+def test_layer_norms_before_products_of_many_rows(
+    weights: DecoderWeights, monkeypatch: pytest.MonkeyPatch, absorbed: bool
+) -> None:
+    """A wide decoder of many rows; of four here, which a prompt of two tokens has."""
+    normed: list[int] = []
+
+    def norm(x: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        normed.append(len(x))
+        layer_norm.layer_norm(x, *arguments, **options)
+
+    monkeypatch.setattr(triton_layers, "layer_norm", norm)
+    monkeypatch.setattr(triton_layers, "NORM_WIDTH", WIDTH)
+    monkeypatch.setattr(triton_layers, "NORM_ROWS", 4)
+    monkeypatch.setattr(triton_layers, "ONE_KERNEL_WIDTH", 0)
+    decoder, _ = on_kernels(weights, absorbed=absorbed, slots=2, raw=True)
+    states, prompt = clips(2, 2)
+    other = plain(weights, 2, absorbed=absorbed)
+    check_close(decoder.start(states, prompt), other.start(states, prompt))
+    check_close(decoder.advance(prompt[:, 0]), other.advance(prompt[:, 0]))
+    assert normed == [4] * (3 * len(weights.layers))
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,8 @@ def random_projections(
     capacity: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
+    *,
+    norm: bool = True,
 ) -> Projections:
     slots, heads = len(positions), d // 64
     layer = random_layer(slots * tokens, 3 * d, d, dtype, device)
@@ -231,8 +233,8 @@ def random_projections(
     q_bias, _, v_bias = layer.bias.reshape(3, d)
     arguments = {
         "x": layer.x,
-        "norm_weight": layer.norm_weight,
-        "norm_bias": layer.norm_bias,
+        "norm_weight": layer.norm_weight if norm else None,
+        "norm_bias": layer.norm_bias if norm else None,
         "q_weight": q_weight,
         "q_bias": q_bias,
         "k_weight": k_weight,
@@ -246,18 +248,18 @@ def random_projections(
         "tokens_per_slot": tokens,
         "scale": 0.125,
     }
-    norm = F.layer_norm(
-        layer.x.double(), (d,), layer.norm_weight.double(), layer.norm_bias.double(), 1e-5
-    )
+    y = layer.x.double()
+    if norm:
+        y = F.layer_norm(y, (d,), layer.norm_weight.double(), layer.norm_bias.double(), 1e-5)
     expected_keys, expected_values = keys.double(), values.double()
-    k = F.linear(norm, k_weight.double()).reshape(-1, heads, 64)
-    v = F.linear(norm, v_weight.double(), v_bias.double()).reshape(-1, heads, 64)
+    k = F.linear(y, k_weight.double()).reshape(-1, heads, 64)
+    v = F.linear(y, v_weight.double(), v_bias.double()).reshape(-1, heads, 64)
     for row in range(slots * tokens):
         slot, position = row // tokens, positions[row // tokens] + row % tokens
         if 0 <= position < capacity:
             expected_keys[slot, :, position] = k[row]
             expected_values[slot, :, position] = v[row]
-    q = 0.125 * F.linear(norm, q_weight.double(), q_bias.double())
+    q = 0.125 * F.linear(y, q_weight.double(), q_bias.double())
     return Projections(arguments, q, expected_keys, expected_values)
 
 
@@ -288,6 +290,13 @@ def test_positions_outside_the_cache_are_not_written(device: torch.device, confi
     case.check(1e-5)
     # Position 5 of slot 0; 0 of slot 2, whose first token stands at -1; 3 and 4 of slot 4.
     assert int((~case.keys.isnan()).sum()) == 4 * 64
+
+
+@VARIANTS
+def test_queries_keys_and_values_of_rows_as_they_are(device: torch.device, config: Config) -> None:
+    case = random_projections([3, 0], 2, 64, 7, device=device, norm=False)
+    qkv(**case.arguments, config=config)
+    case.check(1e-5)
 
 
 def test_blocks_that_do_not_divide_the_width_stay_within_their_weight(
@@ -342,6 +351,16 @@ def test_one_row_is_for_cuda_cores_and_many_are_for_tensor_cores() -> None:
     assert choose(32, 1024, 1024, torch.float16).variant == "dot"
 
 
+def test_tiles_of_many_rows_leave_few_processors_idle() -> None:
+    sizes = ((1280, 1280), (1280, 5120), (3840, 1280), (5120, 1280))
+    found = [choose(128, n, k, torch.float16) for n, k in sizes]
+    assert [2 * n // config.block_n for (n, _), config in zip(sizes, found, strict=True)] == [
+        *(80, 80, 120, 160)
+    ]
+    assert [config.block_k for config in found] == [128, 128, 128, 64]
+    assert choose(128, 1280, 1280, torch.float16, norm=True) != found[0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -378,6 +397,7 @@ def test_arguments_that_do_not_fit_are_errors(change: dict[str, Any], message: s
         ({"positions": torch.zeros(2, dtype=torch.int32)}, r"int32 \[3\], but is .* \[2\]"),
         ({"v_weight": torch.zeros(64, 32)}, "v_weight must be"),
         ({"v_bias": torch.zeros(32)}, "v_bias must be"),
+        ({"norm_bias": None}, "go together, but only one was given"),
     ],
 )
 def test_caches_that_do_not_fit_are_errors(change: dict[str, Any], message: str) -> None:

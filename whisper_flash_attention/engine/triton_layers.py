@@ -3,12 +3,14 @@
 Everything lies in the arena's buffers and nothing is allocated, so that a CUDA graph can record it.
 A pass works on rows: row r is token r % P of slot r // P, where P is 1 in decoding and the
 prompt's length at the start. A layer is eight dependent kernels with projected cross-attention and
-nine with absorbed; at batch 1 their number is the time.
+nine with absorbed; at batch 1 their number is the time. With many rows its layer norms are up to
+three more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +25,7 @@ from whisper_flash_attention.engine.layout import (
     has_encoder_kernels,
 )
 from whisper_flash_attention.engine.torch_decoder import SCALE, fill_cross
-from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights
+from whisper_flash_attention.engine.weights import DecoderLayer, DecoderWeights, Norm
 from whisper_flash_attention.kernels import logits as logits_kernel
 from whisper_flash_attention.kernels.absorbed_attention import absorbed_attention
 from whisper_flash_attention.kernels.absorbed_attention import (
@@ -40,6 +42,7 @@ from whisper_flash_attention.kernels.cross_attention import (
     workspace_size,
 )
 from whisper_flash_attention.kernels.launch import Overlap, set_pdl
+from whisper_flash_attention.kernels.layer_norm import layer_norm
 from whisper_flash_attention.kernels.linear import linear, qkv
 from whisper_flash_attention.kernels.matmul import matmul
 from whisper_flash_attention.kernels.self_attention import self_attention
@@ -186,6 +189,11 @@ class Workspace:
 ONE_KERNEL_WIDTH = 512
 ONE_KERNEL_ROWS = 64
 
+# From this width and number of rows on, layer norms have a kernel of their own. Otherwise it is the
+# product's kernel that normalises, and each of its programs repeats that for all of its rows.
+NORM_WIDTH = 768
+NORM_ROWS = 32
+
 # Up to this number of slots kernels overlap with their predecessors (programmatic dependent
 # launch), because latency dominates. With more slots, programs that start early take resources from
 # those that still run.
@@ -274,15 +282,14 @@ class TritonLayers:
         set_pdl(self._overlaps.end)
 
     def _self_attention(self, layer: DecoderLayer, index: int, count: int) -> None:
-        state, part, norm = self._state, layer.self_attention, layer.self_norm
+        state, part = self._state, layer.self_attention
         x = self.residual(count)
         query, mixed = self._work.query[: len(x)], self._work.mixed[: len(x)]
         keys, values = state.keys[index], state.values[index]
         set_pdl(self._overlaps.nothing)
+        inputs, options = self._normalised(x, layer.self_norm)
         qkv(
-            x,
-            norm.weight,
-            norm.bias,
+            inputs,
             part.q.weight,
             part.q.bias,
             part.k.weight,
@@ -295,7 +302,7 @@ class TritonLayers:
             state.positions,
             tokens_per_slot=count,
             scale=SCALE,
-            eps=norm.eps,
+            **options,
         )
         set_pdl(self._overlaps.weights)
         self_attention(
@@ -321,18 +328,22 @@ class TritonLayers:
         linear(mixed, out.weight, out.bias, x, residual=x)
 
     def _query(self, layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
-        part, norm = layer.cross_attention.q, layer.cross_norm
-        query = self._work.query[: len(x)]
-        linear(
-            x,
-            part.weight,
-            part.bias,
-            query,
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            eps=norm.eps,
-        )
+        part, query = layer.cross_attention.q, self._work.query[: len(x)]
+        inputs, options = self._normalised(x, layer.cross_norm)
+        linear(inputs, part.weight, part.bias, query, **options)
         return query
+
+    def _normalised(self, x: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Input and options of a product after a layer norm of x, whose kernel may have the norm.
+
+        Else the normalised rows lie where attention writes its result later.
+        """
+        rows, width = x.shape
+        if rows < NORM_ROWS or width < NORM_WIDTH:
+            return x, {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        normed = self._work.mixed[:rows]
+        layer_norm(x, norm.weight, norm.bias, normed, eps=norm.eps)
+        return normed, {}
 
     def _projected(
         self, layer: DecoderLayer, index: int, x: torch.Tensor, mixed: torch.Tensor, count: int
@@ -403,16 +414,8 @@ class TritonLayers:
         )
 
     def _feed_forward(self, layer: DecoderLayer, count: int) -> None:
-        x, norm = self.residual(count), layer.ffn_norm
+        x = self.residual(count)
         hidden = self._work.hidden[: len(x)]
-        linear(
-            x,
-            layer.fc1.weight,
-            layer.fc1.bias,
-            hidden,
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            eps=norm.eps,
-            gelu=True,
-        )
+        inputs, options = self._normalised(x, layer.ffn_norm)
+        linear(inputs, layer.fc1.weight, layer.fc1.bias, hidden, gelu=True, **options)
         linear(hidden, layer.fc2.weight, layer.fc2.bias, x, residual=x)

@@ -75,6 +75,11 @@ def check_layer_norm(
         raise KernelShapeError(f"limit must be positive, but is {limit}")
 
 
+def _check_norm(norm_weight: Tensor | None, norm_bias: Tensor | None) -> None:
+    if (norm_weight is None) != (norm_bias is None):
+        raise KernelShapeError("norm_weight and norm_bias go together, but only one was given")
+
+
 def check_linear(
     x: Tensor,
     weight: Tensor,
@@ -86,8 +91,7 @@ def check_linear(
 ) -> None:
     """Check the arguments of `linear`."""
     rows, k, n = x.shape[0], x.shape[-1], weight.shape[0]
-    if (norm_weight is None) != (norm_bias is None):
-        raise KernelShapeError("norm_weight and norm_bias go together, but only one was given")
+    _check_norm(norm_weight, norm_bias)
     for name, tensor, shape in (
         ("x", x, (rows, k)),
         ("weight", weight, (n, k)),
@@ -113,6 +117,7 @@ def check_qkv(
 ) -> None:
     """Check the arguments of `qkv`; `vectors` are [D] and `matrices` [D, D]."""
     rows, d = x.shape[0], x.shape[-1]
+    _check_norm(vectors["norm_weight"], vectors["norm_bias"])
     check_contiguous("x", x, (rows, d), x)
     check_contiguous("q_out", q_out, (rows, d), x)
     for name, vector in vectors.items():

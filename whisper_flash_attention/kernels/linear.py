@@ -74,6 +74,8 @@ def choose(rows: int, n: int, k: int, dtype: torch.dtype, *, norm: bool = False)
         return _choose_gemv(rows, n, k, dtype.itemsize)
     if dtype == torch.float32:
         return Config("dot", 16, 16, 64, split=4, stages=2)
+    if rows > 64 and not norm:
+        return _choose_many(rows, n)
     block_m = min(64, max(16, triton.next_power_of_2(rows)))
     row_blocks = triton.cdiv(rows, block_m)
     block_n = 64
@@ -95,6 +97,14 @@ def fitting(config: Config, itemsize: int, shared: int) -> Config:
     """`config` with as many stages as `shared` bytes of shared memory hold, at least one."""
     stage = (config.block_m + config.block_n) * config.block_k * itemsize
     return replace(config, stages=max(1, min(config.stages, shared // stage)))
+
+
+def _choose_many(rows: int, n: int) -> Config:
+    """Square tiles if they occupy most processors; long steps for one program per processor."""
+    row_blocks = triton.cdiv(rows, 64)
+    block_n = 64 if row_blocks * triton.cdiv(n, 64) >= _PROGRAMS * 3 // 4 else 32
+    programs = row_blocks * triton.cdiv(n, block_n)
+    return Config("dot", 64, block_n, 128 if programs <= _PROGRAMS else 64, stages=5)
 
 
 def _choose_gemv(rows: int, n: int, k: int, itemsize: int) -> Config:
@@ -170,8 +180,6 @@ def linear(
 
 def qkv(
     x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
     q_weight: Tensor,
     q_bias: Tensor | None,
     k_weight: Tensor,
@@ -183,15 +191,17 @@ def qkv(
     values: Tensor,
     positions: Tensor,
     *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
     tokens_per_slot: int = 1,
     scale: float,
-    eps: float = 1e-5,
     config: Config | None = None,
 ) -> None:
-    """Compute layer norm, then queries, keys and values; write the latter two into the caches.
+    """Compute queries, keys and values; write the latter two into the caches.
 
     Row r of slot b = r // tokens_per_slot has position p = positions[b] + r % tokens_per_slot.
-    With y = norm(x):
+    With y = norm?(x):
 
         q_out[r]           = scale * (y[r] @ q_weight.T + q_bias)    scaled after rounding
         keys[b, :, p, :]   = y[r] @ k_weight.T + k_bias              as [H, 64]
@@ -202,14 +212,14 @@ def qkv(
     Args:
         x: [R, D] with R = slots * tokens_per_slot and D = 64 * H; contiguous, float16, bfloat16
             or float32, like all tensors but `positions`.
-        norm_weight, norm_bias: [D] each.
         q_weight, k_weight, v_weight: [D, D]; q_bias, k_bias, v_bias: [D] or None.
         q_out: [R, D], written.
         keys, values: [B, H, T, 64] with B >= slots, written; any strides, equal for both, but
             adjacent values within a head.
         positions: [B] int32.
+        norm_weight, norm_bias: [D] each, of a layer norm before; both or neither.
+        eps: of that layer norm, added to the variance.
         scale: factor of the queries.
-        eps: of the layer norm, added to the variance.
         config: overrides `choose`.
 
     Raises:
@@ -232,7 +242,9 @@ def qkv(
         positions,
         tokens_per_slot,
     )
-    config = _fit(config or choose(rows, 3 * d, d, x.dtype, norm=True), d, x)
+    config = config or choose(rows, 3 * d, d, x.dtype, norm=norm_weight is not None)
+    config = _fit(config, d, x)
+    overlap = pdl(x.device)
     launch(qkv_kernel, (3 * triton.cdiv(d, config.block_n), triton.cdiv(rows, config.block_m)))(
         x,
         norm_weight,
@@ -262,10 +274,10 @@ def qkv(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         SPLIT=config.split,
-        PREFETCH=not interpreted(),
+        PREFETCH=not interpreted() and (norm_weight is not None or overlap["PDL"]),
         num_warps=config.warps,
         num_stages=config.stages,
-        **pdl(x.device),
+        **overlap,
     )
 
 
@@ -404,7 +416,7 @@ def qkv_kernel(
     slot = r // TOKENS
     position = tl.load(positions + slot, mask=r < rows, other=0) + r % TOKENS
     if GEMV:
-        acc = _gemv(x, r, rows, tile, True, gain, shift, eps, D, BLOCK_K)
+        acc = _gemv(x, r, rows, tile, norm_weight is not None, gain, shift, eps, D, BLOCK_K)
     else:
         acc = _dot(
             x,
