@@ -6,10 +6,11 @@ import io
 import json
 import multiprocessing
 import struct
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from whisper_flash_attention.benchmark.peers import (
     PeerFailed,
     PeersCase,
     Running,
+    Worker,
     is_installed,
     measure_peers,
     speed_of_ours,
@@ -76,8 +78,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def case(*systems: str, **changes: Any) -> PeersCase:
-    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 2, "threads": 1}
-    return PeersCase("tiny", systems, **(options | changes))
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1}
+    return PeersCase("tiny", systems, **({"batch_sizes": (2,)} | options | changes))
 
 
 def call(seconds: float, text: str = "one too") -> Call:
@@ -162,7 +164,7 @@ def test_whisper_cpp_reads_what_is_written_for_it(tmp_path: Path, tiny_en: str, 
     transcribe, settings = system.load(Setup(written, "cpu", dtype, 1, 1))
     clip = bundled_recordings()[0]
     texts = Texts()
-    transcribe(str(clip.path), "en", texts)
+    transcribe(str(clip.path), "en", 1, texts)
     assert "Dashwood" in texts.text and "leisure to consider" in texts.text
     assert settings["n_threads"] == 1
 
@@ -174,7 +176,7 @@ def test_faster_whisper_decodes_to_a_given_number_of_tokens(tmp_path: Path, smal
     for name in ("faster-whisper-sequential", "faster-whisper-batched"):
         transcribe, _ = SYSTEMS[name].load(Setup(written, "cpu", "float32", 2, 1, new_tokens=9))
         texts = Texts()
-        transcribe(str(joined.path), "en", texts)
+        transcribe(str(joined.path), "en", 2, texts)
         assert texts.tokens == 3 * 9, name
 
 
@@ -184,20 +186,34 @@ def test_faster_whisper_decodes_to_a_given_number_of_tokens(tmp_path: Path, smal
 class FakeWorker:
     """A system that needs no process."""
 
-    def __init__(self, system: Any, setup: Setup, folder: Path | None) -> None:
+    settings: ClassVar = {"beam_size": 1}
+
+    def __init__(self, system: Any, *arguments: Any, **options: Any) -> None:
         self.name = system.name
-        self.settings, self.load_seconds = {"beam_size": 1}, 0.5
-        self.memory = peers.DeviceMemory("cpu")
+        self.memory = peers.DeviceMemory("cpu", alone=True)
+
+    def load(self) -> float:
         if self.name == "openai-whisper":
             raise PeerFailed("ValueError: no model")
+        return 0.5
 
-    def call(self, spoken: Spoken) -> Call:
-        if self.name == "stock-chunked" and spoken.language == "none":
+    def call(self, spoken: Spoken, batch_size: int) -> Call:
+        if self.name == "stock-chunked" and spoken.language == "none" and batch_size == 2:
             raise PeerFailed("died with exit code -9")
-        return call(2.0 if self.name.startswith("ours") else 4.0)
+        return call((2.0 if self.name.startswith("ours") else 4.0) / batch_size)
 
     def stop(self) -> None:
         pass
+
+
+def never_serve(*arguments: Any) -> None:
+    time.sleep(60)
+
+
+def running_of(which: PeersCase) -> Running:
+    ours = SYSTEMS["ours-batched"]
+    worker: Any = FakeWorker(ours)
+    return Running(ours, worker, [2], which.blank_row(ours, 2, 1))
 
 
 def test_rows_have_speed_errors_and_reasons(
@@ -207,6 +223,7 @@ def test_rows_have_speed_errors_and_reasons(
     written = PeerCheckpoint({TRANSFORMERS: "", OPENAI: ""}, 51865, 50257, is_multilingual=False)
     monkeypatch.setattr(peers, "_written", lambda *arguments: written)
     names = ("ours-batched", "stock-chunked", "openai-whisper", "vllm", "stock-long-form")
+    lines: list[str] = []
     monkeypatch.setattr(peers, "is_installed", lambda module, folder: module != "whisper")
     clip, silence = (each.path for each in bundled_recordings()[:2])
     recordings = [
@@ -214,25 +231,60 @@ def test_rows_have_speed_errors_and_reasons(
         Spoken(silence, "none", None),
         Spoken(tmp_path / "de.wav", "de", "Eins."),
     ]
-    rows: dict[str, dict[str, Any]] = {}
-    measure_peers(
-        case(*names, rounds=2), recordings, tmp_path, lambda row: rows.update({row["system"]: row})
-    )
-    ours = rows["ours-batched"]
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def measure(which: PeersCase, spoken: list[Spoken]) -> None:
+        measure_peers(
+            *(which, dict.fromkeys(which.batch_sizes, spoken), {}, tmp_path),
+            keep=lambda row: rows.update({(row["system"], row["batch_size"]): row}),
+            report=lines.append,
+        )
+
+    measure(case(*names, rounds=2, batch_sizes=(4, 2)), recordings)
+    large, ours = rows["ours-batched", 4], rows["ours-batched", 2]
     seconds = sum(load_audio(path).size for path in (clip, silence)) / 16_000
-    assert ours["seconds"] == [4.0, 4.0] and ours["realtime_factor"] == pytest.approx(seconds / 4)
-    assert (ours["wer"], ours["invented_words"], ours["batch_size"]) == (0.5, 2, 2)
-    assert (ours["first_text_seconds"], ours["peak_memory_gb"], ours["tokens"]) == (1.0, 0.25, 6)
+    assert large["seconds"] == [1.0, 1.0] and ours["seconds"] == [2.0, 2.0]
+    assert ours["realtime_factor"] == pytest.approx(seconds / 2)
+    assert (ours["wer"], ours["invented_words"], ours["warm_up_seconds"]) == (0.5, 2, 1.0)
+    assert (ours["first_text_seconds"], ours["tokens"]) == (0.5, 6)
+    # The process has been larger.
+    assert (large["peak_memory_gb"], ours["peak_memory_gb"]) == (0.25, None)
     assert [each["text"] for each in ours["files"]] == ["one too"] * 2
-    assert rows["stock-long-form"]["batch_size"] == 1
-    found = {name: (row["status"], row.get("reason")) for name, row in rows.items()}
-    assert found["stock-chunked"] == ("failed", "died with exit code -9")
-    assert found["openai-whisper"] == ("missing", "pip install openai-whisper")
-    assert found["vllm"] == ("skipped", "does not run on cpu")
-    assert speed_of_ours(list(rows.values()), rows["stock-long-form"]) is None
-    assert speed_of_ours(list(rows.values()), ours) == 1.0
+    assert lines.count("ours-batched, batch size 4: warm after 0.5 s") == 1
+    found = {case: (row["status"], row.get("reason")) for case, row in rows.items()}
+    assert found["stock-chunked", 4][0] == found["stock-long-form", 1][0] == "ok"
+    assert found["stock-chunked", 2] == ("failed", "died with exit code -9")
+    assert found["openai-whisper", 1] == ("missing", "pip install openai-whisper")
+    assert found["vllm", 2] == ("skipped", "does not run on cpu")
+    assert speed_of_ours(list(rows.values()), rows["stock-long-form", 1]) is None
+    assert speed_of_ours(list(rows.values()), rows["stock-chunked", 4]) == 2.0
     with pytest.raises(OptionError, match="none of the recordings is in a language"):
-        measure_peers(case("ours-batched"), recordings[2:], tmp_path, print)
+        measure(case("ours-batched"), recordings[2:])
+
+
+def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
+    written = PeerCheckpoint({}, 51865, 50257, is_multilingual=True)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    silence = Spoken(bundled_recordings()[0].path, "none", None)
+    spoken = {size: [silence] for size in (1, 2, 4)}
+    rows: list[dict[str, Any]] = []
+    which = case("stock-chunked", rounds=1, batch_sizes=tuple(spoken))
+    measure_peers(which, spoken, {}, tmp_path, rows.append, print)
+    found = [(row["batch_size"], row["status"]) for row in rows]
+    assert found == [(1, "ok"), (2, "failed"), (4, "failed")]
+
+
+def test_a_system_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "serve_calls", never_serve)
+    setup = Setup(PeerCheckpoint({}, 0, 0, is_multilingual=True), "cpu", "float32", 1, 1)
+    worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=0.1)
+    with pytest.raises(PeerFailed, match=r"took longer than 0\.1 s"):
+        worker.load()
+    worker.stop()
 
 
 def test_what_a_system_cannot_do_is_known_before() -> None:
@@ -240,7 +292,13 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
     assert reasons["ours-batched"] is None and reasons["faster-whisper-sequential"] is None
     assert reasons["stock-chunked"] == reasons["openai-whisper"] == "does not compute in int8"
     assert "number of tokens" in (reasons["whisper.cpp"] or "")
-    for wrong in ({"rounds": 0}, {"random_weights": True}, {"peers": Path("nowhere")}):
+    vllm = SYSTEMS["vllm"]
+    several = case("vllm", device="cuda", batch_sizes=(1, 2)).why_not(vllm)
+    assert several is not None and "loaded again for another batch size" in several[1]
+    for wrong in (
+        *({"rounds": 0}, {"random_weights": True}, {"peers": Path("nowhere")}),
+        *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}),
+    ):
         with pytest.raises(OptionError):
             case("ours-batched", **wrong)
     with pytest.raises(OptionError, match="system is 'theirs': give ours-sequential"):
@@ -248,18 +306,16 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
 
 
 def test_texts_are_those_of_the_last_round_and_times_of_all() -> None:
-    row = case("ours-batched").blank_row(SYSTEMS["ours-batched"], 1)
     path = bundled_recordings()[0].path
-    running = Running(row, FakeWorker(SYSTEMS["ours-batched"], None, None))  # type: ignore[arg-type]
+    running = running_of(case("ours-batched"))
     running.calls[path] = [call(1.0, "one"), call(3.0, "one two")]
     found = running.summary([Spoken(path, "en", "One two.")], {path: 10.0})
     assert (found["wer"], found["seconds"], found["realtime_factor"]) == (0.0, [1.0, 3.0], 5.0)
 
 
 def test_fewer_tokens_than_were_forced_are_no_measurement() -> None:
-    ours = SYSTEMS["ours-batched"]
     path = bundled_recordings()[0].path
-    running = Running(case(new_tokens=4).blank_row(ours, 1), FakeWorker(ours, None, None))  # type: ignore[arg-type]
+    running = running_of(case(new_tokens=4))
     running.calls[path] = [call(1.0)]
     assert running.summary([Spoken(path, "en", None)], {path: 30.0})["tokens"] == 3
     with pytest.raises(PeerFailed, match="6 tokens or more were forced, and 3 came"):
@@ -298,14 +354,17 @@ def test_the_command_measures_what_is_there(tmp_path: Path) -> None:
     (home / INDEX).write_text(json.dumps(asdict(written)))
     path = tmp_path / "rows.json"
     flags = ["--random-weights", "tiny", "--new-tokens", "8", "--device", "cpu", "--threads", "1"]
-    flags += ["--batch-size", "2", "--rounds", "1", "--checkpoints", str(tmp_path)]
-    flags += ["--system", "ours-batched", "--system", "whisper.cpp", "--join", "40"]
+    flags += ["--batch-size", "2", "--join", "40", "--batch-size", "1", "--join", "20"]
+    flags += ["--rounds", "1", "--checkpoints", str(tmp_path)]
+    flags += ["--system", "ours-batched", "--system", "whisper.cpp"]
     arguments = ["benchmark", "peers", *flags, "--commit", "abc", "--output", str(path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, (result.output, result.exception)
-    ours, cpp = sorted(json.loads(path.read_text())["rows"], key=lambda row: row["system"])
-    assert cpp["status"] == "skipped"
-    assert ours["status"] == "ok" and ours["tokens"] == 2 * 8 and ours["wer"] is None
+    cpp, *found = json.loads(path.read_text())["rows"]
+    assert (cpp["system"], cpp["status"]) == ("whisper.cpp", "skipped")
+    assert [(row["batch_size"], row["tokens"]) for row in found] == [(2, 2 * 8), (1, 8)]
+    ours = found[0]
+    assert ours["status"] == "ok" and ours["wer"] is None
     assert ours["environment"]["commit"] == "abc" and ours["settings"]["max_new_tokens"] == 8
     assert "ours-batched" in result.output and "min_new_tokens 8" in result.output
 
@@ -315,6 +374,7 @@ def test_options_that_cannot_be_are_refused() -> None:
         (["--random-weights", "huge"], "--random-weights is 'huge': give tiny, base"),
         (["--random-weights", "tiny"], "random weights do not end"),
         (["--system", "theirs"], "--system is 'theirs': give ours-sequential"),
+        (["--join", "9", "--join", "9"], "join: give one length, or 1"),
     ):
         result = CliRunner().invoke(app, ["benchmark", "peers", "--device", "cpu", *flags])
         assert result.exit_code == 2 and message in " ".join(result.output.split())

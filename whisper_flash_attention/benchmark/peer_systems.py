@@ -69,7 +69,7 @@ class Setup:
         checkpoint: its files.
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "float16", "bfloat16" or "int8".
-        batch_size: chunks at a time, of a system that takes more than one.
+        batch_size: chunks at a time, of a system that has to know it when it is loaded.
         threads: on the CPU.
         new_tokens: forced for every window; None leaves the length to the model.
     """
@@ -121,9 +121,9 @@ class Texts:
 
 
 class Transcribe(Protocol):
-    """A loaded system: adds the texts of a recording."""
+    """A loaded system: adds the texts of a recording, of which it takes chunks side by side."""
 
-    def __call__(self, path: str, language: str | None, texts: Texts) -> None: ...
+    def __call__(self, path: str, language: str | None, batch_size: int, texts: Texts) -> None: ...
 
 
 # A system that is ready, and the options that it was given.
@@ -142,6 +142,7 @@ class System:
         load: its loader.
         devices: kinds of devices.
         is_batched: whether it takes several chunks at a time.
+        can_change: whether it takes another number of chunks without being loaded again.
         can_force: whether it can decode windows to a given number of tokens.
     """
 
@@ -153,6 +154,7 @@ class System:
     load: Callable[[Setup], Loaded]
     devices: tuple[str, ...] = (CPU, GPU)
     is_batched: bool = False
+    can_change: bool = True
     can_force: bool = True
 
     def why_not(self, device: str, dtype: str, new_tokens: int | None) -> str | None:
@@ -180,14 +182,13 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
         quiet=True,
     )
     settings: dict[str, Any] = {"mode": mode, "beam_size": 1}
-    if mode == "batched":
-        settings["batch_size"] = setup.batch_size
     if setup.new_tokens is not None:
         settings |= ONCE | {"logprob_threshold": None, "vad_filter": False}
         settings |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
-        for segment in transcriber.stream(path, language=language, **settings):
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
+        sizes: dict[str, Any] = {"batch_size": batch_size} if mode == "batched" else {}
+        for segment in transcriber.stream(path, language=language, **settings, **sizes):
             texts.add(f" {segment.text}", len(segment.tokens))
 
     return transcribe, settings
@@ -210,7 +211,7 @@ def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
     )
     settings: dict[str, Any] = {"return_timestamps": True}
     if chunked:
-        settings = {"chunk_length_s": WINDOW, "batch_size": setup.batch_size}
+        settings = {"chunk_length_s": WINDOW}
     plain, counts = recognise.model.generate, list[int]()
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -227,12 +228,13 @@ def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
         if chunked:
             settings["stride_length_s"] = 0  # no window is decoded twice
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         options = dict(generate)
         if setup.checkpoint.is_multilingual and language is not None:
             options |= {"language": language, "task": "transcribe"}
         counts.clear()
-        found = recognise(load_audio(path), generate_kwargs=options, **settings)
+        sizes = {"batch_size": batch_size} if chunked else {}
+        found = recognise(load_audio(path), generate_kwargs=options, **settings, **sizes)
         texts.add(found["text"], sum(counts))
 
     attention = recognise.model.config._attn_implementation
@@ -251,7 +253,7 @@ def load_openai_whisper(setup: Setup) -> Loaded:
         settings |= ONCE | {"logprob_threshold": None, "sample_len": setup.new_tokens}
     suppressed = {} if setup.new_tokens is None else {"suppress_tokens": setup.beyond_text}
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         found = model.transcribe(load_audio(path), language=language, **settings, **suppressed)
         texts.add(found["text"], sum(len(segment["tokens"]) for segment in found["segments"]))
 
@@ -270,10 +272,7 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         cpu_threads=setup.threads,
     )
     settings: dict[str, Any] = {"beam_size": 1}
-    runner: Any = model
-    if batched:
-        runner = BatchedInferencePipeline(model)
-        settings["batch_size"] = setup.batch_size
+    runner: Any = BatchedInferencePipeline(model) if batched else model
     suppressed = {}
     if setup.new_tokens is not None:
         # CTranslate2 stops at half of the greatest length, in which the prompt counts.
@@ -282,8 +281,10 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         settings |= ONCE | {"log_prob_threshold": None, "max_new_tokens": most}
         suppressed = {"suppress_tokens": setup.beyond_text}
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         options = {**settings, **suppressed}
+        if batched:
+            options["batch_size"] = batch_size
         source: str | Samples = path
         if batched and setup.new_tokens is not None:
             source = _decoded(path)
@@ -324,7 +325,7 @@ def load_whisper_cpp(setup: Setup) -> Loaded:
     )
     found_by_itself = "auto" if setup.checkpoint.is_multilingual else "en"
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         model.transcribe(
             load_audio(path),
             language=language or found_by_itself,
@@ -349,12 +350,12 @@ def load_whisperx(setup: Setup) -> Loaded:
         asr_options=settings,
     )
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
-        found = model.transcribe(load_audio(path), batch_size=setup.batch_size, language=language)
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
+        found = model.transcribe(load_audio(path), batch_size=batch_size, language=language)
         for segment in found["segments"]:
             texts.add(f" {segment['text']}")
 
-    return transcribe, settings | {"batch_size": setup.batch_size} | READER
+    return transcribe, settings | READER
 
 
 def load_vllm(setup: Setup) -> Loaded:
@@ -376,7 +377,7 @@ def load_vllm(setup: Setup) -> Loaded:
         settings["ignore_eos"] = True
     sampling = SamplingParams(**settings)
 
-    def transcribe(path: str, language: str | None, texts: Texts) -> None:
+    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         samples = load_audio(path)
         prompt = "<|startoftranscript|>"
         if setup.checkpoint.is_multilingual:
@@ -439,7 +440,7 @@ SYSTEMS = {
         ),
         System("whisper.cpp", *_CPP, load_whisper_cpp, devices=(CPU,), can_force=False),
         System("whisperx", *_WHISPERX, load_whisperx, is_batched=True, can_force=False),
-        System("vllm", *_VLLM, load_vllm, devices=(GPU,), is_batched=True),
+        System("vllm", *_VLLM, load_vllm, devices=(GPU,), is_batched=True, can_change=False),
     )
 }
 
@@ -456,7 +457,10 @@ class Call:
 
 
 def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | None) -> None:
-    """In a process of its own: load, then a recording for every message."""
+    """In a process of its own: load, then a recording for every message.
+
+    A message has the recording's path, its language, and the number of chunks at a time.
+    """
     if peers is not None:
         sys.path.append(peers)
     try:
@@ -464,10 +468,10 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
         transcribe, settings = SYSTEMS[name].load(setup)
         connection.send((settings, time.perf_counter() - start))
         while message := connection.recv():
-            path, language = message
+            path, language, batch_size = message
             texts = Texts()
             start = time.perf_counter()
-            transcribe(path, language, texts)
+            transcribe(path, language, batch_size, texts)
             took = time.perf_counter() - start
             call = Call(took, texts.first_seconds, texts.text, texts.tokens, peak_of_tree())
             connection.send(call)

@@ -1,9 +1,11 @@
 """This package beside others: recordings on disk to text, each system in a process of its own.
 
-A system loads once. On a CPU all take turns, a recording each, so that whatever else the machine
-does hits all of them; on a GPU, whose memory they would share, one follows the other. The clock
-runs from the path to the whole text. Calls before it warm up, on a GPU with the longest recording,
-for whose batches kernels are compiled.
+A system loads once, for all batch sizes. On a CPU all take turns, a recording each, so that
+whatever else the machine does hits all of them; on a GPU, whose memory they would share, one
+follows the other, unless turns are chosen, which saves time: all load at once. The clock runs from
+the path to the whole text. A call before it warms up: on a CPU with the shortest recording; on a
+GPU ours with the longest, as it records graphs for every shape that it meets, and the others with
+one that fills a batch, where there is such a one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
 INDEX = "checkpoint.json"  # what a folder has of a checkpoint
-PATIENCE = 1800.0  # seconds that loading or a call may take
+PATIENCE = 1800.0  # seconds that loading or a call may take, if nothing else is given
 POLL = 0.05  # seconds between two readings of a GPU's memory
 
 
@@ -57,10 +59,12 @@ class PeersCase:
         source: of the checkpoint, as users name it; a size where weights are random.
         systems: names of `SYSTEMS`.
         device, dtype: by name.
-        batch_size: chunks at a time, of systems that take more than one.
+        batch_sizes: chunks at a time, in this order, of systems that take more than one. The others
+            are measured with the recordings of the smallest.
         threads: on the CPU.
         rounds: timed passes over all recordings.
         in_turns: whether all systems are loaded at the same time and take turns.
+        timeout: seconds after which a system that loads or transcribes a recording is ended.
         random_weights: whether to draw the weights.
         new_tokens: forced for every window of 30 s; None leaves the length to the model.
         peers: folder where further packages are installed; what is installed beside this package
@@ -74,10 +78,11 @@ class PeersCase:
     systems: tuple[str, ...]
     device: str
     dtype: str
-    batch_size: int
+    batch_sizes: tuple[int, ...]
     threads: int
     rounds: int = 3
     in_turns: bool = True
+    timeout: float = PATIENCE
     random_weights: bool = False
     new_tokens: int | None = None
     peers: Path | None = None
@@ -85,8 +90,12 @@ class PeersCase:
     def __post_init__(self) -> None:
         for name in self.systems:
             check.one_of("system", name, SYSTEMS)
-        for name, number in (("batch_size", self.batch_size), ("rounds", self.rounds)):
-            check.whole_number(name, number, least=1)
+        for number in self.batch_sizes:
+            check.whole_number("batch_size", number, least=1)
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise OptionError("batch_size: give every number once")
+        check.whole_number("rounds", self.rounds, least=1)
+        check.number("timeout", self.timeout, "seconds above 0", above=0)
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")
         if self.peers is not None and not self.peers.is_dir():
@@ -97,16 +106,22 @@ class PeersCase:
         """The kind of the device."""
         return self.device.partition(":")[0]
 
+    def sizes_of(self, system: System) -> list[int]:
+        """The batch sizes whose recordings a system gets."""
+        return list(self.batch_sizes) if system.is_batched else [min(self.batch_sizes)]
+
     def why_not(self, system: System) -> tuple[str, str] | None:
         """The status and the reason of a system that cannot be measured; None if it can."""
         reason = system.why_not(self.kind, self.dtype, self.new_tokens)
+        if reason is None and len(self.batch_sizes) > 1 and not system.can_change:
+            reason = "has to be loaded again for another batch size: give one"
         if reason is not None:
             return "skipped", reason
         if not is_installed(system.module, self.peers):
             return "missing", system.install
         return None
 
-    def blank_row(self, system: System, recordings: int) -> dict[str, Any]:
+    def blank_row(self, system: System, batch_size: int, recordings: int) -> dict[str, Any]:
         """What a row has before anything is measured."""
         return {
             "setting": PEERS,
@@ -116,7 +131,7 @@ class PeersCase:
             "random_weights": self.random_weights,
             "device": self.kind,
             "dtype": self.dtype,
-            "batch_size": self.batch_size if system.is_batched else 1,
+            "batch_size": batch_size if system.is_batched else 1,
             "threads": self.threads,
             "new_tokens": self.new_tokens,
             "in_turns": self.in_turns,
@@ -144,15 +159,20 @@ class PeerFailed(Exception):
 
 
 class Worker:
-    """A system in its process.
+    """A system in its process, which begins to load; `settings` are there after `load`.
 
-    Raises:
-        PeerFailed: it cannot be loaded.
+    Args:
+        alone: whether no other system is loaded meanwhile.
+        peers: folder with further packages.
+        timeout: seconds that loading or a call may take.
     """
 
-    def __init__(self, system: System, setup: Setup, peers: Path | None) -> None:
+    def __init__(
+        self, system: System, setup: Setup, *, alone: bool, peers: Path | None, timeout: float
+    ) -> None:
         context = multiprocessing.get_context("spawn")
-        self.memory = DeviceMemory(setup.device)
+        self.memory = DeviceMemory(setup.device, alone=alone)
+        self._timeout = timeout
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=serve_calls,
@@ -161,25 +181,35 @@ class Worker:
         )
         self._process.start()
         theirs.close()
-        self.settings, self.load_seconds = self._receive()
 
-    def call(self, spoken: Spoken) -> Call:
-        """Transcribe a recording.
+    def load(self) -> float:
+        """Wait until it is loaded, and return the seconds that it took.
 
         Raises:
-            PeerFailed: the system raised or died.
+            PeerFailed: it cannot be loaded.
         """
-        self._connection.send((str(spoken.path), None if spoken.is_silent else spoken.language))
+        self.settings, seconds = self._receive()
+        return float(seconds)
+
+    def call(self, spoken: Spoken, batch_size: int) -> Call:
+        """Transcribe a recording, chunks of it side by side.
+
+        Raises:
+            PeerFailed: the system raised, died or took too long.
+        """
+        language = None if spoken.is_silent else spoken.language
+        with suppress(BrokenPipeError):  # it died; that is found when its result is waited for
+            self._connection.send((str(spoken.path), language, batch_size))
         found: Call = self._receive()
         return found
 
     def _receive(self) -> Any:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._timeout
         while not self._connection.poll(POLL):
-            self.memory.read()
+            self.memory.read(self._process.pid)
             if time.monotonic() > deadline:
                 self._process.kill()
-                raise PeerFailed(f"took longer than {PATIENCE:g} s")
+                raise PeerFailed(f"took longer than {self._timeout:g} s")
         try:
             found = self._connection.recv()
         except EOFError:
@@ -202,23 +232,30 @@ class Worker:
 
 
 class DeviceMemory:
-    """Peak of a GPU's memory beyond what was in use at first; `gb` is None where NVML is not."""
+    """Peak of a process's memory on a GPU; `gb` is None where it is not known.
 
-    def __init__(self, device: str) -> None:
+    Where NVML does not count by process, it is what came to the memory that was in use before, if
+    the system is `alone`.
+    """
+
+    def __init__(self, device: str, *, alone: bool) -> None:
         self.gb: float | None = None
-        self._used: Callable[[], int] | None = None
-        if device.startswith("cuda"):
-            self._used = _device_reader(device)
-        self._before = self._used() if self._used else 0
+        self._read = _device_reader(device) if device.startswith("cuda") else None
+        self._before = self._read(None) if self._read and alone else None
 
-    def read(self) -> None:
+    def read(self, process: int | None) -> None:
         """Take the memory that is in use now into account."""
-        if self._used is not None:
-            self.gb = max(self.gb or 0.0, (self._used() - self._before) / GB)
+        if self._read is None:
+            return
+        used = self._read(process)
+        if used is None and self._before is not None:
+            used = (self._read(None) or 0) - self._before
+        if used is not None:
+            self.gb = max(self.gb or 0.0, used / GB)
 
 
-def _device_reader(device: str) -> Callable[[], int] | None:
-    """Reads the bytes in use on a GPU; None without NVML."""
+def _device_reader(device: str) -> Callable[[int | None], int | None] | None:
+    """Reads the bytes in use on a GPU, by a process or by all (None); None without NVML."""
     import torch
 
     try:
@@ -231,22 +268,40 @@ def _device_reader(device: str) -> Callable[[], int] | None:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
     except pynvml.NVMLError:
         return None
-    return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+
+    def read(process: int | None) -> int | None:
+        if process is None:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+        with suppress(pynvml.NVMLError):
+            for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+                if each.pid == process and each.usedGpuMemory:
+                    return int(each.usedGpuMemory)
+        return None
+
+    return read
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """A system that is being measured.
 
     Attributes:
-        row: what is known before.
+        system: which.
         worker: its process.
+        left: the batch sizes that are to be measured, this one first.
+        row: what is known of this one before.
+        warm_up_seconds: of the call before the clock.
         calls: of all rounds, by recording.
+        largest: of the batch sizes so far.
     """
 
-    row: dict[str, Any]
+    system: System
     worker: Worker
+    left: list[int]
+    row: dict[str, Any] = field(default_factory=dict)
+    warm_up_seconds: float = 0.0
     calls: dict[Path, list[Call]] = field(default_factory=dict)
+    largest: int = 0
 
     def summary(self, recordings: Sequence[Spoken], lengths: dict[Path, float]) -> dict[str, Any]:
         """The row of the rounds so far.
@@ -254,6 +309,7 @@ class Running:
         Raises:
             PeerFailed: there are fewer tokens than were forced.
         """
+        lengths = {each.path: lengths[each.path] for each in recordings}
         rounds = zip(*(self.calls[each.path] for each in recordings), strict=True)
         seconds = [sum(call.seconds for call in each) for each in rounds]
         last = {each.path: self.calls[each.path][-1] for each in recordings}
@@ -274,6 +330,8 @@ class Running:
             if found < least:
                 raise PeerFailed(f"{least} tokens or more were forced, and {found} came")
         audio_seconds = sum(lengths.values())
+        # Peaks are of the process so far.
+        is_peak = self.row["batch_size"] >= self.largest
         is_random = self.row["random_weights"]
         return self.row | {
             "status": "ok",
@@ -281,13 +339,13 @@ class Running:
             "seconds": seconds,
             "realtime_factor": audio_seconds / median(seconds),
             "first_text_seconds": None if None in first else median(each or 0.0 for each in first),
-            "peak_memory_gb": max(call.rss_gb for call in last.values()),
-            "peak_vram_gb": self.worker.memory.gb if not self.row["in_turns"] else None,
+            "peak_memory_gb": max(call.rss_gb for call in last.values()) if is_peak else None,
+            "peak_vram_gb": self.worker.memory.gb if is_peak else None,
             "wer": None if is_random else errors.rate,
             "words": 0 if is_random else errors.words,
             "invented_words": invented if silent else None,
             "tokens": None if None in tokens else sum(each or 0 for each in tokens),
-            "load_seconds": self.worker.load_seconds,
+            "warm_up_seconds": self.warm_up_seconds,
             "settings": self.worker.settings,
             "files": [
                 {
@@ -303,16 +361,20 @@ class Running:
 
 def measure_peers(
     case: PeersCase,
-    recordings: Sequence[Spoken],
+    recordings: Mapping[int, Sequence[Spoken]],
+    warm_ups: Mapping[int, Spoken],
     folder: Path,
     keep: Callable[[dict[str, Any]], None],
+    report: Callable[[str], None],
 ) -> None:
     """Measure all systems of a case.
 
     Args:
-        recordings: those whose language the model does not know are left out.
+        recordings: by batch size; those whose language the model does not know are left out.
+        warm_ups: recordings that fill a batch of this size and no more, if there are any.
         folder: where the checkpoint is written in the formats that the systems load.
         keep: takes the row of a system after every round, and of one that cannot be measured.
+        report: takes a line about whatever took time besides.
 
     Raises:
         OptionError: no recording is left.
@@ -321,18 +383,28 @@ def measure_peers(
     systems = [SYSTEMS[name] for name in case.systems]
     chosen = [system for system in systems if case.why_not(system) is None]
     checkpoint = _written(case, chosen, folder)
+    report("the checkpoint is there")
     languages = ("en", "none") if not checkpoint.is_multilingual else None
-    spoken = [each for each in recordings if languages is None or each.language in languages]
-    if not spoken:
+    spoken = {
+        size: [each for each in found if languages is None or each.language in languages]
+        for size, found in recordings.items()
+    }
+    if not all(spoken.values()):
         raise OptionError(f"none of the recordings is in a language that {case.source} knows")
-    lengths = {each.path: load_audio(each.path).size / SAMPLING_RATE for each in spoken}
+    lengths = {
+        each.path: each.seconds or load_audio(each.path).size / SAMPLING_RATE
+        for found in spoken.values()
+        for each in found
+    }
+    report(f"{len(lengths)} recordings of {sum(lengths.values()):.0f} s")
     for system in systems:
         if reason := case.why_not(system):
-            status = {"status": reason[0], "reason": reason[1]}
-            keep(case.blank_row(system, len(spoken)) | status)
+            for size in case.sizes_of(system):
+                row = case.blank_row(system, size, len(spoken[size]))
+                keep(row | {"status": reason[0], "reason": reason[1]})
     groups = [chosen] if case.in_turns else [[each] for each in chosen]
     for group in groups:
-        _measure_group(case, checkpoint, group, spoken, lengths, keep)
+        _Group(case, spoken, warm_ups, lengths, keep, report).measure(checkpoint, group)
 
 
 def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCheckpoint:
@@ -366,57 +438,103 @@ def _write(case: PeersCase, formats: Sequence[str], folder: Path) -> PeerCheckpo
     )
 
 
-def _measure_group(
-    case: PeersCase,
-    checkpoint: PeerCheckpoint,
-    systems: Sequence[System],
-    spoken: Sequence[Spoken],
-    lengths: dict[Path, float],
-    keep: Callable[[dict[str, Any]], None],
-) -> None:
-    """Measure systems that are loaded at the same time."""
-    setup = Setup(
-        checkpoint, case.device, case.dtype, case.batch_size, case.threads, case.new_tokens
-    )
-    warm = max if case.kind != "cpu" else min
-    with_words = [each for each in spoken if not each.is_silent] or spoken
-    first = warm(with_words, key=lambda each: lengths[each.path])
-    running: list[Running] = []
+@dataclass
+class _Group:
+    """Systems that are loaded at the same time."""
+
+    case: PeersCase
+    spoken: Mapping[int, Sequence[Spoken]]
+    warm_ups: Mapping[int, Spoken]
+    lengths: dict[Path, float]
+    keep: Callable[[dict[str, Any]], None]
+    report: Callable[[str], None]
+    running: list[Running] = field(default_factory=list)
+
+    def measure(self, checkpoint: PeerCheckpoint, systems: Sequence[System]) -> None:
+        """Load systems, and measure one batch size after the other."""
+        case = self.case
+        setup = Setup(
+            *(checkpoint, case.device, case.dtype, case.batch_sizes[0]),
+            *(case.threads, case.new_tokens),
+        )
+        try:
+            for system in systems:
+                worker = Worker(
+                    *(system, setup),
+                    alone=not case.in_turns,
+                    peers=case.peers,
+                    timeout=case.timeout,
+                )
+                self.running.append(Running(system, worker, case.sizes_of(system)))
+            for each in list(self.running):
+                with self._failures(each):
+                    self.report(f"{each.system.name}: loaded in {each.worker.load():.1f} s")
+            for size in case.batch_sizes:
+                self._measure(size)
+        finally:
+            for each in self.running:
+                each.worker.stop()
+
+    def _measure(self, size: int) -> None:
+        """Measure a batch size."""
+        spoken = self.spoken[size]
+        choose = min if self.case.kind == "cpu" else max
+        with_words = [each for each in spoken if not each.is_silent] or spoken
+        first = choose(with_words, key=lambda each: self.lengths[each.path])
+        measured = [each for each in self.running if size in each.left]
+        for each in measured:
+            each.row = self._blank_row(each, size)
+            each.largest = max(each.largest, each.row["batch_size"])
+            each.calls = {}
+            is_ours = each.system.name.startswith(OURS)
+            with self._failures(each):
+                warm_up = first if is_ours else self.warm_ups.get(size, first)
+                each.warm_up_seconds = each.worker.call(warm_up, size).seconds
+                self.report(f"{_in_short(each.row)}: warm after {each.warm_up_seconds:.1f} s")
+        for _ in range(self.case.rounds):
+            for one in spoken:
+                for each in self._alive(measured):
+                    with self._failures(each):
+                        calls = each.calls.setdefault(one.path, [])
+                        calls.append(each.worker.call(one, size))
+            for each in self._alive(measured):
+                with self._failures(each):
+                    self.keep(each.summary(spoken, self.lengths))
+        for each in self._alive(measured):
+            each.left.remove(size)
+
+    def _alive(self, measured: Sequence[Running]) -> list[Running]:
+        return [each for each in measured if each in self.running]
 
     @contextmanager
-    def failures(row: dict[str, Any]) -> Iterator[None]:
+    def _failures(self, running: Running) -> Iterator[None]:
+        """Keep a failed row for each batch size that is left."""
         try:
             yield
         except PeerFailed as error:
-            keep(row | {"status": "failed", "reason": str(error)})
-            for each in [each for each in running if each.row is row]:
-                each.worker.stop()
-                running.remove(each)
+            running.worker.stop()
+            self.running.remove(running)
+            for size in running.left:
+                failed = {"status": "failed", "reason": str(error)}
+                self.keep(self._blank_row(running, size) | failed)
 
-    try:
-        for system in systems:
-            row = case.blank_row(system, len(spoken))
-            with failures(row):
-                running.append(Running(row, Worker(system, setup, case.peers)))
-                running[-1].worker.call(first)
-        for _ in range(case.rounds):
-            for each in spoken:
-                for one in list(running):
-                    with failures(one.row):
-                        one.calls.setdefault(each.path, []).append(one.worker.call(each))
-            for one in list(running):
-                with failures(one.row):
-                    keep(one.summary(spoken, lengths))
-    finally:
-        for one in running:
-            one.worker.stop()
+    def _blank_row(self, running: Running, size: int) -> dict[str, Any]:
+        return self.case.blank_row(running.system, size, len(self.spoken[size]))
+
+
+def _in_short(row: Mapping[str, Any]) -> str:
+    return f"{row['system']}, batch size {row['batch_size']}"
 
 
 def speed_of_ours(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float | None:
-    """How many times as fast ours is in the same mode, by the median of all rounds' ratios."""
+    """How many times as fast ours is in the same mode with the same batch size, by the median of
+    all rounds' ratios.
+    """
     mode = "batched" if SYSTEMS[row["system"]].is_batched else "sequential"
     for ours in rows:
-        if ours["system"] == f"{OURS}-{mode}" and ours.get("seconds") and row.get("seconds"):
+        if ours["system"] != f"{OURS}-{mode}" or ours["batch_size"] != row["batch_size"]:
+            continue
+        if ours.get("seconds") and row.get("seconds"):
             pairs = zip(row["seconds"], ours["seconds"], strict=False)
             return float(median(theirs / its for theirs, its in pairs))
     return None

@@ -34,11 +34,12 @@ CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 
 @dataclass(frozen=True)
 class Spoken:
-    """A recording; the code of its language, and its transcript, if that is known."""
+    """A recording; the code of its language; its transcript and its length, if they are known."""
 
     path: Path
     language: str
     transcript: str | None
+    seconds: float | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -126,8 +127,9 @@ def join_spoken(spoken: Sequence[Spoken], seconds: float, folder: Path) -> Spoke
     if not parts:
         raise OptionError(f"join {seconds:g}: no recording with a transcript is that short")
     path = folder / f"joined-{seconds:g}s.flac"
-    encode(path, np.concatenate(parts), *CONTAINERS["flac"])
-    return Spoken(path, usable[0].language, " ".join(texts))
+    samples = np.concatenate(parts)
+    encode(path, samples, *CONTAINERS["flac"])
+    return Spoken(path, usable[0].language, " ".join(texts), samples.size / SAMPLING_RATE)
 
 
 # Between two recordings of a sample, as MLPerf has it.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,7 @@ from whisper_flash_attention.cli.parameters import (
     options_of,
     takes,
 )
+from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import error_console, print_line, table_console
 
@@ -61,19 +64,21 @@ def peers_command(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None,
+        list[int] | None,
         number(
-            help="Chunks at a time, of systems that take several. Left out: 8 on a CPU, 16 on a "
-            "GPU."
+            help="Chunks at a time, of systems that take several. Repeatable: every system is "
+            "loaded once for all, and memory is not reported after a larger one. Left out: 8 on a "
+            "CPU, 16 on a GPU."
         ),
     ] = None,
     rounds: Annotated[int, number(help="Timed passes over all files.")] = 3,
     join: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(
             metavar="SECONDS",
             help="Add one recording: those with transcripts, one after the other, repeated as "
-            "needed, of at most this length. Without FILES it is the only one.",
+            "needed, of at most this length. Without FILES it is the only one. Repeatable: one for "
+            "each batch size, in their order.",
         ),
     ] = None,
     language: Annotated[
@@ -102,6 +107,14 @@ def peers_command(
             show_default=False,
         ),
     ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="End a system that takes longer to load or to transcribe a recording; its row "
+            "says so.",
+        ),
+    ] = 1800.0,
     output: RowsOutput = None,
     commit: Commit = None,
     **given: Any,
@@ -117,11 +130,11 @@ def peers_command(
     Examples:
       whisper-flash benchmark peers recordings/ --model package:base --output rows.json
       whisper-flash benchmark peers --join 600 --model package:tiny.en --dtype int8
-      whisper-flash benchmark peers --random-weights large-v3 --new-tokens 100 --join 3840 \\
-        --batch-size 128
+      whisper-flash benchmark peers --random-weights large-v3 --new-tokens 100 \\
+        --batch-size 32 --join 1920 --batch-size 128 --join 7680
     """
     from whisper_flash_attention.benchmark.environment import describe_environment
-    from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
+    from whisper_flash_attention.benchmark.peer_systems import SYSTEMS, WINDOW
     from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
@@ -139,37 +152,52 @@ def peers_command(
         tuple(system or SYSTEMS),
         str(target),
         dtype,
-        batch_size or (CPU_BATCH if on_cpu else GPU_BATCH),
+        tuple(batch_size or [CPU_BATCH if on_cpu else GPU_BATCH]),
         model.threads or os.cpu_count() or 1,
         rounds,
         on_cpu if turns is None else turns,
+        timeout,
         random_weights is not None,
         new_tokens,
         peers,
     )
+    lengths = join or []
+    if len(lengths) not in (0, 1, len(case.batch_sizes)):
+        raise OptionError(f"join: give one length, or {len(case.batch_sizes)}, one per batch size")
     keeper = Keeper(output)
     console = error_console()
     environment = describe_environment(str(target), commit).as_json()
     environment["threads"] = case.threads
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    begin = time.monotonic()
+
+    def report(line: str) -> None:
+        print_line(console, f"{time.monotonic() - begin:.1f} s: {line}")
 
     def keep(row: dict[str, Any]) -> None:
-        rows[row["system"]] = row
+        rows[row["system"], row["batch_size"]] = row
         keeper.keep(row | {"environment": environment})
-        print_line(console, in_a_line(row))
+        report(in_a_line(row))
 
     with tempfile.TemporaryDirectory(prefix="whisper-flash-") as name:
         temporary = Path(name)
         spoken = find_spoken(files, language) if files else bundled_spoken()
-        if join is not None:
-            joined = join_spoken(spoken, join, temporary)
-            spoken = [*spoken, joined] if files else [joined]
-        measure_peers(case, spoken, checkpoints or temporary, keep)
-    found = [rows[each] for each in case.systems]
+        recordings, warm_ups = {}, {}
+        for place, size in enumerate(case.batch_sizes):
+            recordings[size] = spoken
+            if lengths:
+                seconds = lengths[min(place, len(lengths) - 1)]
+                joined = join_spoken(spoken, seconds, temporary)
+                recordings[size] = [*spoken, joined] if files else [joined]
+                if not on_cpu and WINDOW * size < seconds:
+                    with suppress(OptionError):  # every recording is longer
+                        warm_ups[size] = join_spoken(spoken, float(WINDOW * size), temporary)
+        measure_peers(case, recordings, warm_ups, checkpoints or temporary, keep, report)
+    found = sorted(rows.values(), key=lambda row: case.systems.index(row["system"]))
     out = table_console()
     if any(row["status"] == "ok" for row in found):
         out.print(as_table(found))
-    for row in found:
+    for row in {row["system"]: row for row in found}.values():
         what = f"{row['system']} {row['version'] or ''}".rstrip()
         values = ", ".join(f"{name} {value}" for name, value in row.get("settings", {}).items())
         print_line(out, f"{what}: {values or row['status'] + ': ' + row['reason']}")
@@ -184,12 +212,13 @@ def in_a_line(row: Mapping[str, Any]) -> str:
     if row["status"] != "ok":
         return f"{row['system']}: {row['status']}: {row['reason']}"
     return (
-        f"{row['system']}: {row['realtime_factor']:.1f} x real time, {len(row['seconds'])} rounds"
+        f"{row['system']}, batch size {row['batch_size']}: {row['realtime_factor']:.1f} x real "
+        f"time, {len(row['seconds'])} rounds"
     )
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Systems that were measured, their speeds and errors; a dash where there is none."""
+    """Systems that were measured, their speeds and errors; a dash where something is not known."""
     from whisper_flash_attention.benchmark.peers import speed_of_ours
 
     first = rows[0]
