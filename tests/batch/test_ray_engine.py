@@ -22,14 +22,14 @@ import pytest
 from tests.audio import faulty_decoders
 from tests.batch.fakes import FakeModel, all_rows, damage, write_archive
 from tests.conftest import REPOSITORY
-from whisper_flash_attention.batch import RunOptions, ray_engine, run_batch
+from whisper_flash_attention.batch import Cluster, RunOptions, ray_engine, run_batch
 from whisper_flash_attention.batch import run as run_module
 from whisper_flash_attention.batch.ray_engine import Pool
 from whisper_flash_attention.batch.shards import shards_in
 from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.stages import Work
 from whisper_flash_attention.errors import BatchError, OptionError
-from whisper_flash_attention.options import TranscribeOptions
+from whisper_flash_attention.options import DecodeOptions, TranscribeOptions
 
 # Ray warns of its own plans, and leaves files to be closed with the process.
 pytestmark = [
@@ -49,7 +49,9 @@ def ray() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Workers import the fakes by their module's name.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), *sys.path]))
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        # Ray takes our word that there is a GPU, for the fakes that run as on one.
+        quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+        ray.init(num_cpus=2, num_gpus=1, **quiet)
         yield ray
         ray.shutdown()
         gc.collect()  # what Ray left open is told of here, and not in another test
@@ -71,6 +73,8 @@ def expected() -> dict[str, str | None]:
 def run(archive: Path, out: Path, model: FakeModel, **options: Any) -> Any:
     """With one decoding task at a time, of which every one is a process that takes seconds."""
     wanted = {"engine": "ray", "workers": 1, "run_options": FEW_AT_A_TIME} | options
+    if wanted["engine"] == "ray":
+        wanted.setdefault("cluster", Cluster(gpus_per_worker=0))
 
     def shared_out(*arguments: Any) -> Pool:
         return replace(Pool.of(*arguments), decode_cpus=0.9)
@@ -120,6 +124,20 @@ def test_a_recording_that_kills_every_worker_costs_no_other(
     summary = run(archive, tmp_path / "out", FakeModel(dies_at=1_604))
     assert texts(tmp_path / "out") == expected() | {"004.wav": None}
     assert summary.errors == {"WorkerDied": 1}
+
+
+@pytest.mark.slow
+def test_it_costs_no_other_of_its_stream(ray: Any, archive: Path, tmp_path: Path) -> None:
+    """On a GPU, six groups are in flight; without retries that have the worker to themselves all
+    would be given up."""
+    options = RunOptions(decode=DecodeOptions(temperature=0.0), batch_size=1)
+    for number in range(6, COUNT):
+        (archive / f"{number:03d}.wav").unlink()
+    gpu = Cluster(gpus_per_worker=1)
+    model = FakeModel(dies_at=1_604, waits=0.2)
+    summary = run(archive, tmp_path / "out", model, run_options=options, cluster=gpu)
+    assert summary.errors == {"WorkerDied": 1}
+    assert [name for name, text in texts(tmp_path / "out").items() if text is None] == ["004.wav"]
 
 
 @pytest.mark.slow

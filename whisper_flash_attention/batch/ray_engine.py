@@ -3,7 +3,8 @@
 Groups of recordings are decoded by tasks on the CPUs and transcribed by a pool of actors, each with
 a model of its own; Ray Data moves samples between them, holds decoding back while the object store
 is full, and starts what died again. Rows come back to the driver, which alone writes. Every group
-that is planned is a block of its own, so that what is lost with a worker is a few groups.
+that is planned is a block of its own, so that what is lost with a worker is a few groups. On GPUs a
+worker has several groups at a time, as one stream (`SharedStream`), where `Work.may_mix`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.batch.items import Item
 from whisper_flash_attention.batch.rows import Row, failed_row
+from whisper_flash_attention.batch.shared_stream import SharedStream
 from whisper_flash_attention.batch.stages import (
+    GROUPS_EACH,
     Decoded,
     DeviceLost,
     TranscribeStage,
@@ -42,6 +45,11 @@ logger = logging.getLogger(__name__)
 
 # An actor works on one group while the next is on its way to it.
 GROUPS_PER_WORKER = 2
+# Of a stream on a GPU: a batch whose text is late, one in work, one that is prepared, what ends
+# within a batch, and two on their way. Seconds without another, after which the stream ends.
+GROUPS_PER_STREAM, PATIENCE = 6, 0.5
+# As many tasks may decode for a stream, of a small archive, too.
+DECODED_PER_STREAM = 16
 CORES_PER_WORKER = 4  # of models without a GPU, where their number is left to us
 # How often a group is begun, when workers die that have it. Ray begins a task four times, at least.
 MOST_ATTEMPTS = 3
@@ -130,7 +138,7 @@ def run_on_ray(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         pool = Pool.of(nodes, work.workers, gpus_per_worker)
         missing = {item.id: item for item in items}
-        for each in (work.shared(items, pool.workers), work.alone()):
+        for each in (work, work.alone()):
             for rows in _pass(ray, list(missing.values()), each, pool):
                 for row in rows:
                     missing.pop(row["id"], None)
@@ -199,13 +207,21 @@ def _pass(ray: Any, items: Sequence[Item], work: Work, pool: Pool) -> Iterator[l
     """Run the stages once over recordings; those whose workers died too often are left out."""
     import pyarrow
 
+    mixes = bool(pool.gpus) and work.may_mix
+    shared = work.shared(items, pool.workers, DECODED_PER_STREAM if mixes else GROUPS_EACH)
     tables = [
-        pyarrow.table({"items": [item.to_json() for item in some]}) for some in planned(items, work)
+        pyarrow.table({"items": [item.to_json() for item in some]})
+        for some in planned(items, shared)
     ]
+    if mixes:
+        work = work.mixed(GROUPS_PER_STREAM)
     attempts = _attempts(ray)
     threads = None if pool.gpus else pool.threads
     workers = ray.data.ActorPoolStrategy(
-        size=min(pool.workers, len(tables)), max_tasks_in_flight_per_actor=GROUPS_PER_WORKER
+        size=min(pool.workers, len(tables)),
+        max_tasks_in_flight_per_actor=GROUPS_PER_STREAM if mixes else GROUPS_PER_WORKER,
+        max_concurrent_calls_per_actor=GROUPS_PER_STREAM if mixes else 1,
+        enable_true_multi_threading=True,
     )
     context = ray.data.DataContext.get_current()
     had_bars, context.enable_progress_bars = context.enable_progress_bars, False
@@ -220,7 +236,7 @@ def _pass(ray: Any, items: Sequence[Item], work: Work, pool: Pool) -> Iterator[l
             )
             .map_batches(
                 TranscribeActor,
-                fn_constructor_args=(work, threads, attempts),
+                fn_constructor_args=(work, threads, attempts, PATIENCE if mixes else None),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=workers,
@@ -247,10 +263,10 @@ class Attempts:
     def __init__(self) -> None:
         self._begun: Counter[str] = Counter()
 
-    def begin(self, what: str) -> bool:
-        """Whether it may be begun once more."""
+    def begin(self, what: str) -> int:
+        """How often it was begun, this time included; 0 if it may not be once more."""
         self._begun[what] += 1
-        return self._begun[what] <= MOST_ATTEMPTS
+        return self._begun[what] if self._begun[what] <= MOST_ATTEMPTS else 0
 
 
 def _attempts(ray: Any) -> Any:
@@ -264,11 +280,11 @@ def _attempts(ray: Any) -> Any:
     ).remote()
 
 
-def _may_begin(attempts: Any, stage: str, ids: Iterable[str]) -> bool:
+def _begin(attempts: Any, stage: str, ids: Iterable[str]) -> int:
     import ray
 
     what = hashlib.sha256(json.dumps([stage, *ids]).encode()).hexdigest()
-    return bool(ray.get(attempts.begin.remote(what)))
+    return int(ray.get(attempts.begin.remote(what)))
 
 
 class DecodeTask:
@@ -284,7 +300,7 @@ class DecodeTask:
 
     def __call__(self, block: Any) -> Iterator[Any]:
         items = [Item.from_json(line) for line in block.column("items").to_pylist()]
-        if not _may_begin(self._attempts, "decode", (item.id for item in items)):
+        if not _begin(self._attempts, "decode", (item.id for item in items)):
             yield _packed([])
             return
         opener = _opener(self._work.decode, self._work.decode_timeout)
@@ -339,45 +355,41 @@ class TranscribeActor:
     raise: Ray would start the worker again and again.
     """
 
-    def __init__(self, work: Work, threads: int | None, attempts: Any) -> None:
+    def __init__(
+        self, work: Work, threads: int | None, attempts: Any, patience: float | None = None
+    ) -> None:
         import torch
 
-        self._attempts = attempts
         if threads is not None:
             torch.set_num_threads(threads)
-        self._stage: TranscribeStage | None = None
-        self._fatal: str | None = None
+        self._stream: SharedStream | WhisperFlashError
+
+        def begin(group: Sequence[Decoded]) -> int:
+            return _begin(attempts, "transcribe", (each.item.id for each in group))
+
         try:
-            self._stage = TranscribeStage(work.opener, work.run_options)
+            stage = TranscribeStage(work.opener, work.run_options)
+            self._stream = SharedStream(stage, begin, patience)
         except WhisperFlashError as error:
-            self._fatal = _described(error)
+            self._stream = error
 
     def __call__(self, block: Any) -> Any:
+        """By several threads at a time, where there is patience."""
         import pyarrow
 
-        rows = [] if self._fatal else [json.dumps(row) for row in self._rows(_unpacked(block))]
-        if self._fatal:
-            return pyarrow.table({"row": ["null"], "fatal": [self._fatal]})
-        nothing = pyarrow.nulls(len(rows), pyarrow.string())
-        return pyarrow.table({"row": pyarrow.array(rows, pyarrow.string()), "fatal": nothing})
-
-    def _rows(self, group: Sequence[Decoded]) -> list[Row]:
-        assert self._stage is not None
-        if not _may_begin(self._attempts, "transcribe", (each.item.id for each in group)):
-            return []
         try:
-            return self._stage.rows(group)
+            if isinstance(self._stream, WhisperFlashError):
+                raise self._stream
+            rows = [json.dumps(row) for row in self._stream.rows(_unpacked(block))]
         except WhisperFlashError as error:
-            self._fatal = _described(error)
-            return []
+            fatal = json.dumps([type(error).__name__, str(error)])
+            return pyarrow.table({"row": ["null"], "fatal": [fatal]})
         except DeviceLost:
-            # This process can use the GPU no more; Ray starts another and gives it the group.
+            # This process can use the GPU no more; Ray starts another and gives it the groups.
             logger.exception("the GPU failed")
             os._exit(1)
-
-
-def _described(error: WhisperFlashError) -> str:
-    return json.dumps([type(error).__name__, str(error)])
+        nothing = pyarrow.nulls(len(rows), pyarrow.string())
+        return pyarrow.table({"row": pyarrow.array(rows, pyarrow.string()), "fatal": nothing})
 
 
 def _raise_if_fatal(column: Sequence[str | None]) -> None:

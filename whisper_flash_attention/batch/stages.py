@@ -107,9 +107,23 @@ class Work:
         """The same with each recording as a group of its own."""
         return replace(self, group_files=1)
 
-    def shared(self, items: Sequence[Item], workers: int) -> Work:
-        """The same with groups so small that there are `GROUPS_EACH` for each of several models."""
-        groups = GROUPS_EACH * workers
+    @property
+    def may_mix(self) -> bool:
+        """Whether recordings of several groups may be side by side: not if their number was given.
+
+        What is drawn at temperatures above 0 depends on all that is side by side, and then on who
+        is done when.
+        """
+        return self.group_files is None
+
+    def mixed(self, groups: int) -> Work:
+        """The same with groups of which so many are side by side, each of a batch at least."""
+        batch = WINDOW_SECONDS * self.run_options.batch_size / 3_600
+        return replace(self, group_hours=max(self.group_hours / groups, batch))
+
+    def shared(self, items: Sequence[Item], workers: int, each: int = GROUPS_EACH) -> Work:
+        """The same with groups so small that there are `each` for each of several models."""
+        groups = each * workers
         hours = sum(item.expected_seconds or 0.0 for item in items) / 3_600 / groups
         return replace(
             self,
@@ -262,9 +276,12 @@ class TranscribeStage:
         Raises:
             as `stream`.
         """
-        order = alike_together(group, lambda each: each.item, self._asked)
-        rows = {row["id"]: row for row in self.stream(order)}
+        rows = {row["id"]: row for row in self.stream(self.in_order(group))}
         return [rows[each.item.id] for each in group]
+
+    def in_order(self, group: Sequence[Decoded]) -> list[Decoded]:
+        """A group's recordings in the order of `stream`: those with the same options together."""
+        return alike_together(group, lambda each: each.item, self._asked)
 
     def stream(self, decoded: Iterable[Decoded], work: Work | None = None) -> Generator[Row]:
         """Transcribe recordings side by side, and give the row of each when it is done.

@@ -37,7 +37,11 @@ from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions, Speech
 from whisper_flash_attention.batch.run import run_batch
 from whisper_flash_attention.batch.stages import Work
-from whisper_flash_attention.benchmark.features import CLIP_SAMPLES, bundled_clips
+from whisper_flash_attention.benchmark.features import (
+    CLIP_SAMPLES,
+    SECONDS_PER_CLIP,
+    bundled_clips,
+)
 from whisper_flash_attention.benchmark.measure import synchronize
 from whisper_flash_attention.benchmark.throughput import Parts, ThroughputCase, random_transcriber
 from whisper_flash_attention.errors import BenchmarkError, OptionError
@@ -327,7 +331,11 @@ class FilesBenchmark:
         return took()
 
     def _batch_ray(self, case: FilesCase) -> tuple[int, float, float]:
-        """Recordings after the first group, their seconds, and the seconds that they took."""
+        """Recordings after the first group, their seconds, and the seconds that they took.
+
+        When the first group's rows are there, another batch of windows has been decoded; it is
+        left out of the seconds of audio.
+        """
         from whisper_flash_attention.batch.ray_engine import run_on_ray
 
         options = self._run_options(case)
@@ -345,7 +353,8 @@ class FilesBenchmark:
         if last <= first:
             raise OptionError('entry="batch-ray" is measured with more recordings: one group only')
         count = len(self.paths) - few
-        return count, self.audio_seconds * count / len(self.paths), last - first
+        ahead = SECONDS_PER_CLIP * case.work.batch_size * case.workers
+        return count, self.audio_seconds * count / len(self.paths) - ahead, last - first
 
     def _run_options(self, case: FilesCase) -> RunOptions:
         return RunOptions(TranscribeOptions(language="en"), case.options, case.work.batch_size)

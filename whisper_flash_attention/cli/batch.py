@@ -93,8 +93,9 @@ def batch_command(
         float,
         machine(
             metavar="N",
-            help="Hours of audio that a model has side by side, 0.23 GB each (ray: twice, since "
-            "one group is made while another is in work), besides up to 2 hours decoded ahead.",
+            help="Hours of audio that a model has side by side, 0.23 GB each, besides up to 2 "
+            "hours decoded ahead (ray: twice without a GPU, since one group is made while another "
+            "is in work; with one, six batches of windows at least).",
         ),
     ] = 4.0,
     group_files: Annotated[
@@ -103,7 +104,9 @@ def batch_command(
             min=1,
             metavar="N",
             help="Largest number of recordings that a model has side by side. Left out: local: as "
-            "many as there is room for; ray: 4 times the windows that are decoded at a time.",
+            "many as there is room for; ray: 4 times the windows that are decoded at a time, and "
+            "on a GPU several groups. Given, each group is by itself, and what is drawn at "
+            "temperatures above 0 is the same in every run.",
         ),
     ] = None,
     decode_timeout: Annotated[
