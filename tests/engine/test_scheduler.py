@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -30,7 +31,7 @@ from whisper_flash_attention.engine.logits_processors import (
     Timestamps,
 )
 from whisper_flash_attention.engine.request import Request
-from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
+from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob, run_slots
 from whisper_flash_attention.engine.weights import collect_weights
 from whisper_flash_attention.errors import NotFinite, OptionError
 from whisper_flash_attention.kernels.launch import interpreted
@@ -371,3 +372,49 @@ def test_groups_that_follow_one_another_replay_what_joins_them_to_the_slots(
     coming = iter([jobs[:2], jobs[2:4], jobs[4:]])
     found = list(on_kernels.decode_stream(lambda _: next(coming, []), 4, max_length=MOST, refill=3))
     check(found, plain_twin(on_kernels, monkeypatch), jobs)
+
+
+class NotedSlots:
+    """Slots that note what they are told to do, and finish a job in every poll."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.jobs: list[DecodeJob] = []
+
+    def start(self, jobs: Sequence[DecodeJob]) -> None:
+        self.calls.append("start")
+        self.jobs += jobs
+
+    def advance_all(self) -> list[FinishedJob]:
+        self.calls.append("advance")
+        return [FinishedJob(self.jobs.pop(0), (1,), 0.0)]
+
+    def queue_steps(self) -> None:
+        self.calls.append("queue")
+
+
+def test_a_device_gets_steps_before_the_host_prepares_jobs_and_takes_results() -> None:
+    jobs = jobs_of([(1, 1)] * 3)
+    waiting, rows = jobs[2:], NotedSlots()
+
+    def more(count: int) -> list[DecodeJob]:
+        rows.calls.append("more")
+        found, waiting[:] = list(waiting), []
+        return found
+
+    stream = run_slots(
+        jobs[:2],
+        more,
+        rows,
+        slots=2,
+        refill=1,
+        check=lambda job: None,
+        exclusive=nullcontext,
+        is_waiting=lambda free: bool(waiting),
+    )
+    for finished in stream:
+        rows.calls.append(f"result {jobs.index(finished.job)}")
+    assert rows.calls == [
+        *("start", "advance", "queue", "more", "start", "result 0"),
+        *("advance", "result 1", "more", "advance", "result 2", "more"),
+    ]

@@ -28,9 +28,13 @@ from whisper_flash_attention.engine.scheduler import (
 )
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Steps between two polls. A finished slot is noticed one to two polls later and idle until then;
-# each poll copies all tokens.
-STEPS_PER_POLL = 4
+# Steps between two polls, at least. A finished slot is noticed one to two polls later and idle
+# until then; each poll copies all tokens. Where the device has nothing queued when the host comes
+# to queue more, there are more, up to the second number.
+STEPS_PER_POLL, MOST_STEPS = 4, 16
+# Further steps before jobs are prepared, which takes the host longer than the device takes for
+# those of a poll.
+STEPS_AHEAD = 8
 # Columns of a table of prompts, after the tokens: places, settings and limits of `RaggedPrompts`.
 RAGGED_COLUMNS = (3, 8, 4)
 
@@ -56,19 +60,40 @@ class CudaSlots:
         self._request = first.request
         self._pad = first.request.pad
         self._poll: _Poll | None = None
+        self._steps = STEPS_PER_POLL
+        # After all work that was queued so far; None on a CPU.
+        self._queued: torch.cuda.Event | None = None
         decoder.clear(kernel_processors_of(first.request), first.request)
 
     def start(self, jobs: Sequence[DecodeJob]) -> None:
         """Run the prompts of jobs, at most `refill` at a time."""
         for begin in range(0, len(jobs), self._refill):
             self._admit(jobs[begin : begin + self._refill])
+        self._mark()
 
     def advance_all(self) -> list[FinishedJob]:
         """Take a few steps; return the jobs that had finished before them."""
-        for _ in range(STEPS_PER_POLL):
-            self._decoder.step(self._pad)
+        ran_dry = self._queued is not None and self._queued.query()  # type: ignore[no-untyped-call]
+        self._steps = (
+            min(MOST_STEPS, 2 * self._steps) if ran_dry else max(STEPS_PER_POLL, self._steps - 1)
+        )
+        self._queue(self._steps)
         before, self._poll = self._poll, self._start_poll()
         return [] if before is None else self._ended(before)
+
+    def queue_steps(self) -> None:
+        """Queue a few steps; the next poll shows the jobs that they finish."""
+        self._queue(STEPS_AHEAD)
+
+    def _queue(self, steps: int) -> None:
+        for _ in range(steps):
+            self._decoder.step(self._pad)
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._decoder.state.finished.is_cuda:
+            self._queued = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._queued.record()
 
     def _start_poll(self) -> _Poll:
         """Start copying the slots' state to the host, after the steps so far."""

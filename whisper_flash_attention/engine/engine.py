@@ -230,6 +230,7 @@ class Engine:
         *,
         max_length: int,
         refill: int | None = None,
+        is_waiting: Callable[[int], bool] = lambda free: False,
     ) -> Iterator[FinishedJob]:
         """Decode a stream of clips in `slots` slots; yield each result as soon as it is complete.
 
@@ -241,6 +242,8 @@ class Engine:
             max_length: maximum number of tokens per clip, prompt included.
             refill: number of free slots before more jobs are requested; by default an eighth of
                 the slots with kernels, otherwise 1.
+            is_waiting: whether `more` would return jobs for this number of slots, as for
+                `run_slots`.
 
         Raises:
             NotFinite: NaN or infinity in the logits; the message has the job's tag.
@@ -265,7 +268,14 @@ class Engine:
                 refill = refill or (max(1, slots // 8) if layout.kernels else 1)
                 rows = self._make_slots(layout, buffers, jobs[0], slots, refill)
             yield from run_slots(
-                jobs, more, rows, slots=slots, refill=refill, check=check, exclusive=self._exclusive
+                jobs,
+                more,
+                rows,
+                slots=slots,
+                refill=refill,
+                check=check,
+                exclusive=self._exclusive,
+                is_waiting=is_waiting,
             )
 
     def _make_slots(

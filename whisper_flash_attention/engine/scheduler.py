@@ -68,6 +68,9 @@ class Slots(Protocol):
             NotFinite: NaN or infinity in the logits of a job.
         """
 
+    def queue_steps(self) -> None:
+        """Queue steps for the device to take while the host prepares jobs."""
+
 
 def run_slots(
     jobs: Sequence[DecodeJob],
@@ -78,6 +81,7 @@ def run_slots(
     refill: int,
     check: Callable[[DecodeJob], None],
     exclusive: Callable[[], AbstractContextManager[Any]],
+    is_waiting: Callable[[int], bool] = lambda free: False,
 ) -> Iterator[FinishedJob]:
     """Decode `jobs` and those that `more` returns; yield results as they complete.
 
@@ -89,8 +93,12 @@ def run_slots(
             that delays the other slots, so a GPU starts several clips together.
         check: raises an error if a job does not fit the stream.
         exclusive: context manager for every use of the device.
+        is_waiting: whether `more` would return jobs for this number of slots now. They are then
+            started before the results of the last steps are yielded, so that a GPU has work while
+            the host takes these.
     """
     busy = 0
+    finished: list[FinishedJob] = []
     while True:
         for job in jobs:
             check(job)
@@ -98,13 +106,19 @@ def run_slots(
             with exclusive():
                 rows.start(jobs)
             busy += len(jobs)
+        yield from finished
         if not busy:
             return
         with exclusive():
             finished = rows.advance_all()
         busy -= len(finished)
-        yield from finished
         free = slots - busy
+        if busy and free >= refill and is_waiting(free):
+            with exclusive():
+                rows.queue_steps()
+        else:
+            yield from finished
+            finished = []
         jobs = more(free) if free >= refill or not busy else ()
 
 

@@ -69,6 +69,9 @@ class TorchSlots:
             self._step()
         return self._collect_finished()
 
+    def queue_steps(self) -> None:
+        """Do nothing: steps are taken at once, and would delay the jobs."""
+
     def _admit(self, jobs: Sequence[DecodeJob], begin: int) -> None:
         """Run prompts in adjacent slots."""
         weights, device = self._weights, self._state.tokens.device

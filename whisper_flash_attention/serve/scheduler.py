@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
-from threading import Condition, Event, Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 import torch
@@ -139,6 +139,7 @@ class Scheduler:
         self.transcriber = transcriber
         self._tokenizer = None if transcriber is None else transcriber.tokenizer
         self._readers: OrderedDict[DecodeOptions, Reader] = OrderedDict()
+        self._reading = Lock()
         self._wake = Condition()
         self._stopping = False
         self._coming: dict[bool, deque[Job]] = {False: deque(), True: deque()}
@@ -355,12 +356,7 @@ class Scheduler:
             while jobs and len(self._begun[is_long]) < self._most(is_long):
                 job = jobs.popleft()
                 self._begun[is_long].add(job)
-                try:
-                    reader = self._check(job)
-                except Exception as error:  # of the job; others go on
-                    self._finish(job, error)
-                    continue
-                self._pools[is_long].submit(self._prepare, job, reader)
+                self._pools[is_long].submit(self._prepare, job)
 
     def _check(self, job: Job) -> Reader:
         """Check the options of a job against the model; return the reader for them.
@@ -376,18 +372,20 @@ class Scheduler:
         job.options = replace(options, candidates=job.languages)
         # Prompts are the recording's: readers are shared by all jobs with the same options.
         job.decode = replace(call.decode, initial_prompt=None, hotwords=None, prefix=None)
-        reader = self._readers.get(job.decode) or self.transcriber.reader(job.decode)
-        if isinstance(reader, SequentialReader):  # others have a state of their own
-            self._readers[job.decode] = reader
-            self._readers.move_to_end(job.decode)
-            while len(self._readers) > MOST_READERS:
-                self._readers.popitem(last=False)
+        with self._reading:  # once for all jobs with these options
+            reader = self._readers.get(job.decode) or self.transcriber.reader(job.decode)
+            if isinstance(reader, SequentialReader):  # others have a state of their own
+                self._readers[job.decode] = reader
+                self._readers.move_to_end(job.decode)
+                while len(self._readers) > MOST_READERS:
+                    self._readers.popitem(last=False)
         return reader
 
-    def _prepare(self, job: Job, reader: Reader) -> None:
+    def _prepare(self, job: Job) -> None:
         """Open a job's recording and compute its features, in a thread of the pool."""
         entries: list[Entry] = []
         try:
+            reader = self._check(job)
             self._open(job)
             for recording in job.recordings:
                 if job.cancelled.is_set():
@@ -528,6 +526,7 @@ class Scheduler:
                     width,
                     max_length=decoder.max_length,
                     refill=self._refill(width),
+                    is_waiting=self._is_waiting,
                 ):
                     has_any = True
                     entry: Entry = finished.job.tag
@@ -571,6 +570,12 @@ class Scheduler:
         """Whether a stream of another width should follow, for which this one must end."""
         other = self._width_for(windows)
         return other > self._width or (other < self._width and windows <= FEW_IN_USE * self._width)
+
+    def _is_waiting(self, free: int) -> bool:
+        """Whether windows wait for free slots of a stream on a GPU."""
+        ready = len(self._ready)
+        is_fed = ready > 0 and len(self._widths) > 1
+        return is_fed and not self._fits_better(self._width - free + ready)
 
     def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
         """Windows for free slots. Entries that do not fit them take a turn now and then."""
@@ -616,10 +621,9 @@ class Scheduler:
             by_reader.setdefault(id(each[0].reader), []).append(each)
         features = [window for group in by_reader.values() for _, window in group]
         if self._device.type == "cuda":
+            # Entries hold their windows until there are results: no memory is used again before.
             stream = torch.cuda.current_stream(self._device)
             stream.wait_stream(preparation_stream(self._device))
-            for window in features:  # whose memory may be used again on the stream that made it
-                window.record_stream(stream)
         first = taken[0][0].reader
         assert isinstance(first, SequentialReader)
         states = first.decoder.engine.encode(torch.stack(features))
