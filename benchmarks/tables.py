@@ -102,7 +102,9 @@ PARITY = {
     ("tiny.en, bfloat16", "H100"): ("parity-tiny.en-bfloat16-h100.json",),
 }
 
-THROUGHPUT, FILES = "throughput-h100.json", "files-h100.json"
+THROUGHPUT = "throughput-h100.json"
+# A row of the later file replaces the same of the one before.
+FILES = ("files-h100.json", "files-h200.json")
 # Entries of `benchmark throughput --from files`, and what users call them.
 ENTRIES = {
     "memory": "arrays in memory",
@@ -249,7 +251,13 @@ def throughput() -> str:
 
 
 def _files_rows(setting: str) -> list[dict[str, Any]]:
-    return [row for row in read_json(FILES)["rows"] if row["setting"] == setting]
+    rows = (row for name in FILES for row in read_json(name)["rows"])
+    return [row for row in rows if row["setting"] == setting]
+
+
+def _gpu(row: Mapping[str, Any]) -> str:
+    """The short name of a row's GPU: H100, H200."""
+    return str(row["environment"]["device_name"].split()[1])
 
 
 def files() -> str:
@@ -263,8 +271,9 @@ def files() -> str:
     lines = []
     for (checkpoint, mode, hours, container), found in cases.items():
         speeds = [found.get(name) for name in entries]
+        gpu = _gpu(next(iter(found.values())))
         cells = ["" if row is None else f"{row['realtime_factor']:,.0f}" for row in speeds]
-        lines.append([f"{checkpoint}, {mode}, {hours} of {container}", *cells])
+        lines.append([f"{checkpoint}, {mode}, {hours} of {container} ({gpu})", *cells])
     return markdown(["times real time", *(ENTRIES[name] for name in entries)], lines)
 
 
@@ -295,7 +304,7 @@ def files_sentence() -> str:
     return (
         f"From files: the command turns {row['recordings']} flac files, "
         f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
-        f"large-v3-turbo on an H100: {row['realtime_factor']:,.0f} times real time, "
+        f"large-v3-turbo on an {_gpu(row)}: {row['realtime_factor']:,.0f} times real time, "
         f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window)."
     )
 
@@ -399,7 +408,7 @@ SOURCES = (
     "h200/results.json",
     "encoder-h100.json",
     THROUGHPUT,
-    FILES,
+    *FILES,
     PEERS,
     MEMORY,
     "start-up-medium-h100.json",

@@ -36,9 +36,11 @@ def test_every_layer_of_every_size(d: int, dtype: torch.dtype, overlap: Overlap)
                 layer = random_layer(rows, n, k, dtype, device)
                 out = run(layer, **options)
                 assert error(out, layer.expected(**options)) < TOLERANCE[dtype], (rows, n, k)
-            case = random_projections([i % 8 for i in range(rows)], 1, d, 8, dtype, device)
-            qkv(**case.arguments)
-            case.check(TOLERANCE[dtype])
+            for norm in (True, False):
+                positions = [i % 8 for i in range(rows)]
+                case = random_projections(positions, 1, d, 8, dtype, device, norm=norm)
+                qkv(**case.arguments)
+                case.check(TOLERANCE[dtype])
     finally:
         set_pdl(Overlap.NONE)
 

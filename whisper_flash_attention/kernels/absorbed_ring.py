@@ -10,11 +10,11 @@ first pass stay, and are the first of the second.
 
 `D * queries` sums fill the registers: 160 of a thread for 1280 columns and 32 queries. Addresses of
 chunks therefore depend on a zero that the compiler cannot see through (`_opaque_zero`): it would
-keep all of them in registers otherwise, and spill the sums, which takes 1.7 times as long.
+keep all of them in registers otherwise, and spill the sums.
 
 Arguments, statistics and the online softmax are those of `absorbed_attention`. Gluon is Triton's
-language for explicit layouts and is called experimental: `is_available` names the releases that
-this kernel was compiled with.
+language for explicit layouts and is called experimental: `absorbed_attention.RING_TRITON` has the
+releases that compile this kernel.
 """
 
 # Triton's decorators and kernels carry no types.
@@ -170,6 +170,7 @@ def ring_kernel(
     BACKWARDS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
+    """Scores [KEYS, M] of a block of keys, then mean [D, M], chunk by chunk of CHUNK columns."""
     CHUNKS: gl.constexpr = D // CHUNK
     LOADS: gl.constexpr = 2 * CHUNKS - KEEP
     gl.static_assert(LOADS % SLOTS == 0)
