@@ -98,6 +98,12 @@ def test_what_is_decoded_together_is_about_a_group() -> None:
     assert list(planned([], Work(FakeModel()))) == []
 
 
+def test_recordings_with_the_same_options_are_planned_together() -> None:
+    items = [Item(str(number), "a.wav", language=("en", "de")[number % 2]) for number in range(8)]
+    groups = planned(items, Work(FakeModel(), group_files=4))
+    assert [[item.id for item in group] for group in groups] == [list("0246"), list("1357")]
+
+
 def test_a_small_archive_is_shared_out_among_the_workers() -> None:
     items = [Item(str(number), "a.wav", seconds=36.0) for number in range(100)]  # 1 h
     shared = Work(FakeModel()).shared(items, workers=5)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from typer.testing import CliRunner
 
 from whisper_flash_attention.audio import audio_tracks, load_audio
+from whisper_flash_attention.batch import ray_engine
 from whisper_flash_attention.benchmark.features import bundled_clips
-from whisper_flash_attention.benchmark.from_files import CONTAINERS, lengths_of, write_recordings
+from whisper_flash_attention.benchmark.from_files import (
+    CONTAINERS,
+    FilesBenchmark,
+    FilesCase,
+    lengths_of,
+    write_recordings,
+)
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
+from whisper_flash_attention.benchmark.throughput import ThroughputCase
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.errors import OptionError
 
@@ -93,3 +102,25 @@ def test_lengths_are_equal_or_spread_evenly() -> None:
     for text in ("0", "5-1", "1-2-3", "nan"):
         with pytest.raises(OptionError, match="length"):
             lengths_of(text, 2)
+
+
+def test_what_ray_decoded_before_its_first_rows_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of batches of two windows three, which are six recordings of 30 s."""
+    paths = [tmp_path / f"{number:02}.wav" for number in range(12)]
+    for path in paths:
+        path.write_bytes(bytes(100))
+    work = ThroughputCase("tiny", "flash", 2, 3, False, 1, "cpu", "float32")
+    case = FilesCase(work, "batch-ray", "batched", "wav")
+
+    def measured(*groups: int) -> tuple[int, float, float]:
+        rows = [[{"error": None}] * size for size in groups]
+        monkeypatch.setattr(ray_engine, "run_on_ray", lambda *_: iter(rows))
+        benchmark = FilesBenchmark(cast("Any", None), tmp_path, paths, 360.0)
+        return benchmark._batch_ray(case)
+
+    assert measured(2, 4, 6)[:2] == (4, 120.0)
+    for groups in ((12,), (6, 6)):
+        with pytest.raises(OptionError, match="more recordings"):
+            measured(*groups)

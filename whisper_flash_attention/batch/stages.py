@@ -226,9 +226,11 @@ def planned(items: Iterable[Item], work: Work) -> Iterator[list[Item]]:
     """Cut the order of work into what is decoded together: about a group, by expected lengths.
 
     Groups are made of this by true lengths, so that nothing rests on the guess but how many
-    recordings there are; and the same on every engine, so that models see the same batches.
+    recordings there are. Those with the same options are together, as on the engine "local": where
+    options differ, a stream is empty before it goes on.
     """
-    return _groups(items, work, lambda item: item.expected_seconds or 0.0)
+    order = alike_together(items, lambda item: item, work.run_options)
+    return _groups(order, work, lambda item: item.expected_seconds or 0.0)
 
 
 def grouped(decoded: Iterable[Decoded], work: Work) -> Iterator[list[Decoded]]:

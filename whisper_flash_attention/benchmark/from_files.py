@@ -331,10 +331,10 @@ class FilesBenchmark:
         return took()
 
     def _batch_ray(self, case: FilesCase) -> tuple[int, float, float]:
-        """Recordings after the first group, their seconds, and the seconds that they took.
+        """Recordings, seconds of sound in them, and seconds that they took, from the first rows on.
 
-        When the first group's rows are there, the batch whose text was late, one in work, and one
-        more on the rows' way may have been decoded; these are left out of the seconds of audio.
+        When these rows come, the batch whose text was late, one in work, and one more on the rows'
+        way may have been decoded: recordings of three batches are left out, too.
         """
         from whisper_flash_attention.batch.ray_engine import run_on_ray
 
@@ -350,12 +350,12 @@ class FilesBenchmark:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
                 groups.append((time.perf_counter(), len(rows)))
         (first, few), (last, _) = groups[0], groups[-1]
-        count = len(self.paths) - few
+        each = self.audio_seconds / len(self.paths)
         ahead = 3 * SECONDS_PER_CLIP * case.work.batch_size * case.workers
-        audio_seconds = self.audio_seconds * count / len(self.paths) - ahead
-        if last <= first or audio_seconds <= 0:
+        count = len(self.paths) - few - math.ceil(ahead / each)
+        if last <= first or count < 1:
             raise OptionError('entry="batch-ray" is measured with more recordings')
-        return count, audio_seconds, last - first
+        return count, each * count, last - first
 
     def _run_options(self, case: FilesCase) -> RunOptions:
         return RunOptions(TranscribeOptions(language="en"), case.options, case.work.batch_size)
