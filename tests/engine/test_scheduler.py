@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from tests.engine.test_cuda_decoder import Replayed, few_programs
 from whisper_flash_attention.engine import cuda_slots, memory_plan
 from whisper_flash_attention.engine import engine as engine_module
 from whisper_flash_attention.engine import layout as layouts
+from whisper_flash_attention.engine.cuda_decoder import CudaDecoder
+from whisper_flash_attention.engine.cuda_slots import STEPS_PER_POLL, CudaSlots
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.layout import state_bytes
 from whisper_flash_attention.engine.logits_processors import (
@@ -375,7 +378,7 @@ def test_groups_that_follow_one_another_replay_what_joins_them_to_the_slots(
 
 
 class NotedSlots:
-    """Slots that note what they are told to do, and finish a job in every poll."""
+    """Slots that note calls, and finish a job in every poll."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -418,3 +421,20 @@ def test_a_device_gets_steps_before_the_host_prepares_jobs_and_takes_results() -
         *("start", "advance", "queue", "more", "start", "result 0"),
         *("advance", "result 1", "more", "advance", "result 2", "more"),
     ]
+
+
+def test_polls_are_further_apart_while_the_device_runs_dry() -> None:
+    slots = object.__new__(CudaSlots)
+    taken: list[int] = []
+    ran_dry = [True, True, True, False, False]
+    slots._decoder = cast(CudaDecoder, SimpleNamespace(step=taken.append))
+    slots._pad, slots._steps, slots._poll, slots._jobs = 0, STEPS_PER_POLL, None, []
+    event = SimpleNamespace(query=lambda: ran_dry.pop(0), record=lambda: None)
+    slots._queued = cast(torch.cuda.Event, event)
+    slots._start_poll = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    found = []
+    while ran_dry:
+        before = len(taken)
+        assert slots.advance_all() == []
+        found.append(len(taken) - before)
+    assert found == [8, 16, 16, 15, 14]

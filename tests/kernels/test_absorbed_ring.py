@@ -31,10 +31,9 @@ from whisper_flash_attention.kernels import absorbed_ring as ring
 kind = sys.argv[1]
 constants = dict(
     CLIP_QUERIES=20, HEADS=20, TOKENS=1, TILES=1, WIDTH=20, M=32, D=1280, FINISHED=True,
-    BACKWARDS=True, KEYS=ring.KEYS, CHUNK=ring.CHUNK, SLOTS=ring.SLOTS, KEEP=ring.KEEP,
-    num_warps=ring.WARPS,
+    BACKWARDS=True, KEYS=64, CHUNK=ring.CHUNK, SLOTS=ring.SLOTS, KEEP=ring.KEEP, num_warps=8,
 )
-states = f"tensordesc<{kind}[{ring.KEYS}, {ring.CHUNK}],{ring.CHUNKS_LAYOUT!r}>"
+states = f"tensordesc<{kind}[64, {ring.CHUNK}],{ring.CHUNKS_LAYOUT!r}>"
 signature = {
     "queries": f"*{kind}", "states": states, "partial_out": f"*{kind}", "partial_stats": "*fp32",
     "finished": "*i1", "n_keys": "i32", "n_queries": "i32",
@@ -46,7 +45,7 @@ source = GluonASTSource(
     {(names.index(name),): value for name, value in constants.items()},
     {(names.index(name),): [["tt.divisibility", 16]] for name in ("queries", "partial_out")},
 )
-options = {"num_warps": ring.WARPS}
+options = {"num_warps": 8}
 compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
     file.write(compiled.asm["cubin"])

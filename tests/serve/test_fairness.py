@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import threading
 import wave
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,10 +18,12 @@ import pytest
 from whisper_flash_attention.audio.container import Shared
 from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import ModelOptions
-from whisper_flash_attention.serve.jobs import LONG_BYTES, Job
+from whisper_flash_attention.serve.jobs import LONG_BYTES, Entry, Job
 from whisper_flash_attention.serve.scheduler import Scheduler
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.arguments import TranscribeArguments
+from whisper_flash_attention.transcribe.recording import Recording
+from whisper_flash_attention.transcribe.sequential import SequentialReader
 from whisper_flash_attention.transcribe.window_decoder import WindowDecoder
 
 # Longer than what is held, so that windows are read while others are decoded.
@@ -175,3 +179,32 @@ def test_jobs_under_way_end_with_the_scheduler(transcriber: Transcriber, clip: b
     assert all(each.results for each in jobs)
     ends = [type(each.results[0]) for each in jobs]
     assert Cancelled in ends
+
+
+def test_results_do_not_wait_for_what_goes_beside_a_stream() -> None:
+    key = ("a stream",)
+    decoder = SimpleNamespace(fits_slots=True, stream_key=key)
+    reader = object.__new__(SequentialReader)
+    reader.decoder = cast(WindowDecoder, decoder)
+    fits, beside = (
+        Entry(cast(Job, None), cast(Recording, None), reader, is_alone=is_alone)
+        for is_alone in (False, True)
+    )
+    scheduler = Scheduler("tiny.en", ModelOptions(), slots=32)
+    scheduler._widths, scheduler._width = (8, 32), 32
+    found = {}
+    for name, ready in {
+        "none": [],
+        "one": [fits],
+        "first": [beside, fits],
+        "later": [fits, beside],
+    }.items():
+        scheduler._ready = deque(ready)
+        found[name] = scheduler._are_waiting(key, 1), scheduler._are_waiting(key, 2)
+    assert found == {
+        "none": (False, False),
+        "one": (True, True),
+        "first": (False, False),
+        "later": (True, False),
+    }
+    assert not scheduler._are_waiting(("another",), 1)

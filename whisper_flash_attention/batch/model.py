@@ -112,8 +112,8 @@ def transcriptions(
     Args:
         recordings: samples `[T]` at 16 kHz of every one, or its channels.
 
-    At temperatures above 0 tokens are drawn; with the same `seed` they are the same ones, whichever
-    worker draws them and whatever it did before.
+    At temperatures above 0 tokens are sampled; with the same `seed` they are the same ones,
+    whichever worker samples them and whatever it did before.
     """
     import torch
 

@@ -111,8 +111,8 @@ class Work:
     def may_mix(self) -> bool:
         """Whether recordings of several groups may be side by side: not if their number was given.
 
-        What is drawn at temperatures above 0 depends on all that is side by side, and then on who
-        is done when.
+        What is sampled at temperatures above 0 depends on all that is side by side, and then on
+        who is done when.
         """
         return self.group_files is None
 

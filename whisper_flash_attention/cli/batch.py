@@ -105,7 +105,7 @@ def batch_command(
             metavar="N",
             help="Largest number of recordings that a model has side by side. Left out: local: as "
             "many as there is room for; ray: 4 times the windows that are decoded at a time, and "
-            "on a GPU several groups. Given, each group is by itself, and what is drawn at "
+            "on a GPU several groups. Given, each group is by itself, and what is sampled at "
             "temperatures above 0 is the same in every run.",
         ),
     ] = None,

@@ -63,6 +63,8 @@ class CudaSlots:
         self._steps = STEPS_PER_POLL
         # After all work that was queued so far; None on a CPU.
         self._queued: torch.cuda.Event | None = None
+        if decoder.state.finished.is_cuda:
+            self._queued = torch.cuda.Event()  # type: ignore[no-untyped-call]
         decoder.clear(kernel_processors_of(first.request), first.request)
 
     def start(self, jobs: Sequence[DecodeJob]) -> None:
@@ -91,8 +93,7 @@ class CudaSlots:
         self._mark()
 
     def _mark(self) -> None:
-        if self._decoder.state.finished.is_cuda:
-            self._queued = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if self._queued is not None:
             self._queued.record()
 
     def _start_poll(self) -> _Poll:

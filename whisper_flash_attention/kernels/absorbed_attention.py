@@ -55,8 +55,9 @@ from whisper_flash_attention.kernels.launch import (
 Formulation = Literal["rows", "wgmma", "ring", "blocks"]
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 MOST_SPLITS = 8
-# Of `ring`: the width, the fewest keys, and the releases of Triton that compile it.
-RING_WIDTH, RING_KEYS, RING_QUERIES = 1280, 64, 32
+# Of `ring`: the width, the tile (a clip has as many keys at least), and the releases of Triton that
+# compile it.
+RING_WIDTH, RING_QUERIES, RING_KEYS = 1280, 32, 64
 RING_TRITON = ((3, 6), (3, 9))
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -65,7 +66,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 class AttentionConfig:
     """Tile of one program: at most `queries` queries of one clip, `keys` keys at a time.
 
-    `ring` has a tile of its own.
+    `ring` has one tile, and ignores `stages`.
     """
 
     formulation: Formulation
@@ -213,21 +214,21 @@ def absorbed_attention(
         "TOKENS": tokens_per_slot,
         "TILES": tiles,
         "WIDTH": width,
+        "KEYS": config.keys,
         "FINISHED": finished is not None,
         "BACKWARDS": backwards,
+        "num_warps": config.warps,
     }
     grid = (programs, splits)
     if config.formulation == "ring":
         from whisper_flash_attention.kernels.absorbed_ring import attend_ring
 
-        attend_ring(queries, states, grid, {"M": RING_QUERIES, "D": d, **arguments})
+        attend_ring(queries, states, grid, {"M": config.queries, "D": d, **arguments})
         return
 
     arguments |= {
         "queries": queries,
-        "KEYS": config.keys,
         "STAGES": config.stages,
-        "num_warps": config.warps,
         **pdl(device),
     }
     if config.formulation == "blocks":
@@ -268,6 +269,8 @@ def _formulation_reasons(states: torch.Tensor, d: int, config: AttentionConfig) 
         reasons.append(f"{name} needs a width of one or two powers of two: use blocks")
     if name == "wgmma" and not interpreted() and not states.is_cuda:
         reasons.append(f"{name} needs a CUDA device")
+    if name == "ring" and (config.queries, config.keys) != (RING_QUERIES, RING_KEYS):
+        reasons.append(f"ring takes {RING_QUERIES} queries and {RING_KEYS} keys a program")
     if name == "ring" and (d != RING_WIDTH or states.shape[1] < RING_KEYS):
         reasons.append(f"ring is for a width of {RING_WIDTH} and {RING_KEYS} keys or more")
     if name == "ring" and not (states.is_cuda and ring_is_available()):

@@ -3,7 +3,7 @@
     scores [keys, queries] = states . queries^T,  mean [D, queries] = states^T . weights
 
 are warp-group products whose operands lie in shared memory. That holds all queries of the tile, and
-a ring of `SLOTS` chunks, each of `KEYS` keys and `CHUNK` columns, which the tensor memory
+a ring of `SLOTS` chunks, each of a block's keys and `CHUNK` columns, which the tensor memory
 accelerator fills ahead of their use. A block of keys does not fit beside the queries, so its chunks
 pass twice: for the scores, and for the mean, then from the L2 cache. The last `KEEP` chunks of the
 first pass stay, and are the first of the second.
@@ -38,9 +38,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from whisper_flash_attention.kernels.launch import launch
 
-# Keys and columns of a chunk, chunks in shared memory, and chunks that are used twice.
-KEYS, CHUNK, SLOTS, KEEP = 64, 256, 4, 2
-WARPS = 8
+# Columns of a chunk, chunks in shared memory, and chunks that are used twice.
+CHUNK, SLOTS, KEEP = 256, 4, 2
 CHUNKS_LAYOUT = gl.NVMMASharedLayout(128, 16, rank=2)
 LOG2_E = gl.constexpr(1.4426950408889634)
 # The second of each are the names in Triton 3.6.
@@ -55,18 +54,16 @@ def attend_ring(
 
     Args:
         grid: tiles of queries, and parts of the keys.
-        arguments: the kernel's others.
+        arguments: the kernel's others, `KEYS` and `num_warps` among them.
     """
     columns = states.view(-1, states.shape[-1])
-    chunks = TensorDescriptor.from_tensor(columns, [KEYS, CHUNK], CHUNKS_LAYOUT)
+    chunks = TensorDescriptor.from_tensor(columns, [arguments["KEYS"], CHUNK], CHUNKS_LAYOUT)
     launch(ring_kernel, grid)(
         queries=queries,
         states=chunks,
-        KEYS=KEYS,
         CHUNK=CHUNK,
         SLOTS=SLOTS,
         KEEP=KEEP,
-        num_warps=WARPS,
         **arguments,
     )
 

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import islice
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 
@@ -526,7 +527,7 @@ class Scheduler:
                     width,
                     max_length=decoder.max_length,
                     refill=self._refill(width),
-                    is_waiting=self._is_waiting,
+                    is_waiting=partial(self._are_waiting, key),
                 ):
                     has_any = True
                     entry: Entry = finished.job.tag
@@ -571,11 +572,29 @@ class Scheduler:
         other = self._width_for(windows)
         return other > self._width or (other < self._width and windows <= FEW_IN_USE * self._width)
 
-    def _is_waiting(self, free: int) -> bool:
-        """Whether windows wait for free slots of a stream on a GPU."""
-        ready = len(self._ready)
-        is_fed = ready > 0 and len(self._widths) > 1
-        return is_fed and not self._fits_better(self._width - free + ready)
+    def _are_waiting(self, key: tuple[object, ...], free: int) -> bool:
+        """Whether windows wait for free slots of a stream on a GPU, and nothing beside it.
+
+        Results of the stream would be handed on after what is decoded beside it.
+        """
+        with self._wake:
+            ready, first = len(self._ready), list(islice(self._ready, free))
+        return (
+            bool(first)
+            and len(self._widths) > 1
+            and all(self._fits(entry, key) for entry in first)
+            and not self._fits_better(self._width - free + ready)
+        )
+
+    def _fits(self, entry: Entry, key: tuple[object, ...]) -> bool:
+        """Whether the next window of an entry can be decoded in a stream's slots."""
+        reader = entry.reader
+        return (
+            isinstance(reader, SequentialReader)
+            and not entry.is_alone
+            and reader.decoder.fits_slots
+            and reader.decoder.stream_key == key
+        )
 
     def _jobs(self, count: int, key: tuple[object, ...]) -> list[DecodeJob]:
         """Windows for free slots. Entries that do not fit them take a turn now and then."""
@@ -587,13 +606,7 @@ class Scheduler:
         for _ in range(len(self._ready)):
             if len(taken) == count or self._stopping or (entry := self._next_entry()) is None:
                 break
-            reader = entry.reader
-            if (
-                isinstance(reader, SequentialReader)
-                and not entry.is_alone
-                and reader.decoder.fits_slots
-                and reader.decoder.stream_key == key
-            ):
+            if self._fits(entry, key):
                 assert entry.window is not None
                 taken.append((entry, entry.window))
             elif self._may_go_aside():
