@@ -315,8 +315,10 @@ class Running:
         last = {each.path: self.calls[each.path][-1] for each in recordings}
         longest = max(lengths, key=lambda path: lengths[path])
         first = [call.first_seconds for call in self.calls[longest]]
+        is_random = self.row["random_weights"]
         errors = WordErrors()
-        for each in recordings:
+        # Text of random weights has none; counting takes the square of a recording's length.
+        for each in () if is_random else recordings:
             wrong = word_errors(each, last[each.path].text)
             errors.errors += wrong.errors
             errors.words += wrong.words
@@ -332,7 +334,6 @@ class Running:
         audio_seconds = sum(lengths.values())
         # Peaks are of the process so far.
         is_peak = self.row["batch_size"] >= self.largest
-        is_random = self.row["random_weights"]
         return self.row | {
             "status": "ok",
             "audio_seconds": audio_seconds,
@@ -342,7 +343,7 @@ class Running:
             "peak_memory_gb": max(call.rss_gb for call in last.values()) if is_peak else None,
             "peak_vram_gb": self.worker.memory.gb if is_peak else None,
             "wer": None if is_random else errors.rate,
-            "words": 0 if is_random else errors.words,
+            "words": errors.words,
             "invented_words": invented if silent else None,
             "tokens": None if None in tokens else sum(each or 0 for each in tokens),
             "warm_up_seconds": self.warm_up_seconds,

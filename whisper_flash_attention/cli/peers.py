@@ -131,7 +131,7 @@ def peers_command(
       whisper-flash benchmark peers recordings/ --model package:base --output rows.json
       whisper-flash benchmark peers --join 600 --model package:tiny.en --dtype int8
       whisper-flash benchmark peers --random-weights large-v3 --new-tokens 100 \\
-        --batch-size 32 --join 1920 --batch-size 128 --join 7680
+        --batch-size 32 --join 1900 --batch-size 128 --join 7100
     """
     from whisper_flash_attention.benchmark.environment import describe_environment
     from whisper_flash_attention.benchmark.peer_systems import SYSTEMS, WINDOW
