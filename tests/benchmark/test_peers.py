@@ -170,11 +170,16 @@ def test_whisper_cpp_reads_what_is_written_for_it(tmp_path: Path, tiny_en: str, 
 
 
 @needs_faster_whisper
-def test_faster_whisper_decodes_to_a_given_number_of_tokens(tmp_path: Path, small: None) -> None:
+def test_faster_whisper_decodes_to_a_given_number_of_tokens(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CT2_VERBOSE", "-1")
     written = write_checkpoint("tiny", [CTRANSLATE2], tmp_path, is_random=True)
     joined = join_spoken(bundled_spoken(), 70.0, tmp_path)
     for name in ("faster-whisper-sequential", "faster-whisper-batched"):
-        transcribe, _ = SYSTEMS[name].load(Setup(written, "cpu", "float32", 2, 1, new_tokens=9))
+        setup = Setup(written, "cpu", "float32", 2, 1, new_tokens=9)
+        transcribe, used = SYSTEMS[name].load(setup)
+        assert used["CT2_VERBOSE"] == "-1"
         texts = Texts()
         transcribe(str(joined.path), "en", 2, texts)
         assert texts.tokens == 3 * 9, name

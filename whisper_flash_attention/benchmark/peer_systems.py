@@ -293,7 +293,9 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         for segment in segments:
             texts.add(segment.text, len(segment.tokens))
 
-    return transcribe, settings | {"compute_type": setup.dtype}
+    # CTranslate2 has options of its own in the environment.
+    environment = {name: value for name, value in os.environ.items() if name.startswith("CT2_")}
+    return transcribe, settings | {"compute_type": setup.dtype} | environment
 
 
 def _decoded(path: str) -> Samples:
