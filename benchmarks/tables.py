@@ -114,7 +114,7 @@ ENTRIES = {
     "batch-local": "`batch`",
     "batch-ray": "`batch` on Ray",
 }
-PEERS = "peers-cpu.json"
+PEERS, PEERS_GPU = "peers-cpu.json", "peers-h200.json"
 MEMORY = "memory-h200.json"
 
 Results = dict[tuple[str, str, int, str], dict[str, Any]]
@@ -344,6 +344,36 @@ def _by_case(row: Mapping[str, Any]) -> tuple[str, str]:
     return row["checkpoint"], row["dtype"]
 
 
+def peers_gpu() -> str:
+    """Systems from one file to text on a GPU: random weights, a given number of tokens a window."""
+    rows = read_json(PEERS_GPU)["rows"]
+    lines = []
+    for row in sorted(rows, key=lambda row: (row["checkpoint"], row["batch_size"])):
+        same = [each for each in rows if _by_case(each) == _by_case(row)]
+        what = [
+            row["checkpoint"],
+            str(row["batch_size"]),
+            f"{SYSTEM_NAMES[row['system']]} {row['version']}",
+        ]
+        if row["status"] != "ok":
+            lines.append([*what, row["reason"], "", "", "", ""])
+            continue
+        ratio = speed_of_ours(same, row)
+        memory = row["peak_vram_gb"]
+        lines.append(
+            [
+                *what,
+                f"{row['realtime_factor']:,.0f}",
+                "" if row["system"].startswith("ours") or ratio is None else f"{ratio:.1f}",
+                f"{row['first_text_seconds']:.2f}",
+                "" if memory is None else f"{memory:.1f}",
+                f"{row['tokens']:,}",
+            ]
+        )
+    heading = ["checkpoint", "windows at a time", "system", "x real time", "ours is x as fast"]
+    return markdown([*heading, "first text, s", "GPU memory, GB", "tokens"], lines)
+
+
 def memory() -> str:
     """One clip on a GPU: what the driver counts, and the allocator's peak beside the weights."""
     rows = [row for row in read_json(MEMORY)["summary"] if row["variant"] == "as it is"]
@@ -455,6 +485,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "decoding": (PAGE, decoding),
     "memory": (PAGE, memory),
     "peers-cpu": (PAGE, peers),
+    "peers-gpu": (PAGE, peers_gpu),
     "cpu": (PAGE, cpu),
     "parity": (PAGE, parity),
     "sources": (PAGE, sources),

@@ -123,7 +123,7 @@ def test_a_checkpoint_is_the_same_in_all_formats(tmp_path: Path) -> None:
     formats = (TRANSFORMERS, OPENAI, GGML, GGML_8_BITS)
     found = write_checkpoint("tiny", formats, tmp_path, is_random=True)
     assert set(found.files) == set(formats)
-    assert (found.vocabulary, found.end_of_text, found.is_multilingual) == (51865, 50257, True)
+    assert (found.end_of_text, found.is_multilingual) == (50257, True)
     folder = load_file(Path(found.files[TRANSFORMERS]) / "model.safetensors")
     file = torch.load(found.files[OPENAI], weights_only=True)["model_state_dict"]
     assert {openai_name(name) for name in folder} == file.keys()
@@ -225,7 +225,7 @@ def test_rows_have_speed_errors_and_reasons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "Worker", FakeWorker)
-    written = PeerCheckpoint({TRANSFORMERS: "", OPENAI: ""}, 51865, 50257, is_multilingual=False)
+    written = PeerCheckpoint({TRANSFORMERS: "", OPENAI: ""}, 50257, is_multilingual=False)
     monkeypatch.setattr(peers, "_written", lambda *arguments: written)
     names = ("ours-batched", "stock-chunked", "openai-whisper", "vllm", "stock-long-form")
     lines: list[str] = []
@@ -272,7 +272,7 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
 ) -> None:
     monkeypatch.setattr(peers, "Worker", FakeWorker)
     monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
-    written = PeerCheckpoint({}, 51865, 50257, is_multilingual=True)
+    written = PeerCheckpoint({}, 50257, is_multilingual=True)
     monkeypatch.setattr(peers, "_written", lambda *arguments: written)
     silence = Spoken(bundled_recordings()[0].path, "none", None)
     spoken = {size: [silence] for size in (1, 2, 4)}
@@ -285,7 +285,7 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
 
 def test_a_system_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "serve_calls", never_serve)
-    setup = Setup(PeerCheckpoint({}, 0, 0, is_multilingual=True), "cpu", "float32", 1, 1)
+    setup = Setup(PeerCheckpoint({}, 0, is_multilingual=True), "cpu", "float32", 1, 1)
     worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=0.1)
     with pytest.raises(PeerFailed, match=r"took longer than 0\.1 s"):
         worker.load()
@@ -301,7 +301,7 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
     several = case("vllm", device="cuda", batch_sizes=(1, 2)).why_not(vllm)
     assert several is not None and "loaded again for another batch size" in several[1]
     for wrong in (
-        *({"rounds": 0}, {"random_weights": True}, {"peers": Path("nowhere")}),
+        *({"rounds": 0}, {"random_weights": True}, {"new_tokens": 4}, {"peers": Path("nowhere")}),
         *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}),
     ):
         with pytest.raises(OptionError):
@@ -320,7 +320,7 @@ def test_texts_are_those_of_the_last_round_and_times_of_all() -> None:
 
 def test_fewer_tokens_than_were_forced_are_no_measurement() -> None:
     path = bundled_recordings()[0].path
-    running = running_of(case(new_tokens=4))
+    running = running_of(case(random_weights=True, new_tokens=4))
     running.calls[path] = [call(1.0)]
     assert running.summary([Spoken(path, "en", None)], {path: 30.0})["tokens"] == 3
     with pytest.raises(PeerFailed, match="6 tokens or more were forced, and 3 came"):
@@ -339,7 +339,7 @@ def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
 
 def test_a_system_that_cannot_be_loaded_says_why() -> None:
     ours, theirs = multiprocessing.Pipe()
-    missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 51865, 50257, is_multilingual=True)
+    missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 50257, is_multilingual=True)
     serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
     assert "nowhere" in ours.recv()
 

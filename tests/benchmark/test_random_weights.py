@@ -6,7 +6,11 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from whisper_flash_attention.benchmark.random_weights import build_model, perturb_
+from whisper_flash_attention.benchmark.random_weights import (
+    build_model,
+    keep_to_text_,
+    perturb_,
+)
 from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.modeling_whisper_flash_attention import (
     WhisperFlashAttentionForConditionalGeneration,
@@ -128,3 +132,18 @@ def test_perturbing_keeps_the_sinusoids_of_the_encoder() -> None:
     positions = model.model.encoder.embed_positions.weight.clone()
     perturb_(model, seed=5)
     assert torch.equal(positions, model.model.encoder.embed_positions.weight)
+
+
+def test_a_model_that_keeps_to_text_needs_nothing_suppressed(features: torch.Tensor) -> None:
+    model = build_model(WhisperForConditionalGeneration, SIZE, 2)
+    keep_to_text_(model)
+    prompt = torch.tensor([[50258, 50259, 50359, 50363]] * 2)
+    with torch.no_grad():
+        logits = model(input_features=features, decoder_input_ids=prompt).logits
+    text, beyond = logits[..., :50257], logits[..., 50257:]
+    assert (beyond.amax(-1) < text.amin(-1)).all()
+    assert text.std() > 0.3
+    # Where timestamps are asked for, the only one is the first: <|0.00|>.
+    assert (logits[..., 50364:].argmax(-1) == 0).all()
+    model.generation_config.suppress_tokens = None
+    assert ids(model, features).max() < 50257

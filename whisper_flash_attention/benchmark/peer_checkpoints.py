@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from whisper_flash_attention.benchmark.peer_systems import (
     CTRANSLATE2,
@@ -27,14 +27,16 @@ from whisper_flash_attention.benchmark.peer_systems import (
 )
 from whisper_flash_attention.benchmark.random_weights import (
     build_model,
+    keep_to_text_,
     random_processor,
-    talking_config,
+    special_tokens,
 )
-from whisper_flash_attention.benchmark.settings import MODEL_SIZES
+from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, MODEL_SIZES
 from whisper_flash_attention.transcribe import Transcriber
 from whisper_flash_attention.transcribe.words import alignment_heads
 from whisper_flash_attention.weights.openai_reader import DIMENSIONS, openai_name
 from whisper_flash_attention.weights.tokenizer import token_bytes
+from whisper_flash_attention.weights.tokens import generation_values, known_alignment_heads
 
 
 def write_checkpoint(
@@ -85,7 +87,6 @@ def write_checkpoint(
     generation: Any = model.generation_config
     return PeerCheckpoint(
         files,
-        model.config.vocab_size,
         tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         bool(getattr(generation, "is_multilingual", False)),
     )
@@ -109,7 +110,14 @@ def _random(size_name: str, device: str) -> tuple[Any, Any]:
         device=device,
         dtype=torch.float16,
     )
-    model.generation_config = talking_config(size, size.decoder_layers)
+    keep_to_text_(model)
+    heads = known_alignment_heads(
+        size.encoder_layers, size.decoder_layers, size.heads, size.vocabulary
+    )
+    values = generation_values(
+        special_tokens(size), max_length=DECODER_POSITIONS, alignment_heads=heads
+    )
+    model.generation_config = GenerationConfig(**values)
     processor = random_processor(size)
     processor.tokenizer.pad_token = "<|endoftext|>"  # as that of a checkpoint
     return model.cpu(), processor

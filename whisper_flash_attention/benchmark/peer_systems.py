@@ -8,6 +8,7 @@ once, to that many tokens.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -50,13 +51,11 @@ class PeerCheckpoint:
 
     Attributes:
         files: the path by format.
-        vocabulary: its size.
         end_of_text: id of <|endoftext|>; all ids below it are text.
         is_multilingual: whether it knows languages besides English.
     """
 
     files: dict[str, str]
-    vocabulary: int
     end_of_text: int
     is_multilingual: bool
 
@@ -90,11 +89,6 @@ class Setup:
     def device_index(self) -> int:
         """The number of the GPU."""
         return int(self.device.partition(":")[2] or 0)
-
-    @property
-    def beyond_text(self) -> list[int]:
-        """All ids that are no text, the end included."""
-        return list(range(self.checkpoint.end_of_text, self.checkpoint.vocabulary))
 
 
 class Texts:
@@ -251,10 +245,9 @@ def load_openai_whisper(setup: Setup) -> Loaded:
     settings: dict[str, Any] = {"fp16": setup.dtype == "float16"}
     if setup.new_tokens is not None:
         settings |= ONCE | {"logprob_threshold": None, "sample_len": setup.new_tokens}
-    suppressed = {} if setup.new_tokens is None else {"suppress_tokens": setup.beyond_text}
 
     def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        found = model.transcribe(load_audio(path), language=language, **settings, **suppressed)
+        found = model.transcribe(load_audio(path), language=language, **settings)
         texts.add(found["text"], sum(len(segment["tokens"]) for segment in found["segments"]))
 
     return transcribe, settings | READER
@@ -279,7 +272,9 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         prompt = 4 if model.model.is_multilingual else 2
         most = 2 * setup.new_tokens - prompt
         settings |= ONCE | {"log_prob_threshold": None, "max_new_tokens": most}
-        suppressed = {"suppress_tokens": setup.beyond_text}
+        # By default it looks them up in the tokenizer, of which a random one has no signs.
+        config = Path(setup.checkpoint.files[CTRANSLATE2], "config.json").read_text("utf-8")
+        suppressed = {"suppress_tokens": json.loads(config)["suppress_ids"]}
 
     def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
         options = {**settings, **suppressed}

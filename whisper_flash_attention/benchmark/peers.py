@@ -71,7 +71,8 @@ class PeersCase:
             takes precedence.
 
     Raises:
-        OptionError: a system is unknown, or random weights come without a number of tokens.
+        OptionError: a system is unknown, or random weights come without a number of tokens, or it
+            without them.
     """
 
     source: str
@@ -98,6 +99,8 @@ class PeersCase:
         check.number("timeout", self.timeout, "seconds above 0", above=0)
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")
+        if self.new_tokens is not None and not self.random_weights:
+            raise OptionError("new_tokens is for random weights: others end by themselves")
         if self.peers is not None and not self.peers.is_dir():
             raise OptionError(f"peers {self.peers}: there is no such folder")
 
@@ -418,9 +421,10 @@ def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCh
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX
     if index.is_file():
-        found = PeerCheckpoint(**json.loads(index.read_text("utf-8")))
-        if set(formats) <= found.files.keys():
-            return found
+        with suppress(TypeError):  # of another version of this package
+            found = PeerCheckpoint(**json.loads(index.read_text("utf-8")))
+            if set(formats) <= found.files.keys():
+                return found
     written = start_workers(case.device).call(_write, case, formats, folder, timeout=PATIENCE)
     index.write_text(json.dumps(asdict(written)), encoding="utf-8")
     return written

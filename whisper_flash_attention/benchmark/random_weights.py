@@ -10,7 +10,8 @@ the same weights in any order.
 
 `random_processor` and `talking_config` make such a model transcribe: words of random letters, and
 no timestamp but <|0.00|>, so that every window is one segment of a given number of tokens.
-`recite_` makes it say one text of a given length, whatever it hears, and be sure of it.
+`recite_` makes it say one text of a given length, whatever it hears, and be sure of it;
+`keep_to_text_` keeps it from any token but text, for systems that suppress no more than users do.
 """
 
 from __future__ import annotations
@@ -239,6 +240,26 @@ def talking_config(size: ModelSize, decoder_layers: int) -> GenerationConfig:
         ),
     )
     return GenerationConfig(**values)
+
+
+# How much less likely tokens beyond text are, in logits; <|0.00|> half as much.
+BEYOND_TEXT = 100.0
+
+
+def keep_to_text_(model: WhisperForConditionalGeneration) -> None:
+    """Make a random model choose text tokens, and the timestamp <|0.00|> where one must be.
+
+    Suppressing the others costs time that checkpoints of users do not take: CTranslate2 sorts the
+    suppressed tokens of all rows anew in every step, in time that grows with the square of their
+    number. So here one feature of the last norm is the same everywhere, and counts against them.
+    """
+    tokens = SpecialTokens.of_vocabulary(model.config.vocab_size)
+    assert tokens is not None
+    decoder = model.model.decoder
+    with torch.no_grad():
+        decoder.layer_norm.weight[0], decoder.layer_norm.bias[0] = 0.0, BEYOND_TEXT
+        share = decoder.embed_tokens.weight[:, 0]
+        share[:END], share[END:], share[tokens.first_timestamp] = 0.0, -1.0, -0.5
 
 
 # What the last norm is multiplied with, so that a token has most of the probability.

@@ -53,7 +53,7 @@ def peers_command(
     random_weights: RandomWeights = None,
     new_tokens: Annotated[
         int | None,
-        number(help="Tokens of every window; random weights need it. Left out: the model decides."),
+        number(help="Tokens of every window, with random weights, which do not end by themselves."),
     ] = None,
     system: Annotated[
         list[str] | None,
