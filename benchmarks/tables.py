@@ -329,10 +329,9 @@ def peers_sentence() -> str:
     lowest, highest = min(least.values()), max(least.values())
     assert lowest > 1, "this package is not the fastest any more"
     text = (
-        f"On two CPU cores it is faster than {', '.join(most)} and {last}, with tiny.en and base, "
-        "in float32 and int8, sequential and batched: "
-        f"{lowest:.2f} to {highest:.2f} times as fast as the fastest of them. Memory and word "
-        "errors are in [the table](docs/benchmarks.md#beside-other-systems-files-to-text)."
+        f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest of "
+        f"{', '.join(most)} and {last} (tiny.en and base, float32 and int8, sequential and batched; [memory "
+        "and word errors](docs/benchmarks.md#beside-other-systems-files-to-text))."
     )
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
