@@ -330,8 +330,8 @@ def peers_sentence() -> str:
     assert lowest > 1, "this package is not the fastest any more"
     text = (
         f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest of "
-        f"{', '.join(most)} and {last} (tiny.en and base, float32 and int8, sequential and batched; [memory "
-        "and word errors](docs/benchmarks.md#beside-other-systems-files-to-text))."
+        f"{', '.join(most)} and {last} (tiny.en and base, float32 and int8, sequential and "
+        "batched; [memory and word errors](docs/benchmarks.md#beside-other-systems-files-to-text))."
     )
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
