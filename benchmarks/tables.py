@@ -18,6 +18,7 @@ import heapq
 import json
 import math
 import random
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ import typer
 from _harness import app_of
 from charts import SYSTEM_NAMES, WHOLE, write_charts
 
+from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
 from whisper_flash_attention.benchmark.peers import speed_of_ours
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,6 +311,31 @@ def files_sentence() -> str:
     )
 
 
+def peers_sentence() -> str:
+    """The README's comparison with other systems on a CPU."""
+    rows = [row for row in read_json(PEERS)["rows"] if row["status"] == "ok"]
+    least: dict[
+        tuple[str, str, bool], float
+    ] = {}  # over the fastest of the others, by case and mode
+    others = {}
+    for row in rows:
+        same = [each for each in rows if _by_case(each) == _by_case(row)]
+        if row["system"].startswith("ours") or (ratio := speed_of_ours(same, row)) is None:
+            continue
+        case = (*_by_case(row), SYSTEMS[row["system"]].is_batched)
+        least[case] = min(ratio, least.get(case, ratio))
+        others[SYSTEM_NAMES[row["system"]].partition(",")[0]] = True
+    *most, last = sorted(others, key=str.lower)
+    lowest, highest = min(least.values()), max(least.values())
+    assert lowest > 1, "this package is not the fastest any more"
+    text = (
+        f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest of "
+        f"{', '.join(most)} and {last} (tiny.en and base, float32 and int8, sequential and "
+        "batched; [memory and word errors](docs/benchmarks.md#beside-other-systems-files-to-text))."
+    )
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def peers() -> str:
     """Systems from files to text: their speed, memory and errors, and how much faster ours is."""
     rows = read_json(PEERS)["rows"]
@@ -481,6 +508,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
     "encoder": (PAGE, encoder),
     "throughput": (PAGE, throughput),
     "files-sentence": (README, files_sentence),
+    "peers-sentence": (README, peers_sentence),
     "files": (PAGE, files),
     "decoding": (PAGE, decoding),
     "memory": (PAGE, memory),

@@ -52,7 +52,11 @@ class Live:
     def is_idle(self) -> bool:
         """Wait until no recording is in a slot or waits for one."""
         for _ in range(500):
-            counts = (self.scheduler.in_slots, self.scheduler.waiting, *self.scheduler.begun)
+            counts = (
+                self.scheduler.in_slots,
+                self.scheduler.waiting,
+                *self.scheduler.preparation.begun,
+            )
             if not any(counts):
                 return True
             time.sleep(0.01)

@@ -101,7 +101,7 @@ def test_uploads_are_decoded_by_processes_where_threads_would_cost_a_gpu_its_tim
     transcriber: Transcriber, clip: bytes
 ) -> None:
     with started(transcriber, 2) as scheduler:
-        scheduler._start_decoders()
+        scheduler.preparation.start_decoders()
         good = Waiting(scheduler, Shared(io.BytesIO(clip), "clip"), SHORT)
         bad = Waiting(scheduler, Shared(io.BytesIO(b"RIFF"), "bad"), SHORT)
         assert good.wait().text == transcriber.transcribe(clip, **SHORT).text

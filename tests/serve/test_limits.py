@@ -101,7 +101,7 @@ def test_too_many_requests_and_too_slow_ones(small: Live, clip: bytes) -> None:
         threads = [threading.Thread(target=request) for _ in range(2)]
         for thread in threads:
             thread.start()
-        while small.scheduler.begun != (2, 0):
+        while small.scheduler.preparation.begun != (2, 0):
             time.sleep(0.01)
         with pytest.raises(openai.RateLimitError, match="2 requests are in progress") as raised:
             client.audio.transcriptions.create(file=clip, model=MODEL)
@@ -124,7 +124,7 @@ def test_a_client_that_goes_away_frees_its_slot(live: Live, clip: bytes, stream:
             live.client(timeout=0.3).audio.transcriptions.create(
                 file=clip, model=MODEL, stream=stream
             )
-        assert live.scheduler.begun == (1, 0)
+        assert live.scheduler.preparation.begun == (1, 0)
         may_go.set()
         assert live.is_idle()
     assert live.client().audio.transcriptions.create(file=clip, model=MODEL).text

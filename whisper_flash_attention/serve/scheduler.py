@@ -1,8 +1,8 @@
 """Continuous batching: the windows of all requests share the slots of one running stream.
 
-A `Scheduler` owns one model and the only thread that uses its engine. A job is opened and prepared
-(decoded, log-mel features) by other threads; then each of its recordings waits for a turn, and
-waits again after every window, so that long recordings and short ones take turns.
+A `Scheduler` owns one model and the only thread that uses its engine. Jobs are prepared by other
+threads (`Preparation`); then each recording of a job waits for a turn, and waits again after every
+window, so that long recordings and short ones take turns.
 
 A recording takes its turn in one of three ways. Windows decoded greedily by the rules of the
 running stream join its free slots. Sequential recordings with other rules (beams, sampling) decode
@@ -15,43 +15,29 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from threading import Condition, Event, Lock, Thread
-from typing import Any
+from threading import Condition, Event, Thread
 
 import torch
 from torch import Tensor
 
-from whisper_flash_attention.audio.audio_source import (
-    AudioInput,
-    AudioSource,
-    ChannelSources,
-)
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
-from whisper_flash_attention.audio.decoder_pool import DecoderPool
-from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.engine.cuda_graphs import preparation_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.engine.scheduler import DecodeJob
 from whisper_flash_attention.options import DecodeOptions, ModelOptions
 from whisper_flash_attention.serve.jobs import (
-    BoundedSource,
     Cancelled,
     Entry,
     Job,
-    check_length,
-    take_window,
 )
+from whisper_flash_attention.serve.preparation import Preparation
 from whisper_flash_attention.transcribe.arguments import (
-    CallOptions,
     TranscribeArguments,
     automatic_batch_size,
 )
@@ -59,19 +45,14 @@ from whisper_flash_attention.transcribe.recording import (
     Recording,
     are_done,
     merge_channels,
-    recordings_of,
 )
 from whisper_flash_attention.transcribe.results import Segment, Transcription
 from whisper_flash_attention.transcribe.sequential import SequentialReader
 from whisper_flash_attention.transcribe.tokenizer import Detokenizer
-from whisper_flash_attention.transcribe.transcriber import Reader, Transcriber
+from whisper_flash_attention.transcribe.transcriber import Transcriber
 from whisper_flash_attention.transcribe.window_decoder import SLOTS_PER_FALLBACK, DecodingResult
 
 LOG = logging.getLogger(__name__)
-# Jobs that are prepared or have begun, per slot.
-SHORT_PER_SLOT, LONG_PER_SLOT = 4, 1
-# Threads that prepare short recordings, at most, and long ones.
-SHORT_THREADS, LONG_THREADS = 8, 2
 # Slots of a stream on a GPU, where every step takes the time of all slots, used or not: these, or
 # as many as there are at most. A stream with this share of its slots in use makes room for one of
 # fewer.
@@ -84,22 +65,8 @@ SLOTS_PER_REFILL = 4
 MOST_ENCODED = 32
 # A pass is launched first, and recorded when it runs again; buffers may have grown meanwhile.
 RECORDING_ROUNDS = 3
-# Options whose readers are kept.
-MOST_READERS = 64
 # Of `warm_up`, after which the rest of a slot's buffers and graphs is made.
 WARM_UP_CLIPS = 2
-
-
-def short_threads() -> int:
-    """Threads that prepare short recordings: half the cores, since a device is fed beside them."""
-    return max(2, min(SHORT_THREADS, (os.cpu_count() or 1) // 2))
-
-
-def prepared_aside(device: torch.device) -> AbstractContextManager[Any]:
-    """Have work on a GPU done beside that of the stream of windows, which would be waited for."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(preparation_stream(device))
 
 
 class Scheduler:
@@ -114,6 +81,7 @@ class Scheduler:
 
     Attributes:
         waiting, in_slots: numbers of recordings.
+        preparation: of jobs that wait or have begun.
         ready: set once the model is loaded and has transcribed something.
         failure: why the model could not be loaded at first.
     """
@@ -132,29 +100,20 @@ class Scheduler:
         self.ready = Event()
         self.failure: BaseException | None = None
         self._slots = slots
-        self._device = torch.device("cpu")
         self._widths: tuple[int, ...] = ()
         self._width = 0
         self._idle_unload = idle_unload
         self._is_kept = transcriber is not None
         self.transcriber = transcriber
         self._tokenizer = None if transcriber is None else transcriber.tokenizer
-        self._readers: OrderedDict[DecodeOptions, Reader] = OrderedDict()
-        self._reading = Lock()
         self._wake = Condition()
         self._stopping = False
-        self._coming: dict[bool, deque[Job]] = {False: deque(), True: deque()}
-        self._begun: dict[bool, set[Job]] = {False: set(), True: set()}
+        self.preparation = Preparation(self._wake, self._wait, self._finish)
         self._ready: deque[Entry] = deque()
         self._held: set[Entry] = set()
         self._fallbacks: list[Entry] = []
-        self._opener: AudioOpener | None = None
         # Work beside a stream may go on at this time, of `time.monotonic`.
         self._aside_from = 0.0
-        self._pools = {
-            is_long: ThreadPoolExecutor(count, thread_name_prefix="whisper-flash-open")
-            for is_long, count in ((False, short_threads()), (True, LONG_THREADS))
-        }
         self._thread = Thread(target=self._run, name=f"whisper-flash-{name}", daemon=True)
 
     def start(self) -> None:
@@ -195,19 +154,12 @@ class Scheduler:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
-        if self._opener is not None:
-            self._opener.close()
-        for pool in self._pools.values():
-            pool.shutdown(wait=True, cancel_futures=True)
-        jobs = [job for each in (*self._coming.values(), *self._begun.values()) for job in each]
-        for job in jobs:
+        for job in self.preparation.close():
             self._finish(job, Cancelled("the server is stopping"))
 
     def submit(self, job: Job) -> None:
         """Have a job transcribed; `on_end` is called from another thread."""
-        with self._wake:
-            self._coming[job.is_long].append(job)
-            self._wake.notify()
+        self.preparation.add(job)
 
     def cancel(self, job: Job) -> None:
         """Have a job dropped, at the latest after the window that is being decoded."""
@@ -221,12 +173,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._ready) + sum(map(len, self._coming.values()))
-
-    @property
-    def begun(self) -> tuple[int, int]:
-        """Numbers of jobs, of short and of long recordings, that are prepared or transcribed."""
-        return len(self._begun[False]), len(self._begun[True])
+        return len(self._ready) + self.preparation.waiting
 
     @property
     def slots(self) -> int:
@@ -261,21 +208,20 @@ class Scheduler:
                 self._take_turn(entry, in_stream=False)
             self._fall_back()
 
-    def _has_work(self) -> bool:
-        return self._stopping or bool(self._ready or self._fallbacks) or self._has_room()
+    def _admit(self) -> None:
+        assert self.transcriber is not None
+        self.preparation.admit(self.transcriber, self.slots)
 
-    def _has_room(self) -> bool:
-        """Whether a job that waits could be prepared now."""
-        return any(
-            jobs and (self.transcriber is None or len(self._begun[is_long]) < self._most(is_long))
-            for is_long, jobs in self._coming.items()
+    def _has_work(self) -> bool:
+        return (
+            self._stopping
+            or bool(self._ready or self._fallbacks)
+            or (self.transcriber is None and self.preparation.waiting > 0)
+            or self.preparation.has_room(self.slots)
         )
 
-    def _most(self, is_long: bool) -> int:
-        return (LONG_PER_SLOT if is_long else SHORT_PER_SLOT) * max(1, self.slots)
-
     def _idle_seconds(self) -> float | None:
-        is_idle = self.transcriber is not None and not any(self._begun.values())
+        is_idle = self.transcriber is not None and not any(self.preparation.begun)
         return self._idle_unload if is_idle and not self._is_kept else None
 
     def _load(self) -> bool:
@@ -284,11 +230,7 @@ class Scheduler:
             self.transcriber = Transcriber.from_pretrained(**asdict(self.model), quiet=True)
         except Exception as error:  # whatever it is, jobs that wait must have an end
             LOG.exception("model %s cannot be loaded", self.name)
-            with self._wake:
-                jobs = [*self._coming[False], *self._coming[True]]
-                for queue in self._coming.values():
-                    queue.clear()
-            for job in jobs:
+            for job in self.preparation.take_waiting():
                 job.end(error)
             return False
         self._take_model(self.transcriber)
@@ -303,18 +245,11 @@ class Scheduler:
             self._slots = automatic_batch_size(engine, mode)
         self._widths = (self._slots,)
         if engine is not None:
-            self._device = engine.weights.device
+            self.preparation.device = engine.weights.device
         if engine is not None and engine.has_kernels:
-            self._start_decoders()
+            self.preparation.start_decoders()
             self._widths = (*(each for each in WIDTHS if each < self._slots), self._slots)
             self._record(engine, transcriber)
-
-    def _start_decoders(self) -> None:
-        """Have processes decode: threads would keep the lock from the one that feeds the GPU."""
-        self._opener = AudioOpener(DecoderPool(short_threads() + LONG_THREADS), least_bytes=0)
-        clip = AudioInput(bundled_recordings()[0].path)
-        for _ in range(short_threads()):
-            self._pools[False].submit(self._opened, clip, Event())
 
     def _record(self, engine: Engine, transcriber: Transcriber) -> None:
         """Have graphs of all sizes recorded, the largest first: the others fit into its buffers."""
@@ -337,104 +272,14 @@ class Scheduler:
                     pass
 
     def _unload(self) -> None:
-        if self.transcriber is None or self._is_kept or any(self._begun.values()):
+        if self.transcriber is None or self._is_kept or any(self.preparation.begun):
             return
         LOG.info("model %s is unloaded", self.name)
         self.transcriber = None
-        self._readers.clear()
-        if self._opener is not None:
-            self._opener.close()
-            self._opener = None
+        self.preparation.unload()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    # Opening and preparing.
-
-    def _admit(self) -> None:
-        """Have jobs that wait prepared, as far as there is room for them."""
-        for is_long, jobs in self._coming.items():
-            while jobs and len(self._begun[is_long]) < self._most(is_long):
-                job = jobs.popleft()
-                self._begun[is_long].add(job)
-                self._pools[is_long].submit(self._prepare, job)
-
-    def _check(self, job: Job) -> Reader:
-        """Check the options of a job against the model; return the reader for them.
-
-        Raises:
-            OptionError: the model cannot do this.
-        """
-        assert self.transcriber is not None
-        call = CallOptions.of(job.arguments, 1, self.transcriber.languages)
-        [options] = call.recordings
-        for language in job.languages:
-            replace(options, language=language).check_model(self.transcriber.languages)
-        job.options = replace(options, candidates=job.languages)
-        # Prompts are the recording's: readers are shared by all jobs with the same options.
-        job.decode = replace(call.decode, initial_prompt=None, hotwords=None, prefix=None)
-        with self._reading:  # once for all jobs with these options
-            reader = self._readers.get(job.decode) or self.transcriber.reader(job.decode)
-            if isinstance(reader, SequentialReader):  # others have a state of their own
-                self._readers[job.decode] = reader
-                self._readers.move_to_end(job.decode)
-                while len(self._readers) > MOST_READERS:
-                    self._readers.popitem(last=False)
-        return reader
-
-    def _prepare(self, job: Job) -> None:
-        """Open a job's recording and compute its features, in a thread of the pool."""
-        entries: list[Entry] = []
-        try:
-            reader = self._check(job)
-            self._open(job)
-            for recording in job.recordings:
-                if job.cancelled.is_set():
-                    raise Cancelled("the client is gone")
-                assert recording.source is not None
-                silence = recording.source.seconds_of_silence()
-                if silence is not None:
-                    recording.add_silence(silence)
-                    continue
-                entry = Entry(job, recording, reader)
-                with prepared_aside(self._device):
-                    reader.prepare(recording)
-                    take_window(entry)
-                if not recording.is_done:
-                    entries.append(entry)
-        except Exception as error:  # of this job; the thread goes on with others
-            self._finish(job, error)
-            return
-        if not entries:
-            self._finish(job, None)
-            return
-        with self._wake:
-            self._ready += entries
-            self._wake.notify()
-
-    def _open(self, job: Job) -> None:
-        options = job.options
-        audio = self._opened(
-            AudioInput(job.audio, options.channel, options.audio_track), job.cancelled
-        )
-        job.recordings = recordings_of(audio, options, 0)
-        for recording in job.recordings:
-            source = recording.source
-            assert source is not None
-            if source.seconds is None:
-                recording.source = BoundedSource(
-                    *(None, source.source, source.channel, source.track, source.reader),
-                    most_seconds=job.most_seconds,
-                    stop=job.cancelled,
-                )
-            else:
-                check_length(source.name, source.seconds, job.most_seconds)
-
-    def _opened(self, audio: AudioInput, stop: Event) -> AudioSource | ChannelSources:
-        if self._opener is None or not audio.is_file:
-            return audio.open(stop)
-        with closing(self._opener.open_each([audio], ahead=1)) as opened:
-            return next(opened).result()
 
     # Turns.
 
@@ -633,10 +478,10 @@ class Scheduler:
         for each in taken:
             by_reader.setdefault(id(each[0].reader), []).append(each)
         features = [window for group in by_reader.values() for _, window in group]
-        if self._device.type == "cuda":
+        if self.preparation.device.type == "cuda":
             # Entries hold their windows until there are results: no memory is used again before.
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_stream(preparation_stream(self._device))
+            stream = torch.cuda.current_stream(self.preparation.device)
+            stream.wait_stream(preparation_stream(self.preparation.device))
         first = taken[0][0].reader
         assert isinstance(first, SequentialReader)
         states = first.decoder.engine.encode(torch.stack(features))
@@ -712,7 +557,7 @@ class Scheduler:
         LOG.warning("%d windows are decoded one by one after: %s", len(entries), error)
         for entry in entries:
             entry.is_alone, entry.states = True, None
-            self._wait(entry)
+        self._wait(entries)
 
     def _deliver(self, entry: Entry, recording: Recording, segments: Sequence[Segment]) -> None:
         if not entry.job.cancelled.is_set():
@@ -729,28 +574,19 @@ class Scheduler:
             if are_done(entry.job.recordings):
                 self._finish(entry.job, None)
         elif isinstance(entry.reader, SequentialReader):
-            self._pools[False].submit(self._take_next, entry)
+            self.preparation.take_next(entry)
         else:
-            self._wait(entry)
+            self._wait([entry])
 
-    def _take_next(self, entry: Entry) -> None:
-        """Take the next window of a recording, in a thread of the pool."""
-        try:
-            with prepared_aside(self._device):
-                take_window(entry)
-        except Exception as error:  # of this recording; others go on
-            self._finish(entry.job, error)
-            return
-        if entry.recording.is_done:
-            self._put_back(entry)
-        else:
-            self._wait(entry)
-
-    def _wait(self, entry: Entry) -> None:
-        """Have an entry wait for its turn."""
-        with self._wake:
-            self._ready.append(entry)
-            self._wake.notify()
+    def _wait(self, entries: Sequence[Entry]) -> None:
+        """Have recordings wait for their turn; there may have been silence up to the end of one."""
+        for entry in entries:
+            if entry.recording.is_done:
+                self._put_back(entry)
+            else:
+                with self._wake:
+                    self._ready.append(entry)
+                    self._wake.notify()
 
     def _finish(self, job: Job, error: BaseException | None) -> None:
         """End a job that had begun, with its transcription or an error."""
@@ -759,6 +595,5 @@ class Scheduler:
             if job.has_ended:
                 return
             job.has_ended = True
-            self._begun[job.is_long].discard(job)
-            self._wake.notify()
+            self.preparation.forget(job)
         job.end(result)
