@@ -2,6 +2,7 @@
 
     python benchmarks/audio.py front-end --output benchmarks/results/front-end.json
     python benchmarks/audio.py decoders --output benchmarks/results/decoders-cpu.json
+    python benchmarks/audio.py detector --output benchmarks/results/detector-cpu.json
 
 Decoding of the bundled speech, several times over, as flac, mp3 and wav, in times real time on one
 core. Then log-mel features of clips of 30 s of that speech by `log_mel` on the device and by
@@ -12,9 +13,13 @@ on the device.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,8 +44,10 @@ from _harness import (
 )
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
+from whisper_flash_attention.audio.threads import in_threads, one_core
+from whisper_flash_attention.audio.vad import Chunk, find_speech
 from whisper_flash_attention.benchmark.features import bundled_clips
 from whisper_flash_attention.benchmark.from_files import (
     CONTAINERS,
@@ -146,7 +153,7 @@ def by_libsndfile(path: Path) -> None:
         soxr.resample(samples.mean(axis=1), rate, SAMPLING_RATE)
 
 
-def in_threads(paths: list[Path], threads: int) -> None:
+def in_thread_pool(paths: list[Path], threads: int) -> None:
     """Decode files in threads of this process."""
     with ThreadPoolExecutor(threads) as executor:
         list(executor.map(load_audio, paths))
@@ -198,7 +205,7 @@ def decoders(
                 best = min(seconds_of(partial(way, paths[0])) for _ in range(5))
                 row[name] = lengths[0] / best
             for count in workers or (1, 2):
-                took = seconds_of(partial(in_threads, paths, count))
+                took = seconds_of(partial(in_thread_pool, paths, count))
                 row[f"threads_{count}"] = seconds / took
                 row[f"processes_{count}"] = measure_decoding(paths, seconds, count)
             rows.append(row)
@@ -208,7 +215,65 @@ def decoders(
     write_json(output, "cpu", commit, {"rows": rows})
 
 
-app = app_of(__doc__, front_end, decoders)
+def listen(recordings: list[Samples], threads: int, threads_each: int | None) -> None:
+    """Find the speech of recordings, as for a CPU (None), or as for a GPU."""
+
+    def one(samples: Samples) -> list[Chunk]:
+        return list(find_speech(AudioSource(samples), threads=threads_each or 1)[1])
+
+    if threads_each is None:
+        list(map(one, recordings))
+    elif threads == 1:
+        with one_core():
+            list(map(one, recordings))
+    else:
+        list(in_threads(one, recordings, threads))
+
+
+@contextmanager
+def busy_cores(count: int) -> Iterator[None]:
+    """Processes that compute all the time."""
+    program = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(program) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def detector(
+    minutes: Annotated[float, typer.Option(help="Length of each of eight recordings.")] = 5.0,
+    threads: Annotated[int, typer.Option(help="That listen at the same time.")] = 2,
+    busy: Annotated[list[int] | None, typer.Option(help="Other processes. Repeatable.")] = None,
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Measure the voice activity detector: alone, in threads, and beside busy processes."""
+    speech = np.concatenate([clip[:SAMPLES] for clip in bundled_clips(8)[0]])
+    size = round(60 * minutes * SAMPLING_RATE)
+    recordings = [np.resize(np.roll(speech, -1_000 * index), size) for index in range(8)]
+    ways: dict[str, tuple[list[Samples], int, int | None]] = {
+        "shared operations": (recordings, 1, None),
+        "one core": (recordings, 1, 1),
+        "recordings in threads": (recordings, threads, 1),
+        "a long one in threads": ([np.concatenate(recordings)], 1, threads),
+    }
+    listen(recordings[:1], 1, None)
+    rows = []
+    for count in busy or (0, os.cpu_count() or 1):
+        with busy_cores(count):
+            for name, way in ways.items():
+                took = min(seconds_of(partial(listen, *way)) for _ in range(2))
+                factor = len(recordings) * 60 * minutes / took
+                rows.append({"busy": count, "way": name, "realtime_factor": factor})
+    columns = {"busy": "{busy}", "way": "{way}", "x real time": "{realtime_factor:.0f}"}
+    print_rows("voice activity detector", rows, columns)
+    write_json(output, "cpu", commit, {"threads": threads, "minutes": minutes, "rows": rows})
+
+
+app = app_of(__doc__, front_end, decoders, detector)
 
 if __name__ == "__main__":
     app()

@@ -10,6 +10,7 @@ import torch
 
 from whisper_flash_attention.audio import load_audio, vad
 from whisper_flash_attention.audio.audio_source import AudioSource
+from whisper_flash_attention.audio.threads import one_core
 from whisper_flash_attention.audio.vad import (
     Chunk,
     chunk_spans,
@@ -48,6 +49,17 @@ def test_chunks_hold_the_speech_and_leave_out_the_silence(speech) -> None:
         assert np.array_equal(chunk.samples, recording[begin : begin + chunk.samples.size])
     starts = [chunk.start for chunk in chunks]
     assert starts == sorted(starts) and 7 < starts[0] < 9
+
+
+def test_threads_find_the_same_speech(speech) -> None:
+    recording = np.tile(speech, 4)  # of more than one block
+    wanted = speech_chunks(recording)
+    for source in (AudioSource(recording), AudioSource(reader=lambda: iter([recording]))):
+        seconds, chunks = find_speech(source, threads=3)
+        assert seconds == recording.size / 16_000
+        for found, each in zip(chunks, wanted, strict=True):
+            assert (found.start, found.speech) == (each.start, each.speech)
+            assert np.array_equal(found.samples, each.samples)
 
 
 def test_chunks_are_as_long_as_they_may_be(speech) -> None:
@@ -155,11 +167,15 @@ def test_the_detector_takes_its_parameters(speech) -> None:
     assert len(many) > len(few) and all(chunk.seconds <= 6.4 for chunk in many)
 
 
-def test_pytorch_keeps_its_threads(speech) -> None:
-    before = torch.get_num_threads()
+def test_pytorch_keeps_its_threads_and_random_numbers(speech) -> None:
+    before, numbers = torch.get_num_threads(), torch.random.get_rng_state()
     vad._detector.cache_clear()
-    speech_chunks(speech[:16_000])
+    vad._recurrent_layer.cache_clear()
+    with one_core():
+        assert torch.get_num_threads() == 1
+        speech_chunks(speech[:16_000])
     assert torch.get_num_threads() == before
+    assert torch.equal(torch.random.get_rng_state(), numbers)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,18 @@ def test_rows_have_the_entry_the_container_and_shares(tmp_path: Path) -> None:
         ]
 
 
+def test_the_detector_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    wanted = ("--recordings", "2", "--length", "31", "--container", "wav", "--output", path)
+    code, text = invoke(*wanted, "--entry", "transcribe", "--entry", "batch-local", "--vad")
+    assert code == 0, text
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["entry"], row["vad"]) for row in rows] == [
+        ("transcribe", True),
+        ("batch-local", True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

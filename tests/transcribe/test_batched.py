@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from whisper_flash_attention.engine.scheduler import DecodeJob, FinishedJob
 from whisper_flash_attention.errors import AudioError, OptionError
 from whisper_flash_attention.hf.eligibility import engine_for
 from whisper_flash_attention.options import DecodeOptions
-from whisper_flash_attention.transcribe import Transcriber
+from whisper_flash_attention.transcribe import Transcriber, batched
 from whisper_flash_attention.transcribe.arguments import RecordingOptions
 from whisper_flash_attention.transcribe.batched import BatchedReader, PendingChunk
 from whisper_flash_attention.transcribe.recording import Recording
@@ -67,6 +68,29 @@ def test_recordings_keep_their_own_words(transcriber, bundled_recordings) -> Non
         assert word_error_rate(recording.transcript, each.text) < 0.25
         assert each.seconds == pytest.approx(load_audio(recording.path).size / 16_000)
     assert found[-1].segments == () and found[-1].text == ""
+
+
+def test_threads_that_find_speech_change_nothing(
+    transcriber, bundled_recordings, monkeypatch
+) -> None:
+    samples = [load_audio(recording.path) for recording in bundled_recordings]
+    bad = np.full(16_000, np.nan, np.float32)
+    wanted = transcriber.transcribe_many(samples, options=BATCHED, batch_size=2)
+    names = set()
+    prepare = BatchedReader.prepare
+
+    def noted(self: BatchedReader, recording: Recording) -> Recording:
+        names.add(threading.current_thread().name.rpartition("_")[0])
+        return prepare(self, recording)
+
+    monkeypatch.setattr(BatchedReader, "prepare", noted)
+    monkeypatch.setattr(batched, "THREADED_DEVICES", ("cpu",))
+    monkeypatch.setattr(batched, "detecting_threads", lambda: 2)
+    found = transcriber.transcribe_many(samples, options=BATCHED, batch_size=2)
+    assert [each.segments for each in found] == [each.segments for each in wanted]
+    assert names == {"whisper-flash-detect"}
+    with pytest.raises(AudioError, match="not finite"):
+        transcriber.transcribe_many([*samples, bad], options=BATCHED, batch_size=2)
 
 
 def test_without_a_detector_all_of_a_recording_is_read(transcriber, speech, monkeypatch) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -32,6 +33,7 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
+from whisper_flash_attention.audio.threads import in_threads
 from whisper_flash_attention.errors import AudioError, MissingPackage
 from whisper_flash_attention.options import VadOptions
 
@@ -165,7 +167,11 @@ class Chunk:
 
 
 def find_speech(
-    audio: AudioSource, max_seconds: float = CHUNK_SECONDS, options: VadOptions | None = None
+    audio: AudioSource,
+    max_seconds: float = CHUNK_SECONDS,
+    options: VadOptions | None = None,
+    *,
+    threads: int = 1,
 ) -> tuple[float, Iterator[Chunk]]:
     """Length of a recording in seconds, and chunks that hold all its speech.
 
@@ -174,12 +180,13 @@ def find_speech(
     Args:
         max_seconds: of a chunk; speech without a pause is cut there.
         options: of the detector.
+        threads: that listen to the recording.
 
     Raises:
         AudioError: as `AudioSource.blocks`.
         MissingPackage: Silero's package is not installed.
     """
-    size, probabilities, levels = _scan(audio, Voice(detector()))
+    size, probabilities, levels = _scan(audio, Voice(detector()), threads)
     spans = chunk_spans(size, probabilities, levels, max_seconds, options)
     stretches = [(a / SAMPLING_RATE, b / SAMPLING_RATE) for span in spans for a, b in span.speech]
     return size / SAMPLING_RATE, cut(audio, spans, Speech(lambda: stretches))
@@ -227,18 +234,29 @@ def cut_all(
 
 
 def _scan(
-    audio: AudioSource, voice: Voice | None = None
+    audio: AudioSource, voice: Voice | None = None, threads: int = 1
 ) -> tuple[int, npt.NDArray[np.float32], Levels]:
     """Number of samples, and of every frame the probability of speech and the level."""
     held = audio.samples
     size, probabilities, known = 0, [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
-    if held is None or voice is not None:
+
+    def blocks() -> Iterator[Samples]:
+        nonlocal size
         for block in audio.blocks(FRAME_SECONDS * FRAMES_PER_BLOCK):
             size += block.size
             if held is None:
                 known.append(levels_of(block))
-            if voice is not None:
-                probabilities.append(voice.probabilities(block).numpy())
+            yield block
+
+    if voice is not None:
+        frames = map(voice.frames, blocks())
+        one_by_one = threads == 1 or not voice.has_own_state
+        encoded = (
+            map(voice.encode, frames) if one_by_one else in_threads(voice.encode, frames, threads)
+        )
+        probabilities += [voice.follow(each).numpy() for each in encoded]
+    elif held is None:
+        deque(blocks(), maxlen=0)
     chances = np.concatenate(probabilities)
     if held is not None:
         samples = held
@@ -370,9 +388,8 @@ def _stretches(
     find = _detector()[1]
     pause, pad = options.min_silence_duration_ms, options.speech_pad_ms
     found = find(
-        # In place of the samples, whose number alone matters once probabilities are known.
-        torch.zeros(1).expand(size),
-        KnownProbabilities(probabilities.tolist()),
+        probabilities.tolist(),
+        audio_length_samples=size,
         sampling_rate=SAMPLING_RATE,
         threshold=options.threshold,
         neg_threshold=options.neg_threshold,
@@ -442,10 +459,10 @@ def detector() -> Any:
 
 @lru_cache(maxsize=1)
 def _detector() -> tuple[Any, Any]:
-    """Silero's model, and its function that finds speech."""
+    """Silero's model, and its function that finds speech by probabilities."""
     threads = torch.get_num_threads()
     try:
-        from silero_vad import get_speech_timestamps, load_silero_vad
+        from silero_vad import get_speech_timestamps_from_probs, load_silero_vad
     except ImportError as error:
         raise MissingPackage(
             "voice activity detection needs the package silero-vad, which is not installed: "
@@ -458,7 +475,7 @@ def _detector() -> tuple[Any, Any]:
         # The package loads its model by a function that PyTorch has deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        return load_silero_vad(), get_speech_timestamps
+        return load_silero_vad(), get_speech_timestamps_from_probs
 
 
 class Voice:
@@ -475,6 +492,11 @@ class Voice:
         except AttributeError:  # a release of the package with another structure
             self._network = _FrameByFrame(detector)
 
+    @property
+    def has_own_state(self) -> bool:
+        """Whether other recordings may be listened to at the same time."""
+        return isinstance(self._network, _Network)
+
     def probabilities(self, block: Samples) -> Tensor:
         """Probabilities of speech, `[N]` float32, in the next frames.
 
@@ -482,16 +504,25 @@ class Voice:
             block: mono `[T]` at 16 kHz, T above 0 and, but in the last block, a multiple of
                 `FRAME`; silence is added to fill the last frame.
         """
-        frames = self._frames(block)
-        with torch.inference_mode():
-            parts = torch.split(frames, FRAMES_AT_ONCE)
-            return torch.cat([self._network.probabilities(part) for part in parts])
+        return self.follow(self.encode(self.frames(block)))
 
-    def _frames(self, block: Samples) -> Tensor:
+    def frames(self, block: Samples) -> Tensor:
+        """The next frames `[N, BEFORE + FRAME]`, each with what is before it."""
         silence = np.zeros(-block.size % FRAME, np.float32)
         room = np.concatenate([self._before, block, silence])
         self._before = room[-BEFORE:].copy()
         return torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """What the network makes of each frame by itself, of any frames, in any thread."""
+        with torch.inference_mode():
+            parts = torch.split(frames, FRAMES_AT_ONCE)
+            return torch.cat([self._network.encode(part) for part in parts])
+
+    def follow(self, encoded: Tensor) -> Tensor:
+        """Probabilities of speech, `[N]` float32, in the next frames, which were encoded."""
+        with torch.inference_mode():
+            return self._network.follow(encoded)
 
     @classmethod
     def together(cls, pieces: Sequence[tuple[Voice, Samples]]) -> list[Tensor]:
@@ -504,20 +535,19 @@ class Voice:
         if len(pieces) == 1 or len(networks) < len(pieces):
             return [voice.probabilities(block) for voice, block in pieces]
         with torch.inference_mode():
-            return _Network.together(networks, [voice._frames(block) for voice, block in pieces])
+            return _Network.together(networks, [voice.frames(block) for voice, block in pieces])
 
 
-class KnownProbabilities:
-    """Stands in for the detector where its probabilities are known: returns them one by one."""
-
-    def __init__(self, probabilities: Iterable[float]) -> None:
-        self._probabilities = iter(probabilities)
-
-    def reset_states(self) -> None:
-        """Called before the first frame, when there is nothing to forget."""
-
-    def __call__(self, frame: Tensor, sampling_rate: int) -> Tensor:
-        return torch.tensor(next(self._probabilities))
+@lru_cache(maxsize=1)
+def _recurrent_layer(cell: Any) -> torch.nn.LSTM:
+    """A layer that runs the network's recurrent cell over a sequence of frames."""
+    inputs, hidden = cell.weight_ih.shape[1], cell.weight_hh.shape[1]
+    # What initializes it must not be missing where tokens are sampled.
+    with torch.random.fork_rng([]):
+        layer = torch.nn.LSTM(inputs, hidden).requires_grad_(False)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        getattr(layer, f"{name}_l0").copy_(getattr(cell, name))
+    return layer
 
 
 class _Network:
@@ -527,16 +557,16 @@ class _Network:
         network = detector._model
         self._spectrum, self._encoder = network.run_extractors, network.encoder
         self._output = network.decoder.decoder
-        cell = network.decoder.rnn
-        inputs, hidden = cell.weight_ih.shape[1], cell.weight_hh.shape[1]
-        self._memory = torch.nn.LSTM(inputs, hidden).requires_grad_(False)
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-            getattr(self._memory, f"{name}_l0").copy_(getattr(cell, name))
+        self._memory = _recurrent_layer(network.decoder.rnn)
         self._state: tuple[Tensor, Tensor] | None = None
 
-    def probabilities(self, frames: Tensor) -> Tensor:
-        """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
-        encoded = self._encoder(self._spectrum(frames)).squeeze(-1)
+    def encode(self, frames: Tensor) -> Tensor:
+        """Features `[N, D]` of frames `[N, BEFORE + FRAME]`."""
+        encoded: Tensor = self._encoder(self._spectrum(frames)).squeeze(-1)
+        return encoded
+
+    def follow(self, encoded: Tensor) -> Tensor:
+        """Probabilities `[N]` of the next frames."""
         hidden, self._state = self._memory(encoded, self._state)
         found: Tensor = self._output(hidden.unsqueeze(-1)).flatten()
         return found
@@ -545,8 +575,8 @@ class _Network:
     def together(cls, networks: Sequence[_Network], pieces: Sequence[Tensor]) -> list[Tensor]:
         """Probabilities of the next frames of several recordings, `[N, BEFORE + FRAME]` of each."""
         first, counts = networks[0], [len(piece) for piece in pieces]
-        encoded = first._encoder(first._spectrum(torch.cat(list(pieces)))).squeeze(-1)
-        packed = pack_sequence(list(encoded.split(counts)), enforce_sorted=False)
+        encoded = first.encode(torch.cat(list(pieces)))
+        packed = pack_sequence(list(torch.split(encoded, counts)), enforce_sorted=False)
         none = encoded.new_zeros(1, first._memory.hidden_size)
         states = zip(*(each._state or (none, none) for each in networks), strict=True)
         hidden, (last, memory) = first._memory(
@@ -565,7 +595,11 @@ class _FrameByFrame:
         self._detector = detector
         detector.reset_states()
 
-    def probabilities(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
+        """The frames themselves."""
+        return frames
+
+    def follow(self, frames: Tensor) -> Tensor:
         """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
         found = (self._detector(frame, SAMPLING_RATE) for frame in frames[:, BEFORE:])
         return torch.stack([each.reshape(()) for each in found])

@@ -31,7 +31,7 @@ from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool, default_workers
 from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
-from whisper_flash_attention.audio.vad import cut_all
+from whisper_flash_attention.audio.vad import cut_all, find_speech
 from whisper_flash_attention.batch.items import longest_first
 from whisper_flash_attention.batch.manifest import read_archive
 from whisper_flash_attention.batch.model import RunOptions, Speech
@@ -75,6 +75,7 @@ class FilesCase:
         mode: one of `MODES`.
         container: one of `CONTAINERS`.
         workers: GPUs; more than one with entry "batch-ray" alone.
+        vad: whether to find speech by the detector.
 
     Raises:
         OptionError: a value is invalid.
@@ -85,6 +86,7 @@ class FilesCase:
     mode: str
     container: str
     workers: int = 1
+    vad: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -99,7 +101,7 @@ class FilesCase:
     @property
     def options(self) -> DecodeOptions:
         """Options that decode every window once, to a fixed number of tokens."""
-        return replace(self.work.options, mode=self.mode)
+        return replace(self.work.options, mode=self.mode, vad_filter=self.vad)
 
 
 def lengths_of(text: str, count: int) -> list[float]:
@@ -265,7 +267,7 @@ class FilesBenchmark:
                 run(case)  # compiles, and fills caches
                 self.model.warm_modes.add(case.mode)
             seconds = median(run(case) for _ in range(case.work.repeats))
-        windows = self._windows(case.mode, recordings)
+        windows = self._windows(case, recordings)
         return {
             "setting": FILES,
             "checkpoint": case.work.checkpoint,
@@ -279,6 +281,7 @@ class FilesBenchmark:
             "seconds": seconds,
             "realtime_factor": audio_seconds / seconds,
             "windows": windows,
+            **({"vad": True} if case.vad else {}),
             "shares": self._shares(case, audio_seconds, windows, seconds),
         }
 
@@ -379,16 +382,17 @@ class FilesBenchmark:
             synchronize(device)
             ended.append(time.perf_counter() - start)
 
-    def _windows(self, mode: str, recordings: int) -> int:
+    def _windows(self, case: FilesCase, recordings: int) -> int:
         """Windows of the last `recordings` files; in batched mode they end where it is quiet."""
+        chunks = find_speech if case.vad else cut_all
         counts: dict[int, int] = {}
         total = 0
         for path in self.paths[-recordings:]:
             size = path.stat().st_size  # copies have the same
             if size not in counts:
                 samples = load_audio(path)
-                if mode == "batched":
-                    counts[size] = len(list(cut_all(AudioSource(samples))[1]))
+                if case.mode == "batched":
+                    counts[size] = len(list(chunks(AudioSource(samples))[1]))
                 else:
                     counts[size] = math.ceil(samples.size / CLIP_SAMPLES)
             total += counts[size]

@@ -26,7 +26,7 @@ SCHEMA = 1
 # What makes two rows stand for the same thing: the newer one is kept.
 CASE_FIELDS = (
     *("setting", "checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
-    *("device", "dtype", "entry", "mode", "container", "workers", "recordings", "threads"),
+    *("device", "dtype", "entry", "mode", "container", "workers", "recordings", "threads", "vad"),
 )
 
 Status = Literal["ok", "failed", "skipped"]

@@ -109,6 +109,14 @@ def throughput_command(
         ),
     ] = None,
     workers: Annotated[int, number(help="GPUs of batch-ray.", rich_help_panel=FILES_PANEL)] = 1,
+    vad: Annotated[
+        bool,
+        typer.Option(
+            "--vad",
+            help="Find speech by the detector, as batched mode does by default.",
+            rich_help_panel=FILES_PANEL,
+        ),
+    ] = False,
     output: RowsOutput = None,
     commit: Commit = None,
     **given: Any,
@@ -165,7 +173,7 @@ def throughput_command(
         lengths = lengths_of(length, recordings)
         for work in cases:
             chosen = [
-                FilesCase(work, each, name, kind, workers if each == "batch-ray" else 1)
+                FilesCase(work, each, name, kind, workers if each == "batch-ray" else 1, vad)
                 for kind in container or CONTAINERS
                 for name in mode or ["batched"]
                 for each in entry or [each for each in ENTRIES if each != "batch-ray"]

@@ -11,10 +11,11 @@ one before; copies are not interrupted by other Python threads.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from whisper_flash_attention.audio.log_mel import frame_levels, log_mel
 from whisper_flash_attention.audio.samples import Samples
-from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
+from whisper_flash_attention.audio.threads import in_threads, one_core
+from whisper_flash_attention.audio.vad import Chunk, Voice, cut_all, detector, find_speech
 from whisper_flash_attention.engine.cuda_graphs import copy_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
@@ -115,6 +117,17 @@ class _Copies:
         for room in self._rooms:
             room.record_stream(stream)
         return self._clips
+
+
+# Devices for which several threads search recordings for speech, and how many at most: several
+# recordings, or one that is long.
+THREADED_DEVICES = ("cuda",)
+MOST_DETECTING = 8
+
+
+def detecting_threads() -> int:
+    """Half the cores: decoders need the others."""
+    return max(1, min(MOST_DETECTING, (os.cpu_count() or 1) // 2))
 
 
 # Where kernels are compiled, or graphs recorded, for a number of rows.
@@ -226,6 +239,7 @@ class BatchedReader:
         self._decoder = WindowDecoder(
             engine, vocabulary, tokenizer, options, always_probe_no_speech=has_doubtful
         )
+        self._is_threaded = engine.weights.device.type in THREADED_DEVICES
         # Chunks that are encoded together, at most.
         self._size = 1
         # Leftovers that are not in a batch.
@@ -242,13 +256,25 @@ class BatchedReader:
         self._decoder.begin(recording)
         assert recording.source is not None
         if self._options.uses_vad:
-            found = find_speech(recording.source, options=self._options.vad_parameters)
+            is_long = recording.source.seconds is None
+            threads = detecting_threads() if is_long and self._is_threaded else 1
+            with one_core() if self._is_threaded else nullcontext():
+                found = find_speech(
+                    recording.source, options=self._options.vad_parameters, threads=threads
+                )
         else:
             found = cut_all(recording.source)
         seconds, chunks = found
         chunks = chunks_within(chunks, spans_of(self._options.clip_timestamps))
         recording.begin_chunks(chunks, seconds)
         return recording
+
+    def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
+        """Prepare all recordings; where a GPU would wait for the detector, several side by side."""
+        if self._options.uses_vad and self._is_threaded and Voice(detector()).has_own_state:
+            yield from in_threads(self.prepare, recordings, detecting_threads())
+        else:
+            yield from map(self.prepare, recordings)
 
     def read(self, recordings: Iterable[Recording], batch_size: int) -> Iterator[ChunkSegments]:
         """Transcribe all recordings, in their order; yield the segments of every chunk in turn.

@@ -6,7 +6,7 @@ attention back-end or the adapters that the model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -69,6 +69,10 @@ class GenerateReader:
         """Check the options. Raises `OptionError` if one needs the decode engine."""
         refuse_engine_only(self._options, recording.options)
         return recording
+
+    def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
+        """Prepare all recordings, each when it is taken."""
+        yield from map(self.prepare, recordings)
 
     def read(
         self, recordings: Iterable[Recording], batch_size: int

@@ -12,7 +12,7 @@ Transformers, features are normalized over the whole recording, and zeros follow
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
@@ -140,6 +140,10 @@ class SequentialReader:
             clips = spans_within(find_stretches(recording.source, options.vad_parameters), clips)
         recording.begin_windows(features, frames_of(clips, features.frames))
         return recording
+
+    def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
+        """Prepare all recordings, each when it is taken."""
+        yield from map(self.prepare, recordings)
 
     def read(self, recordings: Iterable[Recording], batch_size: int) -> Iterator[WindowSegments]:
         """Transcribe all recordings; yield the segments of every window as it is done.

@@ -474,8 +474,8 @@ class Transcriber:
             recordings: taken as there is room for them; in batched mode on a GPU by another thread.
         """
         reader = self.reader(options.decode)
-        prepared = map(reader.prepare, _with_sound(recordings))
-        yield from reader.read(prepared, options.batch_size)
+        with closing(reader.prepared(_with_sound(recordings))) as prepared:
+            yield from reader.read(prepared, options.batch_size)
 
     def reader(self, options: DecodeOptions) -> Reader:
         """What transcribes recordings: on the engine, or through `generate`."""
@@ -517,6 +517,9 @@ class Reader(Protocol):
 
     def prepare(self, recording: Recording) -> Recording:
         """Compute what the recording needs before its first window."""
+
+    def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
+        """Prepare all recordings, in their order."""
 
     def read(
         self, recordings: Iterable[Recording], batch_size: int
