@@ -46,7 +46,7 @@ from _harness import (
 from whisper_flash_attention.audio import SAMPLING_RATE
 from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
-from whisper_flash_attention.audio.threads import in_threads, one_core
+from whisper_flash_attention.audio.threads import in_threads
 from whisper_flash_attention.audio.vad import Chunk, find_speech
 from whisper_flash_attention.benchmark.features import bundled_clips
 from whisper_flash_attention.benchmark.from_files import (
@@ -215,19 +215,13 @@ def decoders(
     write_json(output, "cpu", commit, {"rows": rows})
 
 
-def listen(recordings: list[Samples], threads: int, threads_each: int | None) -> None:
-    """Find the speech of recordings, as for a CPU (None), or as for a GPU."""
+def listen(recordings: list[Samples], threads: int, threads_each: int) -> None:
+    """Find the speech of recordings, some at a time."""
 
     def one(samples: Samples) -> list[Chunk]:
-        return list(find_speech(AudioSource(samples), threads=threads_each or 1)[1])
+        return list(find_speech(AudioSource(samples), threads=threads_each)[1])
 
-    if threads_each is None:
-        list(map(one, recordings))
-    elif threads == 1:
-        with one_core():
-            list(map(one, recordings))
-    else:
-        list(in_threads(one, recordings, threads))
+    list(map(one, recordings) if threads == 1 else in_threads(one, recordings, threads))
 
 
 @contextmanager
@@ -254,13 +248,13 @@ def detector(
     speech = np.concatenate([clip[:SAMPLES] for clip in bundled_clips(8)[0]])
     size = round(60 * minutes * SAMPLING_RATE)
     recordings = [np.resize(np.roll(speech, -1_000 * index), size) for index in range(8)]
-    ways: dict[str, tuple[list[Samples], int, int | None]] = {
-        "shared operations": (recordings, 1, None),
+    ways: dict[str, tuple[list[Samples], int, int]] = {
+        "shared operations": (recordings, 1, 0),
         "one core": (recordings, 1, 1),
         "recordings in threads": (recordings, threads, 1),
         "a long one in threads": ([np.concatenate(recordings)], 1, threads),
     }
-    listen(recordings[:1], 1, None)
+    listen(recordings[:1], 1, 0)
     rows = []
     for count in busy or (0, os.cpu_count() or 1):
         with busy_cores(count):

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from whisper_flash_attention.audio.threads import in_threads
+from whisper_flash_attention.audio.threads import MOST_THREADS, in_threads, threads_beside
 
 
 def test_threads_work_side_by_side_and_give_results_in_order() -> None:
@@ -47,3 +48,8 @@ def test_an_error_of_a_thread_comes_where_its_result_would() -> None:
     assert next(found) == 1
     with pytest.raises(ZeroDivisionError):
         next(found)
+
+
+def test_a_cpu_is_left_to_itself() -> None:
+    assert threads_beside(torch.device("cpu")) == 0
+    assert 1 <= threads_beside(torch.device("cuda", 0)) <= MOST_THREADS

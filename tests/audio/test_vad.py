@@ -60,6 +60,7 @@ def test_threads_find_the_same_speech(speech) -> None:
         for found, each in zip(chunks, wanted, strict=True):
             assert (found.start, found.speech) == (each.start, each.speech)
             assert np.array_equal(found.samples, each.samples)
+        assert find_stretches(source, threads=2) == find_stretches(source)
 
 
 def test_chunks_are_as_long_as_they_may_be(speech) -> None:

@@ -84,8 +84,7 @@ def test_threads_that_find_speech_change_nothing(
         return prepare(self, recording)
 
     monkeypatch.setattr(BatchedReader, "prepare", noted)
-    monkeypatch.setattr(batched, "THREADED_DEVICES", ("cpu",))
-    monkeypatch.setattr(batched, "detecting_threads", lambda: 2)
+    monkeypatch.setattr(batched, "threads_beside", lambda device: 2)
     found = transcriber.transcribe_many(samples, options=BATCHED, batch_size=2)
     assert [each.segments for each in found] == [each.segments for each in wanted]
     assert names == {"whisper-flash-detect"}

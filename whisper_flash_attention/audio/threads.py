@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,20 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Devices beside which threads work, and how many at most.
+THREADED_DEVICES = ("cuda",)
+MOST_THREADS = 8
+
+
+def threads_beside(device: torch.device) -> int:
+    """Threads for work on recordings: half the cores, since decoders need the others.
+
+    None beside a CPU, which has no core to spare: the caller's thread, with operations that all
+    cores share.
+    """
+    if device.type not in THREADED_DEVICES:
+        return 0
+    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // 2))
 
 
 def in_threads(

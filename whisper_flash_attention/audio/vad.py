@@ -20,6 +20,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -33,7 +34,7 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
-from whisper_flash_attention.audio.threads import in_threads
+from whisper_flash_attention.audio.threads import in_threads, one_core
 from whisper_flash_attention.errors import AudioError, MissingPackage
 from whisper_flash_attention.options import VadOptions
 
@@ -171,7 +172,7 @@ def find_speech(
     max_seconds: float = CHUNK_SECONDS,
     options: VadOptions | None = None,
     *,
-    threads: int = 1,
+    threads: int = 0,
 ) -> tuple[float, Iterator[Chunk]]:
     """Length of a recording in seconds, and chunks that hold all its speech.
 
@@ -180,7 +181,7 @@ def find_speech(
     Args:
         max_seconds: of a chunk; speech without a pause is cut there.
         options: of the detector.
-        threads: that listen to the recording.
+        threads: that listen to the recording, each on one core; 0 is the caller's, on all cores.
 
     Raises:
         AudioError: as `AudioSource.blocks`.
@@ -193,16 +194,19 @@ def find_speech(
 
 
 def find_stretches(
-    audio: AudioSource, options: VadOptions | None = None
+    audio: AudioSource, options: VadOptions | None = None, *, threads: int = 0
 ) -> tuple[tuple[float, float], ...]:
     """Starts and ends of the stretches of speech that are read one after the other, in seconds.
+
+    Args:
+        threads: as for `find_speech`.
 
     Raises:
         AudioError: as `AudioSource.blocks`.
         MissingPackage: Silero's package is not installed.
     """
     options = options or VadOptions()
-    size, probabilities, _ = _scan(audio, Voice(detector()))
+    size, probabilities, _ = _scan(audio, Voice(detector()), threads)
     longest = options.max_speech_duration_s or math.inf
     found = _stretches(size, probabilities, options, longest, STRETCH_PAUSE_MS, STRETCH_PAD_MS)
     return tuple((begin / SAMPLING_RATE, end / SAMPLING_RATE) for begin, end in found)
@@ -234,7 +238,7 @@ def cut_all(
 
 
 def _scan(
-    audio: AudioSource, voice: Voice | None = None, threads: int = 1
+    audio: AudioSource, voice: Voice | None = None, threads: int = 0
 ) -> tuple[int, npt.NDArray[np.float32], Levels]:
     """Number of samples, and of every frame the probability of speech and the level."""
     held = audio.samples
@@ -250,11 +254,11 @@ def _scan(
 
     if voice is not None:
         frames = map(voice.frames, blocks())
-        one_by_one = threads == 1 or not voice.has_own_state
-        encoded = (
-            map(voice.encode, frames) if one_by_one else in_threads(voice.encode, frames, threads)
-        )
-        probabilities += [voice.follow(each).numpy() for each in encoded]
+        encoded: Iterator[Tensor] = map(voice.encode, frames)
+        if threads > 1 and voice.has_own_state:
+            encoded = in_threads(voice.encode, frames, threads)
+        with one_core() if threads else nullcontext():
+            probabilities += [voice.follow(each).numpy() for each in encoded]
     elif held is None:
         deque(blocks(), maxlen=0)
     chances = np.concatenate(probabilities)

@@ -11,11 +11,10 @@ one before; copies are not interrupted by other Python threads.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from whisper_flash_attention.audio.log_mel import frame_levels, log_mel
 from whisper_flash_attention.audio.samples import Samples
-from whisper_flash_attention.audio.threads import in_threads, one_core
+from whisper_flash_attention.audio.threads import in_threads, threads_beside
 from whisper_flash_attention.audio.vad import Chunk, Voice, cut_all, detector, find_speech
 from whisper_flash_attention.engine.cuda_graphs import copy_stream
 from whisper_flash_attention.engine.engine import Engine
@@ -117,17 +116,6 @@ class _Copies:
         for room in self._rooms:
             room.record_stream(stream)
         return self._clips
-
-
-# Devices for which several threads search recordings for speech, and how many at most: several
-# recordings, or one that is long.
-THREADED_DEVICES = ("cuda",)
-MOST_DETECTING = 8
-
-
-def detecting_threads() -> int:
-    """Half the cores: decoders need the others."""
-    return max(1, min(MOST_DETECTING, (os.cpu_count() or 1) // 2))
 
 
 # Where kernels are compiled, or graphs recorded, for a number of rows.
@@ -239,7 +227,7 @@ class BatchedReader:
         self._decoder = WindowDecoder(
             engine, vocabulary, tokenizer, options, always_probe_no_speech=has_doubtful
         )
-        self._is_threaded = engine.weights.device.type in THREADED_DEVICES
+        self._threads = threads_beside(engine.weights.device)
         # Chunks that are encoded together, at most.
         self._size = 1
         # Leftovers that are not in a batch.
@@ -256,12 +244,11 @@ class BatchedReader:
         self._decoder.begin(recording)
         assert recording.source is not None
         if self._options.uses_vad:
-            is_long = recording.source.seconds is None
-            threads = detecting_threads() if is_long and self._is_threaded else 1
-            with one_core() if self._is_threaded else nullcontext():
-                found = find_speech(
-                    recording.source, options=self._options.vad_parameters, threads=threads
-                )
+            # Short recordings are prepared side by side.
+            threads = self._threads if recording.source.seconds is None else min(1, self._threads)
+            found = find_speech(
+                recording.source, options=self._options.vad_parameters, threads=threads
+            )
         else:
             found = cut_all(recording.source)
         seconds, chunks = found
@@ -271,8 +258,8 @@ class BatchedReader:
 
     def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
         """Prepare all recordings; where a GPU would wait for the detector, several side by side."""
-        if self._options.uses_vad and self._is_threaded and Voice(detector()).has_own_state:
-            yield from in_threads(self.prepare, recordings, detecting_threads())
+        if self._options.uses_vad and self._threads and Voice(detector()).has_own_state:
+            yield from in_threads(self.prepare, recordings, self._threads)
         else:
             yield from map(self.prepare, recordings)
 

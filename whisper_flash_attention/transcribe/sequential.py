@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 
 from whisper_flash_attention.audio.log_mel import HOP, MelWindows, frame_levels
 from whisper_flash_attention.audio.samples import SHORTEST
+from whisper_flash_attention.audio.threads import threads_beside
 from whisper_flash_attention.audio.vad import find_stretches
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
@@ -137,7 +138,12 @@ class SequentialReader:
         recording.seconds = features.seconds
         clips = spans_of(options.clip_timestamps)
         if options.uses_vad:
-            clips = spans_within(find_stretches(recording.source, options.vad_parameters), clips)
+            found = find_stretches(
+                recording.source,
+                options.vad_parameters,
+                threads=threads_beside(weights.device),
+            )
+            clips = spans_within(found, clips)
         recording.begin_windows(features, frames_of(clips, features.frames))
         return recording
 
