@@ -215,7 +215,7 @@ def decoders(
     write_json(output, "cpu", commit, {"rows": rows})
 
 
-def listen(recordings: list[Samples], threads: int, threads_each: int) -> None:
+def detect(recordings: list[Samples], threads: int, threads_each: int) -> None:
     """Find the speech of recordings, some at a time."""
 
     def one(samples: Samples) -> list[Chunk]:
@@ -239,7 +239,7 @@ def busy_cores(count: int) -> Iterator[None]:
 
 def detector(
     minutes: Annotated[float, typer.Option(help="Length of each of eight recordings.")] = 5.0,
-    threads: Annotated[int, typer.Option(help="That listen at the same time.")] = 2,
+    threads: Annotated[int, typer.Option(help="That run the detector at the same time.")] = 2,
     busy: Annotated[list[int] | None, typer.Option(help="Other processes. Repeatable.")] = None,
     output: Output = None,
     commit: Commit = None,
@@ -254,12 +254,12 @@ def detector(
         "recordings in threads": (recordings, threads, 1),
         "a long one in threads": ([np.concatenate(recordings)], 1, threads),
     }
-    listen(recordings[:1], 1, 0)
+    detect(recordings[:1], 1, 0)
     rows = []
     for count in busy or (0, os.cpu_count() or 1):
         with busy_cores(count):
             for name, way in ways.items():
-                took = min(seconds_of(partial(listen, *way)) for _ in range(2))
+                took = min(seconds_of(partial(detect, *way)) for _ in range(2))
                 factor = len(recordings) * 60 * minutes / took
                 rows.append({"busy": count, "way": name, "realtime_factor": factor})
     columns = {"busy": "{busy}", "way": "{way}", "x real time": "{realtime_factor:.0f}"}

@@ -74,6 +74,7 @@ def test_the_detector_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
         ("transcribe", True),
         ("batch-local", True),
     ]
+    assert all(row["shares"]["detector"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

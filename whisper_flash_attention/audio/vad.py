@@ -181,7 +181,7 @@ def find_speech(
     Args:
         max_seconds: of a chunk; speech without a pause is cut there.
         options: of the detector.
-        threads: that listen to the recording, each on one core; 0 is the caller's, on all cores.
+        threads: that run the detector, each on one core; 0 runs it in the caller's, on all cores.
 
     Raises:
         AudioError: as `AudioSource.blocks`.
@@ -498,7 +498,7 @@ class Voice:
 
     @property
     def has_own_state(self) -> bool:
-        """Whether other recordings may be listened to at the same time."""
+        """Whether the detector may run on other recordings at the same time."""
         return isinstance(self._network, _Network)
 
     def probabilities(self, block: Samples) -> Tensor:

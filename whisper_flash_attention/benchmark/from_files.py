@@ -31,6 +31,7 @@ from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
 from whisper_flash_attention.audio.decoder_pool import DecodeRequest, DecoderPool, default_workers
 from whisper_flash_attention.audio.opener import AudioOpener, OpenedAudio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+from whisper_flash_attention.audio.threads import threads_beside
 from whisper_flash_attention.audio.vad import cut_all, find_speech
 from whisper_flash_attention.batch.items import longest_first
 from whisper_flash_attention.batch.manifest import read_archive
@@ -405,21 +406,33 @@ class FilesBenchmark:
         samples = load_audio(self.paths[0])
         return samples.size / SAMPLING_RATE / (time.perf_counter() - start)
 
+    @cached_property
+    def _detector_rate(self) -> float:
+        """Seconds of sound per second of the detector on one core."""
+        samples = load_audio(self.paths[0])
+        start = time.perf_counter()
+        list(find_speech(AudioSource(samples), threads=1)[1])
+        return samples.size / SAMPLING_RATE / (time.perf_counter() - start)
+
     def _shares(
         self, case: FilesCase, audio_seconds: float, windows: int, seconds: float
     ) -> dict[str, float]:
         """Seconds that each part would take alone, as shares of a run.
 
-        Parts go on side by side, so that they may add up to more than 1. That of decoding is of all
-        decoders together. What the device's parts leave of the run is waiting.
+        Parts go on side by side, so that they may add up to more than 1. Those of decoding and of
+        the detector are of all their processes or threads together. What the device's parts leave
+        of the run is waiting.
         """
         batches = windows / case.work.batch_size / case.workers / seconds
         parts = self.model.parts
         decoding = 0.0
         if case.entry != "memory":
             decoding = audio_seconds / self._decoding_rate / default_workers()
-        shares = {
-            "decode": decoding / seconds,
+        shares = {"decode": decoding / seconds}
+        if case.vad:
+            threads = max(1, threads_beside(torch.device(self.model.work.device)))
+            shares["detector"] = audio_seconds / self._detector_rate / threads / seconds
+        shares |= {
             "copy": batches * parts["copies to the device"],
             "features": batches * parts["log-mel"],
             "encoder": batches * parts["encoder"],

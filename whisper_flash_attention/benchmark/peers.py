@@ -100,7 +100,9 @@ class PeersCase:
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")
         if self.new_tokens is not None and not self.random_weights:
-            raise OptionError("new_tokens is for random weights: others end by themselves")
+            raise OptionError(
+                "new_tokens is for random weights: leave it out, others end by themselves"
+            )
         if self.peers is not None and not self.peers.is_dir():
             raise OptionError(f"peers {self.peers}: there is no such folder")
 
