@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from threading import Lock, Semaphore
 from typing import TypeVar
 
 import torch
 
+from whisper_flash_attention.audio.decoder_pool import default_workers
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Devices beside which threads work, and how many at most.
+# Devices beside which threads work, and how many at most. As many recordings of up to ten minutes,
+# 38 MB each, are in memory more.
 THREADED_DEVICES = ("cuda",)
 MOST_THREADS = 8
 
@@ -26,33 +29,54 @@ def threads_beside(device: torch.device) -> int:
     """
     if device.type not in THREADED_DEVICES:
         return 0
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // 2))
+    return min(MOST_THREADS, (default_workers() + 1) // 2)
 
 
 def in_threads(
     call: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result]:
-    """As `map`, with calls in threads, as many items ahead; results and errors come in order.
+    """As `map`, with calls in threads, each on one core, as many items ahead.
 
-    Each thread computes on one core.
+    Results and errors come in order, those of `items` after all results before them. Items are
+    taken by one thread, so that a result need not wait for the next item.
     """
+    room, coming = Semaphore(threads), SimpleQueue[Future[Result] | None]()
+    is_closed = False
 
-    def on_one_core(item: Item) -> Result:
-        with one_core():
-            return call(item)
-
-    coming: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="whisper-flash-detect") as pool:
+    def take() -> None:
+        iterator = iter(items)
         try:
-            for item in items:
-                coming.append(pool.submit(on_one_core, item))
-                while coming and (len(coming) > threads or coming[0].done()):
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
+            while True:
+                room.acquire()
+                if is_closed:
+                    return
+                item = next(iterator)
+                coming.put(pool.submit(call, item))
+        except StopIteration:
+            pass
+        except BaseException as error:  # raised where the item's result would be
+            failed = Future[Result]()
+            failed.set_exception(error)
+            coming.put(failed)
         finally:
-            for each in coming:
-                each.cancel()
+            coming.put(None)
+
+    executor = ThreadPoolExecutor(
+        threads + 1, thread_name_prefix="whisper-flash-detect", initializer=_stay_on_one_core
+    )
+    with _default_restored(), executor as pool:
+        pool.submit(take)
+        try:
+            while (future := coming.get()) is not None:
+                room.release()
+                yield future.result()
+        finally:
+            is_closed = True
+            room.release()
+            with suppress(Empty):
+                while True:
+                    if (future := coming.get_nowait()) is not None:
+                        future.cancel()
 
 
 @contextmanager
@@ -62,9 +86,43 @@ def one_core() -> Iterator[None]:
     Where other processes keep all cores busy, the cores that share an operation wait for one
     another, and it takes longer than on one of them.
     """
-    threads = torch.get_num_threads()
+    with _default_restored():
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _stay_on_one_core() -> None:
+    torch.get_num_threads()  # takes the default, which the first operation would otherwise
     torch.set_num_threads(1)
+
+
+class _Default:
+    """PyTorch's number of threads, for threads that are yet to use it, and who has changed it."""
+
+    lock = Lock()
+    changed_by = 0
+    number = 1
+
+
+@contextmanager
+def _default_restored() -> Iterator[None]:
+    """Restore PyTorch's default once nobody changes it any more.
+
+    `torch.set_num_threads` sets that of its thread and the default. A thread that uses PyTorch for
+    the first time meanwhile stays on one core.
+    """
+    with _Default.lock:
+        if _Default.changed_by == 0:
+            _Default.number = torch.get_num_threads()
+        _Default.changed_by += 1
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        with _Default.lock:
+            _Default.changed_by -= 1
+            if _Default.changed_by == 0:
+                torch.set_num_threads(_Default.number)

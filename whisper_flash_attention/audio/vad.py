@@ -16,6 +16,7 @@ for the chunks.
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import deque
@@ -24,6 +25,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -71,6 +73,7 @@ SOUND_PAUSE, SOUND_FRAMES, SOUND_PAD = 16, 16, 6
 # stay below 0.13, speech that is missed over a radio reaches 0.4.
 LEAST_SHARE = 0.3
 
+_LOADING = Lock()
 Decibels = Samples
 Flags = npt.NDArray[np.bool_]
 # Levels of the frames from one to before another: `[N]`.
@@ -255,7 +258,7 @@ def _scan(
     if voice is not None:
         frames = map(voice.frames, blocks())
         encoded: Iterator[Tensor] = map(voice.encode, frames)
-        if threads > 1 and voice.has_own_state:
+        if threads > 1:
             encoded = in_threads(voice.encode, frames, threads)
         with one_core() if threads else nullcontext():
             probabilities += [voice.follow(each).numpy() for each in encoded]
@@ -458,7 +461,8 @@ def quietest(levels: Decibels) -> int:
 
 def detector() -> Any:
     """Silero's model. Raises `MissingPackage` where its package is not installed."""
-    return _detector()[0]
+    with _LOADING:  # once for all threads
+        return _detector()[0]
 
 
 @lru_cache(maxsize=1)
@@ -495,11 +499,6 @@ class Voice:
             self._network: _Network | _FrameByFrame = _Network(detector)
         except AttributeError:  # a release of the package with another structure
             self._network = _FrameByFrame(detector)
-
-    @property
-    def has_own_state(self) -> bool:
-        """Whether the detector may run on other recordings at the same time."""
-        return isinstance(self._network, _Network)
 
     def probabilities(self, block: Samples) -> Tensor:
         """Probabilities of speech, `[N]` float32, in the next frames.
@@ -559,9 +558,10 @@ class _Network:
 
     def __init__(self, detector: Any) -> None:
         network = detector._model
+        with _LOADING:
+            self._memory = _recurrent_layer(network.decoder.rnn)
         self._spectrum, self._encoder = network.run_extractors, network.encoder
         self._output = network.decoder.decoder
-        self._memory = _recurrent_layer(network.decoder.rnn)
         self._state: tuple[Tensor, Tensor] | None = None
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -596,8 +596,8 @@ class _FrameByFrame:
     """The same by the package's own call for each frame."""
 
     def __init__(self, detector: Any) -> None:
-        self._detector = detector
-        detector.reset_states()
+        self._detector = copy.deepcopy(detector)  # it has the state of one recording
+        self._detector.reset_states()
 
     def encode(self, frames: Tensor) -> Tensor:
         """The frames themselves."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from whisper_flash_attention.audio.log_mel import frame_levels, log_mel
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.audio.threads import in_threads, threads_beside
-from whisper_flash_attention.audio.vad import Chunk, Voice, cut_all, detector, find_speech
+from whisper_flash_attention.audio.vad import Chunk, cut_all, find_speech
 from whisper_flash_attention.engine.cuda_graphs import copy_stream
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.options import DecodeOptions
@@ -257,11 +257,21 @@ class BatchedReader:
         return recording
 
     def prepared(self, recordings: Iterable[Recording]) -> Generator[Recording]:
-        """Prepare all recordings; where a GPU would wait for the detector, several side by side."""
-        if self._options.uses_vad and self._threads and Voice(detector()).has_own_state:
-            yield from in_threads(self.prepare, recordings, self._threads)
-        else:
+        """Prepare all recordings; where a GPU would wait for the detector, several side by side.
+
+        A long recording has several threads to itself, and is prepared when its turn has come.
+        """
+        if not (self._options.uses_vad and self._threads):
             yield from map(self.prepare, recordings)
+            return
+        for recording, is_prepared in in_threads(self._prepare_short, recordings, self._threads):
+            yield recording if is_prepared else self.prepare(recording)
+
+    def _prepare_short(self, recording: Recording) -> tuple[Recording, bool]:
+        """Prepare a recording that is not long; the recording, and whether it is prepared."""
+        assert recording.source is not None
+        is_long = recording.source.seconds is None
+        return (recording, False) if is_long else (self.prepare(recording), True)
 
     def read(self, recordings: Iterable[Recording], batch_size: int) -> Iterator[ChunkSegments]:
         """Transcribe all recordings, in their order; yield the segments of every chunk in turn.
