@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.audio import load_audio, vad
+from whisper_flash_attention.audio import load_audio, voice
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.threads import one_core
 from whisper_flash_attention.audio.vad import (
@@ -170,8 +170,8 @@ def test_the_detector_takes_its_parameters(speech) -> None:
 
 def test_pytorch_keeps_its_threads_and_random_numbers(speech) -> None:
     before, numbers = torch.get_num_threads(), torch.random.get_rng_state()
-    vad._detector.cache_clear()
-    vad._recurrent_layer.cache_clear()
+    voice._detector.cache_clear()
+    voice._recurrent_layer.cache_clear()
     with one_core():
         assert torch.get_num_threads() == 1
         speech_chunks(speech[:16_000])
@@ -181,6 +181,6 @@ def test_pytorch_keeps_its_threads_and_random_numbers(speech) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "silero_vad", None)
-    vad._detector.cache_clear()
+    voice._detector.cache_clear()
     with pytest.raises(MissingPackage, match=r"whisper-flash-attention\[vad\]"):
         speech_chunks(np.zeros(16_000, np.float32))

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor
 
 from tests.random_whisper import perturbed, small_whisper_config
 from whisper_flash_attention import WhisperFlashAttentionForConditionalGeneration
-from whisper_flash_attention.audio import vad
+from whisper_flash_attention.audio import voice
 from whisper_flash_attention.transcribe import Transcriber
 
 PLAIN = {
@@ -81,12 +81,12 @@ def random_transcriber() -> Transcriber:
 
 
 def main(path: str, mode: str) -> None:
-    real = vad._detector
+    real = voice._detector
 
     def loud() -> tuple[Any, Any]:
         return LoudIsSpeech(), real()[1]
 
-    vad._detector = loud  # type: ignore[assignment]
+    voice._detector = loud  # type: ignore[assignment]
     torch.set_num_threads(1)
     transcriber = random_transcriber()
     found = transcriber.transcribe(path, mode=mode, batch_size=4, **PLAIN)  # type: ignore[arg-type]

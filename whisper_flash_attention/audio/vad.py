@@ -1,13 +1,8 @@
 """A recording in chunks for Whisper: its speech, by Silero's detector, or all of it.
 
-The detector comes with its own package (`silero-vad`, MIT licence), which is optional. Where it
-finds no speech between chunks although the sound stands out from the noise, that is a chunk, too,
-marked as doubtful. Without the detector a recording is split where it is quietest.
-
-Frames are 512 samples (32 ms). The package calls the detector's network once per frame; the network
-encodes frames independently and then runs over their sequence, so that here many frames are encoded
-together and only the short recurrent step is sequential. Probabilities are those of the package's
-own calls, up to rounding.
+Where the detector (`voice`) finds no speech between chunks although the sound stands out from the
+noise, that is a chunk, too, marked as doubtful. Without it a recording is split where it is
+quietest.
 
 Levels are mean powers of frames in decibels of full scale. Of samples in memory they are computed
 where they are needed; a recording that is not held is read twice, for probabilities and levels, and
@@ -16,35 +11,29 @@ for the chunks.
 
 from __future__ import annotations
 
-import copy
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
-from threading import Lock
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from whisper_flash_attention.audio.audio_source import AudioSource
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples, is_silence
 from whisper_flash_attention.audio.threads import in_threads, one_core
-from whisper_flash_attention.errors import AudioError, MissingPackage
+from whisper_flash_attention.audio.voice import FRAME, Voice, detector, stretches_of
+from whisper_flash_attention.errors import AudioError
 from whisper_flash_attention.options import VadOptions
 
-# Samples per frame, and how many before it the network takes, too.
-FRAME, BEFORE = 512, 64
 FRAME_SECONDS = FRAME / SAMPLING_RATE
-# Frames that are encoded at a time, and that are read at a time; bounds memory.
-FRAMES_AT_ONCE, FRAMES_PER_BLOCK = 512, 1024
+# Frames that are read at a time.
+FRAMES_PER_BLOCK = 1024
 
 # Whisper leaves speech that reaches to the end of its 30 s to the next window; silence after it
 # marks it as complete.
@@ -73,7 +62,6 @@ SOUND_PAUSE, SOUND_FRAMES, SOUND_PAD = 16, 16, 6
 # stay below 0.13, speech that is missed over a radio reaches 0.4.
 LEAST_SHARE = 0.3
 
-_LOADING = Lock()
 Decibels = Samples
 Flags = npt.NDArray[np.bool_]
 # Levels of the frames from one to before another: `[N]`.
@@ -392,9 +380,8 @@ def _stretches(
     pad_ms: int,
 ) -> list[tuple[int, int]]:
     """First samples and ends of every stretch of speech, with its padding."""
-    find = _detector()[1]
     pause, pad = options.min_silence_duration_ms, options.speech_pad_ms
-    found = find(
+    found = stretches_of(
         probabilities.tolist(),
         audio_length_samples=size,
         sampling_rate=SAMPLING_RATE,
@@ -457,153 +444,3 @@ def quietest(levels: Decibels) -> int:
     pauses = total[PAUSE_FRAMES:] - total[:-PAUSE_FRAMES]
     # Differences of sums are not exactly 0 in silence.
     return int(np.flatnonzero(pauses <= pauses.min() + 1e-12)[-1]) + PAUSE_FRAMES // 2
-
-
-def detector() -> Any:
-    """Silero's model. Raises `MissingPackage` where its package is not installed."""
-    with _LOADING:  # once for all threads
-        return _detector()[0]
-
-
-@lru_cache(maxsize=1)
-def _detector() -> tuple[Any, Any]:
-    """Silero's model, and its function that finds speech by probabilities."""
-    threads = torch.get_num_threads()
-    try:
-        from silero_vad import get_speech_timestamps_from_probs, load_silero_vad
-    except ImportError as error:
-        raise MissingPackage(
-            "voice activity detection needs the package silero-vad, which is not installed: "
-            "pip install 'whisper-flash-attention[vad]'"
-        ) from error
-    finally:
-        # Importing it sets PyTorch to one thread.
-        torch.set_num_threads(threads)
-    with warnings.catch_warnings():
-        # The package loads its model by a function that PyTorch has deprecated.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        return load_silero_vad(), get_speech_timestamps_from_probs
-
-
-class Voice:
-    """Probabilities of speech in one recording, block by block.
-
-    Args:
-        detector: what `silero_vad.load_silero_vad` returns.
-    """
-
-    def __init__(self, detector: Any) -> None:
-        self._before = np.zeros(BEFORE, np.float32)
-        try:
-            self._network: _Network | _FrameByFrame = _Network(detector)
-        except AttributeError:  # a release of the package with another structure
-            self._network = _FrameByFrame(detector)
-
-    def probabilities(self, block: Samples) -> Tensor:
-        """Probabilities of speech, `[N]` float32, in the next frames.
-
-        Args:
-            block: mono `[T]` at 16 kHz, T above 0 and, but in the last block, a multiple of
-                `FRAME`; silence is added to fill the last frame.
-        """
-        return self.follow(self.encode(self.frames(block)))
-
-    def frames(self, block: Samples) -> Tensor:
-        """The next frames `[N, BEFORE + FRAME]`, each with what is before it."""
-        silence = np.zeros(-block.size % FRAME, np.float32)
-        room = np.concatenate([self._before, block, silence])
-        self._before = room[-BEFORE:].copy()
-        return torch.from_numpy(room).unfold(0, BEFORE + FRAME, FRAME)
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """What the network makes of each frame by itself, of any frames, in any thread."""
-        with torch.inference_mode():
-            parts = torch.split(frames, FRAMES_AT_ONCE)
-            return torch.cat([self._network.encode(part) for part in parts])
-
-    def follow(self, encoded: Tensor) -> Tensor:
-        """Probabilities of speech, `[N]` float32, in the next frames, which were encoded."""
-        with torch.inference_mode():
-            return self._network.follow(encoded)
-
-    @classmethod
-    def together(cls, pieces: Sequence[tuple[Voice, Samples]]) -> list[Tensor]:
-        """Probabilities of several recordings, up to rounding those that each gives by itself.
-
-        Args:
-            pieces: recordings, each once, with the next samples of each.
-        """
-        networks = [voice._network for voice, _ in pieces if isinstance(voice._network, _Network)]
-        if len(pieces) == 1 or len(networks) < len(pieces):
-            return [voice.probabilities(block) for voice, block in pieces]
-        with torch.inference_mode():
-            return _Network.together(networks, [voice.frames(block) for voice, block in pieces])
-
-
-@lru_cache(maxsize=1)
-def _recurrent_layer(cell: Any) -> torch.nn.LSTM:
-    """A layer that runs the network's recurrent cell over a sequence of frames."""
-    inputs, hidden = cell.weight_ih.shape[1], cell.weight_hh.shape[1]
-    # What initializes it must not be missing where tokens are sampled.
-    with torch.random.fork_rng([]):
-        layer = torch.nn.LSTM(inputs, hidden).requires_grad_(False)
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        getattr(layer, f"{name}_l0").copy_(getattr(cell, name))
-    return layer
-
-
-class _Network:
-    """The detector's network for 16 kHz, in parts; it keeps the state of its recurrent layer."""
-
-    def __init__(self, detector: Any) -> None:
-        network = detector._model
-        with _LOADING:
-            self._memory = _recurrent_layer(network.decoder.rnn)
-        self._spectrum, self._encoder = network.run_extractors, network.encoder
-        self._output = network.decoder.decoder
-        self._state: tuple[Tensor, Tensor] | None = None
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Features `[N, D]` of frames `[N, BEFORE + FRAME]`."""
-        encoded: Tensor = self._encoder(self._spectrum(frames)).squeeze(-1)
-        return encoded
-
-    def follow(self, encoded: Tensor) -> Tensor:
-        """Probabilities `[N]` of the next frames."""
-        hidden, self._state = self._memory(encoded, self._state)
-        found: Tensor = self._output(hidden.unsqueeze(-1)).flatten()
-        return found
-
-    @classmethod
-    def together(cls, networks: Sequence[_Network], pieces: Sequence[Tensor]) -> list[Tensor]:
-        """Probabilities of the next frames of several recordings, `[N, BEFORE + FRAME]` of each."""
-        first, counts = networks[0], [len(piece) for piece in pieces]
-        encoded = first.encode(torch.cat(list(pieces)))
-        packed = pack_sequence(list(torch.split(encoded, counts)), enforce_sorted=False)
-        none = encoded.new_zeros(1, first._memory.hidden_size)
-        states = zip(*(each._state or (none, none) for each in networks), strict=True)
-        hidden, (last, memory) = first._memory(
-            packed, tuple(torch.stack(list(each), dim=1) for each in states)
-        )
-        for index, each in enumerate(networks):
-            each._state = last[:, index], memory[:, index]
-        found = first._output(torch.cat(unpack_sequence(hidden)).unsqueeze(-1)).flatten()
-        return list(found.split(counts))
-
-
-class _FrameByFrame:
-    """The same by the package's own call for each frame."""
-
-    def __init__(self, detector: Any) -> None:
-        self._detector = copy.deepcopy(detector)  # it has the state of one recording
-        self._detector.reset_states()
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """The frames themselves."""
-        return frames
-
-    def follow(self, frames: Tensor) -> Tensor:
-        """Probabilities `[N]` of the next frames `[N, BEFORE + FRAME]`."""
-        found = (self._detector(frame, SAMPLING_RATE) for frame in frames[:, BEFORE:])
-        return torch.stack([each.reshape(()) for each in found])

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
-from whisper_flash_attention.audio.vad import FRAME, Voice, detector
+from whisper_flash_attention.audio.voice import FRAME, Voice, detector
 from whisper_flash_attention.options import VadOptions
 
 # Below the threshold by this much, speech ends.

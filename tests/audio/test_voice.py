@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from whisper_flash_attention.audio import load_audio, vad
-from whisper_flash_attention.audio.vad import Voice, detector
+from whisper_flash_attention.audio import load_audio, voice
+from whisper_flash_attention.audio.voice import Voice, detector
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_package(speech, monkeypatch: pytest.Monkey
     expected = one_by_one(speech)
     assert 0.2 < (expected > 0.5).float().mean() < 0.95
     torch.testing.assert_close(Voice(detector()).probabilities(speech), expected)
-    monkeypatch.setattr(vad, "FRAMES_AT_ONCE", 17)
+    monkeypatch.setattr(voice, "FRAMES_AT_ONCE", 17)
     torch.testing.assert_close(Voice(detector()).probabilities(speech), expected)
     short = speech[:100]
     torch.testing.assert_close(Voice(detector()).probabilities(short), one_by_one(short))
