@@ -315,24 +315,24 @@ def files_sentence() -> str:
 def peers_sentence() -> str:
     """The README's comparison with other systems on a CPU."""
     rows = [row for row in read_json(PEERS)["rows"] if row["status"] == "ok"]
-    least: dict[
-        tuple[str, str, bool], float
-    ] = {}  # over the fastest of the others, by case and mode
-    others = {}
+    # Over the fastest of the others, by checkpoint, dtype and mode.
+    least: dict[tuple[str, str, bool], float] = {}
+    others = set()
     for row in rows:
         same = [each for each in rows if _by_case(each) == _by_case(row)]
         if row["system"].startswith("ours") or (ratio := speed_of_ours(same, row)) is None:
             continue
         case = (*_by_case(row), SYSTEMS[row["system"]].is_batched)
         least[case] = min(ratio, least.get(case, ratio))
-        others[SYSTEM_NAMES[row["system"]].partition(",")[0]] = True
+        others.add(SYSTEM_NAMES[row["system"]].partition(",")[0])
     *most, last = sorted(others, key=str.lower)
     lowest, highest = min(least.values()), max(least.values())
     assert lowest > 1, "this package is not the fastest any more"
     text = (
-        f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest of "
-        f"{', '.join(most)} and {last} (tiny.en and base, float32 and int8, sequential and "
-        "batched; [memory and word errors](docs/benchmarks.md#beside-other-systems-files-to-text))."
+        f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest "
+        f"of {', '.join(most)} and {last} that was measured (tiny.en and base, float32 and int8, "
+        "both modes; [memory and word errors]"
+        "(docs/benchmarks.md#beside-other-systems-files-to-text))."
     )
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
