@@ -313,7 +313,13 @@ def files_sentence() -> str:
 
 
 def peers_sentence() -> str:
-    """The README's comparison with other systems on a CPU."""
+    """The README's comparison with other systems."""
+    return textwrap.fill(
+        f"{_peers_on_gpu()} {_peers_on_cpu()}", 100, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _peers_on_cpu() -> str:
     rows = [row for row in read_json(PEERS)["rows"] if row["status"] == "ok"]
     # Over the fastest of the others, by checkpoint, dtype and mode.
     least: dict[tuple[str, str, bool], float] = {}
@@ -328,13 +334,32 @@ def peers_sentence() -> str:
     *most, last = sorted(others, key=str.lower)
     lowest, highest = min(least.values()), max(least.values())
     assert lowest > 1, "this package is not the fastest any more"
-    text = (
+    return (
         f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest "
         f"of {', '.join(most)} and {last} that was measured (tiny.en and base, float32 and int8, "
         "both modes; [memory and word errors]"
         "(docs/benchmarks.md#beside-other-systems-files-to-text))."
     )
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _peers_on_gpu() -> str:
+    rows = [row for row in read_json(PEERS_GPU)["rows"] if row["status"] == "ok"]
+    ratios: dict[str, list[float]] = {}
+    for row in rows:
+        same = [each for each in rows if _by_case(each) == _by_case(row)]
+        if row["system"].startswith("ours") or (ratio := speed_of_ours(same, row)) is None:
+            continue
+        ratios.setdefault(SYSTEM_NAMES[row["system"]].partition(",")[0], []).append(ratio)
+    compared = " and ".join(
+        f"{min(found):.1f} to {max(found):.1f} times as fast as {name}"
+        for name, found in sorted(ratios.items())
+    )
+    *most, last = sorted({row["batch_size"] for row in rows})
+    return (
+        f"On an {_gpu(rows[0])} it is {compared}, from a flac file, "
+        f"{', '.join(map(str, most))} or {last} windows at a time (large-v3-turbo and large-v3, "
+        "random weights)."
+    )
 
 
 def peers() -> str:
@@ -384,7 +409,8 @@ def peers_gpu() -> str:
             f"{SYSTEM_NAMES[row['system']]} {row['version']}",
         ]
         if row["status"] != "ok":
-            lines.append([*what, row["reason"], "", "", "", ""])
+            # Its first sentence: the rest has sizes of single allocations.
+            lines.append([*what, row["reason"].partition(". ")[0], "", "", "", ""])
             continue
         ratio = speed_of_ours(same, row)
         memory = row["peak_vram_gb"]
