@@ -107,6 +107,8 @@ PARITY = {
 THROUGHPUT = "throughput-h100.json"
 # A row of the later file replaces the same of the one before.
 FILES = ("files-h100.json", "files-h200.json")
+# Its two rows differ in the detector.
+DETECTOR = "files-detector-h200.json"
 # Entries of `benchmark throughput --from files`, and what users call them.
 ENTRIES = {
     "memory": "arrays in memory",
@@ -303,12 +305,14 @@ def files_sentence() -> str:
     }
     row, memory = found["flac", "command"], found["flac", "memory"]
     share = row["realtime_factor"] / memory["realtime_factor"]
+    speeds = {row.get("vad", False): row["realtime_factor"] for row in read_json(DETECTOR)["rows"]}
+    kept = speeds[True] / speeds[False]
     return (
         f"From files: the command turns {row['recordings']} flac files, "
         f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
         f"large-v3-turbo on an {_gpu(row)}: {row['realtime_factor']:,.0f} times real time, "
-        f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window, "
-        "without the voice activity detector)."
+        f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window). "
+        f"With the voice activity detector it keeps {kept:.0%} of that."
     )
 
 
@@ -493,7 +497,9 @@ SOURCES = (
     "encoder-h100.json",
     THROUGHPUT,
     *FILES,
+    DETECTOR,
     PEERS,
+    PEERS_GPU,
     MEMORY,
     "start-up-medium-h100.json",
     "capacity-h100.json",
