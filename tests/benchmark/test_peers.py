@@ -6,6 +6,8 @@ import io
 import json
 import multiprocessing
 import struct
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -185,6 +187,28 @@ def test_faster_whisper_decodes_to_a_given_number_of_tokens(
         assert texts.tokens == 3 * 9, name
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["stock-chunked", "stock-long-form"])
+def test_stock_does_not_search_with_beams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its pipeline would, with five, where all others decode greedily."""
+    written = write_checkpoint("tiny", [TRANSFORMERS], tmp_path, is_random=True)
+    transcribe, used = SYSTEMS[name].load(Setup(written, "cpu", "float32", 1, 1, new_tokens=4))
+    monkeypatch.setattr(WhisperForConditionalGeneration, "_beam_search", None)
+    texts = Texts()
+    transcribe(str(bundled_recordings()[0].path), "en", 1, texts)
+    assert (texts.tokens or 0) >= 3 and used["num_beams"] == 1
+
+
+def test_settings_state_what_a_system_does_by_default(tmp_path: Path, tiny_en: str) -> None:
+    written = write_checkpoint(tiny_en, [TRANSFORMERS], tmp_path)
+    for name, vad in (("ours-sequential", False), ("ours-batched", True)):
+        _, used = SYSTEMS[name].load(Setup(written, "cpu", "float32", 1, 1))
+        assert (used["beam_size"], used["vad_filter"], used["temperature"][0]) == (1, vad, 0.0)
+        assert used["compression_ratio_threshold"] == 2.4
+
+
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -202,7 +226,8 @@ class FakeWorker:
             raise PeerFailed("ValueError: no model")
         return 0.5
 
-    def call(self, spoken: Spoken, batch_size: int) -> Call:
+    def call(self, spoken: Spoken, batch_size: int, language: str | None) -> Call:
+        assert language == "en" or spoken.language != "en"
         if self.name == "stock-chunked" and spoken.language == "none" and batch_size == 2:
             raise PeerFailed("died with exit code -9")
         return call((2.0 if self.name.startswith("ours") else 4.0) / batch_size)
@@ -240,7 +265,7 @@ def test_rows_have_speed_errors_and_reasons(
 
     def measure(which: PeersCase, spoken: list[Spoken]) -> None:
         measure_peers(
-            *(which, dict.fromkeys(which.batch_sizes, spoken), {}, tmp_path),
+            *(which, dict.fromkeys(which.batch_sizes, spoken), tmp_path),
             keep=lambda row: rows.update({(row["system"], row["batch_size"]): row}),
             report=lines.append,
         )
@@ -263,6 +288,7 @@ def test_rows_have_speed_errors_and_reasons(
     assert found["vllm", 2] == ("skipped", "does not run on cpu")
     assert speed_of_ours(list(rows.values()), rows["stock-long-form", 1]) is None
     assert speed_of_ours(list(rows.values()), rows["stock-chunked", 4]) == 2.0
+    assert [each["is_silent"] for each in ours["files"]] == [False, True]
     with pytest.raises(OptionError, match="none of the recordings is in a language"):
         measure(case("ours-batched"), recordings[2:])
 
@@ -278,7 +304,7 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
     spoken = {size: [silence] for size in (1, 2, 4)}
     rows: list[dict[str, Any]] = []
     which = case("stock-chunked", rounds=1, batch_sizes=tuple(spoken))
-    measure_peers(which, spoken, {}, tmp_path, rows.append, print)
+    measure_peers(which, spoken, tmp_path, rows.append, print)
     found = [(row["batch_size"], row["status"]) for row in rows]
     assert found == [(1, "ok"), (2, "failed"), (4, "failed")]
 
@@ -308,6 +334,28 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
             case("ours-batched", **wrong)
     with pytest.raises(OptionError, match="system is 'theirs': give ours-sequential"):
         case("theirs")
+
+
+def test_speeds_are_compared_where_words_are() -> None:
+    def row(system: str, spoken: list[float], silent: list[float], in_turns: bool) -> Any:
+        files = [{"is_silent": False, "seconds": spoken}, {"is_silent": True, "seconds": silent}]
+        return {"system": system, "batch_size": 1, "in_turns": in_turns, "files": files}
+
+    for in_turns, expected in ((True, 3.0), (False, 2.0)):
+        ours = row("ours-sequential", [1.0, 2.0, 4.0], [1.0, 1.0, 1.0], in_turns)
+        theirs = row("openai-whisper", [4.0, 6.0, 2.0], [9.0, 9.0, 9.0], in_turns)
+        assert speed_of_ours([ours, theirs], theirs) == expected
+    # Rounds that one system lacks are not dropped where no turns were taken.
+    fewer = row("openai-whisper", [4.0], [9.0], in_turns=False)
+    assert speed_of_ours([ours], fewer) == 2.0
+
+
+def test_descriptions_of_sounds_are_no_words() -> None:
+    path = bundled_recordings()[0].path
+    running = running_of(case("ours-batched"))
+    running.calls[path] = [call(1.0, " [BLANK_AUDIO] (wind howling) *")]
+    found = running.summary([Spoken(path, "none", None)], {path: 10.0})
+    assert found["invented_words"] == 0
 
 
 def test_texts_are_those_of_the_last_round_and_times_of_all() -> None:
@@ -342,6 +390,34 @@ def test_a_system_that_cannot_be_loaded_says_why() -> None:
     missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 50257, is_multilingual=True)
     serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
     assert "nowhere" in ours.recv()
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    code = f"""
+import multiprocessing, os, time
+from whisper_flash_attention.benchmark import peer_systems
+
+def work():
+    peer_systems.Thread(target=peer_systems._end_with_parent, daemon=True).start()
+    open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+    while not os.path.exists({str(tmp_path / "pid")!r}):
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os._exit(0)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=60)
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}/status").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker is still there")
 
 
 def test_the_memory_of_this_process_is_known() -> None:

@@ -1,14 +1,15 @@
 """Systems that turn recordings into text, each set up as its documentation recommends.
 
 Each has a process for itself (`serve_calls`), in which its loader imports what it needs and no
-more, as memory is measured there. All decode greedily, with their own defaults otherwise. A
-forced number of tokens, which is for random weights, makes all of them decode every window of 30 s
-once, to that many tokens.
+more, as memory is measured there. All decode greedily, with their own defaults otherwise, which
+their settings state. A forced number of tokens, which is for random weights, makes all of them
+decode every window of 30 s once, to that many tokens.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -16,8 +17,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from inspect import Parameter, signature
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, Protocol
 
 from whisper_flash_attention.audio.audio_source import load_audio
@@ -43,6 +46,24 @@ ONCE: dict[str, Any] = {
     "condition_on_previous_text": False,
     **dict.fromkeys(("compression_ratio_threshold", "no_speech_threshold")),
 }
+
+
+# Options whose defaults a row states, where a system has them.
+_STATED = (
+    *("beam_size", "temperature", "condition_on_previous_text", "without_timestamps"),
+    *("compression_ratio_threshold", "no_speech_threshold", "vad_filter"),
+    *("logprob_threshold", "log_prob_threshold"),
+)
+
+
+def defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of a function's options that decide how much is decoded, and how."""
+    parameters = signature(function).parameters
+    return {
+        name: parameters[name].default
+        for name in _STATED
+        if name in parameters and parameters[name].default is not Parameter.empty
+    }
 
 
 @dataclass(frozen=True)
@@ -166,6 +187,7 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
     """This package's transcriber."""
     import torch
 
+    from whisper_flash_attention.options import DecodeOptions
     from whisper_flash_attention.transcribe import Transcriber
 
     torch.set_num_threads(setup.threads)
@@ -185,7 +207,8 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
         for segment in transcriber.stream(path, language=language, **settings, **sizes):
             texts.add(f" {segment.text}", len(segment.tokens))
 
-    return transcribe, settings
+    defaults = defaults_of(DecodeOptions) | {"vad_filter": mode == "batched"}
+    return transcribe, defaults | settings
 
 
 def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
@@ -216,7 +239,8 @@ def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
         return found
 
     recognise.model.generate = counted
-    generate: dict[str, Any] = {}
+    # The pipeline would search with five beams.
+    generate: dict[str, Any] = {"num_beams": 1, "do_sample": False}
     if setup.new_tokens is not None:
         generate |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
         if chunked:
@@ -250,7 +274,7 @@ def load_openai_whisper(setup: Setup) -> Loaded:
         found = model.transcribe(load_audio(path), language=language, **settings)
         texts.add(found["text"], sum(len(segment["tokens"]) for segment in found["segments"]))
 
-    return transcribe, settings | READER
+    return transcribe, defaults_of(whisper.transcribe) | settings | READER
 
 
 def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
@@ -290,7 +314,8 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
 
     # CTranslate2 has options of its own in the environment.
     environment = {name: value for name, value in os.environ.items() if name.startswith("CT2_")}
-    return transcribe, settings | {"compute_type": setup.dtype} | environment
+    defaults = defaults_of(runner.transcribe)
+    return transcribe, defaults | settings | {"compute_type": setup.dtype} | environment
 
 
 def _decoded(path: str) -> Samples:
@@ -460,6 +485,7 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
     """
     if peers is not None:
         sys.path.append(peers)
+    Thread(target=_end_with_parent, daemon=True).start()
     try:
         start = time.perf_counter()
         transcribe, settings = SYSTEMS[name].load(setup)
@@ -475,6 +501,14 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
     except Exception as error:  # of a package that is not ours: its row says what it was
         traceback.print_exc()
         connection.send(f"{type(error).__name__}: {error}"[:300])
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one ends, however, and end this one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def peak_of_tree() -> float:

@@ -3,9 +3,8 @@
 A system loads once, for all batch sizes. On a CPU all take turns, a recording each, so that
 whatever else the machine does hits all of them; on a GPU, whose memory they would share, one
 follows the other, unless turns are chosen, which saves time: all load at once. The clock runs from
-the path to the whole text. A call before it warms up: on a CPU with the shortest recording; on a
-GPU ours with the longest, as it records graphs for every shape that it meets, and the others with
-one that fills a batch, where there is such a one.
+the path to the whole text. A call before it warms up, for all with the same recording: the shortest
+on a CPU, and the longest on a GPU, since it has all shapes.
 """
 
 from __future__ import annotations
@@ -196,13 +195,16 @@ class Worker:
         self.settings, seconds = self._receive()
         return float(seconds)
 
-    def call(self, spoken: Spoken, batch_size: int) -> Call:
+    def call(self, spoken: Spoken, batch_size: int, language: str | None = None) -> Call:
         """Transcribe a recording, chunks of it side by side.
+
+        Args:
+            language: of one without words; None has it detected.
 
         Raises:
             PeerFailed: the system raised, died or took too long.
         """
-        language = None if spoken.is_silent else spoken.language
+        language = language if spoken.is_silent else spoken.language
         with suppress(BrokenPipeError):  # it died; that is found when its result is waited for
             self._connection.send((str(spoken.path), language, batch_size))
         found: Call = self._receive()
@@ -357,6 +359,7 @@ class Running:
                 {
                     "audio": each.path.name,
                     "audio_seconds": lengths[each.path],
+                    "is_silent": each.is_silent,
                     "seconds": [call.seconds for call in self.calls[each.path]],
                     "text": None if is_random else last[each.path].text,
                 }
@@ -368,7 +371,6 @@ class Running:
 def measure_peers(
     case: PeersCase,
     recordings: Mapping[int, Sequence[Spoken]],
-    warm_ups: Mapping[int, Spoken],
     folder: Path,
     keep: Callable[[dict[str, Any]], None],
     report: Callable[[str], None],
@@ -377,7 +379,6 @@ def measure_peers(
 
     Args:
         recordings: by batch size; those whose language the model does not know are left out.
-        warm_ups: recordings that fill a batch of this size and no more, if there are any.
         folder: where the checkpoint is written in the formats that the systems load.
         keep: takes the row of a system after every round, and of one that cannot be measured.
         report: takes a line about whatever took time besides.
@@ -410,7 +411,7 @@ def measure_peers(
                 keep(row | {"status": reason[0], "reason": reason[1]})
     groups = [chosen] if case.in_turns else [[each] for each in chosen]
     for group in groups:
-        _Group(case, spoken, warm_ups, lengths, keep, report).measure(checkpoint, group)
+        _Group(case, spoken, lengths, keep, report).measure(checkpoint, group)
 
 
 def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCheckpoint:
@@ -451,7 +452,6 @@ class _Group:
 
     case: PeersCase
     spoken: Mapping[int, Sequence[Spoken]]
-    warm_ups: Mapping[int, Spoken]
     lengths: dict[Path, float]
     keep: Callable[[dict[str, Any]], None]
     report: Callable[[str], None]
@@ -488,22 +488,22 @@ class _Group:
         choose = min if self.case.kind == "cpu" else max
         with_words = [each for each in spoken if not each.is_silent] or spoken
         first = choose(with_words, key=lambda each: self.lengths[each.path])
+        # So that no system takes time to detect one where nobody speaks.
+        language = None if first.is_silent else first.language
         measured = [each for each in self.running if size in each.left]
         for each in measured:
             each.row = self._blank_row(each, size)
             each.largest = max(each.largest, each.row["batch_size"])
             each.calls = {}
-            is_ours = each.system.name.startswith(OURS)
             with self._failures(each):
-                warm_up = first if is_ours else self.warm_ups.get(size, first)
-                each.warm_up_seconds = each.worker.call(warm_up, size).seconds
+                each.warm_up_seconds = each.worker.call(first, size, language).seconds
                 self.report(f"{_in_short(each.row)}: warm after {each.warm_up_seconds:.1f} s")
         for _ in range(self.case.rounds):
             for one in spoken:
                 for each in self._alive(measured):
                     with self._failures(each):
                         calls = each.calls.setdefault(one.path, [])
-                        calls.append(each.worker.call(one, size))
+                        calls.append(each.worker.call(one, size, language))
             for each in self._alive(measured):
                 with self._failures(each):
                     self.keep(each.summary(spoken, self.lengths))
@@ -534,14 +534,25 @@ def _in_short(row: Mapping[str, Any]) -> str:
 
 
 def speed_of_ours(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> float | None:
-    """How many times as fast ours is in the same mode with the same batch size, by the median of
-    all rounds' ratios.
+    """How many times as fast ours is in the same mode with the same batch size, where words are.
+
+    Where systems took turns, the median of all rounds' ratios; otherwise the ratio of medians.
     """
     mode = "batched" if SYSTEMS[row["system"]].is_batched else "sequential"
     for ours in rows:
         if ours["system"] != f"{OURS}-{mode}" or ours["batch_size"] != row["batch_size"]:
             continue
-        if ours.get("seconds") and row.get("seconds"):
-            pairs = zip(row["seconds"], ours["seconds"], strict=False)
-            return float(median(theirs / its for theirs, its in pairs))
+        theirs, its = _spoken_seconds(row), _spoken_seconds(ours)
+        if not theirs or not its:
+            return None
+        if row["in_turns"] and ours["in_turns"]:
+            return float(median(a / b for a, b in zip(theirs, its, strict=False)))
+        return float(median(theirs) / median(its))
     return None
+
+
+def _spoken_seconds(row: Mapping[str, Any]) -> list[float]:
+    """Seconds of each round for the recordings with words, or for all if none has any."""
+    files = row.get("files", [])
+    spoken = [each for each in files if not each["is_silent"]] or files
+    return [sum(each) for each in zip(*(each["seconds"] for each in spoken), strict=True)]

@@ -28,6 +28,8 @@ from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe.inputs import find_inputs
 
+# Descriptions of sounds in brackets, as Whisper's normaliser removes them.
+_DESCRIPTION = re.compile(r"\[[^\]]*\]|\([^)]*\)")
 # Written without blanks: a character counts as a word.
 CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 
@@ -79,8 +81,11 @@ def with_transcript(path: Path, language: str) -> Spoken:
 
 
 def normalised(text: str, language: str = "en") -> str:
-    """Lower case, without punctuation; single characters of languages written without blanks."""
-    kept = (letter if letter.isalnum() or letter in " '" else " " for letter in text.lower())
+    """Lower case, without punctuation and descriptions of sounds in brackets; single characters of
+    languages written without blanks.
+    """
+    words = _DESCRIPTION.sub(" ", text.lower())
+    kept = (letter if letter.isalnum() or letter in " '" else " " for letter in words)
     plain = "".join(kept)
     return " ".join("".join(plain.split())) if language in CHARACTER_LANGUAGES else plain
 

@@ -9,7 +9,6 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,7 +133,7 @@ def peers_command(
         --batch-size 32 --join 1900 --batch-size 128 --join 7100
     """
     from whisper_flash_attention.benchmark.environment import describe_environment
-    from whisper_flash_attention.benchmark.peer_systems import SYSTEMS, WINDOW
+    from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
     from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
@@ -182,17 +181,14 @@ def peers_command(
     with tempfile.TemporaryDirectory(prefix="whisper-flash-") as name:
         temporary = Path(name)
         spoken = find_spoken(files, language) if files else bundled_spoken()
-        recordings, warm_ups = {}, {}
+        recordings = {}
         for place, size in enumerate(case.batch_sizes):
             recordings[size] = spoken
             if lengths:
                 seconds = lengths[min(place, len(lengths) - 1)]
                 joined = join_spoken(spoken, seconds, temporary)
                 recordings[size] = [*spoken, joined] if files else [joined]
-                if not on_cpu and WINDOW * size < seconds:
-                    with suppress(OptionError):  # every recording is longer
-                        warm_ups[size] = join_spoken(spoken, float(WINDOW * size), temporary)
-        measure_peers(case, recordings, warm_ups, checkpoints or temporary, keep, report)
+        measure_peers(case, recordings, checkpoints or temporary, keep, report)
     found = sorted(rows.values(), key=lambda row: case.systems.index(row["system"]))
     out = table_console()
     if any(row["status"] == "ok" for row in found):
