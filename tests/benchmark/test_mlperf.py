@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.benchmark.mlperf import (
     OfflineSystem,
@@ -133,7 +134,8 @@ def test_a_run_with_real_weights_has_logs_a_rate_and_a_word_error_rate(tmp_path:
     assert row["tokens_per_sample"] > 10 and row["wer"] < 0.1
     rate = row["samples_per_second"]
     assert row["realtime_factor"] == pytest.approx(rate * row["library_seconds"])
-    assert row["environment"]["torch"]
+    assert row["environment"]["torch"] and row["version"] == __version__
+    assert row["accuracy"] is row["performance"] is True
     summary = (tmp_path / "performance" / "mlperf_log_summary.txt").read_text()
     assert "Scenario : Offline" in summary
     [logged] = json.loads((tmp_path / "accuracy" / "mlperf_log_accuracy.json").read_text())
@@ -151,6 +153,9 @@ def test_random_weights_give_every_sample_as_many_tokens(
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["samples"] >= 1 and row["tokens"] == 7 * row["samples"]
     assert row["checkpoint"] == "tiny" and row["target_qps"] > 0
+    assert row["version"] == __version__
+    # None is measured, although the command was not told so.
+    assert row["accuracy"] is False and row["performance"] is True
     assert "wer" not in row and not (tmp_path / "accuracy").exists()
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention._version import __version__
 from whisper_flash_attention.benchmark.environment import driver_memory, package_version
 from whisper_flash_attention.benchmark.measure import GB, peak_rss
 from whisper_flash_attention.benchmark.spoken import Sample
@@ -271,7 +272,7 @@ class MlperfCase:
         new_tokens: of every sample; None leaves them to the model.
         seconds: that a performance run takes at least.
         target_qps: samples per second that the load generator expects; None measures before.
-        accuracy, performance: the runs.
+        accuracy, performance: the runs that are requested.
 
     Raises:
         OptionError: a number is out of range, or no run is left.
@@ -296,6 +297,11 @@ class MlperfCase:
             raise OptionError("random weights have no accuracy: measure performance")
         if not (self.accuracy or self.performance):
             raise OptionError("nothing to measure: neither performance nor accuracy")
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether there is an accuracy run: one is requested, and the weights are a model's."""
+        return self.accuracy and not self.random_weights
 
 
 def measure_mlperf(
@@ -327,9 +333,10 @@ def measure_mlperf(
         "official": False,
         "note": UNOFFICIAL,
         "system": "ours-batched",
-        "version": package_version("whisper-flash-attention"),
+        "version": __version__,
         "load_generator": package_version("mlcommons-loadgen"),
         **asdict(case),
+        "accuracy": case.measures_accuracy,
         "library_samples": len(samples),
         "library_seconds": sum(lengths),
         "target_qps": rate,
@@ -342,7 +349,7 @@ def measure_mlperf(
             "tokens_per_sample": found["tokens"] / found["samples"],
             "realtime_factor": speed * sum(lengths) / len(lengths),
         }
-    if case.accuracy and not case.random_weights:
+    if case.measures_accuracy:
         run_offline(system, accuracy=True, folder=folder / "accuracy", **runs)
         normalise, with_spelling = english_normaliser(transcriber.processor.tokenizer)
         row["wer"] = word_error_rate(samples, folder / "accuracy" / ACCURACY, normalise)
