@@ -16,6 +16,8 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ import torch
 
 from whisper_flash_attention import validation as check
 from whisper_flash_attention._version import __version__
+from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.benchmark.environment import driver_memory, package_version
 from whisper_flash_attention.benchmark.measure import GB, peak_rss
-from whisper_flash_attention.benchmark.spoken import Sample
+from whisper_flash_attention.benchmark.spoken import Sample, bundled_spoken, read_manifest, repack
 from whisper_flash_attention.errors import BenchmarkError, MissingPackage, OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors
@@ -37,6 +40,8 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz'0123456789$¢£€%+-"
 # A run has to take this long, by the rules.
 OFFICIAL_SECONDS = 600.0
 WARM_UP_BATCHES = 2
+# Every fifth of the 120 orders of the packaged recordings makes a sample.
+ORDERS_APART = 5
 SUMMARY, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_accuracy.json"
 
 
@@ -71,6 +76,23 @@ def offline_options(new_tokens: int | None) -> DecodeOptions:
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
     )
+
+
+def sample_library(manifest: Path | None) -> list[Sample]:
+    """The samples of a manifest; without one, the packaged recordings joined in 24 orders.
+
+    The packaged recordings fill one sample. In other orders they fill others, so that the load
+    generator has samples to choose from.
+
+    Raises:
+        AudioError: a recording cannot be read.
+        BenchmarkError: the manifest cannot be read, or none of its recordings is short enough.
+    """
+    if manifest is not None:
+        return repack(read_manifest(manifest))
+    load = cache(load_audio)
+    orders = list(permutations(bundled_spoken()))[::ORDERS_APART]
+    return [sample for order in orders for sample in repack(order, load)]
 
 
 @dataclass(frozen=True)
