@@ -490,7 +490,7 @@ def parity() -> str:
     return markdown(["checkpoint", "device", "modes", "identical ids", "the rest"], lines)
 
 
-# Results that README.md and docs/benchmarks.md show.
+# Results that README.md and pages of docs/ show or cite.
 SOURCES = (
     "h200/results.json",
     "encoder-h100.json",
@@ -500,6 +500,13 @@ SOURCES = (
     PEERS,
     PEERS_GPU,
     MEMORY,
+    "mlperf-h200.json",
+    "mlperf-h100.json",
+    "serve-h100.json",
+    "serve-h200.json",
+    "serve-queued-h200.json",
+    "serve-cpu.json",
+    "start-up-tiny-h100.json",
     "start-up-medium-h100.json",
     "capacity-h100.json",
     "cpu.json",
@@ -508,17 +515,61 @@ SOURCES = (
     "texts-base-cpu.json",
     "word-times-tiny.en-cpu.json",
     "word-times-base-cpu.json",
+    "word-errors-cpu.json",
+    "invented-cpu.json",
+    "lost-words-tiny.en-h100.json",
+    "lost-words-base-h100.json",
+    "long-form-tiny.en-cpu.json",
+    "short-windows-tiny.en-cpu.json",
+    "short-windows-base-cpu.json",
+    "start-cpu.json",
+    "cpu-step.json",
+    "cpu-products.json",
+    "encoder-cpu.json",
+    "encoder-fidelity-tiny.en-h100.json",
+    "front-end.json",
+    "decoders-cpu.json",
+    "detector-cpu.json",
+    "ray-groups-h200.json",
+    "archive-cpu.json",
+    "archive-rows-cpu.json",
+    "decode-step-h100.json",
+    "attention-h100.json",
+    "absorbed-h100.json",
+    "absorbed-1280-h100.json",
+    "absorbed-wide-h200.json",
+    "absorbed-ring-h200.json",
+    "memory-account-h100.json",
+    "memory-release-h200.json",
+    "house-h100.json",
+    "house-large-h200.json",
+    "h100-static/results.json",
+    "h100-backends/results.json",
 )
+
+
+def environments(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The environments of a file of results; none where it records none.
+
+    A row without one has that of the file. Files of two parts, before and after a change, have one
+    in each, beside the part's commit.
+    """
+    top = document.get("environment")
+    if rows := document.get("rows"):
+        found = [row.get("environment", top) for row in rows]
+    elif top is None:
+        parts = (part for part in document.values() if isinstance(part, dict))
+        found = [p["environment"] | {"commit": p["commit"]} for p in parts if "environment" in p]
+    else:
+        found = [top]
+    return [each for each in found if each is not None]
 
 
 def sources() -> str:
     """The day, the commit and the machine of each file of results."""
     lines = []
     for name in SOURCES:
-        document = read_json(name)
-        rows = document.get("rows") or []
-        found = [row["environment"] for row in rows if "environment" in row]
-        found = found or [document["environment"]]
+        found = environments(read_json(name))
         fields = ([each[key] for each in found] for key in ("date", "commit", "device_name"))
         days, commits, devices = (dict.fromkeys(values) for values in fields)
         lines.append(

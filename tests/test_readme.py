@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.documents import README
+from tests.documents import PAGES, README, label
 from tests.scripts.loading import load_script
 
 MOST_LINES = 130
@@ -33,6 +35,17 @@ def test_charts_are_made_from_the_committed_results(name: str) -> None:
     for text in root.iter("{http://www.w3.org/2000/svg}text"):
         length = 0.56 * float(text.get("font-size", 0)) * len(text.text or "")
         assert float(text.get("x", 0)) + length <= width, text.text
+
+
+@pytest.mark.parametrize("path", PAGES, ids=label)
+def test_results_that_pages_cite_are_in_the_table_of_sources(path: Path) -> None:
+    text = path.read_text("utf-8")
+    cited = set(re.findall(r"`(?:benchmarks/results/)?([\w./-]+\.json)`", text))
+    cited |= {f"{name}/results.json" for name in re.findall(r"`benchmarks/results/([\w-]+)`", text)}
+    for name in cited:
+        file = RESULTS / name
+        if file.is_file() and SCRIPT.environments(json.loads(file.read_text("utf-8"))):
+            assert name in SCRIPT.SOURCES, name
 
 
 def test_all_rows_of_the_predecessor_were_measured() -> None:

@@ -1,17 +1,21 @@
-"""Evaluate this package as the Open ASR leaderboard evaluates a model, and write its manifest.
+"""Evaluate this package on a data set of the Open ASR leaderboard, and write its manifest.
 
     pip install whisper-flash-attention datasets kaldialign
     python benchmarks/open_asr/run_eval.py --model_id openai/whisper-large-v3 --device 0 \\
-        --dataset_path hf-audio/esb-datasets-test-only-sorted --dataset librispeech \\
+        --dataset_path hf-audio/open-asr-leaderboard --dataset librispeech \\
         --split test.clean --batch_size 128
     python benchmarks/open_asr/run_eval.py --model_id package:tiny.en --dataset_path data \\
         --dataset librispeech --split test.clean --batch_size 16 --row row.json
 
-The arguments, the manifest (its name, and for every sample its path, duration, time, transcript and
-the text found, both as they are) and the figures are those of the leaderboard: word error rates
-after Whisper's normaliser of English, in which a compound and its parts are the same, and RTFx, the
-seconds of audio per second from samples in memory to text. Samples are read and resampled before
-the clock starts, and runs that are not timed come first.
+The arguments are those of the leaderboard's scripts, as far as they apply. So is the manifest: its
+name, and for every sample its path, duration, time, transcript and the text found, both as they
+are. It is what the leaderboard's own scorer takes, `score_results` in its normalizer/eval_utils.py.
+
+The word error rate that is printed here is not the leaderboard's. It is after Whisper's normaliser
+of English as Transformers has it; the leaderboard's differs in British spellings, abbreviations,
+fillers and names. In both a compound and its parts are the same. RTFx is the seconds of audio per
+second from samples in memory to text. Samples are read and resampled before the clock starts, and
+runs that are not timed come first.
 
 `--dataset_path` may be a folder in the layout of the leaderboard's data sets: a folder per data set
 with the Parquet files of each split, which have the columns audio and text. Anything else is a name
@@ -138,6 +142,7 @@ def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def score(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
     """Word error rate in percent, and RTFx, rounded as the leaderboard rounds them.
 
+    The rate is after Whisper's normaliser as Transformers has it, not after the leaderboard's.
     `spelling_normalised` is whether British spellings are the same as American ones, for which the
     checkpoint has to have normalizer.json, or openai-whisper to be installed.
     """
@@ -161,11 +166,13 @@ def main(
     dataset: Annotated[str, typer.Option("--dataset", help="Name of the data set.")],
     dataset_path: Annotated[
         str, typer.Option("--dataset_path", help="Folder, or name on the Hub.")
-    ] = "hf-audio/esb-datasets-test-only-sorted",
+    ] = "hf-audio/open-asr-leaderboard",
     split: Annotated[str, typer.Option("--split")] = "test",
     device: Annotated[int, typer.Option("--device", help="Of a GPU; -1 is the CPU.")] = -1,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1)] = 16,
-    max_eval_samples: Annotated[int | None, typer.Option("--max_eval_samples", min=1)] = None,
+    max_eval_samples: Annotated[
+        int | None, typer.Option("--max_eval_samples", help="All of them, if below 1.")
+    ] = None,
     streaming: Annotated[bool, typer.Option("--streaming/--no-streaming")] = True,
     max_new_tokens: Annotated[int | None, typer.Option("--max_new_tokens", min=1)] = None,
     longform: Annotated[
@@ -176,16 +183,18 @@ def main(
     row: Annotated[Path | None, typer.Option(help="JSON file for figures and environment.")] = None,
     commit: Annotated[str | None, typer.Option(help="Commit to record instead of git's.")] = None,
 ) -> None:
-    """Evaluate a model on a data set as the Open ASR leaderboard does."""
+    """Evaluate a model on a data set of the Open ASR leaderboard."""
     name = "cpu" if device < 0 else f"cuda:{device}"
     transcriber = Transcriber.from_pretrained(model_id, device=name)
     options = DecodeOptions() if longform else offline_options(None)
     if max_new_tokens is not None:
         options = replace(options, max_new_tokens=max_new_tokens)
+    # The leaderboard's scripts give -1 for all samples.
+    most = max_eval_samples if max_eval_samples is not None and max_eval_samples > 0 else None
 
     def read() -> Iterator[list[Sample]]:
         samples = read_samples(dataset_path, dataset, split, streaming=streaming)
-        return batches_of(islice(samples, max_eval_samples), batch_size)
+        return batches_of(islice(samples, most), batch_size)
 
     for batch in islice(read(), warmup_steps):
         transcribe(transcriber, batch, options, batch_size)

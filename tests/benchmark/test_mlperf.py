@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.benchmark.mlperf import (
     OfflineSystem,
@@ -21,6 +22,7 @@ from whisper_flash_attention.benchmark.mlperf import (
     encode,
     english_normaliser,
     run_offline,
+    sample_library,
     word_error_rate,
 )
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
@@ -64,6 +66,22 @@ def test_consecutive_recordings_of_one_source_are_joined_up_to_30_s() -> None:
     assert not pause.any() and found[0].samples[12 * SECOND - 1] == 0.5
     with pytest.raises(BenchmarkError, match="no recording of the manifest is at most 30 s"):
         repack(utterances[5:6], load)
+
+
+def test_without_a_manifest_the_packaged_recordings_make_many_samples() -> None:
+    clips = bundled_recordings()
+    found = sample_library(None)
+    assert len(found) >= 16
+    # Each has all recordings, and no other sample has them in its order.
+    assert len({sample.transcript for sample in found}) == len(found)
+    assert len({sample.samples.tobytes() for sample in found}) == len(found)
+    words = sorted(" ".join(clip.transcript for clip in clips).split())
+    assert all(sorted(sample.transcript.split()) == words for sample in found)
+    assert max(sample.seconds for sample in found) <= 30
+    firsts = [
+        clip for clip in clips if any(s.transcript.startswith(clip.transcript) for s in found)
+    ]
+    assert firsts == list(clips)
 
 
 def test_manifests_are_lists_or_lines_with_a_path_and_a_transcript(tmp_path: Path) -> None:
@@ -133,7 +151,8 @@ def test_a_run_with_real_weights_has_logs_a_rate_and_a_word_error_rate(tmp_path:
     assert row["tokens_per_sample"] > 10 and row["wer"] < 0.1
     rate = row["samples_per_second"]
     assert row["realtime_factor"] == pytest.approx(rate * row["library_seconds"])
-    assert row["environment"]["torch"]
+    assert row["environment"]["torch"] and row["version"] == __version__
+    assert row["accuracy"] is row["performance"] is True
     summary = (tmp_path / "performance" / "mlperf_log_summary.txt").read_text()
     assert "Scenario : Offline" in summary
     [logged] = json.loads((tmp_path / "accuracy" / "mlperf_log_accuracy.json").read_text())
@@ -151,6 +170,10 @@ def test_random_weights_give_every_sample_as_many_tokens(
     row = json.loads((tmp_path / "row.json").read_text())
     assert row["samples"] >= 1 and row["tokens"] == 7 * row["samples"]
     assert row["checkpoint"] == "tiny" and row["target_qps"] > 0
+    assert row["library_samples"] == len(sample_library(None))
+    assert row["version"] == __version__
+    # None is measured, although the command was not told so.
+    assert row["accuracy"] is False and row["performance"] is True
     assert "wer" not in row and not (tmp_path / "accuracy").exists()
 
 

@@ -16,15 +16,19 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention._version import __version__
+from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.benchmark.environment import driver_memory, package_version
 from whisper_flash_attention.benchmark.measure import GB, peak_rss
-from whisper_flash_attention.benchmark.spoken import Sample
+from whisper_flash_attention.benchmark.spoken import Sample, bundled_spoken, read_manifest, repack
 from whisper_flash_attention.errors import BenchmarkError, MissingPackage, OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors
@@ -36,6 +40,8 @@ ALPHABET = " abcdefghijklmnopqrstuvwxyz'0123456789$¢£€%+-"
 # A run has to take this long, by the rules.
 OFFICIAL_SECONDS = 600.0
 WARM_UP_BATCHES = 2
+# Every fifth of the 120 orders of the packaged recordings makes a sample.
+ORDERS_APART = 5
 SUMMARY, ACCURACY = "mlperf_log_summary.txt", "mlperf_log_accuracy.json"
 
 
@@ -70,6 +76,23 @@ def offline_options(new_tokens: int | None) -> DecodeOptions:
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
     )
+
+
+def sample_library(manifest: Path | None) -> list[Sample]:
+    """The samples of a manifest; without one, the packaged recordings joined in 24 orders.
+
+    The packaged recordings fill one sample. In other orders they fill others, so that the load
+    generator has samples to choose from.
+
+    Raises:
+        AudioError: a recording cannot be read.
+        BenchmarkError: the manifest cannot be read, or none of its recordings is short enough.
+    """
+    if manifest is not None:
+        return repack(read_manifest(manifest))
+    load = cache(load_audio)
+    orders = list(permutations(bundled_spoken()))[::ORDERS_APART]
+    return [sample for order in orders for sample in repack(order, load)]
 
 
 @dataclass(frozen=True)
@@ -271,7 +294,7 @@ class MlperfCase:
         new_tokens: of every sample; None leaves them to the model.
         seconds: that a performance run takes at least.
         target_qps: samples per second that the load generator expects; None measures before.
-        accuracy, performance: the runs.
+        accuracy, performance: the runs that are requested.
 
     Raises:
         OptionError: a number is out of range, or no run is left.
@@ -296,6 +319,11 @@ class MlperfCase:
             raise OptionError("random weights have no accuracy: measure performance")
         if not (self.accuracy or self.performance):
             raise OptionError("nothing to measure: neither performance nor accuracy")
+
+    @property
+    def measures_accuracy(self) -> bool:
+        """Whether there is an accuracy run: one is requested, and the weights are a model's."""
+        return self.accuracy and not self.random_weights
 
 
 def measure_mlperf(
@@ -327,9 +355,10 @@ def measure_mlperf(
         "official": False,
         "note": UNOFFICIAL,
         "system": "ours-batched",
-        "version": package_version("whisper-flash-attention"),
+        "version": __version__,
         "load_generator": package_version("mlcommons-loadgen"),
         **asdict(case),
+        "accuracy": case.measures_accuracy,
         "library_samples": len(samples),
         "library_seconds": sum(lengths),
         "target_qps": rate,
@@ -342,7 +371,7 @@ def measure_mlperf(
             "tokens_per_sample": found["tokens"] / found["samples"],
             "realtime_factor": speed * sum(lengths) / len(lengths),
         }
-    if case.accuracy and not case.random_weights:
+    if case.measures_accuracy:
         run_offline(system, accuracy=True, folder=folder / "accuracy", **runs)
         normalise, with_spelling = english_normaliser(transcriber.processor.tokenizer)
         row["wer"] = word_error_rate(samples, folder / "accuracy" / ACCURACY, normalise)
