@@ -124,3 +124,16 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "2024").touch()
     with pytest.raises(OptionError, match="2024: cannot be made"):
         Output(folder=tmp_path).deliver(TALK, TRANSCRIPTION, headed=False)
+
+
+def test_a_full_disk_is_told_and_nothing_of_the_trial_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.touch()  # which a full disk allows
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OptionError, match=r"cannot be written to \(No space left on device"):
+        Output(folder=tmp_path).prepare([TALK])
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class Output:
             for target in filter(os.path.isfile, taken):
                 raise OptionError(f"{target}: exists already; --overwrite replaces it")
         _make(self.folder)
-        _probe(self.folder)
+        probe(self.folder)
         _check_distinct(self.folder, taken)
 
     def _check_standard_output(self, several: bool) -> None:
@@ -195,13 +196,15 @@ def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
     )
 
 
-def _probe(folder: Path) -> None:
-    """Raise `OptionError` if no file can be written to a folder."""
-    probe = folder / f".{uuid.uuid4().hex}.tmp"
+def probe(folder: Path) -> None:
+    """Raise `OptionError` if no file can be written to a folder, in which nothing is left."""
+    file = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        probe.write_bytes(b"a full disk takes a file, and nothing in it")
-        probe.unlink()
+        file.write_bytes(b"a full disk takes a file, and nothing in it")
+        file.unlink()
     except OSError as error:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
