@@ -9,7 +9,6 @@ import struct
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.benchmark import peers
 from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint, write_ggml
+from whisper_flash_attention.benchmark.peer_index import Origin, write_index
 from whisper_flash_attention.benchmark.peer_systems import (
     CTRANSLATE2,
     GGML,
@@ -41,7 +41,6 @@ from whisper_flash_attention.benchmark.peer_systems import (
     serve_calls,
 )
 from whisper_flash_attention.benchmark.peers import (
-    INDEX,
     PeerFailed,
     PeersCase,
     Running,
@@ -433,10 +432,10 @@ def test_the_command_measures_what_is_there(
 ) -> None:
     # Random words are not compared, which would take hours for a long recording.
     monkeypatch.setattr(peers, "word_errors", None)
-    home = tmp_path / "tiny"
+    origin = Origin.of("tiny", random_weights=True)
+    home = tmp_path / origin.folder_name
     home.mkdir()
-    written = write_checkpoint("tiny", [TRANSFORMERS], home, is_random=True)
-    (home / INDEX).write_text(json.dumps(asdict(written)))
+    write_index(home, origin, write_checkpoint("tiny", [TRANSFORMERS], home, is_random=True))
     path = tmp_path / "rows.json"
     flags = ["--random-weights", "tiny", "--new-tokens", "8", "--device", "cpu", "--threads", "1"]
     flags += ["--batch-size", "2", "--join", "40", "--batch-size", "1", "--join", "20"]

@@ -9,14 +9,13 @@ on a CPU, and the longest on a GPU, since it has all shapes.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -28,6 +27,12 @@ from whisper_flash_attention import validation as check
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
+from whisper_flash_attention.benchmark.peer_index import (
+    INDEX,
+    Origin,
+    read_index,
+    write_index,
+)
 from whisper_flash_attention.benchmark.peer_systems import (
     GB,
     OURS,
@@ -39,13 +44,12 @@ from whisper_flash_attention.benchmark.peer_systems import (
     System,
     serve_calls,
 )
-from whisper_flash_attention.benchmark.processes import start_workers
+from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
 from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
-INDEX = "checkpoint.json"  # what a folder has of a checkpoint
 PATIENCE = 1800.0  # seconds that loading or a call may take, if nothing else is given
 POLL = 0.05  # seconds between two readings of a GPU's memory
 
@@ -385,7 +389,7 @@ def measure_peers(
 
     Raises:
         OptionError: no recording is left.
-        ProcessFailed: the checkpoint cannot be read or written.
+        BenchmarkError: the checkpoint cannot be read or written.
     """
     systems = [SYSTEMS[name] for name in case.systems]
     chosen = [system for system in systems if case.why_not(system) is None]
@@ -417,33 +421,44 @@ def measure_peers(
 def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCheckpoint:
     """The checkpoint in the formats of these systems, written in a process of its own.
 
-    What an earlier run has left in the folder is taken if it has all of them.
+    What an earlier run has left in the folder is taken if it is of the same origin, and whole.
     """
     formats = sorted({system.formats[case.dtype] for system in systems})
-    folder = folder / case.source.replace(":", "-").replace("/", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / INDEX
-    if index.is_file():
-        with suppress(TypeError):  # of another version of this package
-            found = PeerCheckpoint(**json.loads(index.read_text("utf-8")))
-            if set(formats) <= found.files.keys():
-                return found
-    written = start_workers(case.device).call(_write, case, formats, folder, timeout=PATIENCE)
-    index.write_text(json.dumps(asdict(written)), encoding="utf-8")
+    origin = Origin.of(case.source, random_weights=case.random_weights)
+    folder = folder / origin.folder_name
+    found = read_index(folder, origin, formats)
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)  # its files are about to change
+    except OSError as error:
+        raise BenchmarkError(f"{folder} cannot be written to ({error.strerror})") from error
+    try:
+        written = start_workers(case.device).call(_write, case, formats, folder, timeout=PATIENCE)
+    except ProcessFailed as error:
+        raise BenchmarkError(f"{case.source} cannot be written: {error.reason}") from error
+    if isinstance(written, str):
+        raise BenchmarkError(written)
+    write_index(folder, origin, written)
     return written
 
 
-def _write(case: PeersCase, formats: Sequence[str], folder: Path) -> PeerCheckpoint:
+def _write(case: PeersCase, formats: Sequence[str], folder: Path) -> PeerCheckpoint | str:
+    """Write the checkpoint, or return why that cannot be done."""
     from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint
 
-    return write_checkpoint(
-        case.source,
-        formats,
-        folder,
-        is_random=case.random_weights,
-        device=case.device,
-        peers=case.peers,
-    )
+    try:
+        return write_checkpoint(
+            case.source,
+            formats,
+            folder,
+            is_random=case.random_weights,
+            device=case.device,
+            peers=case.peers,
+        )
+    except WhisperFlashError as error:
+        return str(error)
 
 
 @dataclass
