@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
+import os
+import signal
 import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -231,8 +235,8 @@ class FakeWorker:
             raise PeerFailed("died with exit code -9")
         return call((2.0 if self.name.startswith("ours") else 4.0) / batch_size)
 
-    def stop(self) -> None:
-        pass
+    def stop(self, *, at_once: bool = False) -> None:
+        self.ended_at_once = at_once
 
 
 def never_serve(*arguments: Any) -> None:
@@ -384,11 +388,93 @@ def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
     assert is_installed("torch", tmp_path) and version_of("torch", tmp_path) == torch.__version__
 
 
-def test_a_system_that_cannot_be_loaded_says_why() -> None:
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Ctrl-C ends the tests again."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_system_that_cannot_be_loaded_says_why(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = multiprocessing.Pipe()
     missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 50257, is_multilingual=True)
+    caplog.set_level(logging.DEBUG, "whisper_flash_attention")
     serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
     assert "nowhere" in ours.recv()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert "ours-batched failed" in caplog.text and "Traceback" in caplog.text
+    # The process that started it handles Ctrl-C.
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_worker_outlives_ctrl_c_and_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "serve_calls", never_serve)
+    setup = Setup(PeerCheckpoint({}, 0, is_multilingual=True), "cpu", "float32", 1, 1)
+    worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=60)
+    for _ in range(5):
+        os.kill(worker._process.pid or 0, signal.SIGINT)
+        time.sleep(0.1)
+    assert worker._process.is_alive()
+    start = time.monotonic()
+    worker.stop(at_once=True)
+    assert time.monotonic() - start < 5
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_interruption_does_not_wait_for_calls_that_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[FakeWorker] = []
+
+    class Interrupted(FakeWorker):
+        def load(self) -> float:
+            workers.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers, "Worker", Interrupted)
+    monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
+    written = PeerCheckpoint({}, 50257, is_multilingual=True)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    spoken = {2: [Spoken(bundled_recordings()[0].path, "en", None)]}
+    with pytest.raises(KeyboardInterrupt):
+        measure_peers(case("stock-chunked"), spoken, tmp_path, print, print)
+    assert [each.ended_at_once for each in workers] == [True]
+
+
+def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    script = """
+import time
+from whisper_flash_attention.benchmark import peers
+from whisper_flash_attention.cli import app
+
+def measure(*arguments):
+    print("measuring", flush=True)
+    time.sleep(60)
+
+peers.measure_peers = measure
+app(["benchmark", "peers", "--device", "cpu", "--system", "ours-batched", "--join", "20"])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "measuring\n"
+        assert [each.name for each in tmp_path.glob("whisper-flash-*/*")] == ["joined-20s.flac"]
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("whisper-flash-*"))
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

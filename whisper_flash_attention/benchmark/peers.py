@@ -44,7 +44,11 @@ from whisper_flash_attention.benchmark.peer_systems import (
     System,
     serve_calls,
 )
-from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
+from whisper_flash_attention.benchmark.processes import (
+    ProcessFailed,
+    interruptions_ignored,
+    start_workers,
+)
 from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
 from whisper_flash_attention.parity.report import WordErrors
@@ -187,7 +191,8 @@ class Worker:
             args=(theirs, system.name, setup, None if peers is None else str(peers)),
             daemon=False,  # systems start processes
         )
-        self._process.start()
+        with interruptions_ignored():  # also while it imports what it serves with
+            self._process.start()
         theirs.close()
 
     def load(self) -> float:
@@ -231,12 +236,15 @@ class Worker:
             raise PeerFailed(found)
         return found
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the process, which may have a call under way only if it is to end at once."""
         if self._process.is_alive():
-            with suppress(BrokenPipeError):
-                self._connection.send(None)
-            self._process.join(10)
+            if at_once:
+                self._process.terminate()
+            else:
+                with suppress(BrokenPipeError):
+                    self._connection.send(None)
+            self._process.join(2 if at_once else 10)
             if self._process.is_alive():
                 self._process.kill()
         self._process.join()
@@ -439,6 +447,8 @@ def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCh
     except ProcessFailed as error:
         raise BenchmarkError(f"{case.source} cannot be written: {error.reason}") from error
     if isinstance(written, str):
+        with suppress(OSError):  # it may hold files of an earlier run
+            folder.rmdir()
         raise BenchmarkError(written)
     write_index(folder, origin, written)
     return written
@@ -493,9 +503,12 @@ class _Group:
                     self.report(f"{each.system.name}: loaded in {each.worker.load():.1f} s")
             for size in case.batch_sizes:
                 self._measure(size)
-        finally:
+        except BaseException:
             for each in self.running:
-                each.worker.stop()
+                each.worker.stop(at_once=True)
+            raise
+        for each in self.running:
+            each.worker.stop()
 
     def _measure(self, size: int) -> None:
         """Measure a batch size."""

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.benchmark.results import Keeper
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -37,6 +38,7 @@ CPU_BATCH, GPU_BATCH = 8, 16
 
 
 @takes("peers", ModelOptions)
+@ended_by_sigterm()
 def peers_command(
     files: Annotated[
         list[str] | None,

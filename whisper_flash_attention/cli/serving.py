@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.benchmark.results import check_output, write_whole
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -32,6 +33,7 @@ from whisper_flash_attention.terminal import error_console, print_line
 
 
 @takes("serving", ModelOptions)
+@ended_by_sigterm()
 def serve_benchmark_command(
     *,
     random_weights: RandomWeights = None,

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.benchmark.results import Keeper
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -33,6 +34,7 @@ FILES_PANEL = "From files"
 
 
 @takes("throughput", ModelOptions)
+@ended_by_sigterm()
 def throughput_command(
     *,
     checkpoint: Annotated[
