@@ -63,7 +63,7 @@ from whisper_flash_attention.benchmark.spoken import (
     join_spoken,
 )
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.openai_reader import openai_name
 
@@ -102,6 +102,35 @@ def test_a_file_has_the_transcript_of_its_folders_index(tmp_path: Path) -> None:
     assert find_spoken([str(path)], "en") == [Spoken(path, "de", "Eins.")]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "index.json is not JSON"),
+        (b"[" * 100_000, "index.json is not JSON"),
+        (b"\xff", "index.json is not text in UTF-8"),
+        (b'{"a": 1}', "index.json is no list: give objects with 'file', 'language'"),
+        (b"[3]", "entry 1 of .*index.json is 3: give objects"),
+        (b'[{"file": "one.wav"}]', "entry 1 of .*index.json is {.*}: give objects"),
+        (b'[{"file": 1, "language": "en"}]', "entry 1 of .*index.json"),
+        (b'[{"file": "a", "language": "en", "transcript": 3}]', "entry 1 of .*index.json"),
+    ],
+)
+def test_an_index_of_something_else_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(BenchmarkError, match=message):
+        find_spoken([str(tmp_path)], "en")
+
+
+def test_a_transcript_may_be_left_out_of_an_index_and_has_to_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    path.touch()
+    path.with_suffix(".txt").write_bytes(b"Gr\xfc\xdfe")
+    with pytest.raises(BenchmarkError, match=r"one.txt is not text in UTF-8"):
+        find_spoken([str(path)], "de")
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "one.wav", "language": "de"}]))
+    assert find_spoken([str(path)], "en") == [Spoken(path, "de", None)]
+
+
 def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
     clips = bundled_spoken()
     joined = join_spoken([Spoken(clips[0].path, "en", None), *clips], 60.0, tmp_path)
@@ -112,6 +141,9 @@ def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
     assert joined.transcript.count(bundled_recordings()[0].transcript) == 3
     with pytest.raises(OptionError, match="join 1: no recording"):
         join_spoken(clips, 1.0, tmp_path)
+    for seconds in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(OptionError, match=r"join is .*: give seconds above 0"):
+            join_spoken(clips, seconds, tmp_path)
 
 
 def test_windows_are_cut_as_faster_whisper_takes_them() -> None:
@@ -331,7 +363,8 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
     assert several is not None and "loaded again for another batch size" in several[1]
     for wrong in (
         *({"rounds": 0}, {"random_weights": True}, {"new_tokens": 4}, {"peers": Path("nowhere")}),
-        *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}),
+        *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}, {"threads": 0}),
+        *({"random_weights": True, "new_tokens": number} for number in (0, 1, 445)),
     ):
         with pytest.raises(OptionError):
             case("ours-batched", **wrong)
@@ -539,12 +572,23 @@ def test_the_command_measures_what_is_there(
     assert "ours-batched" in result.output and "min_new_tokens 8" in result.output
 
 
-def test_options_that_cannot_be_are_refused() -> None:
+def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
     for flags, message in (
         (["--random-weights", "huge"], "--random-weights is 'huge': give tiny, base"),
         (["--random-weights", "tiny"], "random weights do not end"),
+        (["--random-weights", "tiny", "--new-tokens", "445"], "--new-tokens is 445: give a whole"),
         (["--system", "theirs"], "--system is 'theirs': give ours-sequential"),
+        (["--threads", "0"], "--threads is 0: give a whole number, 1 to"),
+        (["--language", "xx"], "--language is 'xx': Whisper knows"),
         (["--join", "9", "--join", "9"], "join: give one length, or 1"),
+        *(
+            (["--join", value], f"--join is {float(value)}: give seconds above 0")
+            for value in ("nan", "inf", "-1", "0", "1e9")
+        ),
+        (["--checkpoints", str(file)], f"--checkpoints is '{file}': give a folder"),
+        (["--output", str(tmp_path)], "is there and is no file"),
     ):
         result = CliRunner().invoke(app, ["benchmark", "peers", "--device", "cpu", *flags])
-        assert result.exit_code == 2 and message in " ".join(result.output.split())
+        assert result.exit_code == 2 and message in " ".join(result.output.split()), flags

@@ -49,8 +49,10 @@ from whisper_flash_attention.benchmark.processes import (
     interruptions_ignored,
     start_workers,
 )
+from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, PROMPT_TOKENS
 from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
+from whisper_flash_attention.options import MOST_THREADS
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
@@ -78,8 +80,8 @@ class PeersCase:
             takes precedence.
 
     Raises:
-        OptionError: a system is unknown, or random weights come without a number of tokens, or it
-            without them.
+        OptionError: a system is unknown, a number is out of range, or random weights come without
+            a number of tokens, or it without them.
     """
 
     source: str
@@ -103,6 +105,9 @@ class PeersCase:
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise OptionError("batch_size: give every number once")
         check.whole_number("rounds", self.rounds, least=1)
+        check.whole_number("threads", self.threads, least=1, most=MOST_THREADS)
+        most = DECODER_POSITIONS - PROMPT_TOKENS
+        check.optional(check.whole_number, "new_tokens", self.new_tokens, least=2, most=most)
         check.number("timeout", self.timeout, "seconds above 0", above=0)
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")

@@ -30,6 +30,7 @@ from whisper_flash_attention.cli.parameters import (
     takes,
 )
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.languages import language_code
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import error_console, print_line, table_console
 
@@ -138,7 +139,13 @@ def peers_command(
     from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
     from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-    from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
+    from whisper_flash_attention.benchmark.spoken import (
+        SILENCE,
+        bundled_spoken,
+        check_length,
+        find_spoken,
+        join_spoken,
+    )
     from whisper_flash_attention.devices import device_and_dtype, resolve_device
 
     model = options_of(ModelOptions, given)
@@ -154,7 +161,7 @@ def peers_command(
         str(target),
         dtype,
         tuple(batch_size or [CPU_BATCH if on_cpu else GPU_BATCH]),
-        model.threads or os.cpu_count() or 1,
+        (os.cpu_count() or 1) if model.threads is None else model.threads,
         rounds,
         on_cpu if turns is None else turns,
         timeout,
@@ -162,7 +169,11 @@ def peers_command(
         new_tokens,
         peers,
     )
-    lengths = join or []
+    if language != SILENCE:
+        language = language_code(language)
+    lengths = [check_length(each) for each in join or []]
+    if checkpoints is not None and checkpoints.exists() and not checkpoints.is_dir():
+        raise OptionError(f"checkpoints is {check.shown(str(checkpoints))}: give a folder")
     if len(lengths) not in (0, 1, len(case.batch_sizes)):
         raise OptionError(f"join: give one length, or {len(case.batch_sizes)}, one per batch size")
     keeper = Keeper(output)
