@@ -20,7 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -418,17 +418,40 @@ class StandardOutput:
         self.lost: str | None = None
 
     def write(self, text: str) -> None:
-        """Write text as it is, and flush."""
+        """Write text as it is, and flush.
+
+        Raises:
+            OSError: that cannot be done; what follows is written nowhere.
+        """
         # Redirected under Windows, it may be of an encoding that knows few characters.
         encoding = sys.stdout.encoding or "utf-8"
         encoded = text.encode(encoding, errors="replace")
         if encoded.decode(encoding) != text:
             self.lost = encoding
-        sys.stdout.write(encoded.decode(encoding))
-        sys.stdout.flush()
+        with _failing_once():
+            sys.stdout.write(encoded.decode(encoding))
+            sys.stdout.flush()
 
     def write_json(self, line: str) -> None:
-        """Write a line of JSON in UTF-8, whatever the encoding, and flush."""
-        sys.stdout.flush()
-        sys.stdout.buffer.write(f"{line}\n".encode())
-        sys.stdout.buffer.flush()
+        """Write a line of JSON in UTF-8, whatever the encoding, and flush.
+
+        Raises:
+            OSError: as `write`.
+        """
+        with _failing_once():
+            sys.stdout.flush()
+            sys.stdout.buffer.write(f"{line}\n".encode())
+            sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _failing_once() -> Iterator[None]:
+    """Drop what is buffered where it cannot be written: the end of the process would try again."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise

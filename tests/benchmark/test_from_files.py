@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,13 +17,14 @@ from whisper_flash_attention.benchmark.from_files import (
     CONTAINERS,
     FilesBenchmark,
     FilesCase,
+    MeasuredModel,
     lengths_of,
     write_recordings,
 )
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 from whisper_flash_attention.benchmark.throughput import ThroughputCase
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError
 
 QUICK = ("--from", "files", "--device", "cpu", "--new-tokens", "3", "--repeats", "1")
 
@@ -85,6 +87,7 @@ def test_the_detector_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
         (("--container", "xyz"), "--container is 'xyz': give wav"),
         (("--length", "long"), "--length is 'long': give seconds"),
         (("--recordings", "0"), "recordings"),
+        (("--threads", "0"), "--threads is 0: give a whole number, 1"),
         (("--from", "tape"), "--from is 'tape': give memory or files"),
     ],
 )
@@ -92,6 +95,17 @@ def test_misuse_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message:
     code, text = invoke(*arguments)
     assert code == 2
     assert text.startswith("error: ") and message in text
+
+
+def test_nothing_decoded_is_no_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = ThroughputCase("tiny", "flash", 2, 3, False, 1, "cpu", "float32")
+    case = FilesCase(work, "transcribe", "batched", "wav", vad=True)
+    paths, seconds = write_recordings(tmp_path, "wav", [2.0], np.zeros(32_000, np.float32))
+    model = MeasuredModel(work, cast("Any", None), {"batched"})
+    benchmark = FilesBenchmark(model, tmp_path, paths, seconds)
+    monkeypatch.setattr(benchmark, "_transcribe", lambda case: 0.1)
+    with pytest.raises(BenchmarkError, match="no window was decoded: the detector finds no speech"):
+        benchmark.measure(case)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import multiprocessing
+import os
+import signal
 import struct
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +28,7 @@ from whisper_flash_attention.audio import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.benchmark import peers
 from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint, write_ggml
+from whisper_flash_attention.benchmark.peer_index import Origin, write_index
 from whisper_flash_attention.benchmark.peer_systems import (
     CTRANSLATE2,
     GGML,
@@ -41,7 +45,6 @@ from whisper_flash_attention.benchmark.peer_systems import (
     serve_calls,
 )
 from whisper_flash_attention.benchmark.peers import (
-    INDEX,
     PeerFailed,
     PeersCase,
     Running,
@@ -60,7 +63,7 @@ from whisper_flash_attention.benchmark.spoken import (
     join_spoken,
 )
 from whisper_flash_attention.cli import app
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.openai_reader import openai_name
 
@@ -99,6 +102,35 @@ def test_a_file_has_the_transcript_of_its_folders_index(tmp_path: Path) -> None:
     assert find_spoken([str(path)], "en") == [Spoken(path, "de", "Eins.")]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "index.json is not JSON"),
+        (b"[" * 100_000, "index.json is not JSON"),
+        (b"\xff", "index.json is not text in UTF-8"),
+        (b'{"a": 1}', "index.json is no list: give objects with 'file', 'language'"),
+        (b"[3]", "entry 1 of .*index.json is 3: give objects"),
+        (b'[{"file": "one.wav"}]', "entry 1 of .*index.json is {.*}: give objects"),
+        (b'[{"file": 1, "language": "en"}]', "entry 1 of .*index.json"),
+        (b'[{"file": "a", "language": "en", "transcript": 3}]', "entry 1 of .*index.json"),
+    ],
+)
+def test_an_index_of_something_else_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(BenchmarkError, match=message):
+        find_spoken([str(tmp_path)], "en")
+
+
+def test_a_transcript_may_be_left_out_of_an_index_and_has_to_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    path.touch()
+    path.with_suffix(".txt").write_bytes(b"Gr\xfc\xdfe")
+    with pytest.raises(BenchmarkError, match=r"one.txt is not text in UTF-8"):
+        find_spoken([str(path)], "de")
+    (tmp_path / "index.json").write_text(json.dumps([{"file": "one.wav", "language": "de"}]))
+    assert find_spoken([str(path)], "en") == [Spoken(path, "de", None)]
+
+
 def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
     clips = bundled_spoken()
     joined = join_spoken([Spoken(clips[0].path, "en", None), *clips], 60.0, tmp_path)
@@ -109,6 +141,9 @@ def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
     assert joined.transcript.count(bundled_recordings()[0].transcript) == 3
     with pytest.raises(OptionError, match="join 1: no recording"):
         join_spoken(clips, 1.0, tmp_path)
+    for seconds in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(OptionError, match=r"join is .*: give seconds above 0"):
+            join_spoken(clips, seconds, tmp_path)
 
 
 def test_windows_are_cut_as_faster_whisper_takes_them() -> None:
@@ -232,8 +267,8 @@ class FakeWorker:
             raise PeerFailed("died with exit code -9")
         return call((2.0 if self.name.startswith("ours") else 4.0) / batch_size)
 
-    def stop(self) -> None:
-        pass
+    def stop(self, *, at_once: bool = False) -> None:
+        self.ended_at_once = at_once
 
 
 def never_serve(*arguments: Any) -> None:
@@ -328,7 +363,8 @@ def test_what_a_system_cannot_do_is_known_before() -> None:
     assert several is not None and "loaded again for another batch size" in several[1]
     for wrong in (
         *({"rounds": 0}, {"random_weights": True}, {"new_tokens": 4}, {"peers": Path("nowhere")}),
-        *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}),
+        *({"batch_sizes": (0,)}, {"batch_sizes": (2, 2)}, {"timeout": 0.0}, {"threads": 0}),
+        *({"random_weights": True, "new_tokens": number} for number in (0, 1, 445)),
     ):
         with pytest.raises(OptionError):
             case("ours-batched", **wrong)
@@ -385,11 +421,93 @@ def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
     assert is_installed("torch", tmp_path) and version_of("torch", tmp_path) == torch.__version__
 
 
-def test_a_system_that_cannot_be_loaded_says_why() -> None:
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Ctrl-C ends the tests again."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_system_that_cannot_be_loaded_says_why(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = multiprocessing.Pipe()
     missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 50257, is_multilingual=True)
+    caplog.set_level(logging.DEBUG, "whisper_flash_attention")
     serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
     assert "nowhere" in ours.recv()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert "ours-batched failed" in caplog.text and "Traceback" in caplog.text
+    # The process that started it handles Ctrl-C.
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_worker_outlives_ctrl_c_and_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "serve_calls", never_serve)
+    setup = Setup(PeerCheckpoint({}, 0, is_multilingual=True), "cpu", "float32", 1, 1)
+    worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=60)
+    for _ in range(5):
+        os.kill(worker._process.pid or 0, signal.SIGINT)
+        time.sleep(0.1)
+    assert worker._process.is_alive()
+    start = time.monotonic()
+    worker.stop(at_once=True)
+    assert time.monotonic() - start < 5
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_interruption_does_not_wait_for_calls_that_are_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[FakeWorker] = []
+
+    class Interrupted(FakeWorker):
+        def load(self) -> float:
+            workers.append(self)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers, "Worker", Interrupted)
+    monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
+    written = PeerCheckpoint({}, 50257, is_multilingual=True)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    spoken = {2: [Spoken(bundled_recordings()[0].path, "en", None)]}
+    with pytest.raises(KeyboardInterrupt):
+        measure_peers(case("stock-chunked"), spoken, tmp_path, print, print)
+    assert [each.ended_at_once for each in workers] == [True]
+
+
+def test_sigterm_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    script = """
+import time
+from whisper_flash_attention.benchmark import peers
+from whisper_flash_attention.cli import app
+
+def measure(*arguments):
+    print("measuring", flush=True)
+    time.sleep(60)
+
+peers.measure_peers = measure
+app(["benchmark", "peers", "--device", "cpu", "--system", "ours-batched", "--join", "20"])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "measuring\n"
+        assert [each.name for each in tmp_path.glob("whisper-flash-*/*")] == ["joined-20s.flac"]
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("whisper-flash-*"))
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -433,10 +551,10 @@ def test_the_command_measures_what_is_there(
 ) -> None:
     # Random words are not compared, which would take hours for a long recording.
     monkeypatch.setattr(peers, "word_errors", None)
-    home = tmp_path / "tiny"
+    origin = Origin.of("tiny", random_weights=True)
+    home = tmp_path / origin.folder_name
     home.mkdir()
-    written = write_checkpoint("tiny", [TRANSFORMERS], home, is_random=True)
-    (home / INDEX).write_text(json.dumps(asdict(written)))
+    write_index(home, origin, write_checkpoint("tiny", [TRANSFORMERS], home, is_random=True))
     path = tmp_path / "rows.json"
     flags = ["--random-weights", "tiny", "--new-tokens", "8", "--device", "cpu", "--threads", "1"]
     flags += ["--batch-size", "2", "--join", "40", "--batch-size", "1", "--join", "20"]
@@ -454,12 +572,23 @@ def test_the_command_measures_what_is_there(
     assert "ours-batched" in result.output and "min_new_tokens 8" in result.output
 
 
-def test_options_that_cannot_be_are_refused() -> None:
+def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
     for flags, message in (
         (["--random-weights", "huge"], "--random-weights is 'huge': give tiny, base"),
         (["--random-weights", "tiny"], "random weights do not end"),
+        (["--random-weights", "tiny", "--new-tokens", "445"], "--new-tokens is 445: give a whole"),
         (["--system", "theirs"], "--system is 'theirs': give ours-sequential"),
+        (["--threads", "0"], "--threads is 0: give a whole number, 1 to"),
+        (["--language", "xx"], "--language is 'xx': Whisper knows"),
         (["--join", "9", "--join", "9"], "join: give one length, or 1"),
+        *(
+            (["--join", value], f"--join is {float(value)}: give seconds above 0")
+            for value in ("nan", "inf", "-1", "0", "1e9")
+        ),
+        (["--checkpoints", str(file)], f"--checkpoints is '{file}': give a folder"),
+        (["--output", str(tmp_path)], "is there and is no file"),
     ):
         result = CliRunner().invoke(app, ["benchmark", "peers", "--device", "cpu", *flags])
-        assert result.exit_code == 2 and message in " ".join(result.output.split())
+        assert result.exit_code == 2 and message in " ".join(result.output.split()), flags

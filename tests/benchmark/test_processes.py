@@ -6,6 +6,8 @@ import multiprocessing
 import operator
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -17,6 +19,8 @@ from whisper_flash_attention.benchmark.processes import (
     LONGEST_REASON,
     ProcessFailed,
     Workers,
+    ended_by_sigterm,
+    interruptions_ignored,
     reason_of,
     start_workers,
 )
@@ -120,3 +124,49 @@ def test_a_reason_fits_a_table() -> None:
 
 def test_silence_still_gives_a_reason() -> None:
     assert reason_of("", 3) == "the process died with exit code 3"
+
+
+def test_sigterm_clears_away_once_and_is_as_before_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    steps = []
+
+    @ended_by_sigterm()
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            steps.append("cleared away")
+
+    for _ in range(2):
+        with pytest.raises(SystemExit) as caught:
+            work()
+        assert caught.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert len(steps) == 2
+
+
+def test_what_is_started_meanwhile_ignores_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    script = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    with interruptions_ignored():
+        os.kill(os.getpid(), signal.SIGINT)
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout == "True\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    done = []
+
+    def work() -> None:
+        with interruptions_ignored(), ended_by_sigterm():
+            done.append([signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [before]

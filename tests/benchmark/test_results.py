@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.benchmark.rows import failed_row, make_row
-from whisper_flash_attention.benchmark.results import Store, as_csv, as_json, percentile
-from whisper_flash_attention.errors import BenchmarkError
+from whisper_flash_attention.benchmark.results import (
+    Keeper,
+    Store,
+    as_csv,
+    as_json,
+    percentile,
+)
+from whisper_flash_attention.errors import BenchmarkError, OptionError
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -167,3 +174,89 @@ def test_percentiles_are_those_of_the_textbook() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([1.0, 2.0], 0.5) == 1.5
     assert percentile([float(n) for n in range(11)], 0.9) == pytest.approx(9.0)
+
+
+# --- rows in a JSON file -------------------------------------------------------------------------
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["rows"]
+    return rows
+
+
+def test_a_full_disk_leaves_the_rows_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.json"
+    Keeper(path).keep({"system": "first"})
+    keeper = Keeper(path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BenchmarkError, match=r"rows.json cannot be written \(No space left"):
+        keeper.keep({"system": "second"})
+    assert rows_in(path) == [{"system": "first"}]
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_an_interruption_leaves_the_rows_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.json"
+    keeper = Keeper(path)
+    keeper.keep({"system": "first"})
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.keep({"system": "second"})
+    assert rows_in(path) == [{"system": "first"}]
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_rows_go_where_a_link_points(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path, target = tmp_path / "rows.json", tmp_path / "elsewhere" / "rows.json"
+    path.symlink_to(target)
+    for name in ("first", "second"):
+        Keeper(path).keep({"system": name})
+    assert path.is_symlink()
+    assert [row["system"] for row in rows_in(target)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b'{"rows": 5}', b'{"rows": [3]}', b'{"rows": {"a": {}}}', b"{}", b"5", b"", b"\xff"),
+        b"[" * 200_000,
+    ],
+)
+def test_a_file_without_rows_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    with pytest.raises(BenchmarkError, match=r"output .*rows.json is there and holds no rows"):
+        Keeper(path)
+    assert path.read_bytes() == content
+
+
+def test_an_output_that_cannot_be_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path, Path()):
+        with pytest.raises(BenchmarkError, match="is no file: name one"):
+            Keeper(path)
+    with pytest.raises(BenchmarkError, match="there is no folder"):
+        Keeper(tmp_path / "nowhere" / "rows.json")
+    with pytest.raises(BenchmarkError, match=r"cannot be a file \(File name too long"):
+        Keeper(tmp_path / ("x" * 300))
+
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OptionError, match=r"cannot be written to \(Read-only file system"):
+        Keeper(tmp_path / "rows.json")

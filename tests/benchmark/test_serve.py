@@ -78,6 +78,15 @@ def test_the_command_takes_a_model_and_refuses_what_cannot_be_measured() -> None
     assert result.exit_code == 2 and "clients is 0" in result.output
 
 
+def test_an_output_that_cannot_be_written_is_told_before_a_server_starts(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path, "is there and is no file"),
+        (tmp_path / "nowhere" / "rows.json", "there is no folder"),
+    ):
+        result = CliRunner().invoke(app, ["benchmark", "serve", "--output", str(path)])
+        assert result.exit_code == 2 and message in " ".join(result.output.split())
+
+
 @pytest.mark.slow
 def test_a_server_is_started_measured_and_stopped(tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra serve is not installed")

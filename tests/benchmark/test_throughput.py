@@ -71,7 +71,13 @@ def test_rows_tell_how_much_faster_than_real_time(
         (("--system", "orig"), "--system is 'orig': give flash or sdpa"),
         (("--batch-size", "0"), "--batch-size is 0"),
         (("--new-tokens", "500"), "--new-tokens is 500: give a whole number, 2 to 444"),
-        (("--minutes", "0.2"), "--minutes is 0.2"),
+        *((("--minutes", value), f"--minutes is {value}") for value in ("0.2", "nan", "inf")),
+        (("--minutes", "1e300"), "--minutes is 1e+300"),
+        *(
+            ((flag, value), f"{flag} is about files: add --from files")
+            for flag, value in (("--entry", "memory"), ("--threads", "1"), ("--mode", "batched"))
+        ),
+        (("--vad",), "--vad is about files: add --from files"),
         (("--output", "nowhere/rows.json"), "there is no folder nowhere"),
     ],
 )

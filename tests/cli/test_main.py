@@ -381,6 +381,17 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(
     assert "Traceback" not in stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_standard_output_that_is_full_is_one_line(tiny_en: str, clip: BundledClip) -> None:
+    arguments = ["transcribe", str(clip.path), "--model", tiny_en, "--device", "cpu"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    message = "error: standard output cannot be written (No space left on device)\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
 def test_the_list_of_commands_has_the_first_line_of_their_help(command: LazyCommand) -> None:
     help_text = command.home.load().help

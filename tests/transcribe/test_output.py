@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import OptionError, WhisperFlashError
+from whisper_flash_attention.terminal import StandardOutput
 from whisper_flash_attention.transcribe import FORMATS, Segment, SubtitleOptions, Transcription
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.output import Output, chosen_formats
@@ -124,3 +125,38 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "2024").touch()
     with pytest.raises(OptionError, match="2024: cannot be made"):
         Output(folder=tmp_path).deliver(TALK, TRANSCRIPTION, headed=False)
+
+
+def test_a_full_disk_is_told_and_nothing_of_the_trial_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        path.touch()  # which a full disk allows
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OptionError, match=r"cannot be written to \(No space left on device"):
+        Output(folder=tmp_path).prepare([TALK])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_standard_output_that_cannot_be_written_ends_the_run(json_lines: bool) -> None:
+    class Full(StandardOutput):
+        def write(self, text: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        write_json = write
+
+    class Closed(StandardOutput):
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+        write_json = write
+
+    message = r"standard output cannot be written \(No space left on device\)"
+    with pytest.raises(WhisperFlashError, match=message) as caught:
+        Output(json_lines=json_lines, stdout=Full()).deliver(NAMED, TRANSCRIPTION, headed=False)
+    assert not isinstance(caught.value, OptionError)  # which fails one recording
+    with pytest.raises(BrokenPipeError):
+        Output(json_lines=json_lines, stdout=Closed()).deliver(NAMED, TRANSCRIPTION, headed=False)

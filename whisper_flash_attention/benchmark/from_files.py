@@ -251,7 +251,7 @@ class FilesBenchmark:
         """A row, without its environment.
 
         Raises:
-            BenchmarkError: a recording has no text.
+            BenchmarkError: a recording has no text, or nothing was decoded.
         """
         recordings, audio_seconds = len(self.paths), self.audio_seconds
         if case.entry == "batch-ray":
@@ -269,6 +269,8 @@ class FilesBenchmark:
                 self.model.warm_modes.add(case.mode)
             seconds = median(run(case) for _ in range(case.work.repeats))
         windows = self._windows(case, recordings)
+        if not windows:
+            raise BenchmarkError("no window was decoded: the detector finds no speech")
         return {
             "setting": FILES,
             "checkpoint": case.work.checkpoint,

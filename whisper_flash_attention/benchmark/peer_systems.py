@@ -9,11 +9,12 @@ decode every window of 30 s once, to that many tokens.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,8 @@ from typing import Any, Protocol
 
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
+
+logger = logging.getLogger("whisper_flash_attention")
 
 # Formats of checkpoints.
 TRANSFORMERS, OPENAI, CTRANSLATE2 = "transformers", "openai", "ctranslate2"
@@ -483,6 +486,7 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
 
     A message has the recording's path, its language, and the number of chunks at a time.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     if peers is not None:
         sys.path.append(peers)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -499,7 +503,7 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
             call = Call(took, texts.first_seconds, texts.text, texts.tokens, peak_of_tree())
             connection.send(call)
     except Exception as error:  # of a package that is not ours: its row says what it was
-        traceback.print_exc()
+        logger.debug("%s failed", name, exc_info=True)
         connection.send(f"{type(error).__name__}: {error}"[:300])
 
 

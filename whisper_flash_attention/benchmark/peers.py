@@ -9,14 +9,13 @@ on a CPU, and the longest on a GPU, since it has all shapes.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -28,6 +27,12 @@ from whisper_flash_attention import validation as check
 from whisper_flash_attention._version import __version__
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.samples import SAMPLING_RATE
+from whisper_flash_attention.benchmark.peer_index import (
+    INDEX,
+    Origin,
+    read_index,
+    write_index,
+)
 from whisper_flash_attention.benchmark.peer_systems import (
     GB,
     OURS,
@@ -39,13 +44,18 @@ from whisper_flash_attention.benchmark.peer_systems import (
     System,
     serve_calls,
 )
-from whisper_flash_attention.benchmark.processes import start_workers
+from whisper_flash_attention.benchmark.processes import (
+    ProcessFailed,
+    interruptions_ignored,
+    start_workers,
+)
+from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, PROMPT_TOKENS
 from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
+from whisper_flash_attention.options import MOST_THREADS
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
-INDEX = "checkpoint.json"  # what a folder has of a checkpoint
 PATIENCE = 1800.0  # seconds that loading or a call may take, if nothing else is given
 POLL = 0.05  # seconds between two readings of a GPU's memory
 
@@ -70,8 +80,8 @@ class PeersCase:
             takes precedence.
 
     Raises:
-        OptionError: a system is unknown, or random weights come without a number of tokens, or it
-            without them.
+        OptionError: a system is unknown, a number is out of range, or random weights come without
+            a number of tokens, or it without them.
     """
 
     source: str
@@ -95,6 +105,9 @@ class PeersCase:
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise OptionError("batch_size: give every number once")
         check.whole_number("rounds", self.rounds, least=1)
+        check.whole_number("threads", self.threads, least=1, most=MOST_THREADS)
+        most = DECODER_POSITIONS - PROMPT_TOKENS
+        check.optional(check.whole_number, "new_tokens", self.new_tokens, least=2, most=most)
         check.number("timeout", self.timeout, "seconds above 0", above=0)
         if self.random_weights and self.new_tokens is None:
             raise OptionError("random weights do not end: give a number of new tokens")
@@ -183,7 +196,8 @@ class Worker:
             args=(theirs, system.name, setup, None if peers is None else str(peers)),
             daemon=False,  # systems start processes
         )
-        self._process.start()
+        with interruptions_ignored():  # also while it imports what it serves with
+            self._process.start()
         theirs.close()
 
     def load(self) -> float:
@@ -227,12 +241,15 @@ class Worker:
             raise PeerFailed(found)
         return found
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End the process, which may have a call under way only if it is to end at once."""
         if self._process.is_alive():
-            with suppress(BrokenPipeError):
-                self._connection.send(None)
-            self._process.join(10)
+            if at_once:
+                self._process.terminate()
+            else:
+                with suppress(BrokenPipeError):
+                    self._connection.send(None)
+            self._process.join(2 if at_once else 10)
             if self._process.is_alive():
                 self._process.kill()
         self._process.join()
@@ -385,7 +402,7 @@ def measure_peers(
 
     Raises:
         OptionError: no recording is left.
-        ProcessFailed: the checkpoint cannot be read or written.
+        BenchmarkError: the checkpoint cannot be read or written.
     """
     systems = [SYSTEMS[name] for name in case.systems]
     chosen = [system for system in systems if case.why_not(system) is None]
@@ -417,33 +434,46 @@ def measure_peers(
 def _written(case: PeersCase, systems: Sequence[System], folder: Path) -> PeerCheckpoint:
     """The checkpoint in the formats of these systems, written in a process of its own.
 
-    What an earlier run has left in the folder is taken if it has all of them.
+    What an earlier run has left in the folder is taken if it is of the same origin, and whole.
     """
     formats = sorted({system.formats[case.dtype] for system in systems})
-    folder = folder / case.source.replace(":", "-").replace("/", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / INDEX
-    if index.is_file():
-        with suppress(TypeError):  # of another version of this package
-            found = PeerCheckpoint(**json.loads(index.read_text("utf-8")))
-            if set(formats) <= found.files.keys():
-                return found
-    written = start_workers(case.device).call(_write, case, formats, folder, timeout=PATIENCE)
-    index.write_text(json.dumps(asdict(written)), encoding="utf-8")
+    origin = Origin.of(case.source, random_weights=case.random_weights)
+    folder = folder / origin.folder_name
+    found = read_index(folder, origin, formats)
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)  # its files are about to change
+    except OSError as error:
+        raise BenchmarkError(f"{folder} cannot be written to ({error.strerror})") from error
+    try:
+        written = start_workers(case.device).call(_write, case, formats, folder, timeout=PATIENCE)
+    except ProcessFailed as error:
+        raise BenchmarkError(f"{case.source} cannot be written: {error.reason}") from error
+    if isinstance(written, str):
+        with suppress(OSError):  # it may hold files of an earlier run
+            folder.rmdir()
+        raise BenchmarkError(written)
+    write_index(folder, origin, written)
     return written
 
 
-def _write(case: PeersCase, formats: Sequence[str], folder: Path) -> PeerCheckpoint:
+def _write(case: PeersCase, formats: Sequence[str], folder: Path) -> PeerCheckpoint | str:
+    """Write the checkpoint, or return why that cannot be done."""
     from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint
 
-    return write_checkpoint(
-        case.source,
-        formats,
-        folder,
-        is_random=case.random_weights,
-        device=case.device,
-        peers=case.peers,
-    )
+    try:
+        return write_checkpoint(
+            case.source,
+            formats,
+            folder,
+            is_random=case.random_weights,
+            device=case.device,
+            peers=case.peers,
+        )
+    except WhisperFlashError as error:
+        return str(error)
 
 
 @dataclass
@@ -478,9 +508,12 @@ class _Group:
                     self.report(f"{each.system.name}: loaded in {each.worker.load():.1f} s")
             for size in case.batch_sizes:
                 self._measure(size)
-        finally:
+        except BaseException:
             for each in self.running:
-                each.worker.stop()
+                each.worker.stop(at_once=True)
+            raise
+        for each in self.running:
+            each.worker.stop()
 
     def _measure(self, size: int) -> None:
         """Measure a batch size."""

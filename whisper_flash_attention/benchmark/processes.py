@@ -14,8 +14,10 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -117,6 +119,37 @@ def start_workers(device: str) -> Workers:
     if device.startswith("cuda") and workers.call(cuda_is_spent, timeout=START_TIMEOUT):
         return Workers(multiprocessing.get_context("spawn"))
     return workers
+
+
+@contextmanager
+def interruptions_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C, as do processes that are started meanwhile, from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only that one is told of signals
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise `SystemExit`, so that processes and temporary folders are cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # one is enough: another would stop the clearing away
+    raise SystemExit(128 + number)
 
 
 def cuda_is_spent() -> bool:

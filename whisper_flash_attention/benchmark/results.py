@@ -11,7 +11,9 @@ import csv
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from typing import Any, Literal
 from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, SETTINGS
 from whisper_flash_attention.benchmark.systems import SYSTEMS
 from whisper_flash_attention.errors import BenchmarkError
+from whisper_flash_attention.transcribe.output import probe
 
 # Incremented when earlier rows are not comparable any more.
 SCHEMA = 1
@@ -178,10 +181,12 @@ class Store:
 
 
 class Keeper:
-    """Rows in a JSON file, written anew with each one.
+    """Rows in a JSON file, written anew with each one, whole or not at all.
 
     Raises:
-        BenchmarkError: the file is there and holds something else, or its folder is not there.
+        BenchmarkError: the path is that of something else than a file with rows, or its folder is
+            not there.
+        OptionError: the folder cannot be written to.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -189,21 +194,71 @@ class Keeper:
         self._rows: list[dict[str, Any]] = []
         if path is None:
             return
-        if not path.parent.is_dir():
-            raise BenchmarkError(f"output {path}: there is no folder {path.parent}")
+        check_output(path)
         if path.exists():
             try:
-                self._rows = json.loads(path.read_text())["rows"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise BenchmarkError(f"output {path} is there and holds no rows") from error
+                found = json.loads(path.read_text("utf-8"))
+            except (ValueError, RecursionError):  # a decoding error is a ValueError, too
+                found = None
+            except OSError as error:
+                raise BenchmarkError(f"output {path} cannot be read ({error.strerror})") from error
+            rows = found.get("rows") if isinstance(found, dict) else None
+            if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
+                raise BenchmarkError(f"output {path} is there and holds no rows: name another file")
+            self._rows = rows
 
     def keep(self, row: dict[str, Any]) -> None:
-        """Add a row, or replace that of the same case."""
+        """Add a row, or replace that of the same case.
+
+        Raises:
+            BenchmarkError: the file cannot be written; it has the rows that it had before.
+        """
         slot = [row.get(name) for name in CASE_FIELDS]
         kept = [each for each in self._rows if [each.get(name) for name in CASE_FIELDS] != slot]
         self._rows = [*kept, row]
         if self._path is not None:
-            self._path.write_text(json.dumps({"rows": self._rows}, indent=1) + "\n")
+            write_whole(self._path, json.dumps({"rows": self._rows}, indent=1) + "\n")
+
+
+def check_output(path: Path) -> None:
+    """Check that a file of results can be written.
+
+    Raises:
+        BenchmarkError: the path is that of something else than a file, or its folder is not there.
+        OptionError: the folder cannot be written to.
+    """
+    try:
+        is_there, is_file, has_folder = path.exists(), path.is_file(), path.parent.is_dir()
+    except OSError as error:
+        raise BenchmarkError(f"output {path} cannot be a file ({error.strerror})") from error
+    if not has_folder:
+        raise BenchmarkError(f"output {path}: there is no folder {path.parent}")
+    if is_there and not is_file:
+        raise BenchmarkError(f"output {path} is there and is no file: name one")
+    probe(Path(os.path.realpath(path)).parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write text in UTF-8 and have it on the disk, whole or not at all.
+
+    Raises:
+        BenchmarkError: it cannot be written; what was there before is there still.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be written ({error.strerror})") from error
 
 
 def as_json(rows: Iterable[ResultRow]) -> str:

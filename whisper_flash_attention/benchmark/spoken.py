@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import load_audio
 from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
@@ -30,6 +31,10 @@ from whisper_flash_attention.transcribe.inputs import find_inputs
 
 # Descriptions of sounds in brackets, as Whisper's normaliser removes them.
 _DESCRIPTION = re.compile(r"\[[^\]]*\]|\([^)]*\)")
+# In place of a language: nobody speaks.
+SILENCE = "none"
+# Of a recording that is joined, in seconds: a day.
+LONGEST = 86_400.0
 # Written without blanks: a character counts as a word.
 CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 
@@ -46,11 +51,16 @@ class Spoken:
     @property
     def is_silent(self) -> bool:
         """Whether it is known to have no words."""
-        return self.language == "none"
+        return self.language == SILENCE
 
 
 def find_spoken(audio: Sequence[str], language: str) -> list[Spoken]:
-    """Recordings of files and folders; `language` is that of those without one in an index."""
+    """Recordings of files and folders; `language` is that of those without one in an index.
+
+    Raises:
+        BenchmarkError: an index or a transcript cannot be read.
+        OptionError: a file is not there.
+    """
     found: list[Spoken] = []
     for name in audio:
         path = Path(name)
@@ -68,16 +78,44 @@ def _indexed(folder: Path) -> list[Spoken]:
     index = folder / "index.json"
     if not index.is_file():
         return []
-    return [
-        Spoken(folder / row["file"], row["language"], row["transcript"] or None)
-        for row in json.loads(index.read_text("utf-8"))
-    ]
+    try:
+        rows = json.loads(_read(index))
+    except (ValueError, RecursionError) as error:
+        raise BenchmarkError(f"{index} is not JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise BenchmarkError(f"{index} is no list: give {_ENTRIES}")
+    return [_entry(row, number, index) for number, row in enumerate(rows, start=1)]
+
+
+_ENTRIES = "objects with 'file', 'language' and, if it is known, 'transcript'"
+
+
+def _entry(row: Any, number: int, index: Path) -> Spoken:
+    values: Mapping[str, Any] = row if isinstance(row, dict) else {}
+    file, language, transcript = map(values.get, ("file", "language", "transcript"))
+    named = all(isinstance(each, str) and each for each in (file, language))
+    if not named or not isinstance(transcript, str | None):
+        raise BenchmarkError(f"entry {number} of {index} is {check.shown(row)}: give {_ENTRIES}")
+    return Spoken(index.parent / str(file), str(language), transcript or None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path} is not text in UTF-8 ({error.reason})") from error
 
 
 def with_transcript(path: Path, language: str) -> Spoken:
-    """A recording, with the `.txt` file beside it as its transcript."""
+    """A recording, with the `.txt` file beside it as its transcript.
+
+    Raises:
+        BenchmarkError: that file cannot be read.
+    """
     beside = path.with_suffix(".txt")
-    return Spoken(path, language, beside.read_text("utf-8") if beside.is_file() else None)
+    return Spoken(path, language, _read(beside) if beside.is_file() else None)
 
 
 def normalised(text: str, language: str = "en") -> str:
@@ -103,6 +141,11 @@ def bundled_spoken() -> list[Spoken]:
     return [Spoken(clip.path, "en", clip.transcript) for clip in bundled_recordings()]
 
 
+def check_length(seconds: float) -> float:
+    """Return the length of a joined recording; raises `OptionError` if it cannot be one."""
+    return check.number("join", seconds, "seconds above 0, a day at most", above=0, most=LONGEST)
+
+
 def join_spoken(spoken: Sequence[Spoken], seconds: float, folder: Path) -> Spoken:
     """Write recordings one after the other as FLAC, over and over, none of them cut.
 
@@ -112,8 +155,10 @@ def join_spoken(spoken: Sequence[Spoken], seconds: float, folder: Path) -> Spoke
         folder: where the file goes.
 
     Raises:
-        OptionError: there is no recording with a transcript that is short enough.
+        OptionError: there is no recording with a transcript that is short enough, or the length
+            cannot be one.
     """
+    check_length(seconds)
     parts: list[Samples] = []
     texts: list[str] = []
     left = round(seconds * SAMPLING_RATE)

@@ -242,13 +242,12 @@ def windows_of(case: ThroughputCase, minutes: float | None) -> int:
     """How many windows of 30 s a case transcribes.
 
     Raises:
-        OptionError: it is less than one.
+        OptionError: it is less than one, or more than those of a week.
     """
     if minutes is None:
         return max(LEAST_BATCHES * case.batch_size, LEAST_WINDOWS)
-    if minutes < 0.5:
-        raise OptionError(f"minutes is {minutes:g}: give 0.5, a window, or more")
-    return int(minutes * 2)
+    expected = "0.5, a window, or more, up to a week"
+    return int(2 * check.number("minutes", minutes, expected, least=0.5, most=7 * 24 * 60))
 
 
 def speech(files: list[Path], windows: int) -> tuple[Samples, str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whisper_flash_attention.benchmark import settings as plan
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 @takes("benchmark", ModelOptions)
+@ended_by_sigterm()
 def benchmark_command(
     *,
     setting: Annotated[

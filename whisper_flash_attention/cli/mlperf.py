@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.cli.parameters import (
     Commit,
     RandomWeights,
@@ -29,6 +30,7 @@ RANDOM_TOKENS = 75
 
 
 @takes("mlperf", ModelOptions)
+@ended_by_sigterm()
 def mlperf_command(
     manifest: Annotated[
         Path | None,

@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.benchmark.results import Keeper
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -29,6 +30,7 @@ from whisper_flash_attention.cli.parameters import (
     takes,
 )
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.languages import language_code
 from whisper_flash_attention.options import ModelOptions
 from whisper_flash_attention.terminal import error_console, print_line, table_console
 
@@ -37,6 +39,7 @@ CPU_BATCH, GPU_BATCH = 8, 16
 
 
 @takes("peers", ModelOptions)
+@ended_by_sigterm()
 def peers_command(
     files: Annotated[
         list[str] | None,
@@ -136,7 +139,13 @@ def peers_command(
     from whisper_flash_attention.benchmark.peer_systems import SYSTEMS
     from whisper_flash_attention.benchmark.peers import PeersCase, measure_peers
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
-    from whisper_flash_attention.benchmark.spoken import bundled_spoken, find_spoken, join_spoken
+    from whisper_flash_attention.benchmark.spoken import (
+        SILENCE,
+        bundled_spoken,
+        check_length,
+        find_spoken,
+        join_spoken,
+    )
     from whisper_flash_attention.devices import device_and_dtype, resolve_device
 
     model = options_of(ModelOptions, given)
@@ -152,7 +161,7 @@ def peers_command(
         str(target),
         dtype,
         tuple(batch_size or [CPU_BATCH if on_cpu else GPU_BATCH]),
-        model.threads or os.cpu_count() or 1,
+        (os.cpu_count() or 1) if model.threads is None else model.threads,
         rounds,
         on_cpu if turns is None else turns,
         timeout,
@@ -160,7 +169,11 @@ def peers_command(
         new_tokens,
         peers,
     )
-    lengths = join or []
+    if language != SILENCE:
+        language = language_code(language)
+    lengths = [check_length(each) for each in join or []]
+    if checkpoints is not None and checkpoints.exists() and not checkpoints.is_dir():
+        raise OptionError(f"checkpoints is {check.shown(str(checkpoints))}: give a folder")
     if len(lengths) not in (0, 1, len(case.batch_sizes)):
         raise OptionError(f"join: give one length, or {len(case.batch_sizes)}, one per batch size")
     keeper = Keeper(output)

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
+from whisper_flash_attention.benchmark.results import check_output, write_whole
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
     Commit,
@@ -31,6 +33,7 @@ from whisper_flash_attention.terminal import error_console, print_line
 
 
 @takes("serving", ModelOptions)
+@ended_by_sigterm()
 def serve_benchmark_command(
     *,
     random_weights: RandomWeights = None,
@@ -104,6 +107,8 @@ def serve_benchmark_command(
     from whisper_flash_attention.benchmark.settings import MODEL_SIZES
     from whisper_flash_attention.devices import device_and_dtype, resolve_device
 
+    if output is not None:
+        check_output(output)
     model = options_of(ModelOptions, given)
     check.optional(check.one_of, "random_weights", random_weights, MODEL_SIZES)
     if random_weights is None:
@@ -132,7 +137,7 @@ def serve_benchmark_command(
         print_line(console, describe_served(rows[-1]))
         if output is not None:
             found = {"environment": environment, "server": asdict(served), "rows": rows}
-            output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_whole(output, json.dumps(found, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder, running(served) as url:
         measured = ServerBenchmark(served, url, Path(folder))

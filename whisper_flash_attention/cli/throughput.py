@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from whisper_flash_attention import validation as check
+from whisper_flash_attention.benchmark.processes import ended_by_sigterm
 from whisper_flash_attention.benchmark.results import Keeper
 from whisper_flash_attention.cli.parameters import (
     EXIT_FAILED,
@@ -23,7 +24,8 @@ from whisper_flash_attention.cli.parameters import (
     options_of,
     takes,
 )
-from whisper_flash_attention.options import ModelOptions
+from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import MOST_THREADS, ModelOptions
 from whisper_flash_attention.terminal import error_console, print_line, table_console
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ FILES_PANEL = "From files"
 
 
 @takes("throughput", ModelOptions)
+@ended_by_sigterm()
 def throughput_command(
     *,
     checkpoint: Annotated[
@@ -145,6 +148,13 @@ def throughput_command(
     )
     from whisper_flash_attention.devices import device_and_dtype
 
+    check.one_of("source", source, ("memory", "files"))
+    for each in threads or ():
+        check.whole_number("threads", each, least=1, most=MOST_THREADS)
+    of_files = {"entry": entry, "mode": mode, "container": container, "threads": threads}
+    for name, value in (of_files | {"vad": vad}).items():
+        if value and source != "files":
+            raise OptionError(f"--{name} is about files: add --from files")
     target, precision = device_and_dtype(options_of(ModelOptions, given))
     sizes = batch_size or ([2] if target.type == "cpu" else [16])
     kinds = [(name, False) for name in system or ["flash"]]
@@ -156,10 +166,10 @@ def throughput_command(
         for size in sizes
         for kind, words in kinds
     ]
+    windows = [windows_of(case, minutes) for case in cases]
     console = error_console()
     environment = describe_environment(str(target), commit).as_json()
     keeper = Keeper(output)
-    check.one_of("source", source, ("memory", "files"))
     if source == "files":
         from whisper_flash_attention.benchmark.from_files import (
             CONTAINERS,
@@ -186,8 +196,8 @@ def throughput_command(
             print_line(console, f"wrote {output}")
         return
     rows = []
-    for case in cases:
-        samples, description = speech(audio or [], windows_of(case, minutes))
+    for case, count in zip(cases, windows, strict=True):
+        samples, description = speech(audio or [], count)
         row = measure_throughput(case, samples, description, environment)
         rows.append(row)
         keeper.keep(row.as_json())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from whisper_flash_attention import validation as check
-from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.errors import OptionError, WhisperFlashError
 from whisper_flash_attention.terminal import StandardOutput, json_line, printable
 from whisper_flash_attention.transcribe.inputs import Input
 from whisper_flash_attention.transcribe.results import Segment, Transcription
@@ -89,7 +90,7 @@ class Output:
             for target in filter(os.path.isfile, taken):
                 raise OptionError(f"{target}: exists already; --overwrite replaces it")
         _make(self.folder)
-        _probe(self.folder)
+        probe(self.folder)
         _check_distinct(self.folder, taken)
 
     def _check_standard_output(self, several: bool) -> None:
@@ -128,13 +129,20 @@ class Output:
         return self.live and plain and not self.json_lines and sys.stdout.isatty()
 
     def show(self, entry: Input, segments: Sequence[Segment]) -> None:
-        """Print segments, which are part of a recording's transcription."""
+        """Print segments, which are part of a recording's transcription.
+
+        Raises:
+            WhisperFlashError: standard output cannot be written.
+        """
         for segment in segments:
             if self.json_lines:
-                row = {"file": entry.name, "segment": segment.to_dict()}
-                self.stdout.write_json(json_line(row))
+                row = json_line({"file": entry.name, "segment": segment.to_dict()})
+                with _failures_told():
+                    self.stdout.write_json(row)
             else:
-                self.stdout.write(render_line(segment, timed=self.timed, coloured=self.coloured))
+                line = render_line(segment, timed=self.timed, coloured=self.coloured)
+                with _failures_told():
+                    self.stdout.write(line)
 
     def deliver(
         self, entry: Input, transcription: Transcription, *, headed: bool, shown: int = 0
@@ -149,6 +157,7 @@ class Output:
 
         Raises:
             OptionError: a file or its folder cannot be made; the text is printed instead.
+            WhisperFlashError: standard output cannot be written.
         """
         rest = transcription.segments[shown:]
         if self.json_lines or (self.shows_text and not headed):
@@ -166,7 +175,9 @@ class Output:
         self, entry: Input, transcription: Transcription, output_format: str, *, headed: bool
     ) -> None:
         heading = f"==> {printable(entry.name)} <==\n" if headed else ""
-        self.stdout.write(heading + render(transcription, output_format, self.subtitles))
+        text = heading + render(transcription, output_format, self.subtitles)
+        with _failures_told():
+            self.stdout.write(text)
 
     def _write_files(self, entry: Input, transcription: Transcription) -> None:
         for name, target in self.targets(entry).items():
@@ -177,6 +188,21 @@ class Output:
                     options=self.subtitles,
                     overwrite=self.overwrite,
                 )
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """Tell in one line that standard output cannot be written; who closed a pipe needs no word.
+
+    It ends the run, as an `OptionError` would not: the same would happen with every recording.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise WhisperFlashError(f"standard output cannot be written ({reason})") from error
 
 
 def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
@@ -195,13 +221,15 @@ def _check_distinct(folder: Path, targets: Mapping[Path, str]) -> None:
     )
 
 
-def _probe(folder: Path) -> None:
-    """Raise `OptionError` if no file can be written to a folder."""
-    probe = folder / f".{uuid.uuid4().hex}.tmp"
+def probe(folder: Path) -> None:
+    """Raise `OptionError` if no file can be written to a folder, in which nothing is left."""
+    file = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        probe.write_bytes(b"a full disk takes a file, and nothing in it")
-        probe.unlink()
+        file.write_bytes(b"a full disk takes a file, and nothing in it")
+        file.unlink()
     except OSError as error:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         raise OptionError(f"{folder}: cannot be written to ({error.strerror})") from error
 
 
