@@ -224,17 +224,18 @@ class Summary:
         """The table for a terminal."""
         table = Table(show_header=False, box=None)
         table.add_row("recordings", f"{self.items}")
-        table.add_row("done", f"{self.done} ({self.audio_hours:.2f} h of audio)")
+        table.add_row("done", f"{self.done} ({audio_length(3_600 * self.audio_hours)} of audio)")
         for kind, count in sorted(self.errors.items()):
             table.add_row("failed", Text(printable(f"{count} {kind}")))
         if self.rejected:
             table.add_row("rejected", f"{self.rejected} rows of the manifest")
         if self.remaining:
             table.add_row("left", f"{self.remaining}")
-        ran = (
-            f"{self.run_files} recordings, {self.run_audio_hours:.2f} h in {self.run_seconds:.1f} s"
-        )
-        table.add_row("this run", f"{ran}: {self.times_real:.1f} x real time")
+        if self.run_files:
+            files = "1 recording" if self.run_files == 1 else f"{self.run_files} recordings"
+            audio = audio_length(3_600 * self.run_audio_hours)
+            took = f"{self.run_seconds:.1f} s: {self.times_real:.1f} x real time"
+            table.add_row("this run", f"{files}, {audio} in {took}")
         return table
 
 
