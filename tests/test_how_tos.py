@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tests.audio.encoding import read_wave, write_wave
 from tests.documents import commands, page, python_blocks
-from whisper_flash_attention.audio import BundledClip
+from whisper_flash_attention.audio import SAMPLING_RATE, BundledClip
 from whisper_flash_attention.cli import app
 from whisper_flash_attention.transcribe import Transcriber, loading, transcriber
 
@@ -117,6 +119,22 @@ def test_the_drop_in_class(place: Path, folder: str, capsys: pytest.CaptureFixtu
     names = run_blocks(page("drop-in.md").replace("openai/whisper-small", folder))
     assert "He was not" in capsys.readouterr().out
     assert names["output"].shape == (2, 100, 6, 64)
+
+
+def test_the_drop_in_class_reads_long_recordings_to_their_end(
+    place: Path,
+    folder: str,
+    bundled_recordings: tuple[BundledClip, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples = [read_wave(clip.path) for clip in bundled_recordings]
+    while sum(map(len, samples)) < 35 * SAMPLING_RATE:
+        samples = [*samples, *samples]
+    write_wave(place / "talk.wav", np.concatenate([*samples, samples[1]])[None], SAMPLING_RATE)
+    block = python_blocks(page("drop-in.md"))[0]
+    run_blocks(f"```python\n{block}```\n".replace("openai/whisper-small", folder))
+    text = capsys.readouterr().out
+    assert "He was not" in text[-200:]
 
 
 def test_the_command_line(place: Path) -> None:

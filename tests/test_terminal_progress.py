@@ -36,6 +36,21 @@ def test_outside_a_terminal_several_files_give_a_line_each() -> None:
     assert screen.getvalue() == "[1/2] a.wav\nerror: [a] is bad\n[2/2] [b].wav\n"
 
 
+def test_lines_of_files_that_are_opened_ahead_come_when_they_are_done() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=False, width=80, highlight=False)
+    with FileProgress(console, ["a.wav", "b.wav", "c.wav"], ahead=True) as progress:
+        with progress.loading():
+            pass
+        for name in ("a.wav", "b.wav", "c.wav"):
+            progress.begin(name)
+        assert screen.getvalue() == "loading the model for 3 files\n"
+        progress.advance("b.wav", 1.0)
+        for name in ("b.wav", "a.wav"):
+            progress.end(name)
+    assert screen.getvalue().endswith(" files\n[1/3] b.wav\n[2/3] a.wav\n")
+
+
 def test_outside_a_terminal_one_file_gives_no_line() -> None:
     progress, screen = progress_on(False, "a.wav")
     with progress:
@@ -165,7 +180,7 @@ def test_each_of_many_files_costs_the_same(terminal: bool) -> None:
     """Not one look at all files for every window."""
     names = [f"{number}.wav" for number in range(5_000)]
     progress, _ = progress_on(terminal, *names)
-    progress._shown = False
+    progress._lined = False
     start = time.process_time()
     with progress:
         for name in names:

@@ -216,6 +216,8 @@ class FileProgress:
         console: where it is shown. If that is not a terminal, several files give a line each and
             one file gives none.
         files: the files to come, in order.
+        ahead: files are opened before their turn, so that a line says which one is done, and not
+            which one begins.
         shown: whether there is a bar, or lines, at all; messages are printed in any case.
         clock: the time in seconds.
     """
@@ -225,14 +227,16 @@ class FileProgress:
         console: AnyConsole,
         files: Sequence[str],
         *,
+        ahead: bool = False,
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console
         self._files = files
-        self._shown = shown
+        self._ahead = ahead
+        self._lined = shown and len(files) > 1 and not console.is_terminal
         self._clock = clock
-        self._begun = self._asides = 0
+        self._begun = self._ended = self._asides = 0
         self._opening = ""
         self._shares: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
@@ -258,8 +262,8 @@ class FileProgress:
         """The next file is being opened."""
         self._begun += 1
         self._opening = file
-        if self._shown and len(self._files) > 1 and not self._console.is_terminal:
-            print_line(self._console, f"[{self._begun}/{len(self._files)}] {file}")
+        if self._lined and not self._ahead:
+            self._number(self._begun, file)
         self._update()
 
     def measured(self, file: str, seconds: float | None) -> None:
@@ -273,6 +277,14 @@ class FileProgress:
             self._since = self._clock()
         self._shares[file] = share
         self._update()
+
+    def end(self, file: str) -> None:
+        """Nothing is left to do for a file, or it failed."""
+        with self._lock:
+            self._ended += 1
+            self.advance(file, 1.0)
+            if self._lined and self._ahead:
+                self._number(self._ended, file)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -294,6 +306,8 @@ class FileProgress:
         with self.aside():
             if self._bar is not None:
                 self._bar.console.print("loading the model", end="\r")
+            elif self._lined:
+                print_line(self._console, f"loading the model for {len(self._files)} files")
             yield
 
     def tell(self, line: str) -> None:
@@ -346,6 +360,9 @@ class FileProgress:
         state.truncate(max(room, 0), overflow="ellipsis")
         share = done / total if total else 0.0
         self._bar.update(self._bar.task_ids[0], completed=share, state=state.plain)
+
+    def _number(self, number: int, file: str) -> None:
+        print_line(self._console, f"[{number}/{len(self._files)}] {file}")
 
     def _finished(self) -> int:
         return sum(share >= 1 for share in self._shares.values())

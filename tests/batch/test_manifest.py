@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -240,8 +241,40 @@ def test_protocols_that_nothing_speaks_are_told_before_any_work(
         check_protocols([Item("a", "gopher://x.wav"), Item("b", "gopher://a.wav")])
     check_protocols([Item("a", "gopher://x.wav"), Item("b", "/a.wav")])  # an error of one row
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(MissingPackage, match=r"s3:// .*Install s3fs"):
+    with pytest.raises(MissingPackage, match=r"s3:// needs the package s3fs, .*: pip install s3fs"):
         check_protocols([Item("a", "s3://bucket/a.wav")])
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("s3://bucket/calls", "s3fs"),
+        ("gs://bucket/calls", "gcsfs"),
+        ("az://box/calls", "adlfs"),
+        ("https://host/calls", "aiohttp"),
+        ("simplecache::s3://bucket/calls", "s3fs"),
+    ],
+)
+def test_packages_of_storage_are_named_with_the_command_that_installs_them(
+    url: str, package: str
+) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    expected = f"needs the package {package}, which is not installed: pip install {package}"
+    with pytest.raises(MissingPackage) as caught:
+        read_archive(url)
+    assert str(caught.value).endswith(expected)
+
+
+def test_other_storage_is_told_in_the_words_of_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def missing(protocol: str) -> None:
+        raise ImportError('SFTPFileSystem requires "paramiko" to be installed')
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(MissingPackage, match=r'sftp:// needs a package .*"paramiko"'):
+        read_archive("sftp://host/calls")
 
 
 def test_the_longest_come_first_and_the_unknown_last() -> None:

@@ -155,6 +155,20 @@ def test_a_row_comes_when_its_recording_is_done(monkeypatch: pytest.MonkeyPatch)
     assert [number for *_, number in found] == [1, 2, 3, 4, 5]
 
 
+def test_progress_within_recordings_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reporting(FakeSpeech):
+        def transcribe_each(self, recordings: Any, **options: Any) -> Any:
+            for index, samples in enumerate(recordings):
+                options["on_progress"](index, 0.5)
+                yield index, self._one(samples.size, "en", "transcribe", options)
+
+    seen: list[tuple[str, float, float]] = []
+    stage = stage_with(Reporting, monkeypatch)
+    group = decoded_group(8_000, 16_000)
+    list(stage.stream(group, on_progress=lambda item, *done: seen.append((item.id, *done))))
+    assert seen == [("8000", 0.5, 0.5), ("16000", 0.5, 1.0)]
+
+
 def test_a_stream_is_bounded_and_ends_where_options_differ(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

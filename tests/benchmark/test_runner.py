@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from whisper_flash_attention.benchmark.results import ResultRow, Store
 from whisper_flash_attention.benchmark.roofline import Ceilings
 from whisper_flash_attention.benchmark.runner import (
+    LINE_EVERY,
     Estimate,
     Options,
     Outcome,
+    ProgressReporter,
     expected_seconds,
     run,
 )
@@ -114,10 +117,31 @@ def test_progress_is_in_lines_where_there_is_no_terminal(
     first_run: tuple[Outcome, str],
 ) -> None:
     lines = first_run[1].splitlines()
-    assert lines[0].startswith("[1/4] small tiny 2 orig: ")
-    assert "s per batch of 1 (" in lines[0]
-    assert lines[1].startswith("[2/4] small tiny 2 flash:nonsense: failed: ")
-    assert lines[3].startswith("[4/4] ")
+    assert lines[:3] == [
+        "measuring this machine's ceilings (a copy and a product)",
+        "computing features of speech (bundled)",
+        "[1/4] small tiny 2 orig: warming up",
+    ]
+    *_, ended = (line for line in lines if line.startswith("[1/4] "))
+    assert "s per batch of 1 (" in ended
+    assert any(line.startswith("[2/4] small tiny 2 flash:nonsense: failed: ") for line in lines)
+    assert any(line.startswith("[4/4] ") for line in lines)
+
+
+def test_lines_within_a_row_come_every_few_seconds() -> None:
+    job = replace(make_jobs("orig")[0], setting=replace(WORK, batches=100))
+    output, now = io.StringIO(), 0.0
+    bars = Progress(console=Console(file=output, width=200), disable=True)
+    reporter = ProgressReporter(Estimate([job], H100), bars, clock=lambda: now)
+    reporter.start(job)
+    for batch in range(1, 101):
+        now += LINE_EVERY / 40
+        reporter.advance(batch)
+    lines = [line.partition(" (")[0] for line in output.getvalue().splitlines()]
+    title = "[1/1] small tiny 2 orig"
+    assert lines == [
+        f"{title}: {state}" for state in ("warming up", "batch 40 of 100", "batch 80 of 100")
+    ]
 
 
 def test_a_second_run_repeats_only_what_is_not_ok(
@@ -161,7 +185,7 @@ class InterruptingFile(io.StringIO):
     """Where the second row's turn comes, the user presses Ctrl-C, half a second into it."""
 
     def write(self, text: str) -> int:
-        if text.startswith("[1/2]"):
+        if text.startswith("[2/2]"):
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         return super().write(text)
 

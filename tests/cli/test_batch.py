@@ -46,7 +46,13 @@ def test_errors_of_some_are_exit_code_1(archive: Path, tmp_path: Path) -> None:
     code, output = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")
     assert code == 0
     assert set(all_rows(tmp_path / "other")) == {"000.wav", "001.wav"}
-    assert "2 (0.00 h of audio)" in output
+    assert output.startswith("2 recordings to transcribe; loading the model small\n")
+    assert "2 (0.2 s of audio)" in output
+    assert "2 recordings, 0.2 s in " in output
+    code, output = call(archive, "-o", tmp_path / "other", "--word-timestamps", "--preset", "fast")
+    assert code == 0
+    assert output.startswith("2 of 2 are there already\n")
+    assert "this run" not in output and "loading" not in output
 
 
 def test_the_same_command_goes_on(archive: Path, tmp_path: Path) -> None:
@@ -89,7 +95,12 @@ def test_no_model_is_exit_code_2(
         raise WeightsError("there is no such checkpoint")
 
     monkeypatch.setattr(FakeModel, "open", missing)
-    assert call(archive, "-o", tmp_path / "out") == (2, "error: there is no such checkpoint\n")
+    code, output = call(archive, "-o", tmp_path / "out")
+    assert code == 2
+    assert output.splitlines() == [
+        "3 recordings to transcribe; loading the model small",
+        "error: there is no such checkpoint",
+    ]
 
 
 def test_an_interruption_says_how_to_go_on(

@@ -231,12 +231,16 @@ def test_several_files_go_on_after_a_bad_one_and_the_exit_code_tells(
     [damage] = [line for line in lines if line.startswith("warning:")]
     assert damage.startswith(f"warning: {cut}: is damaged or cut off")
     lines.remove(damage)
-    assert lines[:2] == [f"[1/3] {mp3}", f"[2/3] {bad}"]
-    assert lines[2].startswith(f"error: {bad}: is not a recording")
-    assert lines[3] == f"[3/3] {cut}"
-    assert lines[4] == "1 of 3 failed"
-    assert lines[5].startswith("english: 2, 6.5 s of audio in ")
-    assert len(lines) == 6
+    [error] = [line for line in lines if line.startswith("error:")]
+    assert error.startswith(f"error: {bad}: is not a recording")
+    assert lines[lines.index(error) - 1].endswith(f"/3] {bad}")
+    assert lines[0] == "loading the model for 3 files"
+    numbered = [line for line in lines if line.startswith("[")]
+    assert [line[:5] for line in numbered] == ["[1/3]", "[2/3]", "[3/3]"]  # when each is done
+    assert {line[6:] for line in numbered} == {str(mp3), str(bad), str(cut)}
+    assert lines[5] == "1 of 3 failed"
+    assert lines[6].startswith("english: 2, 6.5 s of audio in ")
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("output_format", ["json", "srt"])
@@ -372,7 +376,7 @@ def test_ctrl_c_ends_it_with_130_and_no_traceback(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        while not process.stderr.readline().startswith("[2/2]"):
+        while not process.stderr.readline().startswith("[1/2]"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate()

@@ -89,9 +89,13 @@ def test_a_folder_becomes_a_folder_like_it(
     ]
     assert (out / "z.srt").read_text() == ("1\n00:00:00,000 --> 00:00:01,000\none two\nthree\n")
     lines = outcome.stderr.splitlines()
-    assert lines[:2] == [f"[1/3] {talks / 'one/talk.wav'}", f"[2/3] {talks / 'two/talk.wav'}"]
-    assert lines[3].startswith(f"english: 3, 6 files written to {out}, 9.9 s of audio in ")
-    assert len(lines) == 4
+    assert lines[:3] == [
+        "loading the model for 3 files",
+        f"[1/3] {talks / 'one/talk.wav'}",
+        f"[2/3] {talks / 'two/talk.wav'}",
+    ]
+    assert lines[4].startswith(f"english: 3, 6 files written to {out}, 9.9 s of audio in ")
+    assert len(lines) == 5
 
 
 def test_recordings_of_one_name_are_kept_apart(

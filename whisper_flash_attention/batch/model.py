@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ class Speech(Protocol):
         task: str,
         options: DecodeOptions | None,
         batch_size: int,
+        on_progress: Callable[[int, float], None] | None,
     ) -> Generator[tuple[int, Transcription]]:
         """As `Transcriber.transcribe_each`."""
 
@@ -106,11 +107,14 @@ def transcriptions(
     recordings: Iterable[Samples | ChannelSources],
     run_options: RunOptions,
     seed: int,
+    on_progress: Callable[[int, float], None] | None = None,
 ) -> Generator[tuple[int, Transcription]]:
     """Transcribe recordings side by side, as `Transcriber.transcribe_each` does.
 
     Args:
         recordings: samples `[T]` at 16 kHz of every one, or its channels.
+        on_progress: called with the number of a recording and the share of it that is done, perhaps
+            by another thread.
 
     At temperatures above 0 tokens are sampled; with the same `seed` they are the same ones,
     whichever worker samples them and whatever it did before.
@@ -126,6 +130,7 @@ def transcriptions(
             task=run_options.options.task,
             options=run_options.decode,
             batch_size=run_options.batch_size,
+            on_progress=on_progress,
         )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event, RLock, Thread
 from typing import Any, Self
 
 from rich.console import Console
@@ -22,13 +23,17 @@ from whisper_flash_attention.batch.manifest import Rejected
 from whisper_flash_attention.batch.results import SUMMARY
 from whisper_flash_attention.batch.rows import Tally
 from whisper_flash_attention.batch.shards import write_whole
-from whisper_flash_attention.terminal import print_line, printable
+from whisper_flash_attention.terminal import UPDATE_SECONDS, clock_time, print_line, printable
 
-LINE_EVERY = 30.0  # seconds, where there is no terminal
+# Seconds between two lines, where there is no terminal: at first, and in the log of a long run.
+LINE_EVERY = 5.0
+LINE_EVERY_LATER = 30.0
 
 
 class ArchiveProgress:
     """Progress over recordings and hours of audio, as a context.
+
+    Another thread may call `advance`. The time goes on being shown while nothing is done.
 
     Args:
         console: where it is shown.
@@ -48,6 +53,7 @@ class ArchiveProgress:
         self._weights = _weights(items)
         self._weight_left = sum(self._weights.values())
         self._weight = self._weight_left
+        self._under_way: dict[str, tuple[float, float]] = {}  # shares, and seconds of audio done
         self._done = self._failed = 0
         self._audio_seconds = 0.0
         self._began = self._reported_at = clock()
@@ -59,43 +65,84 @@ class ArchiveProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=self._weight, state="starting")
+        self._task = self._bar.add_task("", total=self._weight, state=self.state())
+        self._lock = RLock()
+        self._ended = Event()
+        self._ticks = Thread(target=self._keep_showing, daemon=True)
 
     def __enter__(self) -> Self:
         self._began = self._reported_at = self._clock()
         self._bar.start()
+        if not self._console.quiet:
+            self._ticks.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        if self._ticks.is_alive():
+            self._ticks.join()
         self._bar.stop()
+
+    def advance(self, item: Item, share: float, seconds: float) -> None:
+        """`share` (0 to 1) of a recording of so many seconds is done."""
+        with self._lock:
+            if item.id in self._weights:
+                self._under_way[item.id] = share, share * seconds
+            self._show()
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """These rows are there now."""
-        for row in rows:
-            self._weight_left -= self._weights.get(row["id"], 0.0)
-            self._done += 1
-            if row["error"] is not None:
-                self._failed += 1
-                self.tell(f"error: {row['id']}: {row['error']}")
-            self._audio_seconds += row["seconds"] or 0.0
-        state = self.state()
-        self._bar.update(self._task, completed=self._weight - self._weight_left, state=state)
-        if not self._console.is_terminal and self._clock() - self._reported_at >= LINE_EVERY:
-            self._reported_at = self._clock()
-            print_line(self._console, state)
+        with self._lock:
+            for row in rows:
+                self._under_way.pop(row["id"], None)
+                self._weight_left -= self._weights.pop(row["id"], 0.0)
+                self._done += 1
+                if row["error"] is not None:
+                    self._failed += 1
+                    self.tell(f"error: {row['id']}: {row['error']}")
+                self._audio_seconds += row["seconds"] or 0.0
+            self._show()
 
     def state(self) -> str:
         """Say in one line how far it is."""
         took = self._clock() - self._began
-        parts = [f"{self._done} of {self._files}", f"{self._audio_seconds / 3_600:.1f} h"]
-        if took > 0:
-            parts.append(f"{self._audio_seconds / took:.0f} x real time")
+        audio = self._audio_seconds + sum(seconds for _, seconds in self._under_way.values())
+        parts = [f"{self._done} of {self._files}", f"{audio_length(audio)} in {clock_time(took)}"]
+        if took > 0 and audio > 0:
+            parts.append(f"{audio / took:.1f} x real time")
         if self._failed:
             parts.append(f"{self._failed} failed")
-        worked = self._weight - self._weight_left
+        worked = self._worked
         if worked > 0 and self._done < self._files:
-            parts.append(f"{_duration(max(0.0, took * self._weight_left / worked))} left")
+            left = took * (self._weight - worked) / worked
+            parts.append(f"{_duration(max(0.0, left))} left")
         return ", ".join(parts)
+
+    @property
+    def _worked(self) -> float:
+        """The weight of what is done, of recordings under way their share."""
+        part = sum(share * self._weights[name] for name, (share, _) in self._under_way.items())
+        return self._weight - self._weight_left + part
+
+    def _show(self) -> None:
+        """Renew the bar, or print a line, if it is time."""
+        now = self._clock()
+        # Lines become rarer, so that the log of a long run stays short.
+        every = min(max(LINE_EVERY, (now - self._began) / 20), LINE_EVERY_LATER)
+        if self._console.is_terminal:
+            every = UPDATE_SECONDS
+        if now - self._reported_at < every:
+            return
+        self._reported_at = now
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=self._worked, state=self.state())
+        else:
+            print_line(self._console, self.state())
+
+    def _keep_showing(self) -> None:
+        while not self._ended.wait(1.0):
+            with self._lock:
+                self._show()
 
     def tell(self, line: str) -> None:
         """Print a line where the progress is shown."""
@@ -111,10 +158,17 @@ def _weights(items: Sequence[Item]) -> dict[str, float]:
     return {name: length or 0.0 for name, length in lengths.items()}
 
 
+def audio_length(seconds: float) -> str:
+    """Say how long some audio is: `1.25 h`, `3.2 min`, `8.0 s`."""
+    if seconds >= 360:
+        return f"{seconds / 3_600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
@@ -170,17 +224,18 @@ class Summary:
         """The table for a terminal."""
         table = Table(show_header=False, box=None)
         table.add_row("recordings", f"{self.items}")
-        table.add_row("done", f"{self.done} ({self.audio_hours:.2f} h of audio)")
+        table.add_row("done", f"{self.done} ({audio_length(3_600 * self.audio_hours)} of audio)")
         for kind, count in sorted(self.errors.items()):
             table.add_row("failed", Text(printable(f"{count} {kind}")))
         if self.rejected:
             table.add_row("rejected", f"{self.rejected} rows of the manifest")
         if self.remaining:
             table.add_row("left", f"{self.remaining}")
-        ran = (
-            f"{self.run_files} recordings, {self.run_audio_hours:.2f} h in {self.run_seconds:.1f} s"
-        )
-        table.add_row("this run", f"{ran}: {self.times_real:.1f} x real time")
+        if self.run_files:
+            files = "1 recording" if self.run_files == 1 else f"{self.run_files} recordings"
+            audio = audio_length(3_600 * self.run_audio_hours)
+            took = f"{self.run_seconds:.1f} s: {self.times_real:.1f} x real time"
+            table.add_row("this run", f"{files}, {audio} in {took}")
         return table
 
 

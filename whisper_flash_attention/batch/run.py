@@ -25,6 +25,7 @@ from whisper_flash_attention.batch.sink import Sink
 from whisper_flash_attention.batch.stages import (
     ENGINES,
     DeviceLost,
+    OnProgress,
     TranscribeStage,
     Work,
     alike_together,
@@ -149,8 +150,15 @@ def run_batch(
             ids=ids,
         )
         if todo:
-            rows = run_local(todo, work) if engine == "local" else _on_ray(todo, work, cluster)
-            _collect(cast("Any", rows), sink, ArchiveProgress(shown, todo))
+            count = "1 recording" if len(todo) == 1 else f"{len(todo)} recordings"
+            print_line(shown, f"{count} to transcribe; loading the model {opener.source}")
+            progress = ArchiveProgress(shown, todo)
+            rows = (
+                run_local(todo, work, progress.advance)
+                if engine == "local"
+                else _on_ray(todo, work, cluster)
+            )
+            _collect(cast("Any", rows), sink, progress)
         summary = summarize(
             len(archive.items),
             archive.rejected,
@@ -241,7 +249,9 @@ def _report_rejected(archive: Archive, console: Console) -> None:
         tell(f"error: {len(archive.rejected) - SHOWN_REJECTED} more rows cannot be read")
 
 
-def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
+def run_local(
+    items: Sequence[Item], work: Work, on_progress: OnProgress | None = None
+) -> Generator[list[Row]]:
     """The engine `local`: give the row of each recording as soon as it is done.
 
     One model in this process transcribes side by side what other processes decode.
@@ -259,7 +269,7 @@ def run_local(items: Sequence[Item], work: Work) -> Generator[list[Row]]:
     with (
         AudioOpener(pool) as opener,
         closing(decode(items, opener)) as decoded,
-        closing(stage.stream(decoded, work)) as rows,
+        closing(stage.stream(decoded, work, on_progress)) as rows,
     ):
         try:
             for row in rows:

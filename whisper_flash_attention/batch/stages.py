@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -43,6 +43,8 @@ from whisper_flash_attention.terminal import printable
 from whisper_flash_attention.transcribe.results import Transcription
 
 ENGINES = ("local", "ray")
+# Gets a recording, the share of it that is done, and its seconds.
+OnProgress: TypeAlias = Callable[[Item, float, float], None]
 Each = TypeVar("Each")
 # Of a small archive, too, every model gets a share, and none waits long for the last one.
 GROUPS_EACH = 4
@@ -285,7 +287,12 @@ class TranscribeStage:
         """A group's recordings in the order of `stream`: those with the same options together."""
         return alike_together(group, lambda each: each.item, self._asked)
 
-    def stream(self, decoded: Iterable[Decoded], work: Work | None = None) -> Generator[Row]:
+    def stream(
+        self,
+        decoded: Iterable[Decoded],
+        work: Work | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Generator[Row]:
         """Transcribe recordings side by side, and give the row of each when it is done.
 
         Those side by side have the same options: a recording with others begins when all before it
@@ -295,6 +302,7 @@ class TranscribeStage:
         Args:
             decoded: taken when there is room; in batched mode on a GPU by another thread.
             work: bounds what is side by side; None is all.
+            on_progress: called while a recording is in work, perhaps by another thread.
 
         Raises:
             DeviceLost: the GPU failed.
@@ -303,11 +311,16 @@ class TranscribeStage:
         """
         upcoming = _Upcoming(decoded, self._asked)
         while (found := upcoming.peek()) is not None:
-            yield from self._side_by_side(*found, upcoming, work)
+            yield from self._side_by_side(*found, upcoming, work, on_progress)
         yield from upcoming.failures()
 
     def _side_by_side(
-        self, first: Decoded, run_options: RunOptions, upcoming: _Upcoming, work: Work | None
+        self,
+        first: Decoded,
+        run_options: RunOptions,
+        upcoming: _Upcoming,
+        work: Work | None,
+        on_progress: OnProgress | None,
     ) -> Generator[Row]:
         """Rows of recordings with the same options, as many as there are one after another."""
         in_progress: dict[int, Decoded] = {}
@@ -331,9 +344,15 @@ class TranscribeStage:
             text = shifted(text, each.item.start)
             return finished_row(each.item, text.to_dict(), rate * each.seconds)
 
+        def report(index: int, share: float) -> None:
+            each = in_progress[index]
+            if on_progress is not None:
+                on_progress(each.item, share, each.seconds)
+
         seed = crc32(first.item.id.encode())
+        found = transcriptions(self._speech, taken(), run_options, seed, report)
         try:
-            with closing(transcriptions(self._speech, taken(), run_options, seed)) as found:
+            with closing(found):
                 for index, text in found:
                     done = row(in_progress[index], text)
                     del in_progress[index]
@@ -353,7 +372,8 @@ class TranscribeStage:
                 yield _failed(left[0], error)
                 return
         for each in left:
-            yield from self._side_by_side(each, run_options, _Upcoming([each], self._asked), None)
+            alone = _Upcoming([each], self._asked)
+            yield from self._side_by_side(each, run_options, alone, None, on_progress)
 
     def _raise_if_of_all(self, error: Exception, run_options: RunOptions) -> None:
         """Raise what says nothing about a recording."""

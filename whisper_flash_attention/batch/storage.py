@@ -77,7 +77,7 @@ def _opened_by_fsspec(path: str, stack: ExitStack) -> Any:
     except (OSError, AudioError):
         raise
     except ImportError as error:
-        raise MissingPackage(f"{path}: needs a package of its own: {error}") from error
+        raise _missing(f"{path}:", error) from error
     except Exception as error:  # a bug, too: the URL chose the class and gave it its arguments
         raise _storage_error(error) from error
 
@@ -164,9 +164,22 @@ def _file_system_class(protocol: str) -> Any:
     try:
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise MissingPackage(f"{protocol}:// needs a package of its own: {error}") from error
+        raise _missing(f"{protocol}://", error) from error
     except ValueError as error:
         raise OptionError(f"{protocol}:// is unknown to fsspec: {error}") from error
+
+
+# Packages of fsspec's for the storage that people use most; its messages name them.
+_STORAGE_PACKAGE = re.compile(r"\b(?:s3fs|gcsfs|adlfs|aiohttp)\b")
+
+
+def _missing(place: str, error: ImportError) -> MissingPackage:
+    """What to install for a place, as far as fsspec's message tells."""
+    if found := _STORAGE_PACKAGE.search(str(error)):
+        return MissingPackage(
+            f"{place} needs the package {found[0]}, which is not installed: pip install {found[0]}"
+        )
+    return MissingPackage(f"{place} needs a package of its own: {error}")
 
 
 def recordings_in(source: str) -> list[Item]:
@@ -204,7 +217,7 @@ def _remote(source: str) -> list[Item]:
         root = root.rstrip("/")
         found = _listed(system, root)
     except ImportError as error:
-        raise MissingPackage(f"{source}: needs a package of its own: {error}") from error
+        raise _missing(f"{source}:", error) from error
     except Exception as error:  # storage packages raise whatever they like
         reason = error if isinstance(error, OSError) else _storage_error(error)
         raise OptionError(f"{source}: cannot be listed ({reason})") from error

@@ -1,13 +1,14 @@
 """A run from its plan to its files: probe the machine, measure every job, write rows and reports.
 
-Progress is a bar with the time left on a terminal, and one line per finished row elsewhere.
+Progress is a bar with the time left on a terminal; elsewhere one line per finished row, and lines
+now and then within it.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ START_SECONDS = 2.0
 FROM_THE_ROOFLINE = 4.0
 LAYER_STEP_SECONDS = 0.0005
 WARM_UP_CALLS = 2
+LINE_EVERY = 5.0  # seconds within a row, where there is no terminal
 
 
 def expected_seconds(job: Job, ceilings: Ceilings) -> float:
@@ -92,22 +94,36 @@ def show_progress(
 
 
 class ProgressReporter:
-    """A line per finished row; on a terminal, below them, a bar that every timed batch advances."""
+    """A line per finished row; on a terminal, below them, a bar that every timed batch advances.
 
-    def __init__(self, estimate: Estimate, progress: Progress) -> None:
+    Elsewhere a line says which row begins, and others how many of its batches are done.
+    """
+
+    def __init__(
+        self,
+        estimate: Estimate,
+        progress: Progress,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._estimate = estimate
         self._progress = progress
+        self._clock = clock
+        self._told_at = 0.0
         self._task = progress.add_task("", total=estimate.total, state="")
 
     def start(self, job: Job) -> None:
         """This job starts."""
         self._job = job
         self._show(job.title)
+        self._tell_row("warming up")
 
     def advance(self, batches: int) -> None:
         """This many of the job's timed batches are done."""
         self._estimate.advance(self._job, batches)
         self._show(self._job.title)
+        if batches < self._job.setting.batches and self._clock() - self._told_at >= LINE_EVERY:
+            total = self._job.setting.batches
+            self._tell_row(f"batch {batches} of {total} ({self._estimate.left})")
 
     def finish(self, row: ResultRow) -> None:
         """The job has ended with this row."""
@@ -118,6 +134,14 @@ class ProgressReporter:
         if self._progress.disable:
             line = f"[{estimate.finished}/{estimate.rows}] {line} ({estimate.left})"
         print_line(self._progress.console, line)
+
+    def _tell_row(self, state: str) -> None:
+        """Where there is no terminal, say how far the row is."""
+        self._told_at = self._clock()
+        if self._progress.disable:
+            estimate = self._estimate
+            place = f"[{estimate.finished + 1}/{estimate.rows}] {self._job.title}"
+            print_line(self._progress.console, f"{place}: {state}")
 
     def _show(self, title: str) -> None:
         estimate = self._estimate
@@ -177,7 +201,7 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     store = Store(options.output)
     workers = start_workers(jobs[0].device)
     with tempfile.TemporaryDirectory(prefix="whisper-flash-features-") as folder:
-        site = survey_site(jobs, options, workers, Path(folder))
+        site = survey_site(jobs, options, workers, Path(folder), console)
         requested = {blank_row(job, site).slot for job in jobs}
         finished = store.finished() if options.resume else set()
         todo = [job for job in jobs if blank_row(job, site).key not in finished]
@@ -196,8 +220,12 @@ def run(jobs: Sequence[Job], options: Options, console: Console) -> Outcome:
     return Outcome(rows, [row for row in rows if row.slot in requested], files)
 
 
-def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder: Path) -> Site:
+def survey_site(
+    jobs: Sequence[Job], options: Options, workers: Workers, folder: Path, console: Console
+) -> Site:
     """Describe the machine, measure its ceilings and compute the features, each in a process.
+
+    The console is told what is done, for that takes a while on a CPU.
 
     Raises:
         BenchmarkError: one of them failed; the message has the reason.
@@ -205,12 +233,14 @@ def survey_site(jobs: Sequence[Job], options: Options, workers: Workers, folder:
     device, dtype = jobs[0].device, jobs[0].dtype
     clips = clips_needed([job.setting for job in jobs])
     try:
+        print_line(console, "measuring this machine's ceilings (a copy and a product)")
         environment = workers.call(
             describe_environment, device, options.commit, timeout=START_TIMEOUT
         )
         ceilings = workers.call(measure_ceilings, device, dtype, timeout=START_TIMEOUT)
     except ProcessFailed as error:
         raise BenchmarkError(f"{device} cannot be measured in {dtype}: {error.reason}") from error
+    print_line(console, f"computing features of speech ({options.features})")
     features = {}
     for mel_bins in sorted({MODEL_SIZES[job.row.checkpoint].mel_bins for job in jobs}):
         path = folder / f"features-{mel_bins}.npy"

@@ -170,7 +170,7 @@ def transcribe_command(
     output.prepare(inputs)
     todo = [entry for entry in inputs if not output.is_done(entry)]
     console = error_console()
-    progress = FileProgress(console, [entry.name for entry in todo], shown=not quiet)
+    progress = FileProgress(console, [entry.name for entry in todo], ahead=True, shown=not quiet)
     runner = Runner(
         *(options, decode, windows, output, progress), headed=len(inputs) > 1, warm_up=warm_up
     )

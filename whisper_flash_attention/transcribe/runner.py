@@ -186,11 +186,12 @@ class Runner:
             self._fail(entry, str(error))
             return
         self.done += 1
+        self.progress.end(entry.name)
 
     def _fail(self, entry: Input, message: str) -> None:
         with self._lock:
             self.failures += 1
-            self.progress.advance(entry.name, 1.0)
+            self.progress.end(entry.name)
         self.progress.tell(f"error: {message}")
 
     def _show(self, entry: Input, segments: Sequence[Segment]) -> None:
