@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.transcribe.openai_words import EXPECTED, bundled_samples, further_samples
-from whisper_flash_attention.audio.log_mel import FRAMES, log_mel, log_mel_whole
+from whisper_flash_attention.audio.log_mel import FRAMES, frame_levels, log_mel, log_mel_whole
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.transcribe import Segment, Transcriber
@@ -225,6 +225,28 @@ def test_words_are_in_order_within_their_segment_and_spell_it(
     # The clips are read without long pauses: words fill most of their time.
     spoken = sum(word.end - word.start for each in found.segments for word in each.words)
     assert spoken > 0.8 * speech_window.seconds
+
+
+def test_late_words_move_earlier_and_the_next_window_stays_where_it_is(
+    aligner: WordAligner, speech_window: SpokenWindow, recordings: Recordings
+) -> None:
+    samples = recordings["all"]
+    features = log_mel(samples[: samples.size // 2], device="cpu")
+    with_levels = replace(speech_window, levels=frame_levels(features)[0])
+    [plain], [found] = aligner.add_words([speech_window]), aligner.add_words([with_levels])
+    assert (found.last_word_end, found.last_speech) == (plain.last_word_end, plain.last_speech)
+    pairs = [
+        (ours, theirs)
+        for one, other in zip(found.segments, plain.segments, strict=True)
+        for ours, theirs in zip(one.words, other.words, strict=True)
+    ]
+    shift = np.median([ours.start - theirs.start for ours, theirs in pairs])
+    assert -0.081 < shift < -0.03
+    times = [time for ours, _ in pairs for time in (ours.start, ours.end)]
+    assert times == sorted(times)
+    assert times[-1] <= found.last_word_end
+    for segment in found.segments:
+        assert (segment.start, segment.end) == (segment.words[0].start, segment.words[-1].end)
 
 
 def test_windows_do_not_mind_their_neighbours(

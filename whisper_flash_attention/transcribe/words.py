@@ -5,8 +5,13 @@ show where each token is (`engine.alignment`). Tokens are split into words, whic
 fitted to their segments: punctuation joins its word, and words that are too long shrink, because
 alignment alone extends a word over the pause beside it. The rules and their order are those of
 `add_word_timestamps` in whisper/timing.py of OpenAI, so that the times agree, whatever attention
-the model itself runs on. At last words leave out the silence at their edges (`trim_pauses`), which
-OpenAI's do not; where the next window begins does not depend on that.
+the model itself runs on.
+
+At last the levels of the sound correct the times, which OpenAI's does not do; where the next window
+begins does not depend on that. Alignment has a bias: with tiny.en words are too late, with base too
+early. Speech is softest between words, so all words of a window are shifted to where their starts
+and ends are softest (`best_shift`). Then words leave out the silence at their edges
+(`trim_pauses`).
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from whisper_flash_attention.engine.alignment import (
@@ -38,6 +45,14 @@ LONGEST_USUAL = 0.7
 # A word begins and ends where there is sound: what is this much softer than its window's loudest
 # frame, in dB, is a pause if it lasts this long, in frames of 0.01 s.
 QUIET, SHORTEST_PAUSE = 30.0, 10
+# A window of at least this many words has them shifted together, by this many frames at most.
+LEAST_WORDS, MOST_SHIFT = 10, 8
+# Levels where words start and end, in dB. What is softer than the loudest frame by more than the
+# first counts as that soft, or a few pauses would outweigh everything else. Each frame of a shift
+# must lower the sum over all words by the second: few words may be as soft where others start.
+SOFTEST, LEAST_GAIN = 20.0, 4.0
+# Weights of neighbouring frames by which levels are smoothed.
+SMOOTHING = np.hanning(9)[1:-1] / np.hanning(9).sum()
 # A timestamp of a segment is kept where a word extends beyond it by more than this, in seconds.
 TOLERANCE = 0.5
 
@@ -157,6 +172,69 @@ def fit_to_segment(
         span.end = last.end
 
 
+def fit_to_levels(
+    dealt: Sequence[Sequence[Timing]],
+    spans: Sequence[SegmentTimes],
+    levels: npt.NDArray[np.float32],
+    offset: float,
+    latest: float,
+) -> None:
+    """Shift and trim the words of a window by the sound; spans begin and end with their words.
+
+    Args:
+        dealt: the words of each span, in seconds of the recording.
+        levels: of the window's frames, in dB.
+        offset: where the window begins, in seconds.
+        latest: where the last word ends; no word is shifted beyond it, in seconds.
+    """
+    words = [word for mine in dealt for word in mine]
+    shift_words(words, best_shift(words, levels, offset), offset, latest)
+    known = levels.tolist()
+    for span, mine in zip(spans, dealt, strict=True):
+        if mine:
+            trim_pauses(mine, known, offset)
+            span.start, span.end = mine[0].start, mine[-1].end
+
+
+def best_shift(words: Sequence[Timing], levels: npt.NDArray[np.float32], offset: float) -> float:
+    """Return the shift in seconds after which words begin and end where it is softest.
+
+    It is 0 for fewer than `LEAST_WORDS` words.
+
+    Args:
+        levels: of the window's frames, in dB.
+        offset: where the window begins, in seconds.
+    """
+    if len(words) < LEAST_WORDS or not levels.size:
+        return 0.0
+    times = np.array([(word.start, word.end) for word in words]) - offset
+    frames = np.rint(times.ravel() * FRAMES_PER_SECOND).astype(np.int64)
+    audible = np.maximum(levels, levels.max() - SOFTEST)
+    smooth = np.convolve(np.pad(audible, len(SMOOTHING) // 2, mode="edge"), SMOOTHING, "valid")
+    shifts = np.arange(-MOST_SHIFT, MOST_SHIFT + 1)
+    shifted = np.clip(frames + shifts[:, None], 0, smooth.size - 1)  # [shifts, starts and ends]
+    means = smooth[shifted].mean(axis=1) + LEAST_GAIN / len(words) * np.abs(shifts)
+    return float(shifts[means.argmin()]) / FRAMES_PER_SECOND
+
+
+def shift_words(words: Sequence[Timing], shift: float, earliest: float, latest: float) -> None:
+    """Shift words, but no start or end by more than half of its distance from the bound before it.
+
+    So words stay in order and within the bounds, and keep a length at them. All in seconds.
+    """
+    if shift == 0:
+        return
+    for word in words:
+        word.start += _within_bounds(shift, word.start, earliest, latest)
+        word.end += _within_bounds(shift, word.end, earliest, latest)
+
+
+def _within_bounds(shift: float, time: float, earliest: float, latest: float) -> float:
+    if shift < 0:
+        return max(shift, min(0.0, earliest - time) / 2)
+    return min(shift, max(0.0, latest - time) / 2)
+
+
 def trim_pauses(words: Sequence[Timing], levels: Sequence[float], offset: float) -> None:
     """Let words begin after a pause and end before one, unless they are soft throughout.
 
@@ -208,8 +286,8 @@ class SpokenWindow:
         language: code of the language spoken.
         task: "transcribe" or "translate".
         last_speech: where speech ended before this window, in seconds; 0.0 in the first one.
-        levels: of the frames, in dB, `[frames]`, to tell words from pauses; None does not, as in
-            openai-whisper.
+        levels: of the frames, in dB, `[frames]` or with those of the padding, by which words are
+            shifted and leave out pauses; None changes nothing, as in openai-whisper.
     """
 
     states: Tensor
@@ -379,18 +457,20 @@ class WordAligner:
         spans = [
             SegmentTimes(each.start, each.end, len(self._text(each))) for each in window.segments
         ]
-        finished, last_speech, last_word_end = [], window.last_speech, None
-        levels = None if window.levels is None else window.levels.tolist()
-        for segment, span, mine in zip(window.segments, spans, deal_out(words, spans), strict=True):
+        last_speech, last_word_end = window.last_speech, None
+        dealt = deal_out(words, spans)
+        for span, mine in zip(spans, dealt, strict=True):
             if mine:
                 fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
-                if levels is not None:
-                    trim_pauses(mine, levels, window.start)
-                    span.start = max(span.start, mine[0].start)
-                    span.end = min(span.end, mine[-1].end)
-            finished.append(_segment(segment, span, mine, window.seconds))
+        if window.levels is not None and last_word_end is not None:
+            levels = window.levels[: window.frames].cpu().numpy()
+            fit_to_levels(dealt, spans, levels, window.start, last_word_end)
+        finished = [
+            _segment(segment, span, mine, window.seconds)
+            for segment, span, mine in zip(window.segments, spans, dealt, strict=True)
+        ]
         if last_word_end is not None:
             last_speech = last_word_end
         elif finished:
