@@ -387,8 +387,9 @@ def peers() -> str:
                 str(row["invented_words"]),
             ]
         )
-    heading = ["checkpoint", "", "system", "x real time", "ours is x as fast", "first text, s"]
-    text = markdown([*heading, "memory, GB", "word errors", "words in silence"], lines)
+    heading = ["checkpoint", "dtype", "system", "x real time", "ours is N x as fast"]
+    heading.append("first text, s")
+    text = markdown([*heading, "memory, GB", "word errors", "words where nobody speaks"], lines)
     reasons = {row["system"]: row["reason"] for row in rows if row["status"] != "ok"}
     measured = {row["system"] for row in rows if row["status"] == "ok"}
     without = [f"{each} ({why})" for each, why in reasons.items() if each not in measured]
@@ -427,7 +428,7 @@ def peers_gpu() -> str:
                 f"{row['tokens']:,}",
             ]
         )
-    heading = ["checkpoint", "windows at a time", "system", "x real time", "ours is x as fast"]
+    heading = ["checkpoint", "windows at a time", "system", "x real time", "ours is N x as fast"]
     return markdown([*heading, "first text, s", "GPU memory, GB", "tokens"], lines)
 
 
@@ -605,8 +606,10 @@ BLOCKS: dict[str, tuple[Path, Callable[[], str]]] = {
 
 def readme(write: Write = False) -> None:
     """Print the tables of README.md and docs/benchmarks.md, or write them and the charts."""
-    for name, (page, make) in BLOCKS.items():
-        print_or_write(make(), page, name, write)
+    # All of them before the first is written: a row that is wrong leaves the pages as they were.
+    made = {name: make() for name, (_, make) in BLOCKS.items()}
+    for name, (page, _) in BLOCKS.items():
+        print_or_write(made[name], page, name, write)
     if write:
         write_charts()
 
