@@ -120,7 +120,7 @@ SYSTEM_NAMES = {
     "whisperx": "whisperX",
     "vllm": "vLLM",
 }
-ON_CPU = "20 minutes of speech, files to text, two cores, float32"
+ON_CPU = "10 minutes of speech, files to text, two cores, float32"
 
 
 def _peers(field: str, form: str) -> list[tuple[str, list[Bar]]]:
