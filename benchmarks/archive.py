@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,10 +59,14 @@ class DoNothing:
     def open(self) -> DoNothing:
         return self
 
-    def transcribe_many(self, recordings: Sequence[Any], **options: Any) -> list[Transcription]:
+    def transcribe_each(
+        self, recordings: Iterable[Any], **options: Any
+    ) -> Iterator[tuple[int, Transcription]]:
         segments = (Segment(0.0, 0.5, "nothing", (50_364, 50_257)),)
-        seconds = [len(samples) / SAMPLING_RATE for samples in recordings]
-        return [Transcription("nothing", "en", segments, each) for each in seconds]
+        for index, recording in enumerate(recordings):
+            given = isinstance(recording, np.ndarray)
+            seconds = recording.size / SAMPLING_RATE if given else recording.seconds
+            yield index, Transcription("nothing", "en", segments, seconds)
 
 
 def write_wave(path: Path, samples: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import REPOSITORY
 from tests.scripts.loading import SCRIPTS, load_script
+from whisper_flash_attention.audio.audio_source import AudioSource
+from whisper_flash_attention.batch import run_batch
 from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -195,6 +198,18 @@ def test_archives_on_both_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(script, "write_json", lambda *values: documents.append(values[-1]))
     assert run("archive", *arguments).exit_code == 0
     assert [row["times_real"] for row in documents[0]["rows"]] == [1_200.0, 1_200.0]
+
+
+def test_an_archive_runs_without_a_model(tmp_path: Path) -> None:
+    script, source = load_script("archive"), tmp_path / "recordings"
+    source.mkdir()
+    for name in ("a", "b"):
+        script.write_wave(source / f"{name}.wav", 3_000 * np.sin(np.arange(16_000)))
+    inputs = [AudioSource(np.zeros(8_000, np.float32)), np.zeros(16_000, np.float32)]
+    found = list(script.DoNothing().transcribe_each(inputs, batch_size=2))
+    assert [(index, each.seconds) for index, each in found] == [(0, 0.5), (1, 1.0)]
+    summary = run_batch(source, tmp_path / "texts", model=script.DoNothing())
+    assert (summary.done, summary.failed) == (2, 0)
 
 
 def test_the_memory_of_a_process_and_what_it_started() -> None:
