@@ -84,7 +84,7 @@ class ArchiveProgress:
         self._bar.stop()
 
     def advance(self, item: Item, share: float, seconds: float) -> None:
-        """`share` (0 to 1) of a recording of so many seconds is done."""
+        """Take note that `share` (0 to 1) of a recording of `seconds` is done."""
         with self._lock:
             if item.id in self._weights:
                 self._under_way[item.id] = share, share * seconds

@@ -345,8 +345,8 @@ class TranscribeStage:
             return finished_row(each.item, text.to_dict(), rate * each.seconds)
 
         def report(index: int, share: float) -> None:
-            each = in_progress[index]
-            if on_progress is not None:
+            # Another thread may report what is done and gone by now.
+            if on_progress is not None and (each := in_progress.get(index)) is not None:
                 on_progress(each.item, share, each.seconds)
 
         seed = crc32(first.item.id.encode())
