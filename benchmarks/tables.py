@@ -312,7 +312,7 @@ def files_sentence() -> str:
         f"{row['audio_seconds'] / 3_600:.0f} hours, into text in {row['seconds']:.1f} s with\n"
         f"large-v3-turbo on an {_gpu(row)}: {row['realtime_factor']:,.0f} times real time, "
         f"{share:.0%} of the speed from memory (random\nweights, 100 tokens in each window). "
-        f"With the voice activity detector it keeps {kept:.0%} of that."
+        f"With the voice activity detector it keeps {kept:.0%} of its speed."
     )
 
 

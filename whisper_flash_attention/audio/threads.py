@@ -15,8 +15,8 @@ from whisper_flash_attention.audio.decoder_pool import default_workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Devices beside which threads work, and how many at most. So many more recordings of up to ten
-# minutes (38 MB each) are then in memory.
+# Devices beside which threads work, and how many at most. Each has a recording of up to ten
+# minutes (38 MB) in memory.
 THREADED_DEVICES = ("cuda",)
 MOST_THREADS = 8
 

@@ -46,7 +46,7 @@ class Origin:
             return cls(source, random_weights)
         path = Path(os.path.realpath(source))
         times = [0]
-        with suppress(OSError):  # what is wrong with it is told where it is read
+        with suppress(OSError):  # reading it will report what is wrong
             files = list(path.iterdir()) if path.is_dir() else [path]
             times += [each.stat().st_mtime_ns for each in files]
         return cls(str(path), modified=max(times))

@@ -125,7 +125,7 @@ def start_workers(device: str) -> Workers:
 def interruptions_ignored() -> Iterator[None]:
     """Ignore Ctrl-C, as do processes that are started meanwhile, from their first moment on."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only that one is told of signals
+        yield  # signals reach the main thread alone
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

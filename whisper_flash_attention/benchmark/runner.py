@@ -108,7 +108,7 @@ class ProgressReporter:
         self._estimate = estimate
         self._progress = progress
         self._clock = clock
-        self._told_at = 0.0
+        self._reported_at = 0.0
         self._task = progress.add_task("", total=estimate.total, state="")
 
     def start(self, job: Job) -> None:
@@ -121,7 +121,7 @@ class ProgressReporter:
         """This many of the job's timed batches are done."""
         self._estimate.advance(self._job, batches)
         self._show(self._job.title)
-        if batches < self._job.setting.batches and self._clock() - self._told_at >= LINE_EVERY:
+        if batches < self._job.setting.batches and self._clock() - self._reported_at >= LINE_EVERY:
             total = self._job.setting.batches
             self._tell_row(f"batch {batches} of {total} ({self._estimate.left})")
 
@@ -137,7 +137,7 @@ class ProgressReporter:
 
     def _tell_row(self, state: str) -> None:
         """Where there is no terminal, say how far the row is."""
-        self._told_at = self._clock()
+        self._reported_at = self._clock()
         if self._progress.disable:
             estimate = self._estimate
             place = f"[{estimate.finished + 1}/{estimate.rows}] {self._job.title}"
@@ -225,7 +225,7 @@ def survey_site(
 ) -> Site:
     """Describe the machine, measure its ceilings and compute the features, each in a process.
 
-    The console is told what is done, for that takes a while on a CPU.
+    The console shows what is done, since that takes a while on a CPU.
 
     Raises:
         BenchmarkError: one of them failed; the message has the reason.
