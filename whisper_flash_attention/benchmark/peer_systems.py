@@ -293,6 +293,7 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
     )
     settings: dict[str, Any] = {"beam_size": 1}
     runner: Any = BatchedInferencePipeline(model) if batched else model
+    in_windows = batched and setup.new_tokens is not None
     suppressed = {}
     if setup.new_tokens is not None:
         # CTranslate2 stops at half of the greatest length, in which the prompt counts.
@@ -308,7 +309,7 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         if batched:
             options["batch_size"] = batch_size
         source: str | Samples = path
-        if batched and setup.new_tokens is not None:
+        if in_windows:
             source = _decoded(path)
             options |= {"vad_filter": False, "clip_timestamps": clips_of(source)}
         segments, _ = runner.transcribe(source, language=language, **options)
@@ -317,8 +318,10 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
 
     # CTranslate2 has options of its own in the environment.
     environment = {name: value for name, value in os.environ.items() if name.startswith("CT2_")}
-    defaults = defaults_of(runner.transcribe)
-    return transcribe, defaults | settings | {"compute_type": setup.dtype} | environment
+    told = defaults_of(runner.transcribe) | settings | {"compute_type": setup.dtype}
+    if in_windows:
+        told |= {"vad_filter": False, "clip_timestamps": f"every {WINDOW} s"}
+    return transcribe, told | environment
 
 
 def _decoded(path: str) -> Samples:
