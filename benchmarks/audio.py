@@ -2,6 +2,7 @@
 
     python benchmarks/audio.py front-end --output benchmarks/results/front-end.json
     python benchmarks/audio.py decoders --output benchmarks/results/decoders-cpu.json
+    python benchmarks/audio.py parts --output benchmarks/results/parts-cpu.json
     python benchmarks/audio.py detector --output benchmarks/results/detector-cpu.json
 
 Decoding of the bundled speech, several times over, as flac, mp3 and wav, in times real time on one
@@ -44,8 +45,10 @@ from _harness import (
 )
 
 from whisper_flash_attention.audio import SAMPLING_RATE
-from whisper_flash_attention.audio.audio_source import AudioSource, load_audio
+from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource, load_audio
+from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.log_mel import SAMPLES, log_mel
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.threads import in_threads
 from whisper_flash_attention.audio.vad import Chunk, find_speech
 from whisper_flash_attention.benchmark.features import bundled_clips
@@ -215,6 +218,42 @@ def decoders(
     write_json(output, "cpu", commit, {"rows": rows})
 
 
+def open_one(opener: AudioOpener, path: Path) -> Samples:
+    """All samples of a recording."""
+    [opened] = opener.open_each([AudioInput(path)])
+    source = opened.result()
+    assert isinstance(source, AudioSource)
+    return source.whole()
+
+
+def parts(
+    minutes: Annotated[float, typer.Option(help="Length of the recording.")] = 40.0,
+    processes: Annotated[int, typer.Option(help="That decode; at most 8 decode parts.")] = 8,
+    output: Output = None,
+    commit: Commit = None,
+) -> None:
+    """Compare one process that decodes a recording with several that decode parts of it."""
+    speech = np.concatenate([clip[:SAMPLES] for clip in bundled_clips(8)[0]])
+    rows = []
+    for container in CONTAINERS:
+        with tempfile.TemporaryDirectory() as folder:
+            [path], seconds = write_recordings(Path(folder), container, [60 * minutes], speech)
+            row: dict[str, Any] = {"container": container, "seconds": seconds}
+            found = {}
+            for name, in_parts in (("one", False), ("parts", True)):
+                with AudioOpener(
+                    DecoderPool(processes), in_parts=in_parts, least_bytes=0
+                ) as opener:
+                    found[name] = open_one(opener, path)  # starts the processes
+                    took = [seconds_of(partial(open_one, opener, path)) for _ in range(3)]
+                row[name] = seconds / median(took)
+            assert np.array_equal(found["one"], found["parts"])
+            rows.append(row)
+    columns = {"container": "{container}", "one process": "{one:.0f}", "parts": "{parts:.0f}"}
+    print_rows("one recording, x real time", rows, columns)
+    write_json(output, "cpu", commit, {"processes": processes, "rows": rows})
+
+
 def detect(recordings: list[Samples], threads: int, threads_each: int) -> None:
     """Find the speech of recordings, some at a time."""
 
@@ -267,7 +306,7 @@ def detector(
     write_json(output, "cpu", commit, {"threads": threads, "minutes": minutes, "rows": rows})
 
 
-app = app_of(__doc__, front_end, decoders, detector)
+app = app_of(__doc__, front_end, decoders, parts, detector)
 
 if __name__ == "__main__":
     app()

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "products": ("cpu", "encoder"),
     "encoder": (),
     "generate": ("cpu", "cpu-step", "start-up", "step"),
-    "audio": ("front-end", "decoders"),
+    "audio": ("front-end", "decoders", "parts", "detector"),
     "invented": (),
     "memory": ("rows", "release"),
     "word_times": (),
@@ -176,6 +176,13 @@ def test_front_end_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert min(row["times_real"] for row in document["decoding"]) > 1
     assert [row["mel_bins"] for row in document["log_mel"]] == [80, 128]
     assert max(row["difference"] for row in document["log_mel"]) < 1e-3
+
+
+def test_parts_of_one_recording(tmp_path: Path) -> None:
+    arguments = ("parts", "--minutes", 0.1, "--processes", 1)
+    document = run_to_json("audio", tmp_path / "rows.json", *arguments)
+    assert [row["container"] for row in document["rows"]] == ["wav", "flac", "mp3", "m4a"]
+    assert min(row[name] for row in document["rows"] for name in ("one", "parts")) > 1
 
 
 def test_archives_on_both_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

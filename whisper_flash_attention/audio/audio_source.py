@@ -162,7 +162,7 @@ def stream_audio(
     channel = check.optional(check.whole_number, "channel", channel, least=1)
     track = checked_track(track, "track")
     decoding = Decoding(sampling_rate, first, last, ChannelMixer(channel), most_seconds)
-    return _blocks(source, size, track, decoding)
+    return decoded_blocks(source, size, track, decoding)
 
 
 def audio_tracks(source: Source) -> list[AudioTrack]:
@@ -197,9 +197,14 @@ def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
     return round(seconds * sampling_rate)
 
 
-def _blocks(
+def decoded_blocks(
     source: Source, size: int, track: int | str | None, decoding: Decoding
 ) -> Iterator[Samples]:
+    """Blocks `[size]` of what `decoding` gives of a track, the last what is left.
+
+    Raises:
+        AudioError: as `stream_audio`.
+    """
     with open_container(source) as recording:
         chosen, stream = choose_track(recording.container, track, recording.name)
         for block in _regrouped(decoding.run(recording, stream), size):
@@ -363,18 +368,22 @@ class HeldBlocks:
     def __call__(self) -> Iterator[Samples]:
         return iter(self._blocks)
 
+    def has_room(self, size: int) -> bool:
+        """Whether this number of samples may be held, for which the budget is used if need be."""
+        if size > self._most and not self._is_long and self._budget is not None:
+            self._is_long, self._most = True, self._budget.take(self._source)
+            weakref.finalize(self, self._budget.give_back, self._most)
+        return size <= self._most
+
     def add(self, block: Samples) -> bool:
         """Keep a block; False, and none is kept, if the recording is too long."""
         self._blocks.append(block)
         self.size += block.size
-        if self.size > self._most and not self._is_long and self._budget is not None:
-            self._is_long, self._most = True, self._budget.take(self._source)
-            weakref.finalize(self, self._budget.give_back, self._most)
-        if self.size > self._most:
-            self._blocks.clear()
-            self.size = 0
-            return False
-        return True
+        if self.has_room(self.size):
+            return True
+        self._blocks.clear()
+        self.size = 0
+        return False
 
     def as_source(self, channel: int | None = None, track: int | str | None = None) -> AudioSource:
         """The recording in memory, of which this channel and track were decoded."""

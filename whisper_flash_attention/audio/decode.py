@@ -409,7 +409,7 @@ class Decoding:
             losses += [f"its header knows of {bytes_of}, all of which were read"]
         if losses:
             of = "" if announced is None else f" of the {announced:.1f} s that it announces"
-            logger.warning(
+            self._warn(
                 "%s: is damaged or cut off: %s; %.1f s%s could be decoded",
                 name,
                 "; ".join(losses),
@@ -421,6 +421,9 @@ class Decoding:
             start = self.first / self.sampling_rate
             end = self.made / self.sampling_rate
             raise AudioError(f"{name}: ends after {end:.2f} s, before {start:.2f} s")
+
+    def _warn(self, message: str, *values: object) -> None:
+        logger.warning(message, *values)
 
     def _announced_but_missing(self, recording: OpenedContainer, track: AudioTrack) -> float | None:
         """The length in seconds that the file announces, if it holds less."""
@@ -456,14 +459,14 @@ class Decoding:
     def _report_channels(self, name: str) -> None:
         mixer = self.mixer
         if mixer.replaced:
-            logger.warning(
+            self._warn(
                 "%s: its channels cancel each other for %.1f s (opposite phases); one of them "
                 "is used there instead of their mix",
                 name,
                 mixer.replaced / self.sampling_rate,
             )
         if mixer.missing:
-            logger.warning(
+            self._warn(
                 "%s: has no channel %d for %.1f s, which are silent",
                 name,
                 mixer.channel,

@@ -15,8 +15,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Generator
-from contextlib import nullcontext, suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -51,6 +51,7 @@ class DecodeRequest:
             with `source`, and returns a context manager that gives a file open for reading bytes.
         start, end, sampling_rate, track, most_seconds: as for `stream_audio`; at most as much as
             may be held in memory, if left out.
+        is_part: whether `stream_part` decodes it, and not the pool's function.
         channel: as for `stream_audio`; or "each", all channels of the track by themselves.
 
     Raises:
@@ -65,6 +66,7 @@ class DecodeRequest:
     channel: int | str | None = None
     track: int | str | None = None
     most_seconds: float = MOST_SECONDS_HELD
+    is_part: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling_rate <= 0:
@@ -118,6 +120,7 @@ class DecoderPool:
         if not timeout > 0:
             raise OptionError(f"timeout must be seconds, more than 0, got {timeout}")
         self._timeout, self._decode, self._reuse = timeout, decode, reuse
+        self.decodes_parts = decode == STREAM_AUDIO
         self._idle: list[DecoderProcess] = []
         self._all: set[DecoderProcess] = set()
         self._lock = Lock()  # of these two
@@ -150,6 +153,18 @@ class DecoderPool:
             return
         for process in idle:
             self._end(process)
+
+    @contextmanager
+    def reserved(self, most: int) -> Iterator[int]:
+        """Take up to `most` of the workers, those that are free, for `stream(..., beside=True)`."""
+        count = 0
+        try:
+            while count < most and self._free.acquire(blocking=False):
+                count += 1
+            yield count
+        finally:
+            for _ in range(count):
+                self._free.release()
 
     def stream(
         self, request: DecodeRequest, *, beside: bool = False

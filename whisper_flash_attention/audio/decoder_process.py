@@ -40,6 +40,7 @@ import numpy as np
 
 from whisper_flash_attention.audio.audio_source import chosen_track
 from whisper_flash_attention.audio.container import Shared
+from whisper_flash_attention.audio.parts import stream_part
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import DecoderError
 
@@ -426,6 +427,8 @@ def _blocks(
     options = dict(request)
     source, opener = options.pop("source"), options.pop("opener")
     options["block_seconds"] = SLOT_SAMPLES / options["sampling_rate"]
+    if options.pop("is_part"):
+        decode = stream_part
     with nullcontext(source) if opener is None else _function(opener)(source) as opened:
         if options["channel"] != "each":
             yield from ((1, block) for block in decode(opened, **options))

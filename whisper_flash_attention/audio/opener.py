@@ -4,7 +4,8 @@ Decoding is a call of Python for every packet. Threads that decode hold the inte
 turn, and with it the thread that feeds a device; a decoder that crashes ends the program. So files
 that are worth the start of a process (`LEAST_BYTES` together) are decoded by a `DecoderPool`, where
 a crash or a hang costs one recording. Bytes are sent there. What lasts less than that start,
-open files and pipes are decoded by threads of this process.
+open files and pipes are decoded by threads of this process. Free processes decode one long
+recording in parts (`parts`), if it is the next to be given.
 
 Memory: what is decoded ahead is at most `AHEAD_SECONDS` of audio, and beyond that one block of 30 s
 for every process and what the oldest recording needs (`HELD_SECONDS`). Longer recordings have
@@ -16,6 +17,7 @@ number of recordings.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import stat
@@ -26,6 +28,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from threading import BoundedSemaphore, Condition, Event, Lock
 from typing import Any, Self
 
@@ -46,8 +49,17 @@ from whisper_flash_attention.audio.decoder_pool import (
     DecoderPool,
     default_workers,
 )
+from whisper_flash_attention.audio.parts import (
+    LEAST_PARTS,
+    MOST_PARTS,
+    InexactPart,
+    join_parts,
+    part_starts,
+)
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, is_bug
+
+logger = logging.getLogger(__name__)
 
 # Bytes of files from which on processes decode: some minutes of audio, which one thread decodes
 # about as fast as a process starts. A byte of a lossy codec counts as several: it takes longer.
@@ -63,7 +75,7 @@ THREADS = 4
 AHEAD_FILES = 256
 AHEAD_SECONDS = 7_200.0
 # Of recordings of more than `HELD_SECONDS` that are in memory, in work or ahead: 0.46 GB.
-LONG_SECONDS = 7_200.0
+LONG_SECONDS = 14_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ class AudioOpener:
         pool: of decoder processes, which is closed with this object; None is one that is made when
             it is needed, with a process for every core but one; these are kept for some time, for
             the next call.
+        in_parts: whether free processes decode one long recording side by side.
         held_seconds: a recording up to this length is held in memory.
         long_seconds: longer ones are held up to this length together; beyond it, a recording stays
             in its file and is decoded whenever it is read.
@@ -102,11 +115,12 @@ class AudioOpener:
         self,
         pool: DecoderPool | None = None,
         *,
+        in_parts: bool = True,
         held_seconds: float = HELD_SECONDS,
         long_seconds: float = LONG_SECONDS,
         least_bytes: int = LEAST_BYTES,
     ) -> None:
-        self._pool = pool
+        self._pool, self._in_parts = pool, in_parts
         self._held_seconds, self._least_bytes = held_seconds, least_bytes
         self._budget = SampleBudget(long_seconds)
         self._bytes = 0  # of files that were taken
@@ -273,6 +287,9 @@ class AudioOpener:
 
         def blocks() -> Generator[Samples]:
             nonlocal channels
+            if room.is_oldest(number) and (parts := self._parts(request, held, room.stopped)):
+                yield from parts
+                return
             channels = yield from self._processes().stream(request)
 
         try:
@@ -290,6 +307,47 @@ class AudioOpener:
             raise
         finally:
             room.finish(number)
+
+    def _parts(
+        self, request: DecodeRequest, held: HeldBlocks, stopped: Event
+    ) -> list[Samples] | None:
+        """All of a long recording by free processes; None if one must decode it."""
+        pool = self._processes()
+        is_whole_file = isinstance(request.source, str | Path) and request.opener is None
+        is_usual = (request.start, request.end, request.sampling_rate) == (0, None, SAMPLING_RATE)
+        if not (self._in_parts and pool.decodes_parts and is_whole_file and is_usual):
+            return None
+        if pool.workers < LEAST_PARTS or isinstance(request.channel, str):
+            return None
+        failed = Event()
+
+        def decode(start: int, end: int | None) -> list[Samples]:
+            seconds = start / SAMPLING_RATE, None if end is None else end / SAMPLING_RATE
+            part = replace(request, start=seconds[0], end=seconds[1], is_part=True)
+            blocks = []
+            try:
+                with closing(pool.stream(part, beside=True)) as stream:
+                    for block in stream:
+                        blocks.append(block)
+                        if failed.is_set() or stopped.is_set():
+                            break
+                return blocks
+            except BaseException:
+                failed.set()
+                raise
+
+        try:
+            with pool.reserved(MOST_PARTS) as free:
+                starts = part_starts(request.source, request.track, free)
+                if len(starts) < 2 or not held.has_room(starts[-1]):
+                    return None
+                with ThreadPoolExecutor(len(starts), thread_name_prefix="opener") as threads:
+                    parts = list(threads.map(decode, starts, [*starts[1:], None]))
+            return None if stopped.is_set() else join_parts(parts)
+        except (InexactPart, AudioError) as error:
+            self._raise_if_closed()
+            logger.debug("%s: one process decodes it: %s", name_of(request.source), error)
+            return None
 
     def _left_in_file(self, request: DecodeRequest) -> AudioSource | ChannelSources:
         if request.channel == "each":
@@ -349,6 +407,11 @@ class _Room:
             number = next(self._numbers)
             self._unfinished[number] = None
             return number
+
+    def is_oldest(self, number: int) -> bool:
+        """Whether a recording is the next to be given, so that none is waited for before it."""
+        with self._changed:
+            return next(iter(self._unfinished)) == number
 
     def wait_for_room(self, number: int, size: int) -> bool:
         """Count samples of a recording, and wait until it may continue; False if that is over."""

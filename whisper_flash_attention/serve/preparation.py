@@ -128,7 +128,9 @@ class Preparation:
 
     def start_decoders(self) -> None:
         """Have processes decode: threads would keep the lock from the one that feeds the GPU."""
-        self._opener = AudioOpener(DecoderPool(short_threads() + LONG_THREADS), least_bytes=0)
+        self._opener = AudioOpener(
+            DecoderPool(short_threads() + LONG_THREADS), in_parts=False, least_bytes=0
+        )
         clip = AudioInput(bundled_recordings()[0].path)
         for _ in range(short_threads()):
             self._pools[False].submit(self._opened, clip, Event())

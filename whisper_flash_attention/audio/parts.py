@@ -1,0 +1,289 @@
+"""Decode one long recording in parts, side by side, into the samples that one decoder gives.
+
+A part is decoded from a second ahead of where it begins, and repeats the last samples of the part
+before. Parts count only if these are equal, bit by bit, and nothing was met on the way that depends
+on what came before: damage, gaps, another format, channels that cancel each other. Otherwise the
+recording is decoded once more, from its beginning to its end. Codecs and containers are those whose
+decoders forget what is further back (so not Opus), and whose time stamps are exact to the sample.
+AAC may have noise that decoders make up, from random numbers that go on through the recording:
+where parts meet in such noise, they differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from whisper_flash_attention.audio.audio_source import decoded_blocks
+from whisper_flash_attention.audio.container import (
+    AudioTrack,
+    OpenedContainer,
+    Source,
+    choose_track,
+    open_container,
+)
+from whisper_flash_attention.audio.decode import Decoding
+from whisper_flash_attention.audio.samples import SAMPLING_RATE, ChannelMixer, Samples
+
+if TYPE_CHECKING:
+    from av import AudioFrame, AudioStream, Packet
+
+# Parts begin at multiples of this many samples at 16 kHz, 5.12 s. There the resampler is in the
+# same phase as at the beginning, for every sampling rate that is a multiple of 25 Hz, and a block
+# of samples of the mixer begins.
+UNIT = 81_920
+# Samples that a part repeats of the one before, 4 s. The first of its unit are left out: there the
+# resampler has no earlier samples.
+OVERLAP = UNIT - 16_384
+# Seconds that are decoded ahead and dropped: decoders of lossy codecs need some frames.
+_AHEAD = 1.0
+# Shortest part, in seconds: about what is decoded while a process starts.
+_SHORTEST = 150.0
+# With fewer it takes long to find out that parts do not fit together; with more, processes take
+# memory for little time.
+LEAST_PARTS, MOST_PARTS = 4, 8
+
+_CODECS = frozenset(("aac", "alac", "flac", "mp3", "mp3float"))
+# mp3 files have no index, and FFmpeg would guess: packets before a part are read and not decoded.
+_WITHOUT_INDEX = "mp3"
+_CONTAINERS = frozenset((_WITHOUT_INDEX, "aiff", "flac", "mov,mp4,m4a,3gp,3g2,mj2", "w64", "wav"))
+
+
+class InexactPart(Exception):
+    """A part may not have the samples that it has when the whole is decoded."""
+
+
+def part_starts(source: Source, track: int | str | None, most: int) -> list[int]:
+    """Where to begin parts of about the same length.
+
+    Args:
+        source, track: as for `load_audio`.
+        most: processes that are free.
+
+    Returns:
+        First samples of the parts at 16 kHz, multiples of `UNIT`; a single one if the recording is
+        too short, or is none that can be decoded in parts.
+
+    Raises:
+        AudioError: as `load_audio`.
+    """
+    with open_container(source) as recording:
+        chosen, _ = choose_track(recording.container, track, recording.name)
+        duration = recording.container.duration  # in microseconds
+        if duration is None or not _is_suitable(recording, chosen):
+            return [0]
+        samples = round(duration / 1e6 * SAMPLING_RATE)
+        count = min(most, MOST_PARTS, int(samples / SAMPLING_RATE / _SHORTEST))
+        size = math.ceil(samples / max(1, count) / UNIT) * UNIT
+        starts = list(range(0, samples - UNIT, size))
+        return starts if len(starts) >= LEAST_PARTS else [0]
+
+
+def join_parts(parts: Sequence[Sequence[Samples]]) -> list[Samples]:
+    """Leave out what is repeated.
+
+    Args:
+        parts: blocks `[T]` of each, of which at most the last has less than `OVERLAP` samples; of
+            all parts but the first, the first `OVERLAP` samples are repeated.
+
+    Returns:
+        Blocks of the whole.
+
+    Raises:
+        InexactPart: repeated samples differ, or are so silent that nothing could differ.
+    """
+    joined = list(parts[0])
+    for part in parts[1:]:
+        again = part[0][:OVERLAP]
+        if not np.array_equal(np.concatenate(joined[-2:])[-OVERLAP:], again):
+            raise InexactPart("parts differ where they meet")
+        if np.ptp(again) == 0:
+            raise InexactPart("there is no sound where parts meet")
+        joined += [part[0][OVERLAP:], *part[1:]]
+    return joined
+
+
+def _is_suitable(recording: OpenedContainer, track: AudioTrack) -> bool:
+    return (
+        recording.container.format.name in _CONTAINERS
+        and recording.correction is None
+        and (track.codec in _CODECS or track.codec.startswith("pcm_"))
+        and track.rate > 0
+        and UNIT * track.rate % SAMPLING_RATE == 0
+    )
+
+
+@dataclass(slots=True)
+class PartDecoding(Decoding):
+    """As `Decoding`, of a part of a recording; where that would warn, it raises `InexactPart`.
+
+    Args:
+        begin: first sample to make, a multiple of `UNIT`.
+
+    Attributes:
+        packet_range: positions in the file of the first packet that was decoded for it, and of the
+            last; None until there is one.
+    """
+
+    begin: int = 0
+    packet_range: tuple[int, int] | None = None
+    _from: float = -math.inf  # time stamp from which on packets are decoded
+    _surplus: int = 0  # samples of the first frame that are before the beginning
+    _is_ahead: bool = False
+    _origin: float | None = None
+
+    def __post_init__(self) -> None:
+        self.made = self.begin
+
+    def _frames(self, recording: OpenedContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+        frames = Decoding._frames(self, recording, stream)
+        first, unit = next(frames, None), stream.time_base
+        if first is None or first.pts is None or unit is None:
+            raise InexactPart("its beginning has no time stamp")
+        if self._timeline.origin is None:
+            self._timeline.origin = float(first.pts * unit)
+        self._origin = self._timeline.origin
+        if self.begin == 0:
+            yield first
+            yield from frames
+            return
+        origin, rate = first.pts, first.rate
+        start = self.begin * rate // self.sampling_rate
+        if start * self.sampling_rate != self.begin * rate:
+            raise InexactPart(f"it has {rate} Hz")
+        self._from = origin + (start / rate - _AHEAD) / float(unit)
+        self.packet_range, self._is_ahead = None, True
+        if recording.container.format.name != _WITHOUT_INDEX:
+            recording.container.seek(int(self._from), stream=stream)
+        stream.codec_context.flush_buffers()
+        for frame in Decoding._frames(self, recording, stream):
+            if self._is_ahead:
+                if frame.pts is None or frame.rate != rate:
+                    raise InexactPart("a frame has no time stamp, or another rate")
+                index = round((frame.pts - origin) * unit * rate)
+                if index + frame.samples <= start:
+                    continue
+                if index > start:
+                    raise InexactPart("the frame that it begins in is not found")
+                self._is_ahead, self._surplus = False, start - index
+                self._timeline.position = index / rate
+            yield frame
+
+    def _packets(
+        self, recording: OpenedContainer, stream: AudioStream
+    ) -> Iterator[Packet[Any] | None]:
+        for packet in Decoding._packets(self, recording, stream):
+            if packet is not None:
+                if packet.pts is not None and packet.pts < self._from:
+                    continue
+                self._from = -math.inf
+                if packet.pos is None:
+                    raise InexactPart("a packet has no position")
+                first = packet.pos if self.packet_range is None else self.packet_range[0]
+                self.packet_range = first, packet.pos
+            yield packet
+
+    def _silence(self, size: int) -> Iterator[Samples]:
+        raise InexactPart("it has a gap")
+
+    def _damage(self, error: Exception) -> None:
+        if not self._is_ahead:
+            raise InexactPart(str(error))
+
+    def _warn(self, message: str, *values: object) -> None:
+        raise InexactPart(message % values)
+
+    def _resampled(self, frame: AudioFrame | None) -> Iterator[Samples]:
+        import av
+
+        if frame is not None:
+            kind = (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.rate)
+            if self._kind not in (None, kind):
+                raise InexactPart("its format changes")
+            if self._surplus:
+                fifo = av.AudioFifo()
+                frame.pts = None
+                fifo.write(frame)
+                fifo.read(self._surplus)
+                frame, self._surplus = fifo.read(), 0
+        yield from Decoding._resampled(self, frame)
+
+    def report(self, recording: OpenedContainer, track: AudioTrack) -> None:
+        """Check that nothing was met that decoding from the beginning would treat otherwise.
+
+        Raises:
+            InexactPart: something was.
+        """
+        Decoding.report(self, recording, track)
+        if self._timeline.origin != self._origin:
+            raise InexactPart("its time stamps begin anew")
+
+    def first_position(self, recording: OpenedContainer, stream: AudioStream) -> int:
+        """Position in the file of the first packet that is decoded for this part."""
+        next(self.run(recording, stream), None)
+        if self.packet_range is None:
+            raise InexactPart("it has no packet")
+        return self.packet_range[0]
+
+
+def stream_part(
+    source: Source,
+    *,
+    start: float,
+    end: float | None,
+    block_seconds: float,
+    sampling_rate: int,
+    channel: int | None,
+    track: int | str | None,
+    most_seconds: float,
+) -> Iterator[Samples]:
+    """Decode a part of a recording as `stream_audio` does, from `start`, a part's first sample.
+
+    But for the part that begins with the recording, `OVERLAP` samples before `start` come first.
+
+    Raises:
+        InexactPart: the samples may differ from those of `stream_audio`.
+        AudioError, OptionError: as `stream_audio`.
+    """
+    part = partial(PartDecoding, sampling_rate, mixer=ChannelMixer(channel))
+    first, last = round(start * sampling_rate), None if end is None else round(end * sampling_rate)
+    decoding = part(max(0, first - OVERLAP), last, begin=max(0, first - UNIT))
+    decoding.most_seconds = most_seconds
+    if first > 0:
+        _check_noise(source, track, part, first)
+    yield from decoded_blocks(source, round(block_seconds * sampling_rate), track, decoding)
+    if last is None:
+        return
+    # Time stamps may come twice in a file, and the next part may be that of later ones.
+    with open_container(source) as recording:
+        _, stream = choose_track(recording.container, track, recording.name)
+        position = part(0, None, begin=last - UNIT).first_position(recording, stream)
+    if decoding.packet_range is None or position > decoding.packet_range[1]:
+        raise InexactPart("something lies between it and the next part")
+
+
+def _check_noise(
+    source: Source, track: int | str | None, part: Callable[..., PartDecoding], first: int
+) -> None:
+    """Check a few seconds of AAC for noise that the decoder makes up, rather than a whole part.
+
+    Raises:
+        InexactPart: there is such noise.
+    """
+
+    def overlap(begin: int) -> Samples:
+        decoding = part(first - OVERLAP, first, begin=max(0, begin))
+        return np.concatenate(list(decoded_blocks(source, OVERLAP, track, decoding)))
+
+    with open_container(source) as recording:
+        chosen, _ = choose_track(recording.container, track, recording.name)
+    is_exact = chosen.codec != "aac" or np.array_equal(
+        overlap(first - UNIT), overlap(first - 2 * UNIT)
+    )
+    if not is_exact:
+        raise InexactPart("its decoder makes up noise")
