@@ -7,11 +7,9 @@ can leave a damaged one; and even that is noticed.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from whisper_flash_attention import validation as check
 from whisper_flash_attention.batch.rows import COLUMNS, Row, misfit, without_unset
 from whisper_flash_attention.errors import BatchError, MissingPackage
 from whisper_flash_attention.terminal import json_line
+from whisper_flash_attention.transcribe.writers.files import replace_file
 
 FORMATS = ("jsonl", "parquet")
 _NAME = re.compile(r"part-(\d{6,12})-(\d{1,12})-([0-9a-f]{8})\.(jsonl|parquet)", re.ASCII)
@@ -95,17 +94,9 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         BatchError: it cannot be written.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        replace_file(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a file system that has become read-only, say
-            temporary.unlink(missing_ok=True)
         raise BatchError(
             f"{path}: cannot be written ({error.strerror}); the shards that are there are whole, "
             "and the same command goes on from them"
@@ -134,16 +125,6 @@ def read_shard(shard: Shard, columns: Sequence[str] = tuple(COLUMNS)) -> list[Ro
         if reason is not None:
             raise CorruptShard(f"row {number}: {reason}")
     return [{name: row[name] for name in columns} for row in rows]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk, too."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _as_json_lines(rows: Sequence[Row]) -> bytes:

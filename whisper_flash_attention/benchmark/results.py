@@ -11,9 +11,7 @@ import csv
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from whisper_flash_attention.benchmark.settings import DECODER_LAYERS, SETTINGS
 from whisper_flash_attention.benchmark.systems import SYSTEMS
 from whisper_flash_attention.errors import BenchmarkError
 from whisper_flash_attention.transcribe.output import probe
+from whisper_flash_attention.transcribe.writers.files import replace_file
 
 # Incremented when earlier rows are not comparable any more.
 SCHEMA = 1
@@ -244,19 +243,8 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         BenchmarkError: it cannot be written; what was there before is there still.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, text.encode())
     except OSError as error:
         raise BenchmarkError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -1,4 +1,4 @@
-"""A transcription's file: written whole or not at all, under a name of its own.
+"""Files that are written whole or not at all, and a transcription's, under a name of its own.
 
 Some file systems take two names for one: `A.srt` and `a.srt`, or two forms of `é`.
 """
@@ -41,18 +41,43 @@ def write(
     """
     path = Path(path)
     text = render(transcription, output_format or path.suffix.removeprefix("."), options)
-    # Short, as the file's own name may be as long as the file system allows.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         if not overwrite and path.is_file():
             raise OptionError(f"{path}: exists already; overwrite=True replaces it")
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
+        replace_file(path, text.encode(), durable=False)
     except OSError as error:
         raise OptionError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+
+
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file, or what a link leads to, whole or not at all.
+
+    Args:
+        durable: wait until it is on the disk, so that it outlives a loss of power.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
+    target = Path(os.path.realpath(path))
+    # Short, as the file's own name may be as long as the file system allows.
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):  # a file system that has become read-only, say
+            temporary.unlink(missing_ok=True)
+        raise
+    if durable and os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # its names
+        finally:
+            os.close(descriptor)
 
 
 def folded(name: str) -> str:
