@@ -75,7 +75,14 @@ def test_rows_tell_how_much_faster_than_real_time(
         (("--minutes", "1e300"), "--minutes is 1e+300"),
         *(
             ((flag, value), f"{flag} is about files: add --from files")
-            for flag, value in (("--entry", "memory"), ("--threads", "1"), ("--mode", "batched"))
+            for flag, value in (
+                ("--entry", "memory"),
+                ("--threads", "1"),
+                ("--mode", "batched"),
+                ("--recordings", "2"),
+                ("--length", "5"),
+                ("--workers", "1"),
+            )
         ),
         (("--vad",), "--vad is about files: add --from files"),
         (("--output", "nowhere/rows.json"), "there is no folder nowhere"),

@@ -97,13 +97,17 @@ def throughput_command(
             rich_help_panel=FILES_PANEL,
         ),
     ] = None,
-    recordings: Annotated[int, number(help="Files.", rich_help_panel=FILES_PANEL)] = 8,
+    recordings: Annotated[
+        int | None, number(help="Files. Left out: 8.", rich_help_panel=FILES_PANEL)
+    ] = None,
     length: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="SECONDS", help="Of every file, or a range (1-15).", rich_help_panel=FILES_PANEL
+            metavar="SECONDS",
+            help="Of every file, or a range (1-15). Left out: 60.",
+            rich_help_panel=FILES_PANEL,
         ),
-    ] = "60",
+    ] = None,
     threads: Annotated[
         list[int] | None,
         number(
@@ -111,7 +115,9 @@ def throughput_command(
             rich_help_panel=FILES_PANEL,
         ),
     ] = None,
-    workers: Annotated[int, number(help="GPUs of batch-ray.", rich_help_panel=FILES_PANEL)] = 1,
+    workers: Annotated[
+        int | None, number(help="GPUs of batch-ray. Left out: 1.", rich_help_panel=FILES_PANEL)
+    ] = None,
     vad: Annotated[
         bool,
         typer.Option(
@@ -151,8 +157,14 @@ def throughput_command(
     check.one_of("source", source, ("memory", "files"))
     for each in threads or ():
         check.whole_number("threads", each, least=1, most=MOST_THREADS)
-    of_files = {"entry": entry, "mode": mode, "container": container, "threads": threads}
-    for name, value in (of_files | {"vad": vad}).items():
+    of_files: dict[str, object] = {
+        "entry": entry,
+        "mode": mode,
+        "container": container,
+        "threads": threads,
+    }
+    of_files |= {"recordings": recordings, "length": length, "workers": workers, "vad": vad}
+    for name, value in of_files.items():
         if value and source != "files":
             raise OptionError(f"--{name} is about files: add --from files")
     target, precision = device_and_dtype(options_of(ModelOptions, given))
@@ -179,11 +191,12 @@ def throughput_command(
             measure_files,
         )
 
-        check.whole_number("recordings", recordings, least=1)
-        lengths = lengths_of(length, recordings)
+        count = 8 if recordings is None else check.whole_number("recordings", recordings, least=1)
+        gpus = 1 if workers is None else workers
+        lengths = lengths_of("60" if length is None else length, count)
         for work in cases:
             chosen = [
-                FilesCase(work, each, name, kind, workers if each == "batch-ray" else 1, vad)
+                FilesCase(work, each, name, kind, gpus if each == "batch-ray" else 1, vad)
                 for kind in container or CONTAINERS
                 for name in mode or ["batched"]
                 for each in entry or [each for each in ENTRIES if each != "batch-ray"]
