@@ -219,7 +219,7 @@ def decoders(
 
 
 def open_one(opener: AudioOpener, path: Path) -> Samples:
-    """All samples of a recording."""
+    """Return all samples of a recording."""
     [opened] = opener.open_each([AudioInput(path)])
     source = opened.result()
     assert isinstance(source, AudioSource)

@@ -339,8 +339,8 @@ def _peers_on_cpu() -> str:
     lowest, highest = min(least.values()), max(least.values())
     return (
         f"On two CPU cores it is {lowest:.2f} to {highest:.2f} times as fast as the fastest "
-        f"of {', '.join(most)} and {last} that was measured (tiny.en and base, float32 and int8, "
-        "both modes; [memory and word errors]"
+        f"of {', '.join(most)} and {last} in the same mode (tiny.en and base, float32 and int8, as "
+        "far as measured; [memory and errors]"
         "(docs/benchmarks.md#beside-other-systems-files-to-text))."
     )
 

@@ -19,6 +19,7 @@ from tests.audio.encoding import Samples, write_channels, write_wave
 from whisper_flash_attention.audio import load_audio, parts
 from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
+from whisper_flash_attention.audio.decoder_process import DecoderProcess
 from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.parts import (
     LEAST_PARTS,
@@ -27,7 +28,7 @@ from whisper_flash_attention.audio.parts import (
     UNIT,
     InexactPart,
     join_parts,
-    part_starts,
+    part_bounds,
     stream_part,
 )
 from whisper_flash_attention.errors import AudioError, DecoderError
@@ -76,8 +77,7 @@ def decoded(
     path: Path, most: int = MOST_PARTS, channel: int | None = None
 ) -> list[list[np.typing.NDArray[np.float32]]]:
     """Blocks of all parts."""
-    starts = part_starts(path, None, most)
-    assert len(starts) > 1
+    *starts, _ = part_bounds(path, None, most)
     ends = [start / 16_000 for start in starts[1:]]
     return [
         list(
@@ -148,13 +148,14 @@ def test_parts_of_any_rate_and_length(
 @pytest.mark.parametrize("free", [0, 1, 3])
 def test_few_processes_decode_no_parts(tmp_path: Path, long_speech: Samples, free: int) -> None:
     write_wave(tmp_path / "a.wav", long_speech[None], 16_000)
-    assert part_starts(tmp_path / "a.wav", None, free) == [0]
+    assert part_bounds(tmp_path / "a.wav", None, free) == []
 
 
 def test_parts_are_about_as_long(tmp_path: Path, long_speech: Samples) -> None:
     write_wave(tmp_path / "a.wav", long_speech[None], 16_000)
     for free in (4, 5, 16):
-        starts = part_starts(tmp_path / "a.wav", None, free)
+        *starts, size = part_bounds(tmp_path / "a.wav", None, free)
+        assert size == long_speech.size
         assert LEAST_PARTS <= len(starts) <= min(free, MOST_PARTS)
         assert starts == list(range(0, starts[-1] + 1, starts[1]))
         assert starts[1] % UNIT == 0 and 0 < long_speech.size - starts[-1] <= starts[1] + UNIT
@@ -168,9 +169,9 @@ def test_short_ones_and_other_formats_are_decoded_whole(
     opus = encode(tmp_path / "a.opus", long_speech, "libopus", 48_000, "mono")
     matroska = encode(tmp_path / "a.mkv", long_speech, "flac", 48_000, "mono")
     for path in (tmp_path / "short.wav", tmp_path / "odd.wav", opus, matroska):
-        assert part_starts(path, None, 8) == [0]
+        assert part_bounds(path, None, 8) == []
     with pytest.raises(AudioError, match="there is no such file"):
-        part_starts(tmp_path / "missing.wav", None, 8)
+        part_bounds(tmp_path / "missing.wav", None, 8)
 
 
 def test_noise_that_a_decoder_makes_up_is_noticed(tmp_path: Path, long_speech: Samples) -> None:
@@ -182,7 +183,7 @@ def test_noise_that_a_decoder_makes_up_is_noticed(tmp_path: Path, long_speech: S
 
 def test_silence_where_parts_meet_proves_nothing(tmp_path: Path, long_speech: Samples) -> None:
     samples = long_speech.copy()
-    second = part_starts(_written(tmp_path / "a.wav", samples), None, 8)[1]
+    second = part_bounds(_written(tmp_path / "a.wav", samples), None, 8)[1]
     samples[second - OVERLAP : second] = 0
     with pytest.raises(InexactPart, match="no sound"):
         joined(_written(tmp_path / "a.wav", samples))
@@ -279,8 +280,7 @@ def test_any_damage_gives_the_samples_of_the_whole_or_none(
     for _ in range(count):
         path.write_bytes(mutate(data, numbers))
         try:
-            starts = part_starts(path, None, MOST_PARTS)
-            found = joined(path) if len(starts) > 1 else None
+            found = joined(path) if part_bounds(path, None, MOST_PARTS) else None
         except (InexactPart, AudioError):
             continue
         if found is not None:
@@ -291,6 +291,8 @@ def test_any_damage_gives_the_samples_of_the_whole_or_none(
 
 # In processes.
 
+LONG, LONGER = 605, 700  # seconds
+
 
 @pytest.fixture
 def pool() -> Iterator[DecoderPool]:
@@ -299,88 +301,97 @@ def pool() -> Iterator[DecoderPool]:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of each request to a process whether it is a part."""
-    found: list[bool] = []
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What processes are asked for."""
+    found: list[str] = []
     stream = DecoderPool.stream
 
     def noted(self: DecoderPool, request: Any, **options: Any) -> Any:
-        found.append(request.is_part)
+        found.append("part" if request.is_part else "bounds" if request.most_parts else "all")
         return stream(self, request, **options)
 
     monkeypatch.setattr(DecoderPool, "stream", noted)
     return found
 
 
-@pytest.fixture
-def path(tmp_path: Path, long_speech: Samples) -> Path:
-    return encode(tmp_path / "a.mp3", long_speech, "mp3", 44_100, "stereo")
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording that is just long enough."""
+    noise = np.random.default_rng(1).integers(-9_000, 9_000, 8_000 * LONG).astype(np.int16)
+    write_wave(found := tmp_path_factory.mktemp("long") / "a.wav", noise[None], 8_000)
+    return found
 
 
-@pytest.mark.parametrize("held", [600.0, 30.0])
+@pytest.fixture(scope="module")
+def long_flac(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    noise = np.random.default_rng(2).integers(-99, 99, 16_000 * LONGER).astype(np.int16)
+    path = tmp_path_factory.mktemp("long") / "a.flac"
+    return encode(path, noise, "flac", 16_000, "mono").read_bytes()
+
+
+@pytest.mark.parametrize("held", [700.0, 30.0])
 def test_processes_decode_one_recording_side_by_side(
-    path: Path, pool: DecoderPool, requests: list[bool], held: float
+    path: Path, pool: DecoderPool, requests: list[str], held: float
 ) -> None:
-    with AudioOpener(pool, held_seconds=held, long_seconds=100.0, least_bytes=0) as opener:
+    with AudioOpener(pool, held_seconds=held, long_seconds=700.0, least_bytes=0) as opener:
         [found] = opener.open_each([AudioInput(path)])
         source = found.result()
         assert isinstance(source, AudioSource)
-        assert (source.samples is None) == (held < SECONDS)
+        assert (source.samples is None) == (held < LONG)
         np.testing.assert_array_equal(source.whole(), load_audio(path))
-    assert requests == [True] * LEAST_PARTS
+    assert requests == ["bounds", *["part"] * LEAST_PARTS]
 
 
 def test_what_cannot_be_held_is_not_decoded_in_parts(
-    path: Path, pool: DecoderPool, requests: list[bool]
+    path: Path, pool: DecoderPool, requests: list[str]
 ) -> None:
-    with AudioOpener(pool, held_seconds=30.0, long_seconds=60.0, least_bytes=0) as opener:
+    with AudioOpener(pool, held_seconds=30.0, long_seconds=600.0, least_bytes=0) as opener:
         [found] = opener.open_each([AudioInput(path)])
         source = found.result()
         assert isinstance(source, AudioSource) and source.samples is None
         np.testing.assert_array_equal(source.whole(), load_audio(path))
-    assert requests == [False] * 2
+    assert requests == ["bounds", "all", "all"]
 
 
 def test_each_of_several_is_there_in_its_order(
-    path: Path, pool: DecoderPool, requests: list[bool]
+    path: Path, pool: DecoderPool, requests: list[str]
 ) -> None:
     """The first may take all processes; those after it take turns, however many wait."""
     whole = load_audio(path)
     with AudioOpener(pool, least_bytes=0) as opener:
-        for found in opener.open_each([AudioInput(path)] * 6, ahead_seconds=0.0):
+        for found in opener.open_each([AudioInput(path)] * 4, ahead_seconds=0.0):
             np.testing.assert_array_equal(found.result().whole(), whole)  # type: ignore[union-attr]
-    assert requests.count(True) % LEAST_PARTS == 0
+    assert requests.count("part") % LEAST_PARTS == 0
 
 
 def test_one_process_decodes_what_parts_cannot(
     tmp_path: Path,
+    long_flac: bytes,
     caplog: pytest.LogCaptureFixture,
-    long_speech: Samples,
     pool: DecoderPool,
-    requests: list[bool],
+    requests: list[str],
 ) -> None:
     """A recording that was cut off: the samples and the warning of `load_audio`."""
-    path = encode(tmp_path / "a.flac", long_speech, "flac", 16_000, "mono")
-    data = path.read_bytes()
-    path.write_bytes(data[: 3 * len(data) // 4])
+    path = tmp_path / "cut.flac"
+    path.write_bytes(long_flac[: 3 * len(long_flac) // 4])
     with AudioOpener(pool, least_bytes=0) as opener:
         [found] = opener.open_each([AudioInput(path)])
         source = found.result()
-    assert requests == [*[True] * LEAST_PARTS, False]
+    assert requests == ["bounds", *["part"] * LEAST_PARTS, "all"]
     [warning] = (record.getMessage() for record in caplog.records)
     caplog.clear()
     np.testing.assert_array_equal(source.whole(), load_audio(path))  # type: ignore[union-attr]
     assert [record.getMessage() for record in caplog.records] == [warning]
 
 
-def test_an_opener_without_parts(path: Path, pool: DecoderPool, requests: list[bool]) -> None:
+def test_an_opener_without_parts(path: Path, pool: DecoderPool, requests: list[str]) -> None:
     with AudioOpener(pool, in_parts=False, least_bytes=0) as opener:
         [found] = opener.open_each([AudioInput(path)])
-        assert found.result().seconds == pytest.approx(SECONDS, abs=0.1)
-    assert requests == [False]
+        assert found.result().whole().size == LONG * 16_000  # type: ignore[union-attr]
+    assert requests == ["all"]
 
 
-def test_closing_ends_parts(path: Path, pool: DecoderPool, requests: list[bool]) -> None:
+def test_closing_ends_parts(path: Path, pool: DecoderPool, requests: list[str]) -> None:
     """Whoever waits for them gets an error, not samples of half a recording."""
     opener = AudioOpener(pool, least_bytes=0)
     opening = opener.open_each([AudioInput(path)])
@@ -395,3 +406,36 @@ def test_closing_ends_parts(path: Path, pool: DecoderPool, requests: list[bool])
     finally:
         closer.join()
         opening.close()
+
+
+def test_a_recording_that_is_longer_than_it_states_is_not_held_in_parts(
+    tmp_path: Path, long_flac: bytes, pool: DecoderPool, requests: list[str]
+) -> None:
+    path, data = tmp_path / "a.flac", bytearray(long_flac)
+    at = data.index(b"fLaC") + 8 + 13  # the length in samples, in 36 bits
+    data[at] &= 0xF0
+    data[at + 1 : at + 5] = (16_000 * 601).to_bytes(4, "big")
+    path.write_bytes(data)
+    with AudioOpener(pool, held_seconds=650.0, long_seconds=0.0, least_bytes=0) as opener:
+        [found] = opener.open_each([AudioInput(path)])
+        source = found.result()
+        assert isinstance(source, AudioSource) and source.samples is None
+        assert sum(map(len, source.blocks())) == 16_000 * LONGER
+    assert requests == ["bounds", *["part"] * LEAST_PARTS, "all", "all"]
+
+
+def test_a_decoder_that_dies_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pool: DecoderPool
+) -> None:
+    """And not a reason to let it die once more."""
+    take = DecoderProcess.take
+
+    def killed(self: DecoderProcess, *block: int) -> Any:
+        self.kill()
+        return take(self, *block)
+
+    with AudioOpener(pool, least_bytes=0) as opener:
+        monkeypatch.setattr(DecoderProcess, "take", killed)
+        [found] = opener.open_each([AudioInput(path)])
+        with pytest.raises(AudioError, match="was killed"):
+            found.result()

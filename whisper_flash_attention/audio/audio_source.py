@@ -200,7 +200,7 @@ def _samples_of(name: str, seconds: float, sampling_rate: int) -> int:
 def decoded_blocks(
     source: Source, size: int, track: int | str | None, decoding: Decoding
 ) -> Iterator[Samples]:
-    """Blocks `[size]` of what `decoding` gives of a track, the last what is left.
+    """Decode a track and yield blocks of `size` samples; the last may be shorter.
 
     Raises:
         AudioError: as `stream_audio`.
@@ -313,6 +313,17 @@ class ChannelSources:
         return None if None in lengths else max(length or 0.0 for length in lengths)
 
 
+def stated_size(source: Source) -> int | None:
+    """Return a recording's length in samples at 16 kHz, as its container states it.
+
+    Raises:
+        AudioError: as `load_audio`.
+    """
+    with open_container(source) as recording:
+        duration = recording.container.duration  # in microseconds
+    return None if duration is None or duration < 0 else round(duration / 1e6 * SAMPLING_RATE)
+
+
 class SampleBudget:
     """Samples that recordings of more than `HELD_SECONDS` have in memory together.
 
@@ -324,13 +335,11 @@ class SampleBudget:
         self._left = round(seconds * SAMPLING_RATE)
         self._lock = Lock()
 
-    def take(self, source: Source) -> int:
-        """Take room for what a recording's container states as its length, and 30 s; 0 if none."""
-        with open_container(source) as recording:
-            duration = recording.container.duration  # in microseconds
-        if duration is None or duration < 0:
+    def take(self, size: int | None) -> int:
+        """Take room for this number of samples, and for 30 s; return it, or 0 if there is none."""
+        if size is None:
             return 0
-        size = round((duration / 1e6 + BLOCK_SECONDS) * SAMPLING_RATE)
+        size += round(BLOCK_SECONDS * SAMPLING_RATE)
         with self._lock:
             if size > self._left:
                 return 0
@@ -368,18 +377,29 @@ class HeldBlocks:
     def __call__(self) -> Iterator[Samples]:
         return iter(self._blocks)
 
-    def has_room(self, size: int) -> bool:
-        """Whether this number of samples may be held, for which the budget is used if need be."""
-        if size > self._most and not self._is_long and self._budget is not None:
-            self._is_long, self._most = True, self._budget.take(self._source)
-            weakref.finalize(self, self._budget.give_back, self._most)
-        return size <= self._most
+    def take_room(self, size: int | None) -> bool:
+        """Return whether a recording of this many samples may be held; use the budget if need be.
+
+        Args:
+            size: as its container states; None is unknown.
+        """
+        return (size is not None and size <= self._most) or self._use_budget(size)
+
+    def _use_budget(self, size: int | None) -> bool:
+        """Hold up to this many samples, if the budget has room for them."""
+        if self._is_long or self._budget is None or not (room := self._budget.take(size)):
+            return False
+        self._is_long, self._most = True, room
+        weakref.finalize(self, self._budget.give_back, room)
+        return True
 
     def add(self, block: Samples) -> bool:
         """Keep a block; False, and none is kept, if the recording is too long."""
         self._blocks.append(block)
         self.size += block.size
-        if self.has_room(self.size):
+        if self.size > self._most and not self._is_long and self._budget is not None:
+            self._use_budget(stated_size(self._source))
+        if self.size <= self._most:
             return True
         self._blocks.clear()
         self.size = 0

@@ -51,7 +51,8 @@ class DecodeRequest:
             with `source`, and returns a context manager that gives a file open for reading bytes.
         start, end, sampling_rate, track, most_seconds: as for `stream_audio`; at most as much as
             may be held in memory, if left out.
-        is_part: whether `stream_part` decodes it, and not the pool's function.
+        is_part: decode with `stream_part`, not with the pool's function.
+        most_parts: if not 0, decode nothing, and return what `part_bounds` does.
         channel: as for `stream_audio`; or "each", all channels of the track by themselves.
 
     Raises:
@@ -67,6 +68,7 @@ class DecodeRequest:
     track: int | str | None = None
     most_seconds: float = MOST_SECONDS_HELD
     is_part: bool = False
+    most_parts: int = 0
 
     def __post_init__(self) -> None:
         if self.sampling_rate <= 0:
@@ -156,7 +158,7 @@ class DecoderPool:
 
     @contextmanager
     def reserved(self, most: int) -> Iterator[int]:
-        """Take up to `most` of the workers, those that are free, for `stream(..., beside=True)`."""
+        """Reserve up to `most` free workers for `stream(..., beside=True)`; yield how many."""
         count = 0
         try:
             while count < most and self._free.acquire(blocking=False):
@@ -168,7 +170,7 @@ class DecoderPool:
 
     def stream(
         self, request: DecodeRequest, *, beside: bool = False
-    ) -> Generator[Samples, None, int]:
+    ) -> Generator[Samples, None, Any]:
         """Decode a recording block by block, while the process is up to two minutes of audio ahead.
 
         Until the iterator ends or is closed, one of the processes is taken.
@@ -180,7 +182,7 @@ class DecoderPool:
         Returns:
             Blocks of mono samples `[T]`, 30 s each at 16 kHz, of which the caller owns the memory;
             where each channel is requested, those of one channel after those of another. The
-            generator's return value is the number of channels.
+            generator's return value is the number of channels; or the bounds of parts.
 
         Raises:
             AudioError: as `stream_audio`, or the decoder crashed or hung on the recording.
@@ -207,8 +209,7 @@ class DecoderPool:
                     self._release(process)
         if "failed" in reply:
             raise _rebuilt(reply["failed"])
-        channels: int = reply["done"]
-        return channels
+        return reply["done"]
 
     def _begin(self, request: DecodeRequest) -> DecoderProcess:
         """A process that has begun with a request; one that died without it is replaced."""

@@ -7,7 +7,8 @@ ends, the process ends at once, so that no worker outlives its parent.
     parent → worker    {"decode": fields of a `DecodeRequest`}   {"taken": true}   {"stop": true}
                        with "size", that number of bytes follows: the recording
     worker → parent    {"ready": true}   {"begun": true}   {"block": [slot, samples]}   {"log": ...}
-                       {"done": channels} {"failed": module, class, message and traceback}
+                       {"done": channels, or bounds of parts}
+                       {"failed": module, class, message and traceback}
 
 The shared memory has no name in the file system (POSIX) and ends with the last process that has it,
 so that nothing is left over, whichever process is killed. On Linux it does not count against
@@ -40,7 +41,7 @@ import numpy as np
 
 from whisper_flash_attention.audio.audio_source import chosen_track
 from whisper_flash_attention.audio.container import Shared
-from whisper_flash_attention.audio.parts import stream_part
+from whisper_flash_attention.audio.parts import part_bounds, stream_part
 from whisper_flash_attention.audio.samples import Samples
 from whisper_flash_attention.errors import DecoderError
 
@@ -346,11 +347,15 @@ def main(arguments: dict[str, Any]) -> None:
         request = commands.requests.get()
         commands.stopped.clear()  # meant an earlier request
         replies.send({"begun": True})
-        channels = 1
+        done: int | list[int] = 1
         try:
+            if most_parts := request.pop("most_parts"):
+                done = part_bounds(request["source"], request["track"], most_parts)
+                replies.send({"done": done})
+                continue
             with closing(_blocks(decode, request)) as blocks:
                 for count, block in blocks:
-                    channels = count
+                    done = count
                     commands.free_slots.acquire()
                     if commands.stopped.is_set():
                         commands.free_slots.release()
@@ -361,7 +366,7 @@ def main(arguments: dict[str, Any]) -> None:
         except Exception as error:  # the parent raises it, whatever it is
             replies.send({"failed": _described(error)})
         else:
-            replies.send({"done": channels})
+            replies.send({"done": done})
 
 
 class _Commands:

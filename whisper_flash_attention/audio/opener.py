@@ -49,12 +49,13 @@ from whisper_flash_attention.audio.decoder_pool import (
     DecoderPool,
     default_workers,
 )
+from whisper_flash_attention.audio.decoder_process import SLOT_SAMPLES, ProcessEnded
 from whisper_flash_attention.audio.parts import (
     LEAST_PARTS,
     MOST_PARTS,
+    OVERLAP,
     InexactPart,
     join_parts,
-    part_starts,
 )
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.errors import AudioError, DecoderError, OptionError, is_bug
@@ -74,7 +75,7 @@ THREADS = 4
 # 0.46 GB. Two batches of 128 windows are 7,680 s.
 AHEAD_FILES = 256
 AHEAD_SECONDS = 7_200.0
-# Of recordings of more than `HELD_SECONDS` that are in memory, in work or ahead: 0.46 GB.
+# Of recordings of more than `HELD_SECONDS` that are in memory, in work or ahead: 0.92 GB.
 LONG_SECONDS = 14_400.0
 
 
@@ -311,7 +312,12 @@ class AudioOpener:
     def _parts(
         self, request: DecodeRequest, held: HeldBlocks, stopped: Event
     ) -> list[Samples] | None:
-        """All of a long recording by free processes; None if one must decode it."""
+        """Decode a long recording in parts on free processes; None if one must decode it all.
+
+        Raises:
+            AudioError: the decoder crashed or hung on it.
+            DecoderError: as `open_each`.
+        """
         pool = self._processes()
         is_whole_file = isinstance(request.source, str | Path) and request.opener is None
         is_usual = (request.start, request.end, request.sampling_rate) == (0, None, SAMPLING_RATE)
@@ -321,14 +327,18 @@ class AudioOpener:
             return None
         failed = Event()
 
-        def decode(start: int, end: int | None) -> list[Samples]:
-            seconds = start / SAMPLING_RATE, None if end is None else end / SAMPLING_RATE
-            part = replace(request, start=seconds[0], end=seconds[1], is_part=True)
-            blocks = []
+        def decode(start: int, end: int, is_last: bool) -> list[Samples]:
+            last = None if is_last else end / SAMPLING_RATE
+            part = replace(request, start=start / SAMPLING_RATE, end=last, is_part=True)
+            blocks: list[Samples] = []
+            room = end - start + OVERLAP + SLOT_SAMPLES
             try:
                 with closing(pool.stream(part, beside=True)) as stream:
                     for block in stream:
                         blocks.append(block)
+                        room -= block.size
+                        if room < 0:
+                            raise InexactPart("it is longer than its container states")
                         if failed.is_set() or stopped.is_set():
                             break
                 return blocks
@@ -338,16 +348,34 @@ class AudioOpener:
 
         try:
             with pool.reserved(MOST_PARTS) as free:
-                starts = part_starts(request.source, request.track, free)
-                if len(starts) < 2 or not held.has_room(starts[-1]):
+                bounds = self._part_bounds(request, free)
+                if not bounds or not held.take_room(bounds[-1]):
                     return None
-                with ThreadPoolExecutor(len(starts), thread_name_prefix="opener") as threads:
-                    parts = list(threads.map(decode, starts, [*starts[1:], None]))
-            return None if stopped.is_set() else join_parts(parts)
+                count = len(bounds) - 1
+                with ThreadPoolExecutor(count, thread_name_prefix="opener") as threads:
+                    is_last = [False] * (count - 1) + [True]
+                    parts = list(threads.map(decode, bounds[:-1], bounds[1:], is_last))
+            if stopped.is_set():
+                raise DecoderError("recordings are not taken any more")
+            return join_parts(parts)
         except (InexactPart, AudioError) as error:
             self._raise_if_closed()
+            if isinstance(error.__cause__, ProcessEnded):
+                raise
             logger.debug("%s: one process decodes it: %s", name_of(request.source), error)
             return None
+
+    def _part_bounds(self, request: DecodeRequest, free: int) -> list[int]:
+        """Have a process choose where parts begin, for so many free processes."""
+        if free < LEAST_PARTS:
+            return []
+        asked = self._processes().stream(replace(request, most_parts=free), beside=True)
+        try:
+            next(asked)
+        except StopIteration as end:
+            bounds: list[int] = end.value
+            return bounds
+        raise AssertionError("bounds of parts have no samples")
 
     def _left_in_file(self, request: DecodeRequest) -> AudioSource | ChannelSources:
         if request.channel == "each":

@@ -5,8 +5,9 @@ before. Parts count only if these are equal, bit by bit, and nothing was met on 
 on what came before: damage, gaps, another format, channels that cancel each other. Otherwise the
 recording is decoded once more, from its beginning to its end. Codecs and containers are those whose
 decoders forget what is further back (so not Opus), and whose time stamps are exact to the sample.
-AAC may have noise that decoders make up, from random numbers that go on through the recording:
-where parts meet in such noise, they differ.
+AAC may have noise that decoders make up, from random numbers that go on through the recording.
+Parts that meet in such noise differ; noise elsewhere goes unnoticed, and is other noise of the same
+level.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class InexactPart(Exception):
     """A part may not have the samples that it has when the whole is decoded."""
 
 
-def part_starts(source: Source, track: int | str | None, most: int) -> list[int]:
-    """Where to begin parts of about the same length.
+def part_bounds(source: Source, track: int | str | None, most: int) -> list[int]:
+    """Choose where parts of about the same length begin.
 
     Args:
         source, track: as for `load_audio`.
-        most: processes that are free.
+        most: number of free processes.
 
     Returns:
-        First samples of the parts at 16 kHz, multiples of `UNIT`; a single one if the recording is
-        too short, or is none that can be decoded in parts.
+        First samples of the parts at 16 kHz, multiples of `UNIT`, and the length that the container
+        states; empty if the recording is too short, or is none that can be decoded in parts.
 
     Raises:
         AudioError: as `load_audio`.
@@ -76,16 +77,16 @@ def part_starts(source: Source, track: int | str | None, most: int) -> list[int]
         chosen, _ = choose_track(recording.container, track, recording.name)
         duration = recording.container.duration  # in microseconds
         if duration is None or not _is_suitable(recording, chosen):
-            return [0]
+            return []
         samples = round(duration / 1e6 * SAMPLING_RATE)
         count = min(most, MOST_PARTS, int(samples / SAMPLING_RATE / _SHORTEST))
         size = math.ceil(samples / max(1, count) / UNIT) * UNIT
         starts = list(range(0, samples - UNIT, size))
-        return starts if len(starts) >= LEAST_PARTS else [0]
+        return [*starts, samples] if len(starts) >= LEAST_PARTS else []
 
 
 def join_parts(parts: Sequence[Sequence[Samples]]) -> list[Samples]:
-    """Leave out what is repeated.
+    """Join parts, dropping the samples that each repeats.
 
     Args:
         parts: blocks `[T]` of each, of which at most the last has less than `OVERLAP` samples; of
@@ -120,14 +121,14 @@ def _is_suitable(recording: OpenedContainer, track: AudioTrack) -> bool:
 
 @dataclass(slots=True)
 class PartDecoding(Decoding):
-    """As `Decoding`, of a part of a recording; where that would warn, it raises `InexactPart`.
+    """Decode a part of a recording; raise `InexactPart` where `Decoding` would warn.
 
     Args:
         begin: first sample to make, a multiple of `UNIT`.
 
     Attributes:
-        packet_range: positions in the file of the first packet that was decoded for it, and of the
-            last; None until there is one.
+        packet_range: byte offsets of the first and the last packet that were decoded; None until
+            there is one.
     """
 
     begin: int = 0
@@ -224,7 +225,7 @@ class PartDecoding(Decoding):
             raise InexactPart("its time stamps begin anew")
 
     def first_position(self, recording: OpenedContainer, stream: AudioStream) -> int:
-        """Position in the file of the first packet that is decoded for this part."""
+        """Return the byte offset of the first packet that is decoded for this part."""
         next(self.run(recording, stream), None)
         if self.packet_range is None:
             raise InexactPart("it has no packet")
@@ -244,7 +245,7 @@ def stream_part(
 ) -> Iterator[Samples]:
     """Decode a part of a recording as `stream_audio` does, from `start`, a part's first sample.
 
-    But for the part that begins with the recording, `OVERLAP` samples before `start` come first.
+    Except in the first part, `OVERLAP` samples before `start` come first.
 
     Raises:
         InexactPart: the samples may differ from those of `stream_audio`.

@@ -318,10 +318,10 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
 
     # CTranslate2 has options of its own in the environment.
     environment = {name: value for name, value in os.environ.items() if name.startswith("CT2_")}
-    told = defaults_of(runner.transcribe) | settings | {"compute_type": setup.dtype}
+    stated = defaults_of(runner.transcribe) | settings | {"compute_type": setup.dtype}
     if in_windows:
-        told |= {"vad_filter": False, "clip_timestamps": f"every {WINDOW} s"}
-    return transcribe, told | environment
+        stated |= {"vad_filter": False, "clip_timestamps": f"every {WINDOW} s"}
+    return transcribe, stated | environment
 
 
 def _decoded(path: str) -> Samples:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and a transcription's, under a name of its own.
+"""Replace files atomically, and write a transcription into a file with a name of its own.
 
 Some file systems take two names for one: `A.srt` and `a.srt`, or two forms of `é`.
 """
@@ -50,7 +50,7 @@ def write(
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a file, or what a link leads to, whole or not at all.
+    """Replace a file atomically; follow symbolic links.
 
     Args:
         durable: wait until it is on the disk, so that it outlives a loss of power.
@@ -72,12 +72,13 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         with suppress(OSError):  # a file system that has become read-only, say
             temporary.unlink(missing_ok=True)
         raise
-    if durable and os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # its names
-        finally:
-            os.close(descriptor)
+    if durable:
+        with suppress(OSError):  # where folders cannot be opened, or not synchronised
+            descriptor = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # the directory entry
+            finally:
+                os.close(descriptor)
 
 
 def folded(name: str) -> str:
