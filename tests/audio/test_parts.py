@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from whisper_flash_attention.audio.parts import (
     part_bounds,
     stream_part,
 )
-from whisper_flash_attention.errors import AudioError, DecoderError
+from whisper_flash_attention.errors import AudioError, DecoderError, OptionError
 
 SECONDS = 40
 ARGUMENTS: dict[str, Any] = {"block_seconds": 30.0, "sampling_rate": 16_000, "most_seconds": 1e6}
@@ -109,6 +110,7 @@ def joined(path: Path, channel: int | None = None) -> np.typing.NDArray[np.float
         ("a.mp3", "mp3", 48_000, "stereo", {"q": "4"}),
         ("a.m4a", "aac", 44_100, "stereo", {"aac_pns": "0", "bit_rate": "96000"}),
         ("a.mp4", "aac", 48_000, "mono", {"aac_pns": "0"}),
+        ("a.m4a", "aac", 44_100, "5.1", {"aac_pns": "0"}),
         ("a.m4a", "alac", 32_000, "stereo", {}),
     ],
 )
@@ -179,6 +181,73 @@ def test_noise_that_a_decoder_makes_up_is_noticed(tmp_path: Path, long_speech: S
     path = encode(tmp_path / "a.m4a", long_speech, "aac", 44_100, "stereo", bit_rate="64000")
     with pytest.raises(InexactPart, match="makes up noise"):
         joined(path)
+
+
+def test_noise_away_from_where_parts_meet_is_noticed(tmp_path: Path) -> None:
+    """A tone, of which no encoder makes noise, and noise in the middle of each part."""
+    rate, time = 16_000, np.arange(60 * 16_000) / 16_000
+    samples = 6_000 * np.sin(2 * np.pi * 440 * time)
+    noise = np.random.default_rng(3).normal(0, 3_000, samples.size)
+    second = (time % (2 * UNIT / rate) > 1.0) & (time % (2 * UNIT / rate) < 4.0)
+    samples[second] = noise[second]
+    path = encode(tmp_path / "a.m4a", samples.astype(np.int16), "aac", 44_100, "mono")
+    with pytest.raises(InexactPart, match="makes up noise"):
+        joined(path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "layout", "bit_rate"),
+    [(16_000, "mono", "24000"), (48_000, "stereo", "64000")],
+)
+def test_a_second_decoder_gives_other_noise_and_the_same_sound(
+    tmp_path: Path, long_speech: Samples, rate: int, layout: str, bit_rate: str
+) -> None:
+    options = {"bit_rate": bit_rate, "aac_pns": "0"}
+    path = encode(tmp_path / "a.m4a", long_speech, "aac", rate, layout, **options)
+    np.testing.assert_array_equal(joined(path), load_audio(path))
+    options["aac_pns"] = "1"
+    path = encode(tmp_path / "a.m4a", long_speech, "aac", rate, layout, **options)
+    with pytest.raises(InexactPart, match="makes up noise"):
+        joined(path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"track": 0}, {"track": 1.5}, {"channel": 0}, {"channel": -1}]
+)
+def test_arguments_that_make_no_sense_are_refused(
+    tmp_path: Path, long_speech: Samples, arguments: dict[str, Any]
+) -> None:
+    path = _written(tmp_path / "a.wav", long_speech)
+    chosen = {"channel": None, "track": None} | arguments
+    with pytest.raises(OptionError):
+        list(stream_part(path, start=10.24, end=20.48, **chosen, **ARGUMENTS))
+    if "track" in arguments:
+        with pytest.raises(OptionError):
+            part_bounds(path, arguments["track"], 8)
+
+
+@pytest.mark.parametrize("change", ["lost", "twice"])
+def test_a_frame_that_is_lost_in_a_steady_tone_is_noticed(tmp_path: Path, change: str) -> None:
+    """Parts would be equal where they meet, whatever is between."""
+    rate = 44_100
+    tone = (8_000 * np.sin(2 * np.pi * np.arange(SECONDS * rate) / 64)).astype(np.int16)
+    with av.open(tmp_path / "a.flac", "w") as container:
+        stream = container.add_stream("flac", rate=rate, layout="mono")
+        stream.codec_context.open(strict=False)
+        for number, start in enumerate(range(0, tone.size, 4_096)):
+            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 4_096], "s16", "mono")
+            frame.sample_rate, frame.pts = rate, start
+            packets = stream.encode(frame)
+            if number != 100 or change == "twice":
+                container.mux(packets)
+            if number == 100 and change == "twice":
+                container.mux(packets)
+        container.mux(stream.encode(None))
+    try:
+        found = joined(tmp_path / "a.flac")
+    except (InexactPart, AudioError):
+        return
+    np.testing.assert_array_equal(found, load_audio(tmp_path / "a.flac"))
 
 
 def test_silence_where_parts_meet_proves_nothing(tmp_path: Path, long_speech: Samples) -> None:
@@ -351,6 +420,21 @@ def test_what_cannot_be_held_is_not_decoded_in_parts(
         assert isinstance(source, AudioSource) and source.samples is None
         np.testing.assert_array_equal(source.whole(), load_audio(path))
     assert requests == ["bounds", "all", "all"]
+
+
+def test_several_share_an_opener(
+    tmp_path: Path, path: Path, long_flac: bytes, pool: DecoderPool
+) -> None:
+    """Of recordings that cannot be decoded in parts, too: none waits for a process for ever."""
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(long_flac[: 3 * len(long_flac) // 4])
+    inputs = [AudioInput(each) for each in (cut, path, cut)]
+    with AudioOpener(pool, least_bytes=0) as opener, ThreadPoolExecutor(3) as threads:
+
+        def count(_: int) -> int:
+            return sum(found.error is None for found in opener.open_each(inputs, ahead_seconds=0.0))
+
+        assert list(threads.map(count, range(3), timeout=60.0)) == [3, 3, 3]
 
 
 def test_each_of_several_is_there_in_its_order(

@@ -102,9 +102,9 @@ class AudioOpener:
     is read through it, and so before it is closed.
 
     Args:
-        pool: of decoder processes, which is closed with this object; None is one that is made when
-            it is needed, with a process for every core but one; these are kept for some time, for
-            the next call.
+        pool: of decoder processes, for this object alone, and closed with it; None is one that is
+            made when it is needed, with a process for every core but one; these are kept for some
+            time, for the next call.
         in_parts: whether free processes decode one long recording side by side.
         held_seconds: a recording up to this length is held in memory.
         long_seconds: longer ones are held up to this length together; beyond it, a recording stays
@@ -288,10 +288,14 @@ class AudioOpener:
 
         def blocks() -> Generator[Samples]:
             nonlocal channels
-            if room.is_oldest(number) and (parts := self._parts(request, held, room.stopped)):
-                yield from parts
-                return
-            channels = yield from self._processes().stream(request)
+            pool = self._processes()
+            with pool.reserved(1) as own:  # for whatever follows, so as not to wait for it again
+                if own and room.is_oldest(number):
+                    parts = self._parts(request, held, room.stopped)
+                    if parts is not None:
+                        yield from parts
+                        return
+                channels = yield from pool.stream(request, beside=own > 0)
 
         try:
             with closing(blocks()) as stream:
@@ -313,6 +317,8 @@ class AudioOpener:
         self, request: DecodeRequest, held: HeldBlocks, stopped: Event
     ) -> list[Samples] | None:
         """Decode a long recording in parts on free processes; None if one must decode it all.
+
+        The caller has reserved one process.
 
         Raises:
             AudioError: the decoder crashed or hung on it.
@@ -347,8 +353,8 @@ class AudioOpener:
                 raise
 
         try:
-            with pool.reserved(MOST_PARTS) as free:
-                bounds = self._part_bounds(request, free)
+            with pool.reserved(MOST_PARTS - 1) as others:
+                bounds = self._part_bounds(request, 1 + others)
                 if not bounds or not held.take_room(bounds[-1]):
                     return None
                 count = len(bounds) - 1

@@ -5,21 +5,23 @@ before. Parts count only if these are equal, bit by bit, and nothing was met on 
 on what came before: damage, gaps, another format, channels that cancel each other. Otherwise the
 recording is decoded once more, from its beginning to its end. Codecs and containers are those whose
 decoders forget what is further back (so not Opus), and whose time stamps are exact to the sample.
-AAC may have noise that decoders make up, from random numbers that go on through the recording.
-Parts that meet in such noise differ; noise elsewhere goes unnoticed, and is other noise of the same
-level.
+AAC may have noise that decoders make up, which a second decoder finds (`Twin`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whisper_flash_attention import validation as check
 from whisper_flash_attention.audio.audio_source import decoded_blocks
 from whisper_flash_attention.audio.container import (
     AudioTrack,
@@ -30,6 +32,7 @@ from whisper_flash_attention.audio.container import (
 )
 from whisper_flash_attention.audio.decode import Decoding
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, ChannelMixer, Samples
+from whisper_flash_attention.option_kinds import checked_track
 
 if TYPE_CHECKING:
     from av import AudioFrame, AudioStream, Packet
@@ -50,6 +53,8 @@ _SHORTEST = 150.0
 LEAST_PARTS, MOST_PARTS = 4, 8
 
 _CODECS = frozenset(("aac", "alac", "flac", "mp3", "mp3float"))
+# Of a frame of AAC; twice as many of HE-AAC.
+_LC_SAMPLES = 1_024
 # mp3 files have no index, and FFmpeg would guess: packets before a part are read and not decoded.
 _WITHOUT_INDEX = "mp3"
 _CONTAINERS = frozenset((_WITHOUT_INDEX, "aiff", "flac", "mov,mp4,m4a,3gp,3g2,mj2", "w64", "wav"))
@@ -71,8 +76,9 @@ def part_bounds(source: Source, track: int | str | None, most: int) -> list[int]
         states; empty if the recording is too short, or is none that can be decoded in parts.
 
     Raises:
-        AudioError: as `load_audio`.
+        AudioError, OptionError: as `load_audio`.
     """
+    track = checked_track(track, "track")
     with open_container(source) as recording:
         chosen, _ = choose_track(recording.container, track, recording.name)
         duration = recording.container.duration  # in microseconds
@@ -119,6 +125,89 @@ def _is_suitable(recording: OpenedContainer, track: AudioTrack) -> bool:
     )
 
 
+class Twin:
+    """A second decoder of AAC, whose random numbers are others.
+
+    Where an encoder leaves out noise ("perceptual noise substitution"), decoders make it up from
+    random numbers that go on from frame to frame. A part has such noise if this decoder, which got
+    some of it before, gives other samples.
+
+    Raises:
+        InexactPart: there is no noise that changes the decoder of this stream.
+    """
+
+    def __init__(self, stream: AudioStream) -> None:
+        import av
+
+        context = stream.codec_context
+        decoder = av.CodecContext.create("aac", "r")
+        assert isinstance(decoder, av.AudioCodecContext)
+        self._decoder = decoder
+        self._decoder.extradata = context.extradata
+        self._frames: deque[AudioFrame] = deque()
+        try:
+            packets = _noise(context.sample_rate, context.layout.name)
+            once, again = (
+                [frame.to_ndarray() for packet in packets for frame in self._decoder.decode(packet)]
+                for _ in range(2)
+            )
+        except (av.FFmpegError, ValueError) as error:
+            raise InexactPart(f"no noise can be made for its decoder ({error})") from error
+        if not once or np.array_equal(once[-1], again[-1]):
+            raise InexactPart("no noise changes its decoder")
+        if context.profile != "LC":
+            raise InexactPart(f"its profile of AAC is {context.profile}")
+        self._decoder.flush_buffers()
+
+    def decode(self, packet: Packet[Any] | None) -> None:
+        """Decode a packet, or at the end what is left."""
+        import av
+
+        with suppress(av.FFmpegError):  # as the first decoder, whose damage counts
+            self._frames += self._decoder.decode(packet)
+
+    def compare(self, frame: AudioFrame, *, is_alike: bool) -> None:
+        """Take the next frame, which must be as this one if `is_alike`.
+
+        Raises:
+            InexactPart: it is not, or has more samples than AAC without band replication.
+        """
+        if frame.samples > _LC_SAMPLES:
+            raise InexactPart("its decoder makes up high frequencies")
+        found = self._frames.popleft() if self._frames else None
+        if is_alike and (found is None or not _are_equal(found, frame)):
+            raise InexactPart("its decoder makes up noise")
+
+
+def _are_equal(one: AudioFrame, other: AudioFrame) -> bool:
+    """Whether frames of AAC, float32 in planes, have the same samples."""
+    size = 4 * one.samples  # a plane may be longer
+    return one.samples == other.samples and all(
+        bytes(memoryview(a)[:size]) == bytes(memoryview(b)[:size])
+        for a, b in zip(one.planes, other.planes, strict=True)
+    )
+
+
+def _noise(rate: int, layout: str) -> list[Packet[Any]]:
+    """Encode noise that a decoder of AAC must make up."""
+    import av
+
+    encoder = av.CodecContext.create("aac", "w")
+    assert isinstance(encoder, av.AudioCodecContext)
+    encoder.sample_rate, encoder.layout, encoder.format = rate, layout, "fltp"
+    encoder.time_base, encoder.bit_rate = Fraction(1, rate), 32_000 * encoder.layout.nb_channels
+    encoder.options = {"aac_pns": "1"}
+    encoder.open()
+    channels = encoder.layout.nb_channels
+    noise = np.random.default_rng(0).normal(0, 0.1, (8, channels, encoder.frame_size))
+    packets = []
+    for number, samples in enumerate(noise.astype(np.float32)):
+        frame = av.AudioFrame.from_ndarray(samples, "fltp", layout)
+        frame.sample_rate, frame.pts = rate, number * encoder.frame_size
+        packets += encoder.encode(frame)
+    return packets
+
+
 @dataclass(slots=True)
 class PartDecoding(Decoding):
     """Decode a part of a recording; raise `InexactPart` where `Decoding` would warn.
@@ -137,6 +226,7 @@ class PartDecoding(Decoding):
     _surplus: int = 0  # samples of the first frame that are before the beginning
     _is_ahead: bool = False
     _origin: float | None = None
+    _twin: Twin | None = None
 
     def __post_init__(self) -> None:
         self.made = self.begin
@@ -162,17 +252,25 @@ class PartDecoding(Decoding):
         if recording.container.format.name != _WITHOUT_INDEX:
             recording.container.seek(int(self._from), stream=stream)
         stream.codec_context.flush_buffers()
+        if stream.codec_context.name == "aac":
+            self._twin = Twin(stream)
+        expected = start
         for frame in Decoding._frames(self, recording, stream):
+            if self._twin is not None:
+                self._twin.compare(frame, is_alike=not self._is_ahead)
+            if frame.pts is None or frame.rate != rate:
+                raise InexactPart("a frame has no time stamp, or another rate")
+            index = round((frame.pts - origin) * unit * rate)
             if self._is_ahead:
-                if frame.pts is None or frame.rate != rate:
-                    raise InexactPart("a frame has no time stamp, or another rate")
-                index = round((frame.pts - origin) * unit * rate)
                 if index + frame.samples <= start:
                     continue
                 if index > start:
                     raise InexactPart("the frame that it begins in is not found")
                 self._is_ahead, self._surplus = False, start - index
-                self._timeline.position = index / rate
+                self._timeline.position, expected = index / rate, index
+            if abs(index - expected) > 1:
+                raise InexactPart("its time stamps do not fit its samples")
+            expected += frame.samples
             yield frame
 
     def _packets(
@@ -187,6 +285,8 @@ class PartDecoding(Decoding):
                     raise InexactPart("a packet has no position")
                 first = packet.pos if self.packet_range is None else self.packet_range[0]
                 self.packet_range = first, packet.pos
+            if self._twin is not None:
+                self._twin.decode(packet)
             yield packet
 
     def _silence(self, size: int) -> Iterator[Samples]:
@@ -251,12 +351,12 @@ def stream_part(
         InexactPart: the samples may differ from those of `stream_audio`.
         AudioError, OptionError: as `stream_audio`.
     """
+    channel = check.optional(check.whole_number, "channel", channel, least=1)
+    track = checked_track(track, "track")
     part = partial(PartDecoding, sampling_rate, mixer=ChannelMixer(channel))
     first, last = round(start * sampling_rate), None if end is None else round(end * sampling_rate)
     decoding = part(max(0, first - OVERLAP), last, begin=max(0, first - UNIT))
     decoding.most_seconds = most_seconds
-    if first > 0:
-        _check_noise(source, track, part, first)
     yield from decoded_blocks(source, round(block_seconds * sampling_rate), track, decoding)
     if last is None:
         return
@@ -266,25 +366,3 @@ def stream_part(
         position = part(0, None, begin=last - UNIT).first_position(recording, stream)
     if decoding.packet_range is None or position > decoding.packet_range[1]:
         raise InexactPart("something lies between it and the next part")
-
-
-def _check_noise(
-    source: Source, track: int | str | None, part: Callable[..., PartDecoding], first: int
-) -> None:
-    """Check a few seconds of AAC for noise that the decoder makes up, rather than a whole part.
-
-    Raises:
-        InexactPart: there is such noise.
-    """
-
-    def overlap(begin: int) -> Samples:
-        decoding = part(first - OVERLAP, first, begin=max(0, begin))
-        return np.concatenate(list(decoded_blocks(source, OVERLAP, track, decoding)))
-
-    with open_container(source) as recording:
-        chosen, _ = choose_track(recording.container, track, recording.name)
-    is_exact = chosen.codec != "aac" or np.array_equal(
-        overlap(first - UNIT), overlap(first - 2 * UNIT)
-    )
-    if not is_exact:
-        raise InexactPart("its decoder makes up noise")
