@@ -2,7 +2,7 @@
 
     python benchmarks/audio.py front-end --output benchmarks/results/front-end.json
     python benchmarks/audio.py decoders --output benchmarks/results/decoders-cpu.json
-    python benchmarks/audio.py parts --output benchmarks/results/parts-cpu.json
+    python benchmarks/audio.py parts --processes 8
     python benchmarks/audio.py detector --output benchmarks/results/detector-cpu.json
 
 Decoding of the bundled speech, several times over, as flac, mp3 and wav, in times real time on one
