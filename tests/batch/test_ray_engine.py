@@ -168,7 +168,7 @@ def test_a_driver_that_is_killed_and_a_shard_that_is_damaged(
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    before = all_rows(out)
+    before = all_rows(out, was_killed=True)
     assert 0 < len(before) < COUNT
     aside = damage(out)
     summary = run(archive, out, FakeModel())

@@ -175,7 +175,7 @@ def test_killed_and_begun_again(archive: Path, out: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    before = all_rows(out)
+    before = all_rows(out, was_killed=True)
     assert 0 < len(before) < 10
     summary = run_batch(archive, out, model=FakeModel())
     assert summary.run_files == 10 - len(before)
