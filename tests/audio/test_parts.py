@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.audio.encoding import Samples, write_channels, write_wave
+from tests.audio.encoding import Samples, wave_bytes, write_channels, write_wave
 from whisper_flash_attention.audio import load_audio, parts
+from whisper_flash_attention.audio import opener as opener_module
 from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource
 from whisper_flash_attention.audio.decoder_pool import DecoderPool
 from whisper_flash_attention.audio.decoder_process import DecoderProcess
@@ -248,6 +249,12 @@ def test_a_frame_that_is_lost_in_a_steady_tone_is_noticed(tmp_path: Path, change
     except (InexactPart, AudioError):
         return
     np.testing.assert_array_equal(found, load_audio(tmp_path / "a.flac"))
+
+
+def test_aac_of_eight_channels_is_decoded_whole(tmp_path: Path, long_speech: Samples) -> None:
+    path = encode(tmp_path / "a.m4a", long_speech, "aac", 16_000, "7.1", aac_pns="0")
+    with pytest.raises(InexactPart, match="too many channels"):
+        joined(path)
 
 
 def test_silence_where_parts_meet_proves_nothing(tmp_path: Path, long_speech: Samples) -> None:
@@ -506,6 +513,38 @@ def test_a_recording_that_is_longer_than_it_states_is_not_held_in_parts(
         assert isinstance(source, AudioSource) and source.samples is None
         assert sum(map(len, source.blocks())) == 16_000 * LONGER
     assert requests == ["bounds", *["part"] * LEAST_PARTS, "all", "all"]
+
+
+def test_any_error_of_parts_leads_to_one_process(
+    path: Path, monkeypatch: pytest.MonkeyPatch, pool: DecoderPool, requests: list[str]
+) -> None:
+    def fail(parts: object) -> None:
+        raise IndexError("index 8 is out of bounds")
+
+    monkeypatch.setattr(opener_module, "join_parts", fail)
+    with AudioOpener(pool, least_bytes=0) as opener:
+        [found] = opener.open_each([AudioInput(path)])
+        np.testing.assert_array_equal(found.result().whole(), load_audio(path))  # type: ignore[union-attr]
+        wrong = opener.open_each([AudioInput(path, track=-1), AudioInput(path, channel=0)])
+        assert [type(each.error) for each in wrong] == [OptionError] * 2
+    assert requests[: LEAST_PARTS + 2] == ["bounds", *["part"] * LEAST_PARTS, "all"]
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_a_recording_that_fails_gives_its_room_back(
+    tmp_path: Path, pool: DecoderPool, in_parts: bool
+) -> None:
+    """While its error is kept."""
+    bad = np.zeros(8_000 * LONG, "<f4")
+    bad[::7], bad[-1] = 0.25, np.nan
+    data = wave_bytes(bad.tobytes(), channels=1, rate=8_000, bits=32, kind=3)
+    (tmp_path / "bad.wav").write_bytes(data)
+    with AudioOpener(
+        pool, in_parts=in_parts, held_seconds=30.0, long_seconds=700.0, least_bytes=0
+    ) as opener:
+        [found] = opener.open_each([AudioInput(tmp_path / "bad.wav")])
+        assert "not finite" in str(found.error)
+        assert opener._budget.take(16_000 * 660)
 
 
 def test_a_decoder_that_dies_is_an_error(

@@ -372,6 +372,7 @@ class HeldBlocks:
         self._most = max(seconds, BLOCK_SECONDS) * SAMPLING_RATE
         self._blocks: list[Samples] = []
         self._is_long = False
+        self._give_back: Callable[[], object] = lambda: None
         self.size = 0
 
     def __call__(self) -> Iterator[Samples]:
@@ -390,7 +391,7 @@ class HeldBlocks:
         if self._is_long or self._budget is None or not (room := self._budget.take(size)):
             return False
         self._is_long, self._most = True, room
-        weakref.finalize(self, self._budget.give_back, room)
+        self._give_back = weakref.finalize(self, self._budget.give_back, room)
         return True
 
     def add(self, block: Samples) -> bool:
@@ -404,6 +405,12 @@ class HeldBlocks:
         self._blocks.clear()
         self.size = 0
         return False
+
+    def drop(self) -> None:
+        """Hold nothing any more, and give back what was taken of the budget."""
+        self._blocks.clear()
+        self.size = 0
+        self._give_back()
 
     def as_source(self, channel: int | None = None, track: int | str | None = None) -> AudioSource:
         """The recording in memory, of which this channel and track were decoded."""

@@ -308,6 +308,7 @@ class AudioOpener:
             self._raise_if_closed()
             return _held(request, held, channels)
         except BaseException:
+            held.drop()  # the error's traceback keeps it
             room.give_back(number)
             raise
         finally:
@@ -364,7 +365,9 @@ class AudioOpener:
             if stopped.is_set():
                 raise DecoderError("recordings are not taken any more")
             return join_parts(parts)
-        except (InexactPart, AudioError) as error:
+        except DecoderError:
+            raise
+        except Exception as error:  # whatever is wrong with it, decoding it whole says it best
             self._raise_if_closed()
             if isinstance(error.__cause__, ProcessEnded):
                 raise

@@ -55,6 +55,8 @@ LEAST_PARTS, MOST_PARTS = 4, 8
 _CODECS = frozenset(("aac", "alac", "flac", "mp3", "mp3float"))
 # Of a frame of AAC; twice as many of HE-AAC.
 _LC_SAMPLES = 1_024
+# PyAV counts planes beyond those of eight channels.
+_MOST_CHANNELS = 7
 # mp3 files have no index, and FFmpeg would guess: packets before a part are read and not decoded.
 _WITHOUT_INDEX = "mp3"
 _CONTAINERS = frozenset((_WITHOUT_INDEX, "aiff", "flac", "mov,mp4,m4a,3gp,3g2,mj2", "w64", "wav"))
@@ -140,6 +142,8 @@ class Twin:
         import av
 
         context = stream.codec_context
+        if context.layout.nb_channels > _MOST_CHANNELS:
+            raise InexactPart("it has too many channels")
         decoder = av.CodecContext.create("aac", "r")
         assert isinstance(decoder, av.AudioCodecContext)
         self._decoder = decoder
