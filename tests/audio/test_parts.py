@@ -378,7 +378,7 @@ def pool() -> Iterator[DecoderPool]:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What processes are asked for."""
+    """The kinds of requests that processes get."""
     found: list[str] = []
     stream = DecoderPool.stream
 

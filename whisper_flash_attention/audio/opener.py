@@ -375,12 +375,12 @@ class AudioOpener:
             return None
 
     def _part_bounds(self, request: DecodeRequest, free: int) -> list[int]:
-        """Have a process choose where parts begin, for so many free processes."""
+        """Compute the bounds of parts in a decoder process, given the number of free processes."""
         if free < LEAST_PARTS:
             return []
-        asked = self._processes().stream(replace(request, most_parts=free), beside=True)
+        reply = self._processes().stream(replace(request, most_parts=free), beside=True)
         try:
-            next(asked)
+            next(reply)
         except StopIteration as end:
             bounds: list[int] = end.value
             return bounds
