@@ -39,7 +39,7 @@ from difflib import SequenceMatcher
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jiwer
 import numpy as np
@@ -58,6 +58,7 @@ from whisper_flash_attention.benchmark.spoken import (
     with_transcript,
     word_errors,
 )
+from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe import Transcriber
@@ -518,14 +519,8 @@ def long_form(
 # --- words and their times -----------------------------------------------------------------------
 
 
-class Word(NamedTuple):
-    text: str
-    start: float
-    end: float
-
-
 def compare_words(
-    name: str, language: str, ours: Sequence[Word], theirs: Sequence[Word]
+    name: str, language: str, ours: Sequence[TimedWord], theirs: Sequence[TimedWord]
 ) -> dict[str, Any]:
     """Match words in their order, and compare the times of those that are the same.
 
@@ -581,9 +576,9 @@ def words(
         decode = DecodeOptions(**options)
         ours = transcriber.transcribe(samples, language=spoken.language, options=decode)
         theirs = other.transcribe(samples, language=spoken.language, fp16=False, **options)
-        our_words = [Word(w.text, w.start, w.end) for s in ours.segments for w in s.words]
+        our_words = [TimedWord(w.text, w.start, w.end) for s in ours.segments for w in s.words]
         their_words = [
-            Word(word["word"].strip(), float(word["start"]), float(word["end"]))
+            TimedWord(word["word"].strip(), float(word["start"]), float(word["end"]))
             for segment in theirs["segments"]
             for word in segment["words"]
         ]

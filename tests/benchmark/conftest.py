@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.benchmark import children
+from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,3 +27,11 @@ def known_ceilings() -> Iterator[None]:
             "whisper_flash_attention.benchmark.runner.measure_ceilings", children.known_ceilings
         )
         yield
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> ModelSize:
+    """ "tiny" is smaller still."""
+    size = ModelSize(128, 2, 1, 2, 128)
+    monkeypatch.setitem(MODEL_SIZES, "tiny", size)
+    return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ TINY = Origin("tiny")
 BOTH = (TRANSFORMERS, OPENAI)
 
 
+HEADS = ((1, 0), (1, 3))
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> PeerCheckpoint:
     """A folder and a file, with their index."""
@@ -28,7 +32,8 @@ def written(tmp_path: Path) -> PeerCheckpoint:
         (home / name).write_text("some bytes")
     file = tmp_path / "openai.pt"
     file.write_text("more bytes")
-    found = PeerCheckpoint({TRANSFORMERS: str(home), OPENAI: str(file)}, 50257, True)
+    files = {TRANSFORMERS: str(home), OPENAI: str(file)}
+    found = PeerCheckpoint(files, 50257, is_multilingual=True, alignment_heads=HEADS)
     write_index(tmp_path, TINY, found)
     return found
 
@@ -36,8 +41,11 @@ def written(tmp_path: Path) -> PeerCheckpoint:
 def test_what_is_as_wanted_is_taken(tmp_path: Path, written: PeerCheckpoint) -> None:
     assert read_index(tmp_path, TINY, BOTH) == written
     assert read_index(tmp_path, TINY, [OPENAI]) == PeerCheckpoint(
-        {OPENAI: written.files[OPENAI]}, 50257, is_multilingual=True
+        {OPENAI: written.files[OPENAI]}, 50257, is_multilingual=True, alignment_heads=HEADS
     )
+    write_index(tmp_path, TINY, replace(written, alignment_heads=None))
+    without = read_index(tmp_path, TINY, BOTH)
+    assert without is not None and without.alignment_heads is None
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)
     found = read_index(moved, TINY, [OPENAI])

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import multiprocessing
 import os
 import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,57 +25,38 @@ from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.benchmark import peers
 from whisper_flash_attention.benchmark.peer_checkpoints import write_checkpoint, write_ggml
 from whisper_flash_attention.benchmark.peer_index import Origin, write_index
+from whisper_flash_attention.benchmark.peer_process import Call, DeviceMemory, PeerFailed
 from whisper_flash_attention.benchmark.peer_systems import (
-    CTRANSLATE2,
     GGML,
     GGML_8_BITS,
     OPENAI,
     SYSTEMS,
     TRANSFORMERS,
-    Call,
     PeerCheckpoint,
-    Setup,
-    Texts,
-    clips_of,
-    peak_of_tree,
-    serve_calls,
+    Request,
 )
 from whisper_flash_attention.benchmark.peers import (
-    PeerFailed,
     PeersCase,
     Running,
-    Worker,
     is_installed,
     measure_peers,
     speed_of_ours,
     version_of,
 )
 from whisper_flash_attention.benchmark.random_weights import build_model, random_processor
-from whisper_flash_attention.benchmark.settings import MODEL_SIZES, ModelSize
+from whisper_flash_attention.benchmark.settings import ModelSize
 from whisper_flash_attention.benchmark.spoken import (
     Spoken,
     bundled_spoken,
     find_spoken,
     join_spoken,
 )
+from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.cli import app
+from whisper_flash_attention.cli.peers import as_table, in_a_line
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.weights import read_checkpoint
 from whisper_flash_attention.weights.openai_reader import openai_name
-
-SMALL = ModelSize(128, 2, 1, 2, 128)
-needs_faster_whisper = pytest.mark.skipif(
-    find_spec("faster_whisper") is None, reason="faster-whisper is not installed"
-)
-needs_whisper_cpp = pytest.mark.skipif(
-    find_spec("pywhispercpp") is None, reason="pywhispercpp is not installed"
-)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "tiny" is smaller still."""
-    monkeypatch.setitem(MODEL_SIZES, "tiny", SMALL)
 
 
 def case(*systems: str, **changes: Any) -> PeersCase:
@@ -97,9 +74,11 @@ def call(seconds: float, text: str = "one too") -> Call:
 def test_a_file_has_the_transcript_of_its_folders_index(tmp_path: Path) -> None:
     path = tmp_path / "one.wav"
     path.touch()
-    listed = {"file": "one.wav", "language": "de", "transcript": "Eins."}
+    word = {"word": "Eins", "start": 0.25, "end": 1}
+    listed = {"file": "one.wav", "language": "de", "transcript": "Eins.", "words": [word]}
     (tmp_path / "index.json").write_text(json.dumps([listed]))
-    assert find_spoken([str(path)], "en") == [Spoken(path, "de", "Eins.")]
+    expected = Spoken(path, "de", "Eins.", words=(TimedWord("Eins", 0.25, 1.0),))
+    assert find_spoken([str(path)], "en") == [expected]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +92,12 @@ def test_a_file_has_the_transcript_of_its_folders_index(tmp_path: Path) -> None:
         (b'[{"file": "one.wav"}]', "entry 1 of .*index.json is {.*}: give objects"),
         (b'[{"file": 1, "language": "en"}]', "entry 1 of .*index.json"),
         (b'[{"file": "a", "language": "en", "transcript": 3}]', "entry 1 of .*index.json"),
+        (b'[{"file": "a", "language": "en", "words": 3}]', "entry 1 of .*'start' and 'end'"),
+        (b'[{"file": "a", "language": "en", "words": [{"word": "a"}]}]', "entry 1 of .*'start'"),
+        (
+            b'[{"file": "a", "language": "en", "words": [{"word": "a", "start": 2, "end": 1}]}]',
+            "entry 1 of .*'start' and 'end'",
+        ),
     ],
 )
 def test_an_index_of_something_else_is_told(tmp_path: Path, content: bytes, message: str) -> None:
@@ -146,12 +131,6 @@ def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
             join_spoken(clips, seconds, tmp_path)
 
 
-def test_windows_are_cut_as_faster_whisper_takes_them() -> None:
-    found = clips_of(np.zeros(16_000 * 65, np.float32))
-    assert [(each["start"], each["end"]) for each in found] == [(0, 30), (30, 60), (60, 65.0)]
-    assert clips_of(np.zeros(16_000 * 30, np.float32)) == [{"start": 0, "end": 30}]
-
-
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -180,10 +159,10 @@ def test_a_checkpoint_is_the_same_in_all_formats(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, first[0, :32], atol=float(scale[0]))
 
 
-def test_ids_and_mel_filters_of_whisper_cpps_file() -> None:
-    processor = random_processor(SMALL)
+def test_ids_and_mel_filters_of_whisper_cpps_file(small: ModelSize) -> None:
+    processor = random_processor(small)
     file = io.BytesIO()
-    model = build_model(WhisperForConditionalGeneration, SMALL, 2)
+    model = build_model(WhisperForConditionalGeneration, small, 2)
     write_ggml(file, model, processor, quantize=False)
     data = file.getvalue()
     assert struct.unpack_from("<2i", data, 48) == (80, 201)
@@ -193,57 +172,6 @@ def test_ids_and_mel_filters_of_whisper_cpps_file() -> None:
     assert (count, data[start + 8 : start + 8 + length]) == (50257, b"e")
 
 
-@needs_whisper_cpp
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_whisper_cpp_reads_what_is_written_for_it(tmp_path: Path, tiny_en: str, dtype: str) -> None:
-    system = SYSTEMS["whisper.cpp"]
-    written = write_checkpoint(tiny_en, [system.formats[dtype]], tmp_path)
-    transcribe, settings = system.load(Setup(written, "cpu", dtype, 1, 1))
-    clip = bundled_recordings()[0]
-    texts = Texts()
-    transcribe(str(clip.path), "en", 1, texts)
-    assert "Dashwood" in texts.text and "leisure to consider" in texts.text
-    assert settings["n_threads"] == 1
-
-
-@needs_faster_whisper
-def test_faster_whisper_decodes_to_a_given_number_of_tokens(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CT2_VERBOSE", "-1")
-    written = write_checkpoint("tiny", [CTRANSLATE2], tmp_path, is_random=True)
-    joined = join_spoken(bundled_spoken(), 70.0, tmp_path)
-    for name in ("faster-whisper-sequential", "faster-whisper-batched"):
-        setup = Setup(written, "cpu", "float32", 2, 1, new_tokens=9)
-        transcribe, used = SYSTEMS[name].load(setup)
-        assert used["CT2_VERBOSE"] == "-1"
-        texts = Texts()
-        transcribe(str(joined.path), "en", 2, texts)
-        assert texts.tokens == 3 * 9, name
-
-
-@pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", ["stock-chunked", "stock-long-form"])
-def test_stock_does_not_search_with_beams(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Its pipeline would, with five, where all others decode greedily."""
-    written = write_checkpoint("tiny", [TRANSFORMERS], tmp_path, is_random=True)
-    transcribe, used = SYSTEMS[name].load(Setup(written, "cpu", "float32", 1, 1, new_tokens=4))
-    monkeypatch.setattr(WhisperForConditionalGeneration, "_beam_search", None)
-    texts = Texts()
-    transcribe(str(bundled_recordings()[0].path), "en", 1, texts)
-    assert (texts.tokens or 0) >= 3 and used["num_beams"] == 1
-
-
-def test_settings_state_what_a_system_does_by_default(tmp_path: Path, tiny_en: str) -> None:
-    written = write_checkpoint(tiny_en, [TRANSFORMERS], tmp_path)
-    for name, vad in (("ours-sequential", False), ("ours-batched", True)):
-        _, used = SYSTEMS[name].load(Setup(written, "cpu", "float32", 1, 1))
-        assert (used["beam_size"], used["vad_filter"], used["temperature"][0]) == (1, vad, 0.0)
-        assert used["compression_ratio_threshold"] == 2.4
-
-
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -251,28 +179,30 @@ class FakeWorker:
     """A system that needs no process."""
 
     settings: ClassVar = {"beam_size": 1}
+    fatal: ClassVar[set[str]] = set()
+    language: ClassVar[str | None] = "en"
 
     def __init__(self, system: Any, *arguments: Any, **options: Any) -> None:
         self.name = system.name
-        self.memory = peers.DeviceMemory("cpu", alone=True)
+        self.memory = DeviceMemory("cpu", alone=True)
 
     def load(self) -> float:
         if self.name == "openai-whisper":
             raise PeerFailed("ValueError: no model")
         return 0.5
 
-    def call(self, spoken: Spoken, batch_size: int, language: str | None) -> Call:
-        assert language == "en" or spoken.language != "en"
-        if self.name == "stock-chunked" and spoken.language == "none" and batch_size == 2:
+    def call(self, request: Request) -> Call:
+        assert request.language == self.language
+        if request.word_times:
+            if self.name == "stock-chunked":
+                raise PeerFailed("died with exit code -11")
+            return replace(call(9.0), rss_gb=9.0, words=(TimedWord(" One,", 0.75, 1.0),))
+        if self.name == "stock-chunked" and request.path in self.fatal and request.batch_size == 2:
             raise PeerFailed("died with exit code -9")
-        return call((2.0 if self.name.startswith("ours") else 4.0) / batch_size)
+        return call((2.0 if self.name.startswith("ours") else 4.0) / request.batch_size)
 
     def stop(self, *, at_once: bool = False) -> None:
         self.ended_at_once = at_once
-
-
-def never_serve(*arguments: Any) -> None:
-    time.sleep(60)
 
 
 def running_of(which: PeersCase) -> Running:
@@ -291,6 +221,7 @@ def test_rows_have_speed_errors_and_reasons(
     lines: list[str] = []
     monkeypatch.setattr(peers, "is_installed", lambda module, folder: module != "whisper")
     clip, silence = (each.path for each in bundled_recordings()[:2])
+    monkeypatch.setattr(FakeWorker, "fatal", {str(silence)})
     recordings = [
         Spoken(clip, "en", "One two."),
         Spoken(silence, "none", None),
@@ -336,6 +267,8 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
     written = PeerCheckpoint({}, 50257, is_multilingual=True)
     monkeypatch.setattr(peers, "_written", lambda *arguments: written)
     silence = Spoken(bundled_recordings()[0].path, "none", None)
+    monkeypatch.setattr(FakeWorker, "fatal", {str(silence.path)})
+    monkeypatch.setattr(FakeWorker, "language", None)
     spoken = {size: [silence] for size in (1, 2, 4)}
     rows: list[dict[str, Any]] = []
     which = case("stock-chunked", rounds=1, batch_sizes=tuple(spoken))
@@ -344,13 +277,48 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
     assert found == [(1, "ok"), (2, "failed"), (4, "failed")]
 
 
-def test_a_system_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "serve_calls", never_serve)
-    setup = Setup(PeerCheckpoint({}, 0, is_multilingual=True), "cpu", "float32", 1, 1)
-    worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=0.1)
-    with pytest.raises(PeerFailed, match=r"took longer than 0\.1 s"):
-        worker.load()
-    worker.stop()
+def test_words_are_compared_with_alignments_off_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
+    written = PeerCheckpoint({}, 50257, is_multilingual=True)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    first, second = (each.path for each in bundled_recordings()[:2])
+    words = (TimedWord("one", 0.5, 1.0), TimedWord("too", 1.0, 1.5))
+    recordings = [Spoken(first, "en", "One too.", words=words), Spoken(second, "en", None)]
+    rows: list[dict[str, Any]] = []
+    which = case("ours-batched", "stock-chunked", batch_sizes=(1, 4), rounds=1)
+    measure_peers(which, dict.fromkeys((1, 4), recordings), tmp_path, rows.append, print)
+    last = {(row["system"], row["batch_size"]): row for row in rows}
+    ours = last["ours-batched", 4]
+    assert ours["word_time_error_ms"] == pytest.approx(1e3 * (0.25 + 0.0) / 2)
+    assert (ours["aligned_words"], ours["aligned_words_found"]) == (2, 1)
+    assert ours["word_time_errors"] == {first.name: [[0.25, 0.0]]}
+    # The calls for words count neither as time nor as memory, and follow all others.
+    assert ours["seconds"] == [1.0] and ours["peak_memory_gb"] == 0.25
+    assert last["ours-batched", 1]["word_time_error_ms"] is None
+    # A system that cannot give them keeps its other figures.
+    stock = last["stock-chunked", 4]
+    assert (stock["status"], stock["wer"]) == ("ok", 0.0)
+    assert stock["word_times_failed"] == "died with exit code -11"
+    assert "word timestamps failed: died" in in_a_line(stock)
+    assert "word times 125 ms off" in in_a_line(ours)
+    [row] = as_table([ours]).columns[-1].cells
+    assert row == "125"
+
+
+def test_words_of_random_weights_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    written = PeerCheckpoint({}, 50257, is_multilingual=True)
+    monkeypatch.setattr(peers, "_written", lambda *arguments: written)
+    spoken = Spoken(bundled_recordings()[0].path, "en", None, words=(TimedWord("a", 0, 1),))
+    rows: list[dict[str, Any]] = []
+    which = case("ours-batched", rounds=1, random_weights=True, new_tokens=2)
+    measure_peers(which, {2: [spoken]}, tmp_path, rows.append, print)
+    assert [row["word_time_error_ms"] for row in rows] == [None]
 
 
 def test_what_a_system_cannot_do_is_known_before() -> None:
@@ -421,45 +389,6 @@ def test_packages_are_found_in_a_further_folder(tmp_path: Path) -> None:
     assert is_installed("torch", tmp_path) and version_of("torch", tmp_path) == torch.__version__
 
 
-@pytest.fixture
-def restored() -> Iterator[None]:
-    """Ctrl-C ends the tests again."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("restored")
-def test_a_system_that_cannot_be_loaded_says_why(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    ours, theirs = multiprocessing.Pipe()
-    missing = PeerCheckpoint({TRANSFORMERS: "nowhere"}, 50257, is_multilingual=True)
-    caplog.set_level(logging.DEBUG, "whisper_flash_attention")
-    serve_calls(theirs, "ours-batched", Setup(missing, "cpu", "float32", 1, 1), None)
-    assert "nowhere" in ours.recv()
-    assert "Traceback" not in "".join(capfd.readouterr())
-    assert "ours-batched failed" in caplog.text and "Traceback" in caplog.text
-    # The process that started it handles Ctrl-C.
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-
-def test_a_worker_outlives_ctrl_c_and_ends_at_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(peers, "serve_calls", never_serve)
-    setup = Setup(PeerCheckpoint({}, 0, is_multilingual=True), "cpu", "float32", 1, 1)
-    worker = Worker(SYSTEMS["ours-batched"], setup, alone=True, peers=None, timeout=60)
-    for _ in range(5):
-        os.kill(worker._process.pid or 0, signal.SIGINT)
-        time.sleep(0.1)
-    assert worker._process.is_alive()
-    start = time.monotonic()
-    worker.stop(at_once=True)
-    assert time.monotonic() - start < 5
-    assert "Traceback" not in capfd.readouterr().err
-
-
 def test_an_interruption_does_not_wait_for_calls_that_are_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,38 +437,6 @@ app(["benchmark", "peers", "--device", "cpu", "--system", "ours-batched", "--joi
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("whisper-flash-*"))
-
-
-def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    code = f"""
-import multiprocessing, os, time
-from whisper_flash_attention.benchmark import peer_systems
-
-def work():
-    peer_systems.Thread(target=peer_systems._end_with_parent, daemon=True).start()
-    open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
-    time.sleep(60)
-
-if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=work).start()
-    while not os.path.exists({str(tmp_path / "pid")!r}):
-        time.sleep(0.05)
-    time.sleep(0.2)
-    os._exit(0)
-"""
-    script = tmp_path / "parent.py"
-    script.write_text(code)
-    subprocess.run([sys.executable, str(script)], check=True, timeout=60)
-    pid = int((tmp_path / "pid").read_text())
-    for _ in range(100):
-        if not Path(f"/proc/{pid}/status").exists():
-            return
-        time.sleep(0.05)
-    pytest.fail("the worker is still there")
-
-
-def test_the_memory_of_this_process_is_known() -> None:
-    assert 0.05 < peak_of_tree() < 100
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "audio": ("front-end", "decoders", "parts", "detector"),
     "invented": (),
     "memory": ("rows", "release"),
-    "word_times": (),
     "texts": ("compare", "long-form", "words"),
     "archive": ("engines", "scaling"),
     "short_windows": (),

@@ -67,7 +67,7 @@ def test_text_in_silence_alone_is_reported_of_either_system() -> None:
 
 
 def test_times_are_compared_where_words_are_the_same() -> None:
-    word = texts.Word
+    word = texts.TimedWord
     ours = [word("One,", 0.0, 0.5), word("two", 0.5, 1.0), word("four", 2.0, 2.5)]
     theirs = [
         *(word("one", 0.1, 0.5), word("too", 0.5, 1.0)),

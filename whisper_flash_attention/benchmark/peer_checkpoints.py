@@ -24,6 +24,7 @@ from whisper_flash_attention.benchmark.peer_systems import (
     OPENAI,
     TRANSFORMERS,
     PeerCheckpoint,
+    set_alignment_heads,
 )
 from whisper_flash_attention.benchmark.random_weights import (
     build_model,
@@ -33,7 +34,6 @@ from whisper_flash_attention.benchmark.random_weights import (
 )
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, MODEL_SIZES
 from whisper_flash_attention.transcribe import Transcriber
-from whisper_flash_attention.transcribe.words import alignment_heads
 from whisper_flash_attention.weights.openai_reader import DIMENSIONS, openai_name
 from whisper_flash_attention.weights.tokenizer import token_bytes
 from whisper_flash_attention.weights.tokens import generation_values, known_alignment_heads
@@ -84,12 +84,18 @@ def write_checkpoint(
             with path.open("wb") as file:
                 write_ggml(file, model, processor, quantize=name == GGML_8_BITS)
             files[name] = str(path)
-    generation: Any = model.generation_config
     return PeerCheckpoint(
         files,
         tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        bool(getattr(generation, "is_multilingual", False)),
+        bool(getattr(model.generation_config, "is_multilingual", False)),
+        _alignment_heads(model),
     )
+
+
+def _alignment_heads(model: Any) -> tuple[tuple[int, int], ...] | None:
+    """The heads that the generation config names."""
+    named = getattr(model.generation_config, "alignment_heads", None)
+    return tuple((int(layer), int(head)) for layer, head in named) if named else None
 
 
 def _stock(source: str) -> tuple[Any, Any]:
@@ -157,12 +163,8 @@ def openai_model(model: Any) -> Any:
 
     found = Whisper(ModelDimensions(**openai_dimensions(model)))
     found.load_state_dict(openai_state(model))
-    config = model.config
-    heads = torch.zeros(config.decoder_layers, config.decoder_attention_heads, dtype=torch.bool)
-    named = getattr(model.generation_config, "alignment_heads", None)
-    for layer, head in alignment_heads(named, layers=heads.shape[0], heads=heads.shape[1]):
-        heads[layer, head] = True
-    found.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    if (heads := _alignment_heads(model)) is not None:
+        set_alignment_heads(found, heads)
     return found.eval().to(model.device)
 
 

@@ -68,12 +68,14 @@ def read_index(folder: Path, origin: Origin, formats: Sequence[str]) -> PeerChec
         sizes = {str(folder / name): size for name, size in found["sizes"].items()}
         if found["origin"] != asdict(origin) or sizes != _sizes(map(Path, sizes)):
             return None
+        heads = found["alignment_heads"]
         if not _sizes(files.values()).keys() <= sizes.keys():
             return None
         return PeerCheckpoint(
             {name: str(path) for name, path in files.items()},
             int(found["end_of_text"]),
             bool(found["is_multilingual"]),
+            None if heads is None else tuple((int(layer), int(head)) for layer, head in heads),
         )
     # Not there, torn, or of another version of this package.
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -96,6 +98,7 @@ def write_index(folder: Path, origin: Origin, checkpoint: PeerCheckpoint) -> Non
         },
         "end_of_text": checkpoint.end_of_text,
         "is_multilingual": checkpoint.is_multilingual,
+        "alignment_heads": checkpoint.alignment_heads,
     }
     write_whole(folder / INDEX, json.dumps(document, indent=1) + "\n")
 

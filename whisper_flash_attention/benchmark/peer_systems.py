@@ -1,6 +1,6 @@
 """Systems that turn recordings into text, each set up as its documentation recommends.
 
-Each has a process for itself (`serve_calls`), in which its loader imports what it needs and no
+Each has a process for itself (`peer_process`), in which its loader imports what it needs and no
 more, as memory is measured there. All decode greedily, with their own defaults otherwise, which
 their settings state. A forced number of tokens, which is for random weights, makes all of them
 decode every window of 30 s once, to that many tokens.
@@ -9,25 +9,19 @@ decode every window of 30 s once, to that many tokens.
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
-from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
 from typing import Any, Protocol
 
-from whisper_flash_attention.audio.audio_source import load_audio
+from whisper_flash_attention.audio.audio_source import AudioInput, AudioSource
+from whisper_flash_attention.audio.opener import AudioOpener
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
-
-logger = logging.getLogger("whisper_flash_attention")
+from whisper_flash_attention.benchmark.word_alignment import TimedWord
 
 # Formats of checkpoints.
 TRANSFORMERS, OPENAI, CTRANSLATE2 = "transformers", "openai", "ctranslate2"
@@ -40,7 +34,7 @@ FLOATS = ("float32", "float16", "bfloat16")
 OURS = "ours"
 GB = 1e9
 _PACKAGE = "whisper-flash-attention"
-# Of systems that would start the command ffmpeg for every file.
+# Of systems that would start the command ffmpeg for every file (`read_file`).
 READER = {"files_read_by": _PACKAGE}
 # With forced tokens: every window is decoded once, whatever comes out.
 ONCE: dict[str, Any] = {
@@ -77,11 +71,13 @@ class PeerCheckpoint:
         files: the path by format.
         end_of_text: id of <|endoftext|>; all ids below it are text.
         is_multilingual: whether it knows languages besides English.
+        alignment_heads: (layer, head) pairs that give words their times; None if none are named.
     """
 
     files: dict[str, str]
     end_of_text: int
     is_multilingual: bool
+    alignment_heads: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,14 +111,32 @@ class Setup:
         return int(self.device.partition(":")[2] or 0)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a system is to transcribe.
+
+    Args:
+        path: of the recording.
+        language: its code; None has it detected.
+        batch_size: chunks of it at a time, for systems that take several.
+        word_times: whether to give its words with their times, too.
+    """
+
+    path: str
+    language: str | None
+    batch_size: int = 1
+    word_times: bool = False
+
+
 class Texts:
-    """What a call gives: texts as they come, and text tokens of systems that count them."""
+    """What a call gives: texts as they come, text tokens of systems that count them, and words."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self.parts: list[str] = []
         self.first_seconds: float | None = None
         self.tokens: int | None = None
+        self.words: list[TimedWord] = []
 
     def add(self, text: str, tokens: int | None = None) -> None:
         """Take the next text, and the number of its tokens."""
@@ -132,6 +146,12 @@ class Texts:
         if tokens is not None:
             self.tokens = (self.tokens or 0) + tokens
 
+    def add_words(self, words: Iterable[tuple[str, float | None, float | None]]) -> None:
+        """Take words with their starts and ends; those without one are left out."""
+        for text, start, end in words:
+            if start is not None and end is not None:
+                self.words.append(TimedWord(text, float(start), float(end)))
+
     @property
     def text(self) -> str:
         """All of it."""
@@ -139,9 +159,9 @@ class Texts:
 
 
 class Transcribe(Protocol):
-    """A loaded system: adds the texts of a recording, of which it takes chunks side by side."""
+    """A loaded system: adds what a recording has."""
 
-    def __call__(self, path: str, language: str | None, batch_size: int, texts: Texts) -> None: ...
+    def __call__(self, request: Request, texts: Texts) -> None: ...
 
 
 # A system that is ready, and the options that it was given.
@@ -162,6 +182,7 @@ class System:
         is_batched: whether it takes several chunks at a time.
         can_change: whether it takes another number of chunks without being loaded again.
         can_force: whether it can decode windows to a given number of tokens.
+        times_words: whether it gives words their times.
     """
 
     name: str
@@ -174,6 +195,7 @@ class System:
     is_batched: bool = False
     can_change: bool = True
     can_force: bool = True
+    times_words: bool = True
 
     def why_not(self, device: str, dtype: str, new_tokens: int | None) -> str | None:
         """Why it cannot do this work; None if it can."""
@@ -184,6 +206,15 @@ class System:
         if new_tokens is not None and not self.can_force:
             return "cannot be made to decode a given number of tokens"
         return None
+
+
+def read_file(path: str) -> Samples:
+    """Samples `[T]` of a file, read as this package's transcriber does, by several processes."""
+    with AudioOpener() as opener:
+        (opened,) = opener.open_each([AudioInput(path)])
+        audio = opened.result()
+        assert isinstance(audio, AudioSource)
+        return audio.whole()
 
 
 def load_ours(setup: Setup, mode: str) -> Loaded:
@@ -205,10 +236,13 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
         settings |= ONCE | {"logprob_threshold": None, "vad_filter": False}
         settings |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        sizes: dict[str, Any] = {"batch_size": batch_size} if mode == "batched" else {}
-        for segment in transcriber.stream(path, language=language, **settings, **sizes):
+    def transcribe(request: Request, texts: Texts) -> None:
+        options = {**settings, "language": request.language, "word_timestamps": request.word_times}
+        if mode == "batched":
+            options["batch_size"] = request.batch_size
+        for segment in transcriber.stream(request.path, **options):
             texts.add(f" {segment.text}", len(segment.tokens))
+            texts.add_words((word.text, word.start, word.end) for word in segment.words)
 
     defaults = defaults_of(DecodeOptions) | {"vad_filter": mode == "batched"}
     return transcribe, defaults | settings
@@ -249,17 +283,35 @@ def load_stock(setup: Setup, *, chunked: bool) -> Loaded:
         if chunked:
             settings["stride_length_s"] = 0  # no window is decoded twice
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        options = dict(generate)
-        if setup.checkpoint.is_multilingual and language is not None:
-            options |= {"language": language, "task": "transcribe"}
+    def transcribe(request: Request, texts: Texts) -> None:
+        options: dict[str, Any] = {**settings, "generate_kwargs": dict(generate)}
+        if setup.checkpoint.is_multilingual and request.language is not None:
+            options["generate_kwargs"] |= {"language": request.language, "task": "transcribe"}
+        if chunked:
+            options["batch_size"] = request.batch_size
+        if request.word_times:
+            options["return_timestamps"] = "word"
         counts.clear()
-        sizes = {"batch_size": batch_size} if chunked else {}
-        found = recognise(load_audio(path), generate_kwargs=options, **settings, **sizes)
+        found = recognise(read_file(request.path), **options)
         texts.add(found["text"], sum(counts))
+        if request.word_times:
+            texts.add_words((each["text"], *each["timestamp"]) for each in found["chunks"])
 
     attention = recognise.model.config._attn_implementation
     return transcribe, settings | generate | {"attention": attention} | READER
+
+
+def set_alignment_heads(model: Any, heads: Iterable[tuple[int, int]]) -> None:
+    """Mark the heads that give words their times in openai-whisper's model.
+
+    It knows them itself of checkpoints that it is given by name, and not of files.
+    """
+    import torch
+
+    mask = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
+    for layer, head in heads:
+        mask[layer, head] = True
+    model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
 
 
 def load_openai_whisper(setup: Setup) -> Loaded:
@@ -269,13 +321,18 @@ def load_openai_whisper(setup: Setup) -> Loaded:
 
     torch.set_num_threads(setup.threads)
     model = whisper.load_model(setup.checkpoint.files[OPENAI], device=setup.device)
+    if setup.checkpoint.alignment_heads is not None:
+        set_alignment_heads(model, setup.checkpoint.alignment_heads)
     settings: dict[str, Any] = {"fp16": setup.dtype == "float16"}
     if setup.new_tokens is not None:
         settings |= ONCE | {"logprob_threshold": None, "sample_len": setup.new_tokens}
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        found = model.transcribe(load_audio(path), language=language, **settings)
+    def transcribe(request: Request, texts: Texts) -> None:
+        options = {**settings, "language": request.language, "word_timestamps": request.word_times}
+        found = model.transcribe(read_file(request.path), **options)
         texts.add(found["text"], sum(len(segment["tokens"]) for segment in found["segments"]))
+        words = (word for segment in found["segments"] for word in segment.get("words", ()))
+        texts.add_words((word["word"], word["start"], word["end"]) for word in words)
 
     return transcribe, defaults_of(whisper.transcribe) | settings | READER
 
@@ -304,17 +361,18 @@ def load_faster_whisper(setup: Setup, *, batched: bool) -> Loaded:
         config = Path(setup.checkpoint.files[CTRANSLATE2], "config.json").read_text("utf-8")
         suppressed = {"suppress_tokens": json.loads(config)["suppress_ids"]}
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        options = {**settings, **suppressed}
+    def transcribe(request: Request, texts: Texts) -> None:
+        options = {**settings, **suppressed, "word_timestamps": request.word_times}
         if batched:
-            options["batch_size"] = batch_size
-        source: str | Samples = path
+            options["batch_size"] = request.batch_size
+        source: str | Samples = request.path
         if in_windows:
-            source = _decoded(path)
+            source = _decoded(request.path)
             options |= {"vad_filter": False, "clip_timestamps": clips_of(source)}
-        segments, _ = runner.transcribe(source, language=language, **options)
+        segments, _ = runner.transcribe(source, language=request.language, **options)
         for segment in segments:
             texts.add(segment.text, len(segment.tokens))
+            texts.add_words((word.word, word.start, word.end) for word in segment.words or ())
 
     # CTranslate2 has options of its own in the environment.
     environment = {name: value for name, value in os.environ.items() if name.startswith("CT2_")}
@@ -353,12 +411,18 @@ def load_whisper_cpp(setup: Setup) -> Loaded:
     )
     found_by_itself = "auto" if setup.checkpoint.is_multilingual else "en"
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        model.transcribe(
-            load_audio(path),
-            language=language or found_by_itself,
+    def transcribe(request: Request, texts: Texts) -> None:
+        # Segments of one word; the model keeps what it was given for later calls.
+        single = request.word_times
+        options = {"max_len": int(single), "split_on_word": single, "token_timestamps": single}
+        found = model.transcribe(
+            read_file(request.path),
+            language=request.language or found_by_itself,
             new_segment_callback=lambda segment: texts.add(f" {segment.text}"),
+            **options,
         )
+        if single:
+            texts.add_words((each.text, each.t0 / 100, each.t1 / 100) for each in found)
 
     return transcribe, settings | {"weights": name, "decoding": "greedy"} | READER
 
@@ -378,8 +442,9 @@ def load_whisperx(setup: Setup) -> Loaded:
         asr_options=settings,
     )
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        found = model.transcribe(load_audio(path), batch_size=batch_size, language=language)
+    def transcribe(request: Request, texts: Texts) -> None:
+        samples = read_file(request.path)
+        found = model.transcribe(samples, batch_size=request.batch_size, language=request.language)
         for segment in found["segments"]:
             texts.add(f" {segment['text']}")
 
@@ -405,11 +470,11 @@ def load_vllm(setup: Setup) -> Loaded:
         settings["ignore_eos"] = True
     sampling = SamplingParams(**settings)
 
-    def transcribe(path: str, language: str | None, batch_size: int, texts: Texts) -> None:
-        samples = load_audio(path)
+    def transcribe(request: Request, texts: Texts) -> None:
+        samples = read_file(request.path)
         prompt = "<|startoftranscript|>"
         if setup.checkpoint.is_multilingual:
-            prompt += f"<|{language or 'en'}|><|transcribe|>"
+            prompt += f"<|{request.language or 'en'}|><|transcribe|>"
         step = WINDOW * SAMPLING_RATE
         prompts = [
             {
@@ -467,72 +532,18 @@ SYSTEMS = {
             is_batched=True,
         ),
         System("whisper.cpp", *_CPP, load_whisper_cpp, devices=(CPU,), can_force=False),
-        System("whisperx", *_WHISPERX, load_whisperx, is_batched=True, can_force=False),
-        System("vllm", *_VLLM, load_vllm, devices=(GPU,), is_batched=True, can_change=False),
+        System(
+            *("whisperx", *_WHISPERX, load_whisperx),
+            is_batched=True,
+            can_force=False,
+            times_words=False,
+        ),
+        System(
+            *("vllm", *_VLLM, load_vllm),
+            devices=(GPU,),
+            is_batched=True,
+            can_change=False,
+            times_words=False,
+        ),
     )
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a call took and gave; memory in units of 1e9 bytes, of the process so far."""
-
-    seconds: float
-    first_seconds: float | None
-    text: str
-    tokens: int | None
-    rss_gb: float
-
-
-def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | None) -> None:
-    """In a process of its own: load, then a recording for every message.
-
-    A message has the recording's path, its language, and the number of chunks at a time.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
-    if peers is not None:
-        sys.path.append(peers)
-    Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        start = time.perf_counter()
-        transcribe, settings = SYSTEMS[name].load(setup)
-        connection.send((settings, time.perf_counter() - start))
-        while message := connection.recv():
-            path, language, batch_size = message
-            texts = Texts()
-            start = time.perf_counter()
-            transcribe(path, language, batch_size, texts)
-            took = time.perf_counter() - start
-            call = Call(took, texts.first_seconds, texts.text, texts.tokens, peak_of_tree())
-            connection.send(call)
-    except Exception as error:  # of a package that is not ours: its row says what it was
-        logger.debug("%s failed", name, exc_info=True)
-        connection.send(f"{type(error).__name__}: {error}"[:300])
-
-
-def _end_with_parent() -> None:
-    """Wait until the process that started this one ends, however, and end this one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def peak_of_tree() -> float:
-    """Peak resident memory of this process and of those that it started, of each by itself.
-
-    Unlike `peak_rss`, it does not begin with the memory of the process that started this one.
-    """
-    return sum(_peaks(os.getpid())) / GB
-
-
-def _peaks(process: int) -> Iterator[int]:
-    home = Path(f"/proc/{process}")
-    try:
-        lines = (home / "status").read_text().splitlines()
-        children = (home / f"task/{process}/children").read_text().split()
-    except OSError:  # it has ended meanwhile
-        return
-    yield from (1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    for child in children:
-        yield from _peaks(int(child))

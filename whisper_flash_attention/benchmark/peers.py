@@ -4,15 +4,14 @@ A system loads once, for all batch sizes. On a CPU all take turns, a recording e
 whatever else the machine does hits all of them; on a GPU, whose memory they would share, one
 follows the other, unless turns are chosen, which saves time: all load at once. The clock runs from
 the path to the whole text. A call before it warms up, for all with the same recording: the shortest
-on a CPU, and the longest on a GPU, since it has all shapes.
+on a CPU, and the longest on a GPU, since it has all shapes. Words with their times come from
+further calls, off the clock, for recordings that have reference alignments.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from whisper_flash_attention import validation as check
@@ -33,31 +32,31 @@ from whisper_flash_attention.benchmark.peer_index import (
     read_index,
     write_index,
 )
+from whisper_flash_attention.benchmark.peer_process import Call, PeerFailed, Worker
 from whisper_flash_attention.benchmark.peer_systems import (
-    GB,
     OURS,
     SYSTEMS,
     WINDOW,
-    Call,
     PeerCheckpoint,
+    Request,
     Setup,
     System,
-    serve_calls,
 )
-from whisper_flash_attention.benchmark.processes import (
-    ProcessFailed,
-    interruptions_ignored,
-    start_workers,
-)
+from whisper_flash_attention.benchmark.processes import ProcessFailed, start_workers
 from whisper_flash_attention.benchmark.settings import DECODER_POSITIONS, PROMPT_TOKENS
-from whisper_flash_attention.benchmark.spoken import Spoken, normalised, word_errors
+from whisper_flash_attention.benchmark.spoken import (
+    Spoken,
+    boundary_errors,
+    normalised,
+    word_errors,
+)
+from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
 from whisper_flash_attention.options import MOST_THREADS
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
 PATIENCE = 1800.0  # seconds that loading or a call may take, if nothing else is given
-POLL = 0.05  # seconds between two readings of a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -171,140 +170,6 @@ def version_of(distribution: str, peers: Path | None) -> str | None:
     return next((each.version for each in found), None)
 
 
-class PeerFailed(Exception):
-    """A system raised or died; the message says why."""
-
-
-class Worker:
-    """A system in its process, which begins to load; `settings` are there after `load`.
-
-    Args:
-        alone: whether no other system is loaded meanwhile.
-        peers: folder with further packages.
-        timeout: seconds that loading or a call may take.
-    """
-
-    def __init__(
-        self, system: System, setup: Setup, *, alone: bool, peers: Path | None, timeout: float
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.memory = DeviceMemory(setup.device, alone=alone)
-        self._timeout = timeout
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=serve_calls,
-            args=(theirs, system.name, setup, None if peers is None else str(peers)),
-            daemon=False,  # systems start processes
-        )
-        with interruptions_ignored():  # also while it imports what it serves with
-            self._process.start()
-        theirs.close()
-
-    def load(self) -> float:
-        """Wait until it is loaded, and return the seconds that it took.
-
-        Raises:
-            PeerFailed: it cannot be loaded.
-        """
-        self.settings, seconds = self._receive()
-        return float(seconds)
-
-    def call(self, spoken: Spoken, batch_size: int, language: str | None = None) -> Call:
-        """Transcribe a recording, chunks of it side by side.
-
-        Args:
-            language: of one without words; None has it detected.
-
-        Raises:
-            PeerFailed: the system raised, died or took too long.
-        """
-        language = language if spoken.is_silent else spoken.language
-        with suppress(BrokenPipeError):  # it died; that is found when its result is waited for
-            self._connection.send((str(spoken.path), language, batch_size))
-        found: Call = self._receive()
-        return found
-
-    def _receive(self) -> Any:
-        deadline = time.monotonic() + self._timeout
-        while not self._connection.poll(POLL):
-            self.memory.read(self._process.pid)
-            if time.monotonic() > deadline:
-                self._process.kill()
-                raise PeerFailed(f"took longer than {self._timeout:g} s")
-        try:
-            found = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            raise PeerFailed(f"died with exit code {self._process.exitcode}") from None
-        if isinstance(found, str):
-            self.stop()
-            raise PeerFailed(found)
-        return found
-
-    def stop(self, *, at_once: bool = False) -> None:
-        """End the process, which may have a call under way only if it is to end at once."""
-        if self._process.is_alive():
-            if at_once:
-                self._process.terminate()
-            else:
-                with suppress(BrokenPipeError):
-                    self._connection.send(None)
-            self._process.join(2 if at_once else 10)
-            if self._process.is_alive():
-                self._process.kill()
-        self._process.join()
-
-
-class DeviceMemory:
-    """Peak of a process's memory on a GPU; `gb` is None where it is not known.
-
-    Where NVML does not count by process, it is what came to the memory that was in use before, if
-    the system is `alone`.
-    """
-
-    def __init__(self, device: str, *, alone: bool) -> None:
-        self.gb: float | None = None
-        self._read = _device_reader(device) if device.startswith("cuda") else None
-        self._before = self._read(None) if self._read and alone else None
-
-    def read(self, process: int | None) -> None:
-        """Take the memory that is in use now into account."""
-        if self._read is None:
-            return
-        used = self._read(process)
-        if used is None and self._before is not None:
-            used = (self._read(None) or 0) - self._before
-        if used is not None:
-            self.gb = max(self.gb or 0.0, used / GB)
-
-
-def _device_reader(device: str) -> Callable[[int | None], int | None] | None:
-    """Reads the bytes in use on a GPU, by a process or by all (None); None without NVML."""
-    import torch
-
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    identity = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
-    except pynvml.NVMLError:
-        return None
-
-    def read(process: int | None) -> int | None:
-        if process is None:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-        with suppress(pynvml.NVMLError):
-            for each in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if each.pid == process and each.usedGpuMemory:
-                    return int(each.usedGpuMemory)
-        return None
-
-    return read
-
-
 @dataclass(eq=False)
 class Running:
     """A system that is being measured.
@@ -369,6 +234,7 @@ class Running:
             "wer": None if is_random else errors.rate,
             "words": errors.words,
             "invented_words": invented if silent else None,
+            "word_time_error_ms": None,
             "tokens": None if None in tokens else sum(each or 0 for each in tokens),
             "warm_up_seconds": self.warm_up_seconds,
             "settings": self.worker.settings,
@@ -383,6 +249,27 @@ class Running:
                 for each in recordings
             ],
         }
+
+
+def word_times(
+    recordings: Sequence[Spoken], found: Mapping[Path, Sequence[TimedWord]]
+) -> dict[str, Any]:
+    """What a row says of the times of words against the alignments of recordings.
+
+    The mean error is over starts and ends of the words that are in both; a system that finds fewer
+    words is not punished for it there.
+    """
+    errors = {each.path: boundary_errors(each, found[each.path]) for each in recordings}
+    boundaries = [abs(each) for pairs in errors.values() for pair in pairs for each in pair]
+    return {
+        "word_time_error_ms": 1e3 * fmean(boundaries) if boundaries else None,
+        "aligned_words": sum(len(each.words) for each in recordings),
+        "aligned_words_found": len(boundaries) // 2,
+        "word_time_errors": {
+            path.name: [[round(each, 3) for each in pair] for pair in pairs]
+            for path, pairs in errors.items()
+        },
+    }
 
 
 def measure_peers(
@@ -523,25 +410,48 @@ class _Group:
         first = choose(with_words, key=lambda each: self.lengths[each.path])
         # So that no system takes time to detect one where nobody speaks.
         language = None if first.is_silent else first.language
+
+        def request_of(one: Spoken, *, word_times: bool = False) -> Request:
+            known = language if one.is_silent else one.language
+            return Request(str(one.path), known, size, word_times)
+
         measured = [each for each in self.running if size in each.left]
         for each in measured:
             each.row = self._blank_row(each, size)
             each.largest = max(each.largest, each.row["batch_size"])
             each.calls = {}
             with self._failures(each):
-                each.warm_up_seconds = each.worker.call(first, size, language).seconds
+                each.warm_up_seconds = each.worker.call(request_of(first)).seconds
                 self.report(f"{_in_short(each.row)}: warm after {each.warm_up_seconds:.1f} s")
         for _ in range(self.case.rounds):
             for one in spoken:
                 for each in self._alive(measured):
                     with self._failures(each):
                         calls = each.calls.setdefault(one.path, [])
-                        calls.append(each.worker.call(one, size, language))
+                        calls.append(each.worker.call(request_of(one)))
             for each in self._alive(measured):
                 with self._failures(each):
                     self.keep(each.summary(spoken, self.lengths))
         for each in self._alive(measured):
             each.left.remove(size)
+            # Not before the last size: its row's memory is to be that of the work on the clock.
+            if not each.left and each.system.times_words and not self.case.random_weights:
+                requests = {one: request_of(one, word_times=True) for one in spoken if one.words}
+                with self._failures(each):
+                    self._measure_word_times(each, requests, each.summary(spoken, self.lengths))
+
+    def _measure_word_times(
+        self, running: Running, requests: Mapping[Spoken, Request], row: dict[str, Any]
+    ) -> None:
+        """Transcribe recordings with word timestamps, and keep the row again, with their errors."""
+        if not requests:
+            return
+        try:
+            found = {each.path: running.worker.call(requests[each]).words for each in requests}
+        except PeerFailed as error:
+            self.keep(row | {"word_times_failed": str(error)})
+            raise
+        self.keep(row | word_times(list(requests), found))
 
     def _alive(self, measured: Sequence[Running]) -> list[Running]:
         return [each for each in measured if each in self.running]

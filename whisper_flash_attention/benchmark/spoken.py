@@ -1,9 +1,10 @@
-"""Recordings with transcripts, what is made of them, and word errors against them.
+"""Recordings with transcripts, what is made of them, and errors against them.
 
-A folder's `index.json`, if it has one, is a list of objects with `file`, `language` and
-`transcript`; elsewhere a transcript is in a `.txt` file beside the recording. MLPerf Inference
-joins LibriSpeech's utterances, which are short, to samples of nearly 30 s; `repack` does so with
-the recordings of any manifest.
+A folder's `index.json`, if it has one, is a list of objects with `file`, `language`, `transcript`
+and `words`, of which the last two may be left out; elsewhere a transcript is in a `.txt` file
+beside the recording, and words with their times in a file that `read_alignment` knows. MLPerf
+Inference joins LibriSpeech's utterances, which are short, to samples of nearly 30 s; `repack` does
+so with the recordings of any manifest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,12 @@ from whisper_flash_attention.audio.bundled_clips import bundled_recordings
 from whisper_flash_attention.audio.samples import SAMPLING_RATE, Samples
 from whisper_flash_attention.benchmark.features import CLIP_SAMPLES
 from whisper_flash_attention.benchmark.from_files import CONTAINERS, encode
+from whisper_flash_attention.benchmark.word_alignment import (
+    TimedWord,
+    read_alignment,
+    read_text,
+    words_of_entry,
+)
 from whisper_flash_attention.errors import BenchmarkError, OptionError
 from whisper_flash_attention.parity.report import WordErrors
 from whisper_flash_attention.transcribe.inputs import find_inputs
@@ -41,12 +49,21 @@ CHARACTER_LANGUAGES = frozenset({"ja", "zh", "yue", "th", "lo", "my", "km"})
 
 @dataclass(frozen=True)
 class Spoken:
-    """A recording; the code of its language; its transcript and its length, if they are known."""
+    """A recording and what is known of it.
+
+    Args:
+        path: the file.
+        language: its code, or `SILENCE`.
+        transcript: what is said.
+        seconds: its length.
+        words: of a reference alignment; those whose times are not known are left out.
+    """
 
     path: Path
     language: str
     transcript: str | None
     seconds: float | None = None
+    words: tuple[TimedWord, ...] = ()
 
     @property
     def is_silent(self) -> bool:
@@ -79,7 +96,7 @@ def _indexed(folder: Path) -> list[Spoken]:
     if not index.is_file():
         return []
     try:
-        rows = json.loads(_read(index))
+        rows = json.loads(read_text(index))
     except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{index} is not JSON ({error})") from error
     if not isinstance(rows, list):
@@ -87,35 +104,35 @@ def _indexed(folder: Path) -> list[Spoken]:
     return [_entry(row, number, index) for number, row in enumerate(rows, start=1)]
 
 
-_ENTRIES = "objects with 'file', 'language' and, if it is known, 'transcript'"
+_ENTRIES = (
+    "objects with 'file', 'language' and, if they are known, 'transcript' and 'words' (objects "
+    "with 'word', 'start' and 'end')"
+)
 
 
 def _entry(row: Any, number: int, index: Path) -> Spoken:
     values: Mapping[str, Any] = row if isinstance(row, dict) else {}
     file, language, transcript = map(values.get, ("file", "language", "transcript"))
     named = all(isinstance(each, str) and each for each in (file, language))
-    if not named or not isinstance(transcript, str | None):
-        raise BenchmarkError(f"entry {number} of {index} is {check.shown(row)}: give {_ENTRIES}")
-    return Spoken(index.parent / str(file), str(language), transcript or None)
-
-
-def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except OSError as error:
-        raise BenchmarkError(f"{path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path} is not text in UTF-8 ({error.reason})") from error
+        if not named or not isinstance(transcript, str | None):
+            raise ValueError("a field is missing or is no text")
+        words = words_of_entry(values)
+    except ValueError as error:
+        wrong = f"entry {number} of {index} is {check.shown(row)}: give {_ENTRIES}"
+        raise BenchmarkError(wrong) from error
+    return Spoken(index.parent / str(file), str(language), transcript or None, words=words)
 
 
 def with_transcript(path: Path, language: str) -> Spoken:
-    """A recording, with the `.txt` file beside it as its transcript.
+    """A recording, with the `.txt` file and the alignment beside it.
 
     Raises:
-        BenchmarkError: that file cannot be read.
+        BenchmarkError: one of them cannot be read.
     """
     beside = path.with_suffix(".txt")
-    return Spoken(path, language, _read(beside) if beside.is_file() else None)
+    transcript = read_text(beside) if beside.is_file() else None
+    return Spoken(path, language, transcript, words=read_alignment(path))
 
 
 def normalised(text: str, language: str = "en") -> str:
@@ -134,6 +151,22 @@ def word_errors(spoken: Spoken, text: str) -> WordErrors:
     if spoken.transcript is not None:
         errors.add(*(normalised(each, spoken.language) for each in (spoken.transcript, text)))
     return errors
+
+
+def boundary_errors(spoken: Spoken, found: Sequence[TimedWord]) -> list[tuple[float, float]]:
+    """Differences in seconds of starts and of ends from the alignment, of words that both have.
+
+    Words are matched in their order, without case and punctuation.
+    """
+    expected, given = (
+        [normalised(word.text, spoken.language).strip() for word in words]
+        for words in (spoken.words, found)
+    )
+    blocks = SequenceMatcher(None, expected, given, autojunk=False).get_matching_blocks()
+    pairs = [
+        (spoken.words[each.a + i], found[each.b + i]) for each in blocks for i in range(each.size)
+    ]
+    return [(theirs.start - word.start, theirs.end - word.end) for word, theirs in pairs]
 
 
 def bundled_spoken() -> list[Spoken]:

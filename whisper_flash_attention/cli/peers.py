@@ -45,9 +45,10 @@ def peers_command(
         list[str] | None,
         typer.Argument(
             metavar="FILES",
-            help="Recordings or folders. A folder's index.json lists file, language and "
-            "transcript; else a transcript is in a .txt file beside the recording. Left out: the "
-            "recordings of this package.",
+            help="Recordings or folders. A folder's index.json lists file, language, transcript "
+            "and words (with word, start and end in seconds); else a transcript is in a .txt file "
+            "beside the recording, and words in a .wrd file (start, end, word) or Gentle's .json. "
+            "Left out: the recordings of this package.",
             show_default=False,
         ),
     ] = None,
@@ -125,7 +126,9 @@ def peers_command(
 
     Every system is a process of its own, which loads the same checkpoint in the format that it
     reads. The clock runs from a path to the whole text, after a call that warms up. All decode
-    greedily, with their own defaults otherwise. A system that is not there, or cannot do the work,
+    greedily, with their own defaults otherwise. Where recordings have words with their times, each
+    system transcribes them once more with word timestamps, off the clock: the mean error of starts
+    and ends is over the words that it found. A system that is not there, or cannot do the work,
     gets a row that says so.
 
     \b
@@ -212,7 +215,7 @@ def peers_command(
         print_line(out, f"{what}: {values or row['status'] + ': ' + row['reason']}")
     if output is not None:
         print_line(console, f"wrote {output}")
-    if any(row["status"] == "failed" for row in found):
+    if any(row["status"] == "failed" or "word_times_failed" in row for row in found):
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -220,10 +223,15 @@ def in_a_line(row: Mapping[str, Any]) -> str:
     """A row in one line."""
     if row["status"] != "ok":
         return f"{row['system']}: {row['status']}: {row['reason']}"
-    return (
+    line = (
         f"{row['system']}, batch size {row['batch_size']}: {row['realtime_factor']:.1f} x real "
         f"time, {len(row['seconds'])} rounds"
     )
+    if "word_times_failed" in row:
+        return f"{line}; word timestamps failed: {row['word_times_failed']}"
+    if row["word_time_error_ms"] is not None:
+        line += f", word times {row['word_time_error_ms']:.0f} ms off"
+    return line
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -233,7 +241,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     first = rows[0]
     table = Table(
         *("system", "version", "batch", "x real time", "ours is", "first text, s"),
-        *("memory, GB", "GPU memory, GB", "WER", "invented words"),
+        *("memory, GB", "GPU memory, GB", "WER", "invented words", "word times, ms"),
         title=f"{first['checkpoint']}, {first['dtype']}, {first['device']}",
     )
     for row in rows:
@@ -248,6 +256,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             (row["peak_vram_gb"], ".2f"),
             (row["wer"], ".1%"),
             (row["invented_words"], "d"),
+            (row["word_time_error_ms"], ".0f"),
         )
         cells = ("-" if value is None else format(value, kind) for value, kind in shown)
         table.add_row(row["system"], row["version"], str(row["batch_size"]), *cells)
