@@ -52,7 +52,7 @@ from whisper_flash_attention.benchmark.spoken import (
 )
 from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
-from whisper_flash_attention.options import MOST_THREADS
+from whisper_flash_attention.options import MOST_THREADS, WORD_ALIGNMENTS
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
@@ -77,6 +77,7 @@ class PeersCase:
         new_tokens: forced for every window of 30 s; None leaves the length to the model.
         peers: folder where further packages are installed; what is installed beside this package
             takes precedence.
+        word_alignment: what this package's words are timed by.
 
     Raises:
         OptionError: a system is unknown, a number is out of range, or random weights come without
@@ -95,10 +96,12 @@ class PeersCase:
     random_weights: bool = False
     new_tokens: int | None = None
     peers: Path | None = None
+    word_alignment: str = WORD_ALIGNMENTS[0]
 
     def __post_init__(self) -> None:
         for name in self.systems:
             check.one_of("system", name, SYSTEMS)
+        check.one_of("word_alignment", self.word_alignment, WORD_ALIGNMENTS)
         for number in self.batch_sizes:
             check.whole_number("batch_size", number, least=1)
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -139,7 +142,7 @@ class PeersCase:
 
     def blank_row(self, system: System, batch_size: int, recordings: int) -> dict[str, Any]:
         """What a row has before anything is measured."""
-        return {
+        row = {
             "setting": PEERS,
             "system": system.name,
             "version": version_of(system.distribution, self.peers),
@@ -153,6 +156,9 @@ class PeersCase:
             "in_turns": self.in_turns,
             "recordings": recordings,
         }
+        if system.name.startswith(OURS) and self.word_alignment != WORD_ALIGNMENTS[0]:
+            row["word_alignment"] = self.word_alignment
+        return row
 
 
 def is_installed(module: str, peers: Path | None) -> bool:
@@ -379,7 +385,7 @@ class _Group:
         case = self.case
         setup = Setup(
             *(checkpoint, case.device, case.dtype, case.batch_sizes[0]),
-            *(case.threads, case.new_tokens),
+            *(case.threads, case.new_tokens, case.word_alignment),
         )
         try:
             for system in systems:
