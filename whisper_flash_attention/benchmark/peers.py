@@ -50,7 +50,6 @@ from whisper_flash_attention.benchmark.spoken import (
     normalised,
     word_errors,
 )
-from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
 from whisper_flash_attention.options import MOST_THREADS, WORD_ALIGNMENTS
 from whisper_flash_attention.parity.report import WordErrors
@@ -257,20 +256,19 @@ class Running:
         }
 
 
-def word_times(
-    recordings: Sequence[Spoken], found: Mapping[Path, Sequence[TimedWord]]
-) -> dict[str, Any]:
+def word_times(recordings: Sequence[Spoken], found: Mapping[Path, Call]) -> dict[str, Any]:
     """What a row says of the times of words against the alignments of recordings.
 
     The mean error is over starts and ends of the words that are in both; a system that finds fewer
     words is not punished for it there.
     """
-    errors = {each.path: boundary_errors(each, found[each.path]) for each in recordings}
+    errors = {each.path: boundary_errors(each, found[each.path].words) for each in recordings}
     boundaries = [abs(each) for pairs in errors.values() for pair in pairs for each in pair]
     return {
         "word_time_error_ms": 1e3 * fmean(boundaries) if boundaries else None,
         "aligned_words": sum(len(each.words) for each in recordings),
         "aligned_words_found": len(boundaries) // 2,
+        "word_times_seconds": sum(found[each.path].seconds for each in recordings),
         "word_time_errors": {
             path.name: [[round(each, 3) for each in pair] for pair in pairs]
             for path, pairs in errors.items()
@@ -453,7 +451,7 @@ class _Group:
         if not requests:
             return
         try:
-            found = {each.path: running.worker.call(requests[each]).words for each in requests}
+            found = {each.path: running.worker.call(requests[each]) for each in requests}
         except PeerFailed as error:
             self.keep(row | {"word_times_failed": str(error)})
             raise
