@@ -168,7 +168,9 @@ class _CharacterPass:
             found.append(begin + last)
             places[:, number, : row.count] = found[:-1], found[1:]
             silent[number, : row.count] = (*row.is_silent, True)
-        self._counted = to_device(counted, device)[:, None, :, None]
+        self._counted = to_device(counted, device)
+        audio = [windows[number].positions for number, _ in rows]
+        self._seen = to_device(np.array(audio, np.int32), device)
         self._places = to_device(places, device)
         self._silent = to_device(silent, device)
         self._window = to_device(np.array([number for number, _ in rows]), device)
@@ -198,11 +200,8 @@ class _CharacterPass:
 
     def _record(self, layer: int, q: Tensor, k: Tensor) -> None:
         """Keep the heads of sharpest attention among these and the ones kept before."""
-        scores = self._smooth(self._decoder.scores(q * SHARPER, k))
-        attention = torch.softmax(scores, dim=-1)
-        attention.mul_(self._counted)
-        squares = self._over_parts(attention.square().sum(dim=2))  # [W, H, P]
-        sharpness = squares.sqrt().sum(dim=-1)
+        attention, squares = self._attention(self._decoder.scores(q * SHARPER, k))
+        sharpness = self._over_parts(squares).sqrt().sum(dim=-1)  # [W, H]
         before = 0 if self._best is None else self._best.shape[1]
         if self._best is not None:
             sharpness = torch.cat([self._best, sharpness], dim=1)
@@ -214,6 +213,18 @@ class _CharacterPass:
         else:
             old = self._kept[self._row, which.clamp(max=before - 1)]
             self._kept = torch.where((which < before)[:, :, None, None], old, new)
+
+    def _attention(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Smooth attention [R, H, L, P], in place of scores, and the sums of its squares over L."""
+        if has_kernels(scores.device):
+            from whisper_flash_attention.kernels.character_attention import smooth_attention
+
+            squares = scores.new_empty((*scores.shape[:2], scores.shape[3]))
+            smooth_attention(scores, self._counted.to(torch.int8), self._seen, squares)
+            return scores, squares
+        attention = torch.softmax(self._smooth(scores), dim=-1)
+        attention.mul_(self._counted[:, None, :, None])
+        return attention, attention.square().sum(dim=2)
 
     def _smooth(self, scores: Tensor) -> Tensor:
         """Median of 3 positions of scores [R, H, L, P]; the first and the last are unchanged."""
