@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from dataclasses import replace
 
 import numpy as np
@@ -116,7 +118,7 @@ def test_kernels_agree_with_one_window_after_the_other(
     if device == "cpu":
         monkeypatch.setattr(character_alignment, "has_kernels", lambda device: True)
     else:
-        weights = collect_weights(small_model.to(device)).decoder
+        weights = collect_weights(copy.deepcopy(small_model).to(device)).decoder
         rows = [
             replace(row, states=row.states.to(device), levels=row.levels.to(device)) for row in rows
         ]

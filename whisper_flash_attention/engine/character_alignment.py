@@ -122,14 +122,14 @@ def _windows_within(
 ) -> int:
     """The number of first windows that fit the budget together, at least one."""
     size = weights.positions.element_size()
+    # Scores and, without kernels, what a median of them takes; the heads kept before and after.
+    planes = (2 if has_kernels(weights.embedding.device) else 4) * weights.heads + 2 * HEADS
     parts, longest = 0, 0
     for count, row in enumerate(rows):
         parts += len(row.parts)
         longest = max(longest, *(len(row.prompt) + len(part) + 1 for part in row.parts))
-        # The states, their keys and values twice; scores, what a median of them takes, and the
-        # heads that are kept, before and after a layer.
-        each = 5 * row.states.numel() * size
-        each += (4 * weights.heads + 2 * HEADS) * longest * len(row.states) * 4
+        # The states, and their keys and values twice.
+        each = 5 * row.states.numel() * size + planes * longest * len(row.states) * 4
         if count and parts * each > budget_bytes:
             return count
     return len(rows)
