@@ -24,6 +24,7 @@ from whisper_flash_attention.option_kinds import Kind
 
 TASKS = ("transcribe", "translate")
 MODES = ("sequential", "batched")
+WORD_ALIGNMENTS = ("tokens", "characters")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 COMPUTE_TYPES = (*DTYPES, "int8")
 # More than any machine has cores.
@@ -444,6 +445,12 @@ class DecodeOptions:
     word_timestamps: bool = decoding(
         False, kinds.flag(), "Give words their times: in json, and for subtitles."
     )
+    word_alignment: str = decoding(
+        "tokens",
+        kinds.choice(*WORD_ALIGNMENTS),
+        "What words are timed by: tokens, or characters, whose times are closer to the sound, and "
+        "which takes longer.",
+    )
     prepend_punctuations: str = decoding(
         PREPENDED, kinds.text(), "Marks that join the word after them, with word timestamps."
     )
@@ -496,6 +503,11 @@ class DecodeOptions:
             )
         if self.patience is not None and (self.beam_size or 1) == 1:
             raise OptionError("patience is for beams: give beam_size, 2 or more, too")
+        if self.word_alignment != "tokens" and not self.word_timestamps:
+            raise OptionError(
+                f"word_alignment {self.word_alignment} without word timestamps: give "
+                "word_timestamps=True, too"
+            )
         if self.hallucination_silence_threshold is not None and not (
             self.mode == "sequential" and self.word_timestamps
         ):

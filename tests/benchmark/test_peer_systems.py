@@ -63,6 +63,21 @@ def test_our_words_have_times(tmp_path: Path, tiny_en: str, name: str) -> None:
     check_words(SYSTEMS[name].load, Setup(written, "cpu", "float32", 1, 1))
 
 
+def test_our_words_are_timed_by_what_is_chosen(tmp_path: Path, tiny_en: str) -> None:
+    written = write_checkpoint(tiny_en, [TRANSFORMERS], tmp_path)
+    found = []
+    for alignment in ("tokens", "characters"):
+        setup = Setup(written, "cpu", "float32", 1, 1, word_alignment=alignment)
+        transcribe, used = SYSTEMS["ours-sequential"].load(setup)
+        assert used["word_alignment"] == alignment
+        texts = Texts()
+        request = Request(str(bundled_recordings()[0].path), "en", word_times=True)
+        transcribe(request, texts)
+        found.append(texts.words)
+    assert [word.text for word in found[0]] == [word.text for word in found[1]]
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize("name", ["stock-chunked", "stock-long-form"])
 def test_words_of_stock_have_times(tmp_path: Path, tiny_en: str, name: str) -> None:
     written = write_checkpoint(tiny_en, [TRANSFORMERS], tmp_path)

@@ -308,6 +308,16 @@ def test_words_are_compared_with_alignments_off_the_clock(
     assert row == "125"
 
 
+def test_another_alignment_of_words_has_a_row_of_its_own() -> None:
+    ours, theirs = SYSTEMS["ours-batched"], SYSTEMS["openai-whisper"]
+    usual, other = case("ours-batched"), case("ours-batched", word_alignment="characters")
+    assert "word_alignment" not in usual.blank_row(ours, 2, 1)
+    assert other.blank_row(ours, 2, 1)["word_alignment"] == "characters"
+    assert other.blank_row(theirs, 2, 1) == usual.blank_row(theirs, 2, 1)
+    with pytest.raises(OptionError, match="word_alignment is 'letters': give tokens or"):
+        case("ours-batched", word_alignment="letters")
+
+
 def test_words_of_random_weights_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from whisper_flash_attention.benchmark.peer_process import Call
 from whisper_flash_attention.benchmark.peers import word_times
 from whisper_flash_attention.benchmark.spoken import Spoken, boundary_errors, find_spoken
 from whisper_flash_attention.benchmark.word_alignment import TimedWord, read_alignment
@@ -70,8 +72,11 @@ def test_errors_are_those_of_words_that_both_have() -> None:
     pairs: list[Any] = [(-0.1, 0.0), (0.1, 0.2)]
     assert [pytest.approx(pair) for pair in boundary_errors(spoken, found)] == pairs
     other = Spoken(Path("b.wav"), "en", None, words=SHE_HAD)
-    row = word_times([spoken, other], {spoken.path: found, other.path: []})
+    call = Call(1.5, None, "", None, 0.1, tuple(found))
+    nothing = replace(call, words=())
+    row = word_times([spoken, other], {spoken.path: call, other.path: nothing})
     assert row["word_time_error_ms"] == pytest.approx(100)
     assert (row["aligned_words"], row["aligned_words_found"]) == (5, 2)
+    assert row["word_times_seconds"] == 3.0
     assert row["word_time_errors"] == {"a.wav": [[-0.1, 0.0], [0.1, 0.2]], "b.wav": []}
-    assert word_times([other], {other.path: []})["word_time_error_ms"] is None
+    assert word_times([other], {other.path: nothing})["word_time_error_ms"] is None

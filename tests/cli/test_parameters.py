@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "prefix": (["--prefix", "Well"], "Well"),
     "clip_timestamps": (["--clip-timestamps", "1,2.5"], (1.0, 2.5)),
     "word_timestamps": (["--word-timestamps"], True),
+    "word_alignment": (["--word-timestamps", "--word-alignment", "characters"], "characters"),
     "hallucination_silence_threshold": (
         ["--word-timestamps", "--hallucination-silence-threshold", "2"],
         2.0,

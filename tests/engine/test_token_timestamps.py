@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_kernels_agree_with_one_window_after_the_other(
     if device == "cpu":
         monkeypatch.setattr(alignment, "has_kernels", lambda device: True)
     else:
-        weights = collect_weights(small_model.to(device)).decoder
+        weights = collect_weights(copy.deepcopy(small_model).to(device)).decoder
         rows = [AlignmentInput(row.states.to(device), row.tokens, row.frames) for row in rows]
     found = token_timestamps(weights, rows, HEADS, first=2, text_tokens=TEXT)()
     for one, other, row in zip(found, wanted, rows, strict=True):

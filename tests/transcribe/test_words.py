@@ -18,6 +18,7 @@ from tests.transcribe.openai_words import EXPECTED, bundled_samples, further_sam
 from whisper_flash_attention.audio.log_mel import FRAMES, frame_levels, log_mel, log_mel_whole
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
+from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Segment, Transcriber
 from whisper_flash_attention.transcribe.words import (
     SpokenWindow,
@@ -371,9 +372,121 @@ def test_an_unknown_language_is_refused(
         aligner.add_words([window])
 
 
+def by_characters(transcriber: Transcriber) -> WordAligner:
+    options = DecodeOptions(word_timestamps=True, word_alignment="characters")
+    parts = (transcriber._vocabulary, transcriber._alignment_heads, transcriber._splitter)
+    return WordAligner(Engine.of(transcriber.model), *parts, options)
+
+
+@pytest.fixture(scope="module")
+def level_window(speech_window: SpokenWindow, recordings: Recordings) -> SpokenWindow:
+    samples = recordings["all"]
+    features = log_mel(samples[: samples.size // 2], device="cpu")
+    return replace(speech_window, levels=frame_levels(features)[0])
+
+
+def times_of(found: WindowWords) -> list[float]:
+    words = [word for segment in found.segments for word in segment.words]
+    return [time for word in words for time in (word.start, word.end)]
+
+
+def test_characters_change_times_and_nothing_else(
+    transcriber: Transcriber, aligner: WordAligner, level_window: SpokenWindow
+) -> None:
+    [plain] = aligner.add_words([level_window])
+    exact = by_characters(transcriber)
+    [found] = exact.add_words([level_window])
+    assert (found.last_word_end, found.last_speech) == (plain.last_word_end, plain.last_speech)
+    assert found.token_probabilities == plain.token_probabilities
+    for one, other in zip(found.segments, plain.segments, strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert [(w.text, w.probability) for w in one.words] == [
+            (w.text, w.probability) for w in other.words
+        ]
+        assert (one.start, one.end) == (one.words[0].start, one.words[-1].end)
+    times, before = times_of(found), times_of(plain)
+    assert times == sorted(times) and times[-1] <= level_window.seconds
+    differ = np.abs(np.array(times) - before)
+    assert 0.01 < np.median(differ) < 0.1 and differ.max() < 1
+    # Neither neighbours nor the parts of a text change much; without levels all is OpenAI's.
+    [alone, beside] = exact.add_words([level_window, replace(level_window, levels=None)])
+    assert times_of(alone) == times
+    assert times_of(beside) == times_of(aligner.add_words([replace(level_window, levels=None)])[0])
+
+
+def test_a_pause_is_in_no_word(transcriber: Transcriber, recordings: Recordings) -> None:
+    """Tokens let a word swallow the pause before it; characters do not."""
+    clip = recordings["austen_0880"]
+    rest = np.zeros(int(2.5 * 16_000), np.float32)
+    samples = np.concatenate([clip, rest, clip])
+    found = transcriber.transcribe(samples, word_timestamps=True, word_alignment="characters")
+    words = [word for segment in found.segments for word in segment.words]
+    half = len(words) // 2
+    assert [word.text.strip() for word in words[:half]] == [w.text.strip() for w in words[half:]]
+    shift = (clip.size + rest.size) / 16_000
+    differ = [b.start - a.start - shift for a, b in zip(words[:half], words[half:], strict=True)]
+    assert np.abs(differ).max() < 0.2 and np.abs(differ).mean() < 0.05
+    assert words[half - 1].end < clip.size / 16_000 + 0.2
+
+
+@pytest.mark.parametrize("mode", ["sequential", "batched"])
+def test_characters_leave_the_text_of_a_recording(
+    transcriber: Transcriber, recordings: Recordings, mode: str
+) -> None:
+    samples = np.concatenate([recordings["all"]] * 2)
+    options: dict[str, Any] = {"mode": mode, "vad_filter": False, "word_timestamps": True}
+    plain = transcriber.transcribe(samples, **options)
+    found = transcriber.transcribe(samples, **options, word_alignment="characters")
+    assert found.text == plain.text
+    words = [word for segment in found.segments for word in segment.words]
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times) and times[-1] <= found.seconds
+
+
+def test_a_text_of_too_many_characters_is_timed_by_tokens(
+    transcriber: Transcriber, aligner: WordAligner, level_window: SpokenWindow
+) -> None:
+    tokens = tuple(t for segment in level_window.segments for t in segment.tokens if t < 50256)
+    endless = replace(level_window, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:440]),))
+    [found] = by_characters(transcriber).add_words([endless])
+    assert found == aligner.add_words([endless])[0]
+    # What does not fit beside a prompt is aligned in parts.
+    long = replace(level_window, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:130]),))
+    [parts], [plain] = (each.add_words([long]) for each in (by_characters(transcriber), aligner))
+    assert len("".join(word.text for word in parts.segments[0].words)) > 448
+    assert times_of(parts) != times_of(plain)
+
+
+def test_characters_need_word_timestamps(transcriber: Transcriber) -> None:
+    with pytest.raises(OptionError, match="word_alignment characters without word timestamps"):
+        transcriber.transcribe(np.zeros(16_000), word_alignment="characters")
+    with pytest.raises(OptionError, match="word_alignment is 'letters': give tokens or characters"):
+        transcriber.transcribe(np.zeros(16_000), word_timestamps=True, word_alignment="letters")
+
+
 @pytest.mark.gpu
 def test_half_precision_on_a_gpu_gives_openais_words(tiny_en: str, recordings: Recordings) -> None:
     on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda")
     assert on_gpu.model.dtype is torch.float16
     found = differences(on_gpu, expected_rows("tiny.en", "bundled"), recordings)
     assert share_within(found, TOLERANCE) >= 0.95
+
+
+@pytest.mark.gpu
+def test_characters_on_a_gpu_are_where_those_on_a_cpu_are(
+    tiny_en: str, transcriber: Transcriber, recordings: Recordings
+) -> None:
+    on_gpu = Transcriber.from_pretrained(tiny_en, device="cuda")
+    samples = recordings["all"][: 25 * 16_000]
+    options: dict[str, Any] = {"word_timestamps": True, "word_alignment": "characters"}
+    one, other = (
+        [word for segment in each.transcribe(samples, **options).segments for word in segment.words]
+        for each in (on_gpu, transcriber)
+    )
+    assert [word.text for word in one] == [word.text for word in other]
+    differ = [
+        abs(a - b)
+        for x, y in zip(one, other, strict=True)
+        for a, b in ((x.start, y.start), (x.end, y.end))
+    ]
+    assert np.mean(np.array(differ) < 0.03) > 0.95

@@ -91,6 +91,7 @@ class Setup:
         batch_size: chunks at a time, of a system that has to know it when it is loaded.
         threads: on the CPU.
         new_tokens: forced for every window; None leaves the length to the model.
+        word_alignment: what this package's words are timed by.
     """
 
     checkpoint: PeerCheckpoint
@@ -99,6 +100,7 @@ class Setup:
     batch_size: int
     threads: int
     new_tokens: int | None = None
+    word_alignment: str = "tokens"
 
     @property
     def kind(self) -> str:
@@ -237,7 +239,9 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
         settings |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), setup.new_tokens)
 
     def transcribe(request: Request, texts: Texts) -> None:
-        options = {**settings, "language": request.language, "word_timestamps": request.word_times}
+        options = {**settings, "language": request.language}
+        if request.word_times:
+            options |= {"word_timestamps": True, "word_alignment": setup.word_alignment}
         if mode == "batched":
             options["batch_size"] = request.batch_size
         for segment in transcriber.stream(request.path, **options):
@@ -245,7 +249,7 @@ def load_ours(setup: Setup, mode: str) -> Loaded:
             texts.add_words((word.text, word.start, word.end) for word in segment.words)
 
     defaults = defaults_of(DecodeOptions) | {"vad_filter": mode == "batched"}
-    return transcribe, defaults | settings
+    return transcribe, defaults | settings | {"word_alignment": setup.word_alignment}
 
 
 def load_stock(setup: Setup, *, chunked: bool) -> Loaded:

@@ -50,9 +50,8 @@ from whisper_flash_attention.benchmark.spoken import (
     normalised,
     word_errors,
 )
-from whisper_flash_attention.benchmark.word_alignment import TimedWord
 from whisper_flash_attention.errors import BenchmarkError, OptionError, WhisperFlashError
-from whisper_flash_attention.options import MOST_THREADS
+from whisper_flash_attention.options import MOST_THREADS, WORD_ALIGNMENTS
 from whisper_flash_attention.parity.report import WordErrors
 
 PEERS = "peers"
@@ -77,6 +76,7 @@ class PeersCase:
         new_tokens: forced for every window of 30 s; None leaves the length to the model.
         peers: folder where further packages are installed; what is installed beside this package
             takes precedence.
+        word_alignment: what this package's words are timed by.
 
     Raises:
         OptionError: a system is unknown, a number is out of range, or random weights come without
@@ -95,10 +95,12 @@ class PeersCase:
     random_weights: bool = False
     new_tokens: int | None = None
     peers: Path | None = None
+    word_alignment: str = WORD_ALIGNMENTS[0]
 
     def __post_init__(self) -> None:
         for name in self.systems:
             check.one_of("system", name, SYSTEMS)
+        check.one_of("word_alignment", self.word_alignment, WORD_ALIGNMENTS)
         for number in self.batch_sizes:
             check.whole_number("batch_size", number, least=1)
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -139,7 +141,7 @@ class PeersCase:
 
     def blank_row(self, system: System, batch_size: int, recordings: int) -> dict[str, Any]:
         """What a row has before anything is measured."""
-        return {
+        row = {
             "setting": PEERS,
             "system": system.name,
             "version": version_of(system.distribution, self.peers),
@@ -153,6 +155,9 @@ class PeersCase:
             "in_turns": self.in_turns,
             "recordings": recordings,
         }
+        if system.name.startswith(OURS) and self.word_alignment != WORD_ALIGNMENTS[0]:
+            row["word_alignment"] = self.word_alignment
+        return row
 
 
 def is_installed(module: str, peers: Path | None) -> bool:
@@ -251,20 +256,19 @@ class Running:
         }
 
 
-def word_times(
-    recordings: Sequence[Spoken], found: Mapping[Path, Sequence[TimedWord]]
-) -> dict[str, Any]:
+def word_times(recordings: Sequence[Spoken], found: Mapping[Path, Call]) -> dict[str, Any]:
     """What a row says of the times of words against the alignments of recordings.
 
     The mean error is over starts and ends of the words that are in both; a system that finds fewer
     words is not punished for it there.
     """
-    errors = {each.path: boundary_errors(each, found[each.path]) for each in recordings}
+    errors = {each.path: boundary_errors(each, found[each.path].words) for each in recordings}
     boundaries = [abs(each) for pairs in errors.values() for pair in pairs for each in pair]
     return {
         "word_time_error_ms": 1e3 * fmean(boundaries) if boundaries else None,
         "aligned_words": sum(len(each.words) for each in recordings),
         "aligned_words_found": len(boundaries) // 2,
+        "word_times_seconds": sum(found[each.path].seconds for each in recordings),
         "word_time_errors": {
             path.name: [[round(each, 3) for each in pair] for pair in pairs]
             for path, pairs in errors.items()
@@ -379,7 +383,7 @@ class _Group:
         case = self.case
         setup = Setup(
             *(checkpoint, case.device, case.dtype, case.batch_sizes[0]),
-            *(case.threads, case.new_tokens),
+            *(case.threads, case.new_tokens, case.word_alignment),
         )
         try:
             for system in systems:
@@ -447,7 +451,7 @@ class _Group:
         if not requests:
             return
         try:
-            found = {each.path: running.worker.call(requests[each]).words for each in requests}
+            found = {each.path: running.worker.call(requests[each]) for each in requests}
         except PeerFailed as error:
             self.keep(row | {"word_times_failed": str(error)})
             raise

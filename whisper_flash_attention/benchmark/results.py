@@ -29,6 +29,7 @@ SCHEMA = 1
 CASE_FIELDS = (
     *("setting", "checkpoint", "system", "batch_size", "new_tokens", "word_timestamps"),
     *("device", "dtype", "entry", "mode", "container", "workers", "recordings", "threads", "vad"),
+    "word_alignment",
 )
 
 Status = Literal["ok", "failed", "skipped"]

@@ -87,6 +87,10 @@ def peers_command(
     language: Annotated[
         str, typer.Option(metavar="CODE", help="Of recordings without an index.json.")
     ] = "en",
+    word_alignment: Annotated[
+        str,
+        named(help="What words of this package are timed by: tokens or characters."),
+    ] = "tokens",
     peers: Annotated[
         Path | None,
         folder(
@@ -171,6 +175,7 @@ def peers_command(
         random_weights is not None,
         new_tokens,
         peers,
+        word_alignment,
     )
     if language != SILENCE:
         language = language_code(language)

@@ -26,16 +26,8 @@ from torch.nn import functional as F
 
 from whisper_flash_attention.engine.cuda_graphs import to_device, to_host
 from whisper_flash_attention.engine.layout import has_kernels
-from whisper_flash_attention.engine.torch_decoder import SCALE, join_heads, split_heads
-from whisper_flash_attention.engine.weights import (
-    DecoderLayer,
-    DecoderWeights,
-    embed,
-    keys_values,
-    linear,
-    normalize,
-    queries_keys_values,
-)
+from whisper_flash_attention.engine.teacher_forcing import TeacherForcing
+from whisper_flash_attention.engine.weights import DecoderWeights, linear, normalize
 from whisper_flash_attention.errors import NotFinite, OptionError
 
 # The rows that fit saturate a GPU; a CPU is saturated by one, and small parts fit its caches.
@@ -191,10 +183,7 @@ def _rows_within(
 
 
 class _AlignmentPass:
-    """One pass of the decoder over a few rows, padded on the right to the longest.
-
-    Causal self-attention hides the padding from the tokens before it.
-    """
+    """One pass of the decoder over a few rows, whose alignment heads' attention it keeps."""
 
     def __init__(
         self,
@@ -205,82 +194,48 @@ class _AlignmentPass:
         self._weights = weights
         self._rows = rows
         self._heads = heads
-        self._states = torch.stack([row.states for row in rows])
-        lengths = [len(row.tokens) for row in rows]
-        device = weights.embedding.device
-        self._token_ids = np.zeros((len(rows), max(lengths)), np.int64)  # [B, L]
-        for ids, row in zip(self._token_ids, rows, strict=True):
-            ids[: len(row.tokens)] = row.tokens
-        self._lengths = np.array(lengths)
-        self._tokens = to_device(self._token_ids, device)
         audio = [positions_with_audio(row) for row in rows]
-        shape = (len(rows), len(heads), max(lengths), max(audio))
-        self._attention = torch.empty(shape, device=device)
-        # Positions without audio, if any: [B, 1, 1, P].
-        self._padding: Tensor | None = None
-        if min(audio) < max(audio):
-            seen = to_device(np.array(audio), device)[:, None, None, None]
-            self._padding = torch.arange(max(audio), device=device) >= seen
+        self._decoder = TeacherForcing(
+            weights, [row.states for row in rows], [row.tokens for row in rows], audio
+        )
+        shape = (len(rows), len(heads), self._decoder.token_ids.shape[1], max(audio))
+        self._attention = torch.empty(shape, device=weights.embedding.device)
 
     def run(self, text_tokens: int, budget_bytes: int) -> AlignmentBatch:
-        tokens, weights = self._tokens, self._weights
-        x = embed(tokens, weights) + weights.positions[: tokens.shape[1]]
-        for index, layer in enumerate(weights.layers):
-            x += _self_attention(layer, x)
-            x += self._cross_attention(layer, index, x)
-            hidden = F.gelu(linear(normalize(x, layer.ffn_norm), layer.fc1))
-            x += linear(hidden, layer.fc2)
+        x = self._decoder.run(self._record)
         probabilities = self._probabilities(x, text_tokens, budget_bytes)
         is_finite = torch.isfinite(probabilities.sum() + x.float().sum())
         return AlignmentBatch(self._rows, self._attention, probabilities, is_finite)
 
-    def _cross_attention(self, layer: DecoderLayer, index: int, x: Tensor) -> Tensor:
-        attention = layer.cross_attention
-        q = split_heads(linear(normalize(x, layer.cross_norm), attention.q))
-        k, v = (split_heads(each) for each in keys_values(self._states, attention))
-        wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == index}
-        if wanted:
-            self._record_attention(wanted, q, k)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return linear(join_heads(out), attention.out)
-
-    def _record_attention(self, wanted: dict[int, int], q: Tensor, k: Tensor) -> None:
+    def _record(self, layer: int, q: Tensor, k: Tensor) -> None:
         """Keep the attention of some of a layer's heads: q [B, H, L, 64], k [B, H, S, 64]."""
+        wanted = {i: head for i, (at, head) in enumerate(self._heads) if at == layer}
+        if not wanted:
+            return
         # Indexing with a list of heads would make the host wait for the device.
-        keys = torch.stack([k[:, head, : self._attention.shape[3]] for head in wanted.values()], 1)
-        queries = torch.stack([q[:, head] for head in wanted.values()], 1).float() * SCALE
-        scores = torch.matmul(queries, keys.float().transpose(2, 3))
-        if self._padding is not None:
-            scores.masked_fill_(self._padding, -torch.inf)
-        for index, seen in zip(wanted, torch.softmax(scores, dim=-1).unbind(1), strict=True):
-            self._attention[:, index] = seen
+        queries, keys = (torch.stack([x[:, each] for each in wanted.values()], 1) for x in (q, k))
+        seen = torch.softmax(self._decoder.scores(queries, keys), dim=-1)
+        for index, attention in zip(wanted, seen.unbind(1), strict=True):
+            self._attention[:, index] = attention
 
     def _probabilities(self, x: Tensor, text_tokens: int, budget_bytes: int) -> Tensor:
         """Probabilities [B, L] of tokens, from the residual stream x [B, L, D] after all layers."""
-        length = self._token_ids.shape[1]
-        is_text = (self._token_ids < text_tokens) & (np.arange(length) < self._lengths[:, None])
+        ids, lengths = self._decoder.token_ids, self._decoder.lengths
+        is_text = (ids < text_tokens) & (np.arange(ids.shape[1]) < lengths[:, None])
         is_text[:, 0] = False
         positions = to_device(np.flatnonzero(is_text), x.device)
         # Logits in the model's dtype; their softmax in float32.
         normed = normalize(x.flatten(0, 1)[positions - 1], self._weights.final_norm)
-        target = self._tokens.flatten()[positions]
+        target = self._decoder.tokens.flatten()[positions]
         at_once = max(1, budget_bytes // (3 * 4 * len(self._weights.embedding)))
-        probabilities = torch.zeros(self._token_ids.size, device=x.device)
-        for some, ids, where in zip(
+        probabilities = torch.zeros(ids.size, device=x.device)
+        for some, chosen, where in zip(
             *(torch.split(each, at_once) for each in (normed, target, positions)), strict=True
         ):
             scores = linear(some, self._weights.projection)[:, :text_tokens]
             logprobs = torch.log_softmax(scores, dim=-1, dtype=torch.float32)
-            probabilities[where] = logprobs.gather(1, ids[:, None])[:, 0].exp()
-        return probabilities.view(self._token_ids.shape)
-
-
-def _self_attention(layer: DecoderLayer, x: Tensor) -> Tensor:
-    attention = layer.self_attention
-    projected = queries_keys_values(normalize(x, layer.self_norm), attention)
-    q, k, v = (split_heads(each) for each in projected)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return linear(join_heads(out), attention.out)
+            probabilities[where] = logprobs.gather(1, chosen[:, None])[:, 0].exp()
+        return probabilities.view(ids.shape)
 
 
 @dataclass(frozen=True)

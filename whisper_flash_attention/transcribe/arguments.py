@@ -91,6 +91,7 @@ class TranscribeArguments(TypedDict, total=False):
     carry_initial_prompt: bool
     clip_timestamps: Iterable[float] | str
     word_timestamps: bool
+    word_alignment: str
     prepend_punctuations: str
     append_punctuations: str
     vad_filter: bool | None

@@ -555,6 +555,7 @@ def spoken_window(
         language=pending.spoken_language,
         task=recording.options.task,
         last_speech=chunk.start,
+        words_end=chunk.start,
         levels=pending.levels,
     )
 

@@ -57,7 +57,9 @@ class Recording:
         clips: first frames and ends of what is decoded, in order.
         seek: frame at which the next window begins.
         end: frame at which the clip ends that `seek` is in.
-        last_speech: end of the last word, in seconds, if there are word timestamps.
+        last_speech: end of the last word, in seconds, if there are word timestamps, by which the
+            next window is read and words are fitted.
+        words_end: end of the last word, in seconds, as its segment has it.
         chunks: in batched mode, the chunks of speech.
         token_probabilities: in sequential mode with word timestamps, the text tokens so far, each
             with its probability after those before it in its window.
@@ -82,6 +84,7 @@ class Recording:
     seek: int = 0
     end: int = 0
     last_speech: float = 0.0
+    words_end: float = 0.0
     chunks: CountedChunks | None = None
     token_probabilities: list[tuple[int, float]] = field(default_factory=list)
 

@@ -321,6 +321,7 @@ class SequentialReader:
             recording.seek = after if after > start else recording.seek
         threshold = self._options.hallucination_silence_threshold
         if threshold is None or not found.segments:
+            recording.words_end = _words_end(found.segments, recording.words_end)
             return found.segments
         window = AlignedWindow(
             segments=found.segments,
@@ -334,6 +335,7 @@ class SequentialReader:
         )
         kept, recording.seek = skip_silence(window, threshold)
         recording.last_speech = last_end(kept) if kept else before
+        recording.words_end = _words_end(kept, recording.words_end)
         return kept
 
     def _extend_context(
@@ -369,8 +371,14 @@ class SequentialReader:
             language=recording.language,
             task=recording.options.task,
             last_speech=recording.last_speech,
+            words_end=recording.words_end,
             levels=frame_levels(recording.features.window(start, frames)) if segments else None,
         )
+
+
+def _words_end(segments: Sequence[Segment], before: float) -> float:
+    """Where the last word ends, in seconds; `before` without words."""
+    return max((segment.words[-1].end for segment in segments if segment.words), default=before)
 
 
 def _several(recordings: Iterator[Recording]) -> tuple[bool, Iterator[Recording]]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from whisper_flash_attention.errors import WeightsError
@@ -152,6 +153,7 @@ def _too_old(missing: str) -> WeightsError:
 
 # Languages written without blanks: every character that is whole is a word.
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+MOST_BYTES = 4  # of a character in UTF-8
 # What `bytes.decode` puts where bytes are no character.
 REPLACEMENT = "\ufffd"
 
@@ -222,6 +224,27 @@ class WordSplitter:
                 run, count = b"", 0
         if count:
             found.append(SplitWord(_decode(run), count))
+        return found
+
+    def spell(self, character: str) -> tuple[int, ...] | None:
+        """The tokens of one character: its own, or those of its bytes; None if there are none."""
+        data = character.encode("utf-8", errors="replace")
+        if (whole := self._ids.get(data)) is not None:
+            return (whole,)
+        found = [self._ids.get(bytes((byte,))) for byte in data]
+        return tuple(each for each in found if each is not None) if None not in found else None
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        """Ids of text tokens that are one character or less, by their bytes."""
+        from whisper_flash_attention.weights.tokenizer import token_bytes
+
+        names = self._tokenizer.convert_ids_to_tokens(list(range(self._tokenizer.eos_token_id)))
+        found: dict[bytes, int] = {}
+        for token, name in enumerate(names):
+            if len(name) <= MOST_BYTES:
+                with suppress(KeyError):  # of an added token, whose name is no bytes in disguise
+                    found.setdefault(token_bytes(name), token)
         return found
 
     def _look_up(self, tokens: Sequence[int]) -> list[_Token]:

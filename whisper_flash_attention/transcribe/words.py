@@ -7,11 +7,12 @@ alignment alone extends a word over the pause beside it. The rules and their ord
 `add_word_timestamps` in whisper/timing.py of OpenAI, so that the times agree, whatever attention
 the model itself runs on.
 
-At last the levels of the sound correct the times, which OpenAI's does not do; where the next window
-begins does not depend on that. Alignment has a bias: with tiny.en words are too late, with base too
-early. Speech is softest between words, so all words of a window are shifted to where their starts
-and ends are softest (`best_shift`). Then words leave out the silence at their edges
-(`trim_pauses`).
+At last the times are corrected, which OpenAI's does not do; where the next window begins does not
+depend on that. By the levels of the sound: alignment has a bias, with tiny.en words are too late,
+with base too early. Speech is softest between words, so all words of a window are shifted to where
+their starts and ends are softest (`best_shift`). Then words leave out the silence at their edges
+(`trim_pauses`). Or, with `word_alignment="characters"`, by another pass of the decoder over the
+characters of the text (`engine.character_alignment`), to which the same rules apply.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ from whisper_flash_attention.engine.alignment import (
     check_heads,
     token_timestamps,
 )
+from whisper_flash_attention.engine.character_alignment import (
+    MOST_CHARACTERS,
+    CharacterInput,
+    character_starts,
+)
 from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import APPENDED, PREPENDED, DecodeOptions
 from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
-from whisper_flash_attention.transcribe.tokenizer import Vocabulary, WordSplitter
+from whisper_flash_attention.transcribe.spelled_text import POSITIONS_PER_SECOND, SpelledText
+from whisper_flash_attention.transcribe.tokenizer import SplitWord, Vocabulary, WordSplitter
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 # The most that the usual word may last, in seconds; no word should last twice the usual.
@@ -270,9 +277,6 @@ def _shorten_after_pause(words: Sequence[Timing], usual: float, last_speech: flo
     first.start = max(0.0, first.end - longest)
 
 
-POSITIONS_PER_SECOND = 50
-
-
 @dataclass(frozen=True)
 class SpokenWindow:
     """One window of a recording and its segments.
@@ -286,8 +290,9 @@ class SpokenWindow:
         language: code of the language spoken.
         task: "transcribe" or "translate".
         last_speech: where speech ended before this window, in seconds; 0.0 in the first one.
-        levels: of the frames, in dB, `[frames]` or with those of the padding, by which words are
-            shifted and leave out pauses; None changes nothing, as in openai-whisper.
+        words_end: where the words before this window end, in seconds; 0.0 in the first one.
+        levels: of the frames, in dB, `[frames]` or with those of the padding, by which the times of
+            words are corrected; None changes nothing, as in openai-whisper.
     """
 
     states: Tensor
@@ -298,6 +303,7 @@ class SpokenWindow:
     language: str = "en"
     task: str = "transcribe"
     last_speech: float = 0.0
+    words_end: float = 0.0
     levels: Tensor | None = None
 
 
@@ -328,7 +334,7 @@ class WordAligner:
         heads: (layer, head) pairs of cross-attention that the checkpoint names, see
             `alignment_heads`.
         splitter: of the model's tokenizer.
-        options: with the marks that join a word.
+        options: with the marks that join a word, and what words are timed by.
 
     Raises:
         OptionError: the model does not have these heads.
@@ -347,6 +353,7 @@ class WordAligner:
         self._heads = alignment_heads(heads, layers=len(weights.layers), heads=weights.heads)
         self._splitter = splitter
         self._marks = (options.prepend_punctuations, options.append_punctuations)
+        self._by_characters = options.word_alignment == "characters"
         check_heads(weights, self._heads)
 
     def add_words(self, windows: Sequence[SpokenWindow]) -> list[WindowWords]:
@@ -371,12 +378,13 @@ class WordAligner:
             for window in windows
         ]
         spoken = [index for index, text in enumerate(texts) if text]
-        words = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
+        aligned = self._align([windows[index] for index in spoken], [texts[i] for i in spoken])
 
         def finish() -> list[WindowWords]:
-            found = dict(zip(spoken, words(), strict=True))
+            found = dict(zip(spoken, aligned(), strict=True))
+            nothing = _Aligned([], (), None)
             return [
-                self._finish(window, *found.get(index, ([], ())))
+                self._finish(window, found.get(index, nothing))
                 for index, window in enumerate(windows)
             ]
 
@@ -387,35 +395,77 @@ class WordAligner:
 
     def _align(
         self, windows: Sequence[SpokenWindow], texts: Sequence[Sequence[int]]
-    ) -> Callable[[], list[tuple[list[Timing], TokenProbabilities]]]:
-        """Have the device begin; what is returned gives words, in seconds of their windows, and the
-        probabilities of their tokens."""
-        rows = [
-            self._alignment_row(window, text) for window, text in zip(windows, texts, strict=True)
-        ]
+    ) -> Callable[[], list[_Aligned]]:
+        """Have the device begin; what is returned gives words, in seconds of their windows."""
         # All prompts are of one length.
         first = len(self._prompt(windows[0])) if windows else 0
+        room = len(self._weights.positions) - first - 1
+        texts = [text[:room] for text in texts]
+        rows = [
+            AlignmentInput(
+                window.states, (*self._prompt(window), *text, self._vocabulary.end), window.frames
+            )
+            for window, text in zip(windows, texts, strict=True)
+        ]
         times = token_timestamps(
             self._weights, rows, self._heads, first=first, text_tokens=self._vocabulary.end
         )
+        split = [
+            # Translations are English, which has blanks.
+            self._splitter.words(text, "en" if window.task == "translate" else window.language)
+            for window, text in zip(windows, texts, strict=True)
+        ]
+        characters = self._align_characters(windows, split, room)
 
-        def finish() -> list[tuple[list[Timing], TokenProbabilities]]:
+        def finish() -> list[_Aligned]:
             found = []
-            for window, text, each in zip(windows, texts, times(), strict=True):
-                text = text[: len(each.probabilities)]
-                pairs = zip(text, each.probabilities.tolist(), strict=True)
-                found.append((self._words(window, text, each), tuple(pairs)))
+            exact = characters()
+            for index, (text, words, each) in enumerate(zip(texts, split, times(), strict=True)):
+                timed = self._words(words, each)
+                by_character = None
+                if index in exact:
+                    by_character = [
+                        replace(word, start=start, end=end)
+                        for word, (start, end) in zip(timed, exact[index], strict=True)
+                    ]
+                pairs = tuple(zip(text, each.probabilities.tolist(), strict=True))
+                found.append(_Aligned(timed, pairs, by_character))
             return found
 
         return finish
 
-    def _alignment_row(self, window: SpokenWindow, text: Sequence[int]) -> AlignmentInput:
-        """The text between a prompt without timestamps and the end, as far as there is room."""
-        prompt = self._prompt(window)
-        room = len(self._weights.positions) - len(prompt) - 1
-        return AlignmentInput(
-            window.states, (*prompt, *text[:room], self._vocabulary.end), window.frames
-        )
+    def _align_characters(
+        self, windows: Sequence[SpokenWindow], split: Sequence[Sequence[SplitWord]], room: int
+    ) -> Callable[[], dict[int, list[tuple[float, float]]]]:
+        """Have the device begin; what is returned gives starts and ends of words by window.
+
+        Windows are left out that are not to be corrected, and those whose text cannot be spelled or
+        has too many characters.
+        """
+        spelled: dict[int, SpelledText] = {}
+        rows = []
+        for index, (window, words) in enumerate(zip(windows, split, strict=True)):
+            if not self._by_characters or window.levels is None:
+                continue
+            text = SpelledText.of(words, self._splitter.spell)
+            if text is None or len(text.tokens) >= MOST_CHARACTERS:
+                continue
+            spelled[index] = text
+            rows.append(
+                CharacterInput(
+                    window.states,
+                    self._prompt(window),
+                    text.parts(room),
+                    text.is_silent,
+                    window.frames,
+                    window.levels.to(window.states.device),
+                )
+            )
+        starts = character_starts(self._weights, rows, end=self._vocabulary.end)
+        return lambda: {
+            index: text.times(each)
+            for (index, text), each in zip(spelled.items(), starts(), strict=True)
+        }
 
     def _prompt(self, window: SpokenWindow) -> tuple[int, ...]:
         vocabulary, language, task = self._vocabulary, window.language, window.task
@@ -428,26 +478,42 @@ class WordAligner:
             )
         return tuple(vocabulary.prompt(language, task, without_timestamps=True))
 
-    def _words(
-        self, window: SpokenWindow, text: Sequence[int], times: TokenTimestamps
-    ) -> list[Timing]:
-        """Words with their punctuation, of text [T], its [T + 1] starts and [T] probabilities."""
+    def _words(self, words: Sequence[SplitWord], times: TokenTimestamps) -> list[Timing]:
+        """Words of a text [T], with its [T + 1] starts and [T] probabilities."""
         starts = (times.starts / POSITIONS_PER_SECOND).tolist()
         likely = times.probabilities.tolist()
-        # Translations are English, which has blanks.
-        language = "en" if window.task == "translate" else window.language
-        words, index = [], 0
-        for word in self._splitter.words(text, language):
+        found, index = [], 0
+        for word in words:
             after = index + word.count
             probability = sum(likely[index:after]) / word.count
-            words.append(Timing(word.text, word.count, starts[index], starts[after], probability))
+            found.append(Timing(word.text, word.count, starts[index], starts[after], probability))
             index = after
-        return words
+        return found
 
-    def _finish(
-        self, window: SpokenWindow, words: list[Timing], probabilities: TokenProbabilities
-    ) -> WindowWords:
+    def _finish(self, window: SpokenWindow, aligned: _Aligned) -> WindowWords:
         """Fit a window's words to its segments."""
+        fitted = self._fit(window, aligned.words)
+        last_word_end = fitted.last_word_end
+        if last_word_end is not None:
+            if aligned.by_character is not None:
+                fitted = self._fit(window, aligned.by_character)
+                fitted.not_before(window.words_end)
+            elif window.levels is not None:
+                levels = window.levels[: window.frames].cpu().numpy()
+                fit_to_levels(fitted.dealt, fitted.spans, levels, window.start, last_word_end)
+        finished = [
+            _segment(segment, span, mine, window.seconds)
+            for segment, span, mine in zip(window.segments, fitted.spans, fitted.dealt, strict=True)
+        ]
+        last_speech = window.last_speech
+        if last_word_end is not None:
+            last_speech = last_word_end
+        elif finished:
+            last_speech = finished[-1].end
+        return WindowWords(tuple(finished), last_word_end, last_speech, aligned.probabilities)
+
+    def _fit(self, window: SpokenWindow, words: list[Timing]) -> _Fitted:
+        """Apply OpenAI's rules to words, which are in seconds of the window before."""
         usual = usual_duration(words)
         shorten_beside_sentence_ends(words, usual)
         join_punctuation(words, *self._marks)
@@ -464,18 +530,33 @@ class WordAligner:
                 fit_to_segment(mine, span, usual, last_speech)
                 last_speech = span.end
                 last_word_end = min(mine[-1].end, window.seconds)
-        if window.levels is not None and last_word_end is not None:
-            levels = window.levels[: window.frames].cpu().numpy()
-            fit_to_levels(dealt, spans, levels, window.start, last_word_end)
-        finished = [
-            _segment(segment, span, mine, window.seconds)
-            for segment, span, mine in zip(window.segments, spans, dealt, strict=True)
-        ]
-        if last_word_end is not None:
-            last_speech = last_word_end
-        elif finished:
-            last_speech = finished[-1].end
-        return WindowWords(tuple(finished), last_word_end, last_speech, probabilities)
+        return _Fitted(spans, dealt, last_word_end)
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Words of a window in its seconds, by tokens and, where there are any, by characters."""
+
+    words: list[Timing]
+    probabilities: TokenProbabilities
+    by_character: list[Timing] | None
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Segments and their words, in seconds of the recording; None where there are no words."""
+
+    spans: list[SegmentTimes]
+    dealt: list[list[Timing]]
+    last_word_end: float | None
+
+    def not_before(self, earliest: float) -> None:
+        """Let no word begin earlier, in seconds; segments begin and end with their words."""
+        for span, mine in zip(self.spans, self.dealt, strict=True):
+            for word in mine:
+                word.start, word.end = max(word.start, earliest), max(word.end, earliest)
+            if mine:
+                span.start, span.end = mine[0].start, mine[-1].end
 
 
 def alignment_heads(
