@@ -15,13 +15,13 @@ from tests.scripts.loading import load_script
 
 MOST_LINES = 130
 RESULTS = REPOSITORY / "benchmarks" / "results"
-SCRIPT, CHARTS = load_script("tables"), load_script("charts")
+SCRIPT, CHARTS, MARKS = map(load_script, ("tables", "charts", "_pages"))
 
 
 @pytest.mark.parametrize("name", SCRIPT.BLOCKS)
 def test_tables_are_made_from_the_committed_results(name: str) -> None:
     page, make = SCRIPT.BLOCKS[name]
-    assert SCRIPT.between_marks(page.read_text("utf-8"), name) == make()
+    assert MARKS.between_marks(page.read_text("utf-8"), name) == make()
 
 
 @pytest.mark.parametrize("name", CHARTS.CHARTS)

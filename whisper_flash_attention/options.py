@@ -448,8 +448,7 @@ class DecodeOptions:
     word_alignment: str = decoding(
         "tokens",
         kinds.choice(*WORD_ALIGNMENTS),
-        "What words are timed by: tokens, or characters, whose times are closer to the sound, and "
-        "which takes longer.",
+        "What words are timed by: tokens, or characters, which is more accurate and takes longer.",
     )
     prepend_punctuations: str = decoding(
         PREPENDED, kinds.text(), "Marks that join the word after them, with word timestamps."

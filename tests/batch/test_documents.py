@@ -57,14 +57,15 @@ def test_every_command_has_the_options_shown() -> None:
 
 
 def test_the_tables_are_made_from_the_committed_results() -> None:
-    script = load_script("tables")
+    script = load_script("_scale")
     assumed = script.Assumptions()
     made = script.scale_tables(script.read_measured(assumed), assumed)
-    assert script.between_marks((REPOSITORY / "docs" / "scale.md").read_text(), "scale") == made
+    pages = load_script("_pages")
+    assert pages.between_marks((REPOSITORY / "docs" / "scale.md").read_text(), "scale") == made
 
 
 def test_a_simulated_archive_takes_what_arithmetic_says() -> None:
-    script = load_script("tables")
+    script = load_script("_scale")
     never = script.Assumptions(
         archive_hours=1_000.0, start_seconds=0.0, hours_between_failures=1e12
     )

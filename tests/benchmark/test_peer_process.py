@@ -25,7 +25,6 @@ from whisper_flash_attention.benchmark.peer_process import (
     serve_calls,
 )
 from whisper_flash_attention.benchmark.peer_systems import (
-    READER,
     SYSTEMS,
     TRANSFORMERS,
     PeerCheckpoint,
@@ -50,9 +49,11 @@ def test_a_system_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) 
     worker.stop()
 
 
-@pytest.mark.parametrize("reads_for_it", [True, False])
+@pytest.mark.parametrize("has_processes", [True, False])
 @pytest.mark.usefixtures("restored")
-def test_calls_are_answered_one_by_one(monkeypatch: pytest.MonkeyPatch, reads_for_it: bool) -> None:
+def test_calls_are_answered_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, has_processes: bool
+) -> None:
     asked: list[Request] = []
 
     def transcribe(request: Request, texts: Texts) -> None:
@@ -61,8 +62,9 @@ def test_calls_are_answered_one_by_one(monkeypatch: pytest.MonkeyPatch, reads_fo
         if request.word_times:
             texts.add_words([(" one", 0.25, 0.5)])
 
-    settings = {"beam_size": 1} | (READER if reads_for_it else {})
-    system = replace(SYSTEMS["ours-batched"], load=lambda setup: (transcribe, settings))
+    settings = {"beam_size": 1}
+    system = SYSTEMS["ours-batched"]
+    system = replace(system, load=lambda setup: (transcribe, settings), has_processes=has_processes)
     monkeypatch.setitem(SYSTEMS, "ours-batched", system)
     monkeypatch.setattr(peer_process, "peak_of_process", lambda: 1.0)
     monkeypatch.setattr(peer_process, "peak_of_tree", lambda: 2.0)
@@ -76,8 +78,7 @@ def test_calls_are_answered_one_by_one(monkeypatch: pytest.MonkeyPatch, reads_fo
     assert asked == requests
     assert isinstance(plain, Call) and plain.first_seconds is not None
     assert (plain.text, plain.tokens, plain.words) == (" one", 2, ())
-    # Processes that read files for a system are not its memory.
-    assert plain.rss_gb == (1.0 if reads_for_it else 2.0)
+    assert plain.rss_gb == (2.0 if has_processes else 1.0)
     assert timed.words == (TimedWord(" one", 0.25, 0.5),)
 
 

@@ -124,6 +124,11 @@ def test_whole_recordings_are_joined_over_and_over(tmp_path: Path) -> None:
     assert joined.language == "en" and 60.0 - max(each) < seconds <= 60.0
     assert joined.transcript is not None
     assert joined.transcript.count(bundled_recordings()[0].transcript) == 3
+    timed = [replace(clip, words=(TimedWord("a", 1.0, 2.0),)) for clip in clips[:2]]
+    first, second, third = join_spoken(timed, sum(each[:2]) + each[0], tmp_path).words
+    assert (first.start, first.end) == (1.0, 2.0)
+    assert second.start == pytest.approx(1.0 + each[0])
+    assert third.end == pytest.approx(2.0 + each[0] + each[1])
     with pytest.raises(OptionError, match="join 1: no recording"):
         join_spoken(clips, 1.0, tmp_path)
     for seconds in (float("nan"), float("inf"), -1.0):
@@ -280,7 +285,15 @@ def test_a_system_that_fails_has_a_row_for_each_batch_size_that_is_left(
 def test_words_are_compared_with_alignments_off_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    word_calls: list[str] = []
+
+    class Counted(FakeWorker):
+        def call(self, request: Request) -> Call:
+            if request.word_times and self.name == "ours-batched":
+                word_calls.append(Path(request.path).name)
+            return super().call(request)
+
+    monkeypatch.setattr(peers, "Worker", Counted)
     monkeypatch.setattr(peers, "is_installed", lambda module, folder: True)
     written = PeerCheckpoint({}, 50257, is_multilingual=True)
     monkeypatch.setattr(peers, "_written", lambda *arguments: written)
@@ -295,7 +308,9 @@ def test_words_are_compared_with_alignments_off_the_clock(
     assert ours["word_time_error_ms"] == pytest.approx(1e3 * (0.25 + 0.0) / 2)
     assert (ours["aligned_words"], ours["aligned_words_found"]) == (2, 1)
     assert ours["word_time_errors"] == {first.name: [[0.25, 0.0]]}
-    # The calls for words count neither as time nor as memory, and follow all others.
+    # The calls for words count neither as time nor as memory, and follow all others; the first
+    # one warms up.
+    assert ours["word_times_seconds"] == 9.0 and word_calls == [first.name] * 2
     assert ours["seconds"] == [1.0] and ours["peak_memory_gb"] == 0.25
     assert last["ours-batched", 1]["word_time_error_ms"] is None
     # A system that cannot give them keeps its other figures.
@@ -316,6 +331,9 @@ def test_another_alignment_of_words_has_a_row_of_its_own() -> None:
     assert other.blank_row(theirs, 2, 1) == usual.blank_row(theirs, 2, 1)
     with pytest.raises(OptionError, match="word_alignment is 'letters': give tokens or"):
         case("ours-batched", word_alignment="letters")
+    random = {"random_weights": True, "new_tokens": 4, "word_alignment": "characters"}
+    with pytest.raises(OptionError, match="word_alignment characters with random weights"):
+        case("ours-batched", **random)
 
 
 def test_words_of_random_weights_are_not_compared(

@@ -50,6 +50,13 @@ def test_gentle_gives_words_that_it_found(tmp_path: Path) -> None:
     assert read_alignment(tmp_path / "b.mp3") == (TimedWord("She", 0.5, 1.25),)
 
 
+def test_a_word_that_gentle_found_has_its_times(tmp_path: Path) -> None:
+    words = [{"word": "She", "case": "success", "start": 0.5}]
+    (tmp_path / "b.json").write_text(json.dumps({"words": words}))
+    with pytest.raises(BenchmarkError, match=r"b.json has a word that was found and has no start"):
+        read_alignment(tmp_path / "b.mp3")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -78,5 +85,6 @@ def test_errors_are_those_of_words_that_both_have() -> None:
     assert row["word_time_error_ms"] == pytest.approx(100)
     assert (row["aligned_words"], row["aligned_words_found"]) == (5, 2)
     assert row["word_times_seconds"] == 3.0
+    assert row["word_time_median_ms"] == pytest.approx(100)
     assert row["word_time_errors"] == {"a.wav": [[-0.1, 0.0], [0.1, 0.2]], "b.wav": []}
     assert word_times([other], {other.path: nothing})["word_time_error_ms"] is None

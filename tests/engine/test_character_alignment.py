@@ -151,5 +151,16 @@ def test_what_is_not_finite_is_an_error(
         character_starts(collect_weights(small_model).decoder, [row], end=END)()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_what_is_not_finite_in_the_last_layer_is_an_error(
+    small_model: WhisperForConditionalGeneration,
+) -> None:
+    weights = collect_weights(small_model).decoder
+    [row] = character_inputs(torch.Generator().manual_seed(0), [[3]], [20])
+    row.states[2, 5] = torch.nan
+    with pytest.raises(NotFinite):
+        character_starts(replace(weights, layers=weights.layers[:1]), [row], end=END)()
+
+
 def test_no_windows_have_no_characters(small_model: WhisperForConditionalGeneration) -> None:
     assert character_starts(collect_weights(small_model).decoder, [], end=END)() == []

@@ -30,11 +30,21 @@ def spelled(*texts: str) -> SpelledText:
 
 
 def test_blanks_and_punctuation_are_silent() -> None:
-    found = spelled("\u00ab", " Ja", ",", " \u00e9", " ")
-    assert bytes(found.tokens).decode() == "\u00ab Ja, \u00e9"
-    # The mark of quotation has no place in ASCII, as the signs of other scripts.
-    assert found.is_silent == (False, False, True, False, False, True, True, False, False)
-    assert found.words == ((0, 2), (2, 5), (5, 6), (6, 9), (9, 9))
+    found = spelled("\u00ab", " Ja", ",", " \u00e9", "\u3002", " ")
+    assert bytes(found.tokens).decode() == "\u00ab Ja, \u00e9\u3002"
+    silent = [(2, True), (1, True), (2, False), (1, True), (1, True), (2, False), (3, True)]
+    assert found.is_silent == tuple(each for count, each in silent for _ in range(count))
+    assert found.words == ((0, 2), (2, 5), (5, 6), (6, 9), (9, 12), (12, 12))
+    assert found.has_blank == (False, True, False, True, False, False)
+
+
+def test_a_blank_that_is_a_word_belongs_to_the_next_one() -> None:
+    """As between phrases in scripts without blanks between words."""
+    found = spelled("\u0e01", " ", "\u0e02", "\u0e33")
+    assert bytes(found.tokens).decode() == "\u0e01 \u0e02\u0e33"
+    assert found.words == ((0, 3), (3, 3), (3, 7), (7, 10))
+    assert found.has_blank == (False, False, True, False)
+    assert found.is_silent == (*[False] * 3, True, *[False] * 6)
 
 
 def test_what_cannot_be_spelled_is_nothing() -> None:
@@ -46,6 +56,7 @@ def test_what_cannot_be_spelled_is_nothing() -> None:
 def test_a_word_takes_a_moment_of_its_blank() -> None:
     found = spelled(" a", " b", "!", " ")
     # The blanks begin at 0 and 0.4 s, the letters at 0.04 and 1 s, the end is at 1.4 s.
+    assert found.has_blank == (True, True, False, False)
     starts = np.array([0, 2, 20, 50, 60, 70])
     assert found.times(starts) == [
         (0.0, 0.4),

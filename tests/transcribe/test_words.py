@@ -20,6 +20,7 @@ from whisper_flash_attention.engine.engine import Engine
 from whisper_flash_attention.errors import OptionError
 from whisper_flash_attention.options import DecodeOptions
 from whisper_flash_attention.transcribe import Segment, Transcriber
+from whisper_flash_attention.transcribe.spelled_text import SpelledText
 from whisper_flash_attention.transcribe.words import (
     SpokenWindow,
     WindowWords,
@@ -408,10 +409,43 @@ def test_characters_change_times_and_nothing_else(
     assert times == sorted(times) and times[-1] <= level_window.seconds
     differ = np.abs(np.array(times) - before)
     assert 0.01 < np.median(differ) < 0.1 and differ.max() < 1
-    # Neither neighbours nor the parts of a text change much; without levels all is OpenAI's.
-    [alone, beside] = exact.add_words([level_window, replace(level_window, levels=None)])
+    # Without levels all is OpenAI's.
+    bare = replace(level_window, levels=None)
+    [alone, beside] = exact.add_words([level_window, bare])
     assert times_of(alone) == times
-    assert times_of(beside) == times_of(aligner.add_words([replace(level_window, levels=None)])[0])
+    assert times_of(beside) == times_of(aligner.add_words([bare])[0])
+
+
+def test_neither_neighbours_nor_parts_move_many_words(
+    transcriber: Transcriber, level_window: SpokenWindow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = by_characters(transcriber)
+    half = replace(level_window, segments=level_window.segments[:1], frames=1234)
+    alone = [times_of(exact.add_words([each])[0]) for each in (level_window, half)]
+    together = [times_of(each) for each in exact.add_words([level_window, half])]
+    whole = SpelledText.parts
+    monkeypatch.setattr(SpelledText, "parts", lambda self, room: whole(self, 100))
+    [in_parts] = exact.add_words([level_window])
+    for one, other in zip(alone, together, strict=True):
+        assert np.mean(np.abs(np.array(one) - other) < 0.03) > 0.95
+    # What a part begins with lacks the text before it.
+    differ = np.abs(np.array(alone[0]) - times_of(in_parts))
+    assert differ.max() > 0 and np.mean(differ) < 0.05
+
+
+def test_no_word_begins_before_those_of_the_window_before(
+    transcriber: Transcriber, level_window: SpokenWindow
+) -> None:
+    exact = by_characters(transcriber)
+    tokens = tuple(t for segment in level_window.segments for t in segment.tokens if t < 50256)
+    endless = replace(level_window, segments=(Segment(0.0, 20.0, "...", (tokens * 9)[:440]),))
+    for window in (level_window, endless):
+        [free], [bound] = (
+            exact.add_words([each]) for each in (window, replace(window, words_end=3.0))
+        )
+        assert times_of(free)[0] < 3.0
+        assert times_of(bound) == [max(time, 3.0) for time in times_of(free)]
+        assert bound.segments[0].start == 3.0
 
 
 def test_a_pause_is_in_no_word(transcriber: Transcriber, recordings: Recordings) -> None:

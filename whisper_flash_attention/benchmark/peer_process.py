@@ -22,7 +22,6 @@ from typing import Any
 
 from whisper_flash_attention.benchmark.peer_systems import (
     GB,
-    READER,
     SYSTEMS,
     Request,
     Setup,
@@ -68,8 +67,7 @@ def serve_calls(connection: Connection, name: str, setup: Setup, peers: str | No
         start = time.perf_counter()
         transcribe, settings = SYSTEMS[name].load(setup)
         connection.send((settings, time.perf_counter() - start))
-        # Processes that read files for others do not count: ffmpeg would do so for them.
-        peak = peak_of_process if READER.items() <= settings.items() else peak_of_tree
+        peak = peak_of_tree if SYSTEMS[name].has_processes else peak_of_process
         request: Request | None
         while request := connection.recv():
             texts = Texts()

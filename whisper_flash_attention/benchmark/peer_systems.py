@@ -185,6 +185,8 @@ class System:
         can_change: whether it takes another number of chunks without being loaded again.
         can_force: whether it can decode windows to a given number of tokens.
         times_words: whether it gives words their times.
+        has_processes: whether it works in several processes, whose memory counts together. Those
+            that read files for a system do not count: the command ffmpeg would do so for it.
     """
 
     name: str
@@ -198,6 +200,7 @@ class System:
     can_change: bool = True
     can_force: bool = True
     times_words: bool = True
+    has_processes: bool = False
 
     def why_not(self, device: str, dtype: str, new_tokens: int | None) -> str | None:
         """Why it cannot do this work; None if it can."""
@@ -524,8 +527,15 @@ _VLLM = ("vllm", "vllm", "pip install 'vllm[audio]'", dict.fromkeys(FLOATS, TRAN
 SYSTEMS = {
     system.name: system
     for system in (
-        System(f"{OURS}-sequential", *_OURS, partial(load_ours, mode="sequential")),
-        System(f"{OURS}-batched", *_OURS, partial(load_ours, mode="batched"), is_batched=True),
+        System(
+            *(f"{OURS}-sequential", *_OURS, partial(load_ours, mode="sequential")),
+            has_processes=True,
+        ),
+        System(
+            *(f"{OURS}-batched", *_OURS, partial(load_ours, mode="batched")),
+            is_batched=True,
+            has_processes=True,
+        ),
         System("stock-long-form", *_STOCK, partial(load_stock, chunked=False)),
         System("stock-chunked", *_STOCK, partial(load_stock, chunked=True), is_batched=True),
         System("openai-whisper", *_OPENAI, load_openai_whisper),
@@ -548,6 +558,7 @@ SYSTEMS = {
             is_batched=True,
             can_change=False,
             times_words=False,
+            has_processes=True,
         ),
     )
 }

@@ -116,6 +116,11 @@ class PeersCase:
             raise OptionError(
                 "new_tokens is for random weights: leave it out, others end by themselves"
             )
+        if self.random_weights and self.word_alignment != WORD_ALIGNMENTS[0]:
+            raise OptionError(
+                f"word_alignment {self.word_alignment} with random weights: their words have no "
+                "times to compare; leave one of them out"
+            )
         if self.peers is not None and not self.peers.is_dir():
             raise OptionError(f"peers {self.peers}: there is no such folder")
 
@@ -266,6 +271,7 @@ def word_times(recordings: Sequence[Spoken], found: Mapping[Path, Call]) -> dict
     boundaries = [abs(each) for pairs in errors.values() for pair in pairs for each in pair]
     return {
         "word_time_error_ms": 1e3 * fmean(boundaries) if boundaries else None,
+        "word_time_median_ms": 1e3 * median(boundaries) if boundaries else None,
         "aligned_words": sum(len(each.words) for each in recordings),
         "aligned_words_found": len(boundaries) // 2,
         "word_times_seconds": sum(found[each.path].seconds for each in recordings),
@@ -451,6 +457,9 @@ class _Group:
         if not requests:
             return
         try:
+            # The first call compiles what only words need.
+            shortest = min(requests, key=lambda each: self.lengths[each.path])
+            running.worker.call(requests[shortest])
             found = {each.path: running.worker.call(requests[each]) for each in requests}
         except PeerFailed as error:
             self.keep(row | {"word_times_failed": str(error)})

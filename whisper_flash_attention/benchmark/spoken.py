@@ -194,25 +194,27 @@ def join_spoken(spoken: Sequence[Spoken], seconds: float, folder: Path) -> Spoke
     check_length(seconds)
     parts: list[Samples] = []
     texts: list[str] = []
-    left = round(seconds * SAMPLING_RATE)
+    words: list[TimedWord] = []
+    most = left = round(seconds * SAMPLING_RATE)
     usable = [each for each in spoken if each.transcript]
     loaded = [
-        (load_audio(each.path), each.transcript or "")
-        for each in usable
-        if each.language == usable[0].language
+        (load_audio(each.path), each) for each in usable if each.language == usable[0].language
     ]
-    for samples, text in cycle(loaded):
+    for samples, each in cycle(loaded):
         if samples.size > left:
             break
+        offset = (most - left) / SAMPLING_RATE
         parts.append(samples)
-        texts.append(text)
+        texts.append(each.transcript or "")
+        words += [TimedWord(w.text, w.start + offset, w.end + offset) for w in each.words]
         left -= samples.size
     if not parts:
         raise OptionError(f"join {seconds:g}: no recording with a transcript is that short")
     path = folder / f"joined-{seconds:g}s.flac"
     samples = np.concatenate(parts)
     encode(path, samples, *CONTAINERS["flac"])
-    return Spoken(path, usable[0].language, " ".join(texts), samples.size / SAMPLING_RATE)
+    length = samples.size / SAMPLING_RATE
+    return Spoken(path, usable[0].language, " ".join(texts), length, tuple(words))
 
 
 # Between two recordings of a sample, as MLPerf has it.

@@ -47,7 +47,8 @@ def read_alignment(recording: Path) -> tuple[TimedWord, ...]:
     in the sound have no times, and are left out.
 
     Raises:
-        BenchmarkError: a `.wrd` file cannot be read, or has a line of something else.
+        BenchmarkError: a `.wrd` file cannot be read, or has a line of something else; or a word of
+            Gentle's that was found lacks its times.
     """
     lines = recording.with_suffix(".wrd")
     if lines.is_file():
@@ -88,9 +89,14 @@ def _of_gentle(path: Path) -> tuple[TimedWord, ...]:
     try:
         found = json.loads(path.read_text("utf-8"))
         aligned = [word for word in found["words"] if word["case"] == "success"]
-        return tuple(checked_word(each["word"], each["start"], each["end"]) for each in aligned)
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return ()
+    try:
+        return tuple(checked_word(each["word"], each["start"], each["end"]) for each in aligned)
+    except (ValueError, LookupError) as error:
+        raise BenchmarkError(
+            f"{path} has a word that was found and has no start and end: align it again"
+        ) from error
 
 
 def words_of_entry(entry: Mapping[str, Any]) -> tuple[TimedWord, ...]:

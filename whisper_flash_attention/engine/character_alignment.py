@@ -5,8 +5,8 @@ character by character, which no model was trained to write, some heads of a dec
 sound of each ("Whisper Has an Internal Word Aligner", Yeh et al., 2025). Which heads do depends on
 the checkpoint and the window, so all are looked at: heads of sharp attention are kept, by the norms
 over tokens of their attention to each position. Scores are smoothed by a median of 3 positions; the
-attention of each head is normalised over tokens, and a character is where it is attended to itself
-and by the token before it. Characters have a cost where it is quiet, and blanks where it is not.
+attention of each head is normalised over tokens. A character is where its own token and the token
+before it attend to. Where it is quiet, characters have a cost, and blanks and punctuation a gain.
 
 The cheapest monotonic path is that of `alignment`.
 """
@@ -32,7 +32,7 @@ from whisper_flash_attention.engine.layout import has_kernels
 from whisper_flash_attention.engine.teacher_forcing import TeacherForcing
 from whisper_flash_attention.engine.weights import DecoderWeights
 
-# Of one part of the windows, which has at least one.
+# Memory of the windows that are aligned together, in bytes; it is exceeded by one window at most.
 GPU_BUDGET = 2**30
 CPU_BUDGET = 64 * 2**20
 
@@ -40,10 +40,10 @@ CPU_BUDGET = 64 * 2**20
 HEADS, SHARPER = 5, 1.5
 # The share of a character's own attention, beside that of the token before it.
 OWN = 0.5
-# The cost of a quiet position for a character, and its gain for a blank. Quiet is what is this much
-# softer than the window's loudest position, in dB, within a slope of twice this many.
+# The cost of a quiet position for a character, and its gain for a blank. A position is quiet if it
+# is SOFT dB softer than the window's loudest one; SLOPE dB above and below that it is in part.
 QUIET, SOFT, SLOPE = 0.02, 30.0, 5.0
-# The most characters of a window, the end included: the kernel's longest path.
+# The most tokens of a window's characters, the end included: the kernel's longest path.
 MOST_CHARACTERS = 1024
 
 
@@ -54,8 +54,8 @@ class CharacterInput:
     Args:
         states: the encoder's output [S, D].
         prompt: ids of the tokens before the text.
-        parts: ids of the text's characters, in parts that have room between a prompt and the end;
-            together fewer than `MOST_CHARACTERS`, at least one.
+        parts: ids of the tokens of the text's characters, in parts that have room between a prompt
+            and the end; at least one, and together fewer than `MOST_CHARACTERS`.
         is_silent: of all of them: blanks and punctuation.
         frames: log-mel frames of audio in the window; the rest of the window is padding.
         levels: of these frames, and perhaps the padding's, in dB; on the states' device.
@@ -122,14 +122,14 @@ def _windows_within(
 ) -> int:
     """The number of first windows that fit the budget together, at least one."""
     size = weights.positions.element_size()
-    # Scores and, without kernels, what a median of them takes; the heads kept before and after.
-    planes = (2 if has_kernels(weights.embedding.device) else 4) * weights.heads + 2 * HEADS
+    # Scores and, without kernels, what a median of them takes; the heads kept, while they change.
+    planes = (1 if has_kernels(weights.embedding.device) else 5) * weights.heads + 4 * HEADS
     parts, longest = 0, 0
     for count, row in enumerate(rows):
         parts += len(row.parts)
         longest = max(longest, *(len(row.prompt) + len(part) + 1 for part in row.parts))
-        # The states, and their keys and values twice.
-        each = 5 * row.states.numel() * size + planes * longest * len(row.states) * 4
+        # The states, their keys and values twice, and the keys in float32.
+        each = (5 * size + 4) * row.states.numel() + planes * longest * len(row.states) * 4
         if count and parts * each > budget_bytes:
             return count
     return len(rows)
@@ -141,7 +141,7 @@ class _CharacterPass:
     def __init__(
         self, weights: DecoderWeights, windows: Sequence[CharacterInput], end: int
     ) -> None:
-        self._weights, self._windows = weights, windows
+        self._windows = windows
         rows = [(number, part) for number, row in enumerate(windows) for part in row.parts]
         tokens = [(*windows[number].prompt, *part, end) for number, part in rows]
         self._decoder = TeacherForcing(
@@ -152,7 +152,7 @@ class _CharacterPass:
         )
         device = weights.embedding.device
         shape = self._decoder.token_ids.shape
-        counted = np.zeros(shape, bool)  # [R, L]: the prompt once, characters, and the end once
+        counted = np.zeros(shape, np.int8)  # [R, L]: the prompt once, characters, the end once
         # Where the attention of each character's predecessor, and its own, is: [W, N + 1].
         most = max(row.count for row in windows)
         places = np.zeros((2, len(windows), most), np.int64)
@@ -161,10 +161,10 @@ class _CharacterPass:
             found: list[int] = []
             for index in (i for i, (which, _) in enumerate(rows) if which == number):
                 first, last = len(row.prompt), len(tokens[index]) - 1
-                counted[index, first if found else 0 : last] = True
+                counted[index, first if found else 0 : last] = 1
                 begin = index * shape[1]
                 found += range(begin + (first if found else first - 1), begin + last)
-            counted[index, last] = True
+            counted[index, last] = 1
             found.append(begin + last)
             places[:, number, : row.count] = found[:-1], found[1:]
             silent[number, : row.count] = (*row.is_silent, True)
@@ -185,11 +185,12 @@ class _CharacterPass:
     def run(self) -> Callable[[], list[Indices]]:
         x = self._decoder.run(self._record, to_the_end=False)
         costs = self._costs()
+        is_finite = torch.isfinite(x.float().sum() + costs.sum())
         counts = [row.count for row in self._windows]
         audio = [row.positions for row in self._windows]
         if has_kernels(costs.device):
-            return _paths_by_kernels(costs, counts, audio, torch.isfinite(x.float().sum()))
-        check_finite(torch.isfinite(x.float().sum()))
+            return _paths_by_kernels(costs, counts, audio, is_finite)
+        check_finite(is_finite)
         found = start_positions(
             [
                 each[:count, :positions].cpu().numpy()
@@ -200,7 +201,7 @@ class _CharacterPass:
 
     def _record(self, layer: int, q: Tensor, k: Tensor) -> None:
         """Keep the heads of sharpest attention among these and the ones kept before."""
-        attention, squares = self._attention(self._decoder.scores(q * SHARPER, k))
+        attention, squares = self._attention(self._decoder.scores(q, k, SHARPER))
         sharpness = self._over_parts(squares).sqrt().sum(dim=-1)  # [W, H]
         before = 0 if self._best is None else self._best.shape[1]
         if self._best is not None:
@@ -220,7 +221,7 @@ class _CharacterPass:
             from whisper_flash_attention.kernels.character_attention import smooth_attention
 
             squares = scores.new_empty((*scores.shape[:2], scores.shape[3]))
-            smooth_attention(scores, self._counted.to(torch.int8), self._seen, squares)
+            smooth_attention(scores, self._counted, self._seen, squares)
             return scores, squares
         attention = torch.softmax(self._smooth(scores), dim=-1)
         attention.mul_(self._counted[:, None, :, None])
@@ -248,7 +249,7 @@ class _CharacterPass:
         kept = self._kept
         sums = self._over_parts(kept.sum(dim=2)).clamp(min=torch.finfo(torch.float32).tiny)
         weights = 1 / (kept.shape[1] * sums[self._window])  # [R, heads, P]
-        shares = torch.einsum("rhlp,rhp->rlp", kept, weights).flatten(0, 1)
+        shares = (kept * weights[:, :, None]).sum(dim=1).flatten(0, 1)
         before, own = (shares[each] for each in self._places)
         quiet = torch.stack([self._quiet(row) for row in self._windows])[:, None]
         signs = torch.where(self._silent, -QUIET, QUIET)[:, :, None]

@@ -1,4 +1,4 @@
-"""The decoder over given tokens at once, in PyTorch, for what only its inside shows."""
+"""One pass of the decoder over given tokens, in PyTorch, that shows its cross-attention."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class TeacherForcing:
 
         Args:
             record: called for every layer.
-            to_the_end: otherwise the last layer ends with its record.
+            to_the_end: whether to compute the last layer after its queries and keys are recorded,
+                and so a result that logits could be computed from.
         """
         weights = self._weights
         x = embed(self.tokens, weights) + weights.positions[: self.tokens.shape[1]]
@@ -87,10 +88,16 @@ class TeacherForcing:
             x += linear(hidden, layer.fc2)
         return x
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Attention scores [B, H, L, P] float32, -inf without audio; q [B, H, L, 64], k as long."""
+    def scores(self, q: Tensor, k: Tensor, factor: float = 1.0) -> Tensor:
+        """Compute attention scores [B, H, L, P] float32, -inf where there is no audio.
+
+        Args:
+            q: [B, H, L, 64].
+            k: [B, H, S, 64], S at least P.
+            factor: by which the usual scores are multiplied.
+        """
         keys = k[:, :, : self.positions].float()
-        scores = torch.matmul(q.float() * SCALE, keys.transpose(2, 3))
+        scores = torch.matmul(q.float() * (SCALE * factor), keys.transpose(2, 3))
         if self.padding is not None:
             scores.masked_fill_(self.padding, -torch.inf)
         return scores

@@ -419,4 +419,4 @@ def check_transpose(features: Tensor, out: Tensor) -> None:
 def check_dtw(*tensors: Tensor) -> None:
     """Check that the operands of the alignment kernels are contiguous."""
     if not all(tensor.is_contiguous() for tensor in tensors):
-        raise KernelShapeError("attention, moments and costs must be contiguous")
+        raise KernelShapeError("the tensors of an alignment kernel must be contiguous")

@@ -19,7 +19,7 @@ from torch import Tensor
 from whisper_flash_attention.kernels._checks import check_dtw
 from whisper_flash_attention.kernels.launch import launch
 
-BLOCK = 128
+BLOCK, LEAST_SIZE = 128, 1024
 
 
 def smooth_attention(scores: Tensor, counted: Tensor, seen: Tensor, squares: Tensor) -> None:
@@ -34,18 +34,19 @@ def smooth_attention(scores: Tensor, counted: Tensor, seen: Tensor, squares: Ten
     """
     check_dtw(scores, counted, squares)
     rows, heads, tokens, positions = scores.shape
-    size = triton.next_power_of_2(positions)
+    # Few sizes, each of which is compiled.
+    size = triton.next_power_of_2(max(positions, LEAST_SIZE))
     launch(_smooth, (rows * heads * tokens,))(
         *(scores, counted, seen, heads, tokens, positions),
         SIZE=size,
-        num_warps=min(8, max(1, size // 128)),
+        num_warps=8,
     )
     launch(_squares, (rows * heads, triton.cdiv(positions, BLOCK)))(
         scores, squares, tokens, positions, BLOCK=BLOCK
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "positions"])
 def _smooth(scores, counted, seen, heads, tokens, positions, SIZE: tl.constexpr):
     line = tl.program_id(0).to(tl.int64)
     row = line // tokens // heads
@@ -66,7 +67,7 @@ def _smooth(scores, counted, seen, heads, tokens, positions, SIZE: tl.constexpr)
     tl.store(line_scores + columns, attention, mask=columns < positions)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "positions"])
 def _squares(attention, squares, tokens, positions, BLOCK: tl.constexpr):
     plane = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

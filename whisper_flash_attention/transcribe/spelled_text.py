@@ -1,12 +1,13 @@
 """A text as the tokens of its characters, and the words of that text.
 
-Each word is spelled by itself, the blank before it as a token of its own. A word is where its
-characters are; its blank counts as a part of it for a moment alone, since the sound of a word often
-begins before its first letter is attended to, and a pause is in the blank.
+Each word is spelled by itself, the blank before it as a token of its own. A word begins with its
+first letter, or a little before that, in its blank, since sound precedes the attention to it. A
+pause is in the blank, and so in no word.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from whisper_flash_attention.engine.alignment import Indices
 from whisper_flash_attention.transcribe.tokenizer import SplitWord
 
 POSITIONS_PER_SECOND = 50
+# Categories of Unicode: punctuation, symbols, blanks and controls.
+SILENT = "PSZC"
 # A word takes this much of the blank before it at most, in seconds.
 MOST_BLANK = 0.08
 
@@ -29,31 +32,37 @@ class SpelledText:
         tokens: ids of all characters.
         is_silent: of each, whether it is a blank or punctuation.
         words: for every word its first token, its blank included, and the token after its last.
+        has_blank: of each word, whether it begins with a blank.
     """
 
     tokens: tuple[int, ...]
     is_silent: tuple[bool, ...]
     words: tuple[tuple[int, int], ...]
+    has_blank: tuple[bool, ...]
 
     @classmethod
     def of(cls, words: Sequence[SplitWord], spell: Spell) -> SpelledText | None:
         """Spell words; None if the vocabulary cannot, or if there is nothing to spell."""
         tokens: list[int] = []
         silent: list[bool] = []
-        spans = []
+        spans, blanks = [], []
+        is_blank_before = False  # where blanks are words, as between phrases in Thai
         for word in words:
             first = len(tokens)
             letters = word.text.lstrip(" ")
-            for character in (" " if letters and letters != word.text else "") + letters:
+            is_blank_before |= letters != word.text
+            blanks.append(is_blank_before and bool(letters))
+            for character in (" " if blanks[-1] else "") + letters:
                 spelled = spell(character)
                 if spelled is None:
                     return None
                 tokens += spelled
-                # Marks of scripts without letters of their own are not alphanumeric.
-                is_silent = character.isascii() and not character.isalnum()
-                silent += [is_silent] * len(spelled)
+                silent += [unicodedata.category(character)[0] in SILENT] * len(spelled)
+            is_blank_before = is_blank_before and not letters
             spans.append((first, len(tokens)))
-        return cls(tuple(tokens), tuple(silent), tuple(spans)) if tokens else None
+        if not tokens:
+            return None
+        return cls(tuple(tokens), tuple(silent), tuple(spans), tuple(blanks))
 
     def parts(self, room: int) -> tuple[tuple[int, ...], ...]:
         """The tokens in parts of at most `room`, cut before words that fit into one."""
@@ -76,12 +85,12 @@ class SpelledText:
         """
         seconds = (starts / POSITIONS_PER_SECOND).tolist()
         found, end = [], 0.0
-        for first, after in self.words:
+        for (first, after), has_blank in zip(self.words, self.has_blank, strict=True):
             if first == after:
                 found.append((end, end))
                 continue
             begin, end = seconds[first], seconds[after]
-            if self.is_silent[first] and after - first > 1:
+            if has_blank:
                 begin = min(end, max(begin, seconds[first + 1] - MOST_BLANK))
             found.append((begin, end))
         return found

@@ -236,7 +236,7 @@ class WordSplitter:
 
     @cached_property
     def _ids(self) -> dict[bytes, int]:
-        """Ids of text tokens that are one character or less, by their bytes."""
+        """Ids of short text tokens, all characters and single bytes among them, by their bytes."""
         from whisper_flash_attention.weights.tokenizer import token_bytes
 
         names = self._tokenizer.convert_ids_to_tokens(list(range(self._tokenizer.eos_token_id)))

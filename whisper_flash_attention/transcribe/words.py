@@ -8,15 +8,17 @@ alignment alone extends a word over the pause beside it. The rules and their ord
 the model itself runs on.
 
 At last the times are corrected, which OpenAI's does not do; where the next window begins does not
-depend on that. By the levels of the sound: alignment has a bias, with tiny.en words are too late,
-with base too early. Speech is softest between words, so all words of a window are shifted to where
-their starts and ends are softest (`best_shift`). Then words leave out the silence at their edges
-(`trim_pauses`). Or, with `word_alignment="characters"`, by another pass of the decoder over the
-characters of the text (`engine.character_alignment`), to which the same rules apply.
+depend on that. Usually the levels of the sound correct them. Alignment has a bias: with tiny.en
+words are too late, with base too early. Speech is softest between words, so all words of a window
+are shifted to where their starts and ends are softest (`best_shift`). Then words leave out the
+silence at their edges (`trim_pauses`). With `word_alignment="characters"` another pass of the
+decoder, over the characters of the text, gives their times (`engine.character_alignment`), to which
+OpenAI's rules are applied, too.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -45,6 +47,8 @@ from whisper_flash_attention.transcribe.results import Segment, Word
 from whisper_flash_attention.transcribe.segmentation import FRAMES_PER_SECOND
 from whisper_flash_attention.transcribe.spelled_text import POSITIONS_PER_SECOND, SpelledText
 from whisper_flash_attention.transcribe.tokenizer import SplitWord, Vocabulary, WordSplitter
+
+logger = logging.getLogger("whisper_flash_attention")
 
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 # The most that the usual word may last, in seconds; no word should last twice the usual.
@@ -449,6 +453,11 @@ class WordAligner:
                 continue
             text = SpelledText.of(words, self._splitter.spell)
             if text is None or len(text.tokens) >= MOST_CHARACTERS:
+                logger.info(
+                    "words from %.1f s on are timed by tokens: their characters are too many, or "
+                    "not in the vocabulary",
+                    window.start,
+                )
                 continue
             spelled[index] = text
             rows.append(
@@ -497,10 +506,11 @@ class WordAligner:
         if last_word_end is not None:
             if aligned.by_character is not None:
                 fitted = self._fit(window, aligned.by_character)
-                fitted.not_before(window.words_end)
             elif window.levels is not None:
                 levels = window.levels[: window.frames].cpu().numpy()
                 fit_to_levels(fitted.dealt, fitted.spans, levels, window.start, last_word_end)
+            if self._by_characters:
+                fitted.not_before(window.words_end)
         finished = [
             _segment(segment, span, mine, window.seconds)
             for segment, span, mine in zip(window.segments, fitted.spans, fitted.dealt, strict=True)
