@@ -467,7 +467,7 @@ def test_a_pause_is_in_no_word(transcriber: Transcriber, recordings: Recordings)
 def test_characters_leave_the_text_of_a_recording(
     transcriber: Transcriber, recordings: Recordings, mode: str
 ) -> None:
-    samples = np.concatenate([recordings["all"]] * 2)
+    samples = recordings["all"][: 45 * 16_000]
     options: dict[str, Any] = {"mode": mode, "vad_filter": False, "word_timestamps": True}
     plain = transcriber.transcribe(samples, **options)
     found = transcriber.transcribe(samples, **options, word_alignment="characters")
