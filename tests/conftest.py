@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Read when huggingface_hub is first imported, which must therefore not happen above.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray's processes give way to all others, and would wait for minutes beside other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Read when Triton is first imported, which Transformers may do: without a GPU, kernels run in its
 # interpreter.
 if torch is not None and not torch.cuda.is_available():
