@@ -54,10 +54,10 @@ def test_a_system_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) 
 def test_calls_are_answered_one_by_one(
     monkeypatch: pytest.MonkeyPatch, has_processes: bool
 ) -> None:
-    asked: list[Request] = []
+    requested: list[Request] = []
 
     def transcribe(request: Request, texts: Texts) -> None:
-        asked.append(request)
+        requested.append(request)
         texts.add(" one", 2)
         if request.word_times:
             texts.add_words([(" one", 0.25, 0.5)])
@@ -75,7 +75,7 @@ def test_calls_are_answered_one_by_one(
     serve_calls(theirs, "ours-batched", SETUP, None)
     assert ours.recv()[0] == settings
     plain, timed = (ours.recv() for _ in requests)
-    assert asked == requests
+    assert requested == requests
     assert isinstance(plain, Call) and plain.first_seconds is not None
     assert (plain.text, plain.tokens, plain.words) == (" one", 2, ())
     assert plain.rss_gb == (2.0 if has_processes else 1.0)

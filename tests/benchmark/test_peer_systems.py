@@ -41,7 +41,7 @@ needs_whisper_cpp = pytest.mark.skipif(
 
 
 def check_words(load: Callable[[Setup], Loaded], setup: Setup) -> None:
-    """A system gives words with their times if it is asked for them, and the same text after."""
+    """Check that a system times words where a request wants it, and gives the same text after."""
     clip = bundled_recordings()[0]
     transcribe, _ = load(setup)
     plain, timed, again = Texts(), Texts(), Texts()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whisper_flash_attention.transcribe.words import (
+from whisper_flash_attention.transcribe.word_rules import (
     LEAST_WORDS,
     MOST_SHIFT,
     SegmentTimes,
